@@ -1,0 +1,47 @@
+"""Dense Adversary Generation (DAG) in JAX: adversarial examples for segmentation and detection."""
+
+from dag_jax.attack import (
+    Attack,
+    State,
+    Status,
+    active_targets,
+    attack,
+    check,
+    dag_update,
+    init,
+    margin_loss,
+    perturb,
+    scale_by_max_norm,
+    step,
+)
+from dag_jax.targets import (
+    Targets,
+    absent_labels,
+    derangement,
+    image_key,
+    label_proposals,
+    make_targets,
+    permute_labels,
+)
+
+__all__ = [
+    "Attack",
+    "State",
+    "Status",
+    "Targets",
+    "absent_labels",
+    "active_targets",
+    "attack",
+    "check",
+    "dag_update",
+    "derangement",
+    "image_key",
+    "init",
+    "label_proposals",
+    "make_targets",
+    "margin_loss",
+    "permute_labels",
+    "perturb",
+    "scale_by_max_norm",
+    "step",
+]

@@ -1,0 +1,380 @@
+"""Dense Adversary Generation: Algorithm 1 as pure functions of one image.
+
+    X_0 = X; r = 0
+    for m = 0 .. M_0 - 1:
+        T_m = targets whose label still wins at X_m;  stop when there is none
+        r_m = sum over T_m of grad f_adversarial(X_m) - grad f_label(X_m)
+        r   = r + gamma / ||r_m||_inf r_m
+
+One forward and one backward pass an iteration: the scores that decide T_m are those whose gradient
+is taken. X_m is the image that would be returned, clip(X + r, 0, 255), rounded where asked; the
+gradient passes straight through clip and rounding, and r itself is never clipped. So status, active
+targets and the last count are true of the returned image, and inside the range this is the paper's
+algorithm to the letter.
+
+Everything here takes one image; `jax.vmap` and `jax.shard_map` make it many.
+
+Shapes: `H W` pixels, `*T` any target shape ([H, W] pixels or [N] proposals), `C` classes. Where
+`score_fn` returns a pytree of scores (a joint attack on several networks), `targets` is the same
+pytree of `Targets`, `active` one of masks, and counts sum over the leaves.
+
+Reference: Xie et al., "Adversarial Examples for Semantic Segmentation and Object Detection",
+ICCV 2017.
+"""
+
+import dataclasses
+import enum
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from dag_jax.targets import Targets
+
+WHITE = 255  # the largest grey level
+
+
+class Status(enum.IntEnum):
+    """Why an attack stopped."""
+
+    RUNNING = 0
+    FOOLED = 1  # no target is active any more
+    MAX_STEPS = 2  # targets are left after the last step
+    ZERO_GRADIENT = 3  # targets are left, and no pixel moves them
+    NON_FINITE = 4  # a valid target's score, or the gradient, is not a finite number
+    NO_TARGETS = 5  # none was active on the clean image
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """An attack on one image, finished or under way."""
+
+    image: jax.Array  # f32[H, W, 3] clean, RGB grey levels
+    perturbation: jax.Array  # f32[H, W, 3] r in grey levels, unclipped; the last iterate's
+    num_steps: jax.Array  # i32 updates made
+    active: jax.Array  # bool[*T] targets active at the last iterate scored
+    active_counts: jax.Array  # i32[max_steps + 1] their number at iterate m; -1 where not reached
+    status: jax.Array  # i32 a Status
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What the next step needs: the attack so far and its optimizer's state."""
+
+    attack: Attack
+    optimizer_state: optax.OptState
+
+
+def _is_targets(node) -> bool:
+    return isinstance(node, Targets)
+
+
+def _map(function, targets, *trees):
+    return jax.tree.map(function, targets, *trees, is_leaf=_is_targets)
+
+
+def margin_loss(scores, targets: Targets):
+    """Return each target's margin of its label over its adversarial label.
+
+        f_label(X, t) - f_adversarial(X, t), and 0 where there is no target
+
+    Args:
+      scores: f32[*T, C], pre-softmax.
+      targets: Targets of shape *T.
+
+    Returns:
+      f32[*T].
+
+    Reference: Xie et al., ICCV 2017, equation 1.
+    """
+    return jnp.where(
+        targets.valid, _pick(scores, targets.labels) - _pick(scores, targets.adversarial), 0
+    )
+
+
+def _pick(scores, labels):
+    return jnp.take_along_axis(scores, labels[..., None], axis=-1)[..., 0]
+
+
+def active_targets(scores, targets: Targets, margin: float = 0.0):
+    """Return which targets are still right: f_label - max of the others > -margin.
+
+    Args:
+      scores: f32[*T, C], pre-softmax.
+      targets: Targets of shape *T.
+      margin: logits by which a label must have lost before its target rests. 0 is the paper's
+        rule (the label is the argmax).
+
+    Returns:
+      bool[*T], false where there is no target.
+    """
+    classes = lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
+    others = jnp.where(classes == targets.labels[..., None], -jnp.inf, scores).max(axis=-1)
+    return targets.valid & (_pick(scores, targets.labels) - others > -margin)
+
+
+def perturb(image, perturbation, *, rounded: bool = False):
+    """Return the image that a perturbation makes: clip(X + r, 0, 255), rounded where asked.
+
+    Args:
+      image: f32[..., H, W, 3], RGB grey levels.
+      perturbation: f32[..., H, W, 3] in grey levels.
+      rounded: whether to round to whole grey levels, so that a cast to uint8 loses nothing.
+
+    Returns:
+      f32[..., H, W, 3].
+    """
+    perturbed = jnp.clip(image + perturbation, 0, WHITE)
+    return jnp.round(perturbed) if rounded else perturbed
+
+
+def scale_by_max_norm() -> optax.GradientTransformation:
+    """Scale a gradient to a largest absolute value of 1; a zero gradient stays zero."""
+
+    def update(gradient, state, params=None):
+        del params
+        largest = jnp.max(jnp.abs(gradient))
+        return gradient / jnp.where(largest > 0, largest, 1), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def dag_update(step_size: float = 0.5) -> optax.GradientTransformation:
+    """Return the paper's update rule: r + gamma / ||r_m||_inf r_m, where r_m = -gradient.
+
+    `optax.chain(optax.trace(0.9), dag_update(0.5))` is the same attack with momentum.
+
+    Args:
+      step_size: gamma, the largest change of a channel in one step, in grey levels.
+
+    Returns:
+      An optax transformation of the loss's gradient with respect to the image.
+    """
+    return optax.chain(scale_by_max_norm(), optax.scale(-step_size))
+
+
+def check(score_fn, image, targets, *, max_steps=200, step_size=0.5, margin=0.0) -> None:
+    """Raise a ValueError that names what is wrong with the arguments of an attack.
+
+    Shapes are always checked; values only where they are concrete, so not inside `jax.jit`.
+
+    Args:
+      score_fn: image -> scores.
+      image: f32[H, W, 3], RGB grey levels 0-255.
+      targets: Targets, or a pytree of them like the scores.
+      max_steps: as in `attack`.
+      step_size: as in `attack`.
+      margin: as in `attack`.
+
+    Raises:
+      ValueError: for a shape, label, grey level or number that an attack cannot mean.
+    """
+    if max_steps < 1:
+        raise ValueError(f"max_steps is {max_steps}; an attack takes at least 1 step")
+    if not (0 < step_size < math.inf):
+        raise ValueError(f"step_size is {step_size}; it is a positive number of grey levels")
+    if not (0 <= margin < math.inf):
+        raise ValueError(f"margin is {margin}; it is a number of logits, 0 or more")
+    if image.ndim != 3 or image.shape[-1] != 3:
+        raise ValueError(f"image has shape {image.shape}; it must be [H, W, 3]")
+    if not isinstance(image, jax.core.Tracer):
+        low, high = float(image.min()), float(image.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError("image has values that are not finite")
+        if low < 0 or high > WHITE:
+            raise ValueError(
+                f"image has values from {low:g} to {high:g}; they are grey levels from 0 to 255, "
+                "before any mean is subtracted"
+            )
+        if 0 < high <= 1:
+            raise ValueError(
+                f"image has values from {low:g} to {high:g}, which looks like [0, 1]; grey levels "
+                "go from 0 to 255 here, and step_size counts them: multiply the image by 255"
+            )
+    scores = jax.eval_shape(score_fn, jax.ShapeDtypeStruct(image.shape, jnp.float32))
+    target_tree = jax.tree.structure(_map(lambda _: 0, targets))
+    if jax.tree.structure(scores) != target_tree:
+        raise ValueError(
+            f"score_fn returns {jax.tree.structure(scores)}, targets are {target_tree}: a joint "
+            "attack takes the same pytree of Targets as of scores"
+        )
+    _map(_check_targets, targets, scores)
+
+
+def _check_targets(targets: Targets, scores) -> None:
+    if scores.ndim < 1 or not jnp.issubdtype(scores.dtype, jnp.floating):
+        raise ValueError(f"scores are {scores.dtype}{scores.shape}; they must be floats [*T, C]")
+    for field in dataclasses.fields(Targets):
+        value = getattr(targets, field.name)
+        if value.shape != scores.shape[:-1]:
+            raise ValueError(
+                f"targets.{field.name} has shape {value.shape}, scores have {scores.shape}: the "
+                f"targets must be {scores.shape[:-1]}"
+            )
+    values = (targets.labels, targets.adversarial, targets.valid)
+    if any(isinstance(value, jax.core.Tracer) for value in values):
+        return
+    for name, labels in (("labels", targets.labels), ("adversarial", targets.adversarial)):
+        wrong = targets.valid & ((labels < 0) | (labels >= scores.shape[-1]))
+        if wrong.any():
+            raise ValueError(
+                f"targets.{name} has class {labels[wrong][0]}, scores have {scores.shape[-1]} "
+                "classes counted from 0; void belongs into targets.valid"
+            )
+    same = targets.valid & (targets.labels == targets.adversarial)
+    if same.any():
+        raise ValueError(
+            f"{int(same.sum())} target(s) have their own label as the adversarial one; "
+            "make_targets drops them"
+        )
+
+
+def init(image, targets, *, max_steps=200, step_size=0.5, optimizer=None) -> State:
+    """Return the state before the first iteration.
+
+    Args:
+      image: f32[H, W, 3], RGB grey levels.
+      targets: Targets, or a pytree of them.
+      max_steps: M_0.
+      step_size: gamma in grey levels, for the default optimizer.
+      optimizer: optax transformation; None is `dag_update(step_size)`.
+
+    Returns:
+      State with r = 0.
+    """
+    image = jnp.asarray(image).astype(jnp.float32)
+    attack = Attack(
+        image=image,
+        perturbation=jnp.zeros_like(image),
+        num_steps=jnp.int32(0),
+        active=_map(lambda leaf: jnp.zeros(leaf.valid.shape, bool), targets),
+        active_counts=jnp.full(max_steps + 1, -1, jnp.int32),
+        status=jnp.int32(Status.RUNNING),
+    )
+    optimizer = optimizer or dag_update(step_size)
+    return State(attack, optimizer.init(attack.perturbation))
+
+
+def step(
+    score_fn, state: State, targets, *, step_size=0.5, margin=0.0, rounded=False, optimizer=None
+) -> State:
+    """Advance an attack by one iteration; one that has stopped stays as it is.
+
+    Args:
+      score_fn: image f32[H, W, 3] -> scores f32[*T, C], or a pytree of scores.
+      state: from `init` or an earlier step.
+      targets: as in `attack`.
+      step_size: gamma in grey levels, for the default optimizer.
+      margin: as in `attack`.
+      rounded: as in `attack`.
+      optimizer: as given to `init`.
+
+    Returns:
+      The next State. `state.attack.status` says whether it has stopped and why.
+    """
+    attack = state.attack
+    optimizer = optimizer or dag_update(step_size)
+
+    def loss(image):
+        scores = score_fn(image)
+        active = _map(lambda t, f: active_targets(f, t, margin), targets, scores)
+        terms = _map(
+            lambda t, f, on: jnp.where(on, margin_loss(f, t), 0).sum(), targets, scores, active
+        )
+        finite = _map(lambda t, f: jnp.all(jnp.isfinite(f).all(-1) | ~t.valid), targets, scores)
+        return sum(jax.tree.leaves(terms)), (active, finite)
+
+    seen = perturb(attack.image, attack.perturbation, rounded=rounded)
+    gradient, (active, finite) = jax.grad(loss, has_aux=True)(seen)
+    count = sum(mask.sum(dtype=jnp.int32) for mask in jax.tree.leaves(active))
+    scores_finite = jnp.stack(jax.tree.leaves(finite)).all()
+    first = attack.num_steps == 0
+    last = attack.num_steps == attack.active_counts.shape[0] - 1
+    reasons = [  # the first that holds
+        (~scores_finite, Status.NON_FINITE),
+        ((count == 0) & first, Status.NO_TARGETS),
+        (count == 0, Status.FOOLED),
+        (last, Status.MAX_STEPS),
+        (~jnp.isfinite(gradient).all(), Status.NON_FINITE),
+        (~jnp.any(gradient != 0), Status.ZERO_GRADIENT),
+    ]
+    conditions, statuses = zip(*reasons, strict=True)
+    status = jnp.select(
+        conditions, [jnp.int32(value) for value in statuses], jnp.int32(Status.RUNNING)
+    )
+    updates, optimizer_state = optimizer.update(
+        gradient, state.optimizer_state, attack.perturbation
+    )
+    moves = status == Status.RUNNING
+
+    def keep(condition, new, old):
+        return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+    scored = dataclasses.replace(
+        attack,
+        perturbation=keep(moves, attack.perturbation + updates, attack.perturbation),
+        num_steps=attack.num_steps + moves.astype(jnp.int32),
+        active=active,
+        active_counts=attack.active_counts.at[attack.num_steps].set(count),
+        status=status,
+    )
+    advanced = State(scored, keep(moves, optimizer_state, state.optimizer_state))
+    return keep(attack.status == Status.RUNNING, advanced, state)
+
+
+def attack(
+    score_fn,
+    image,
+    targets,
+    *,
+    max_steps: int = 200,
+    step_size: float = 0.5,
+    margin: float = 0.0,
+    rounded: bool = False,
+    optimizer: optax.GradientTransformation | None = None,
+) -> Attack:
+    """Find a perturbation of an image that makes a network wrong on every target.
+
+    Pure; meant to be compiled: `jax.jit(functools.partial(attack, max_steps=200))`. A `score_fn`
+    that is a pytree, such as a `jax.tree_util.Partial` of a function and its parameters, is then
+    traced and not baked in.
+
+    Args:
+      score_fn: image f32[H, W, 3] -> pre-softmax scores f32[*T, C], or a pytree of scores.
+      image: [H, W, 3], RGB grey levels 0-255.
+      targets: Targets of shape *T, or the same pytree of them as the scores.
+      max_steps: M_0; the paper has 200 for segmentation and 150 for detection.
+      step_size: gamma, the largest change of a channel in one step, in grey levels.
+      margin: logits by which a label must have lost before its target rests; 0 is the paper's.
+      rounded: whether the image is scored as rounded to whole grey levels, so that the saved PNG
+        itself fools.
+      optimizer: optax transformation of the gradient with respect to the image; None is
+        `dag_update(step_size)`. It replaces `step_size`.
+
+    Returns:
+      Attack, whatever happened: its status says why it stopped.
+
+    Raises:
+      ValueError: as `check` says.
+
+    Reference: Xie et al., ICCV 2017, algorithm 1.
+    """
+    check(score_fn, image, targets, max_steps=max_steps, step_size=step_size, margin=margin)
+    state = init(image, targets, max_steps=max_steps, step_size=step_size, optimizer=optimizer)
+
+    def body(state):
+        return step(
+            score_fn,
+            state,
+            targets,
+            step_size=step_size,
+            margin=margin,
+            rounded=rounded,
+            optimizer=optimizer,
+        )
+
+    return lax.while_loop(lambda state: state.attack.status == Status.RUNNING, body, state).attack

@@ -1,0 +1,97 @@
+"""Images with ground truth: PASCAL VOC from its folder, and rendered scenes that need no files."""
+
+import contextlib
+import io
+import pathlib
+
+import tensorflow_datasets as tfds
+from absl import logging
+
+from dag_jax.datasets.classes import CLASS_NAMES
+from dag_jax.datasets.examples import Examples
+from dag_jax.datasets.voc import VocDevkit, voc_config, voc_splits
+from dag_jax.metrics.segmentation import VOID
+
+__all__ = [
+    "CLASS_NAMES",
+    "VOID",
+    "Examples",
+    "VocDevkit",
+    "open_dataset",
+    "voc_config",
+    "voc_splits",
+]
+
+DATASETS = ("scenes", "voc")
+DEFAULT_CACHE = "~/.cache/dag_jax/tfds"
+
+
+def open_dataset(name, split, *, data_dir=None, cache_dir=None):
+    """Open a split for random access, preparing it on its first use.
+
+    The prepared copy is kept under `cache_dir`; nothing is written to `data_dir`. Only the split
+    that was asked for is prepared. A VOC folder must stay where it is: it is looked at each time,
+    and a changed one is prepared anew.
+
+    Args:
+      name: 'scenes' (rendered, needs no files) or 'voc'.
+      split: a split's name, optionally sliced: 'voc2012_seg_val', 'voc2012_seg_val[:50]'.
+        `voc_splits` lists those of a VOC folder.
+      data_dir: for 'voc', an extracted VOCdevkit or the folder that holds it.
+      cache_dir: where prepared copies lie; by default ~/.cache/dag_jax/tfds.
+
+    Returns:
+      An `Examples`: len(), [index], iteration.
+
+    Raises:
+      ValueError: for an unknown name or split, and for a VOC folder that is missing or incomplete.
+    """
+    base = split.split("[")[0]
+    cache = pathlib.Path(cache_dir or DEFAULT_CACHE).expanduser().resolve()
+    if name == "scenes":
+        if data_dir is not None:
+            raise ValueError(f"scenes are rendered, they are not read from data_dir {data_dir}")
+        from dag_jax.datasets.scenes import Scenes
+
+        builder_class, config = Scenes, None
+    elif name == "voc":
+        if data_dir is None:
+            raise ValueError("voc needs data_dir: an extracted VOCdevkit or the folder it lies in")
+        builder_class, config = VocDevkit, voc_config(data_dir, splits=[base])
+    else:
+        raise ValueError(f"unknown dataset {name!r}; the known ones are {', '.join(DATASETS)}")
+
+    with _quiet():
+        builder = builder_class(data_dir=cache, config=config)
+        if not builder.data_path.exists():
+            _prepare(builder)
+            builder = builder_class(data_dir=cache, config=config)
+    if base not in builder.info.splits:
+        known = ", ".join(sorted(builder.info.splits))
+        raise ValueError(f"{name} has no split {base}; it has {known}")
+    return Examples(builder, split)
+
+
+def _prepare(builder):
+    try:
+        builder.download_and_prepare(
+            file_format="array_record",
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+        )
+    except OSError:
+        # Another process may have finished the same copy first: then it is there, whole.
+        if not builder.data_path.exists():
+            raise
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keep TFDS from printing: a library leaves the terminal to its caller."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    nowhere = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)

@@ -1,0 +1,118 @@
+"""One example, the same for every dataset: its TFDS features, its encoding, its arrays.
+
+Shapes: H W pixels, N objects.
+"""
+
+import io
+import operator
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+
+class ExampleBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """What the builders share; a dataset adds VERSION, splits and a generator of `encode` dicts."""
+
+    # TFDS would look for checksums of downloads beside the code, and to find the code of a builder
+    # in a package it imports importlib_resources, which it does not install. Nothing is downloaded.
+    code_path = None
+
+    def _info(self):
+        features = tfds.features.FeaturesDict(
+            {
+                "image_id": tfds.features.Text(),
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "mask": tfds.features.Image(shape=(None, None, 1)),
+                "has_mask": np.bool_,
+                "objects": tfds.features.Sequence(
+                    {
+                        "boxes": tfds.features.Tensor(shape=(4,), dtype=np.float32),
+                        "label": np.int32,
+                        "difficult": np.bool_,
+                    }
+                ),
+            }
+        )
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=type(self).__doc__,
+            features=features,
+            disable_shuffling=True,  # keep the order of the generator
+        )
+
+
+def encode(image_id, image, mask, objects, *, has_mask=True):
+    """Return what a TFDS generator yields for one example.
+
+    Args:
+      image_id: text.
+      image: bytes of a JPEG or PNG file, kept as they are, or uint8 [H, W, 3], stored without
+        loss.
+      mask: uint8 [H, W], class of each pixel, 255 = void.
+      objects: dict of boxes float [N, 4] (pixels, 0-based inclusive corners), label int [N] and
+        difficult bool [N].
+      has_mask: False where nobody segmented the image (the mask is then void throughout).
+    """
+    return {
+        "image_id": image_id,
+        "image": image if isinstance(image, bytes) else _png(image),
+        # As grey PNG: of a palette PNG some readers return the colours, not the indices.
+        "mask": _png(mask),
+        "has_mask": has_mask,
+        "objects": {
+            "boxes": np.asarray(objects["boxes"], np.float32).reshape(-1, 4),
+            "label": np.asarray(objects["label"], np.int32),
+            "difficult": np.asarray(objects["difficult"], np.bool_),
+        },
+    }
+
+
+class Examples:
+    """A prepared split, by index, in the order of its list.
+
+    Each example is a dict of NumPy values:
+      image_id: text.
+      image: uint8 [H, W, 3], RGB.
+      mask: uint8 [H, W, 1], class of each pixel, 0 = background, 255 = void.
+      has_mask: bool; where False, the mask is void throughout.
+      objects: dict of
+        boxes: float32 [N, 4], [x0, y0, x1, y1] in pixels, 0-based, inclusive corners.
+        label: int32 [N], class, 1 and up.
+        difficult: bool [N], objects that an evaluation leaves out.
+    """
+
+    def __init__(self, builder, split):
+        # Pillow decodes, here as everywhere: TFDS takes OpenCV where that is installed, and the
+        # two may differ by a grey level.
+        skip = tfds.decode.SkipDecoding()
+        self._source = builder.as_data_source(split=split, decoders={"image": skip, "mask": skip})
+
+    def __len__(self):
+        """Return the number of examples."""
+        return len(self._source)
+
+    def __getitem__(self, index):
+        """Return one example; negative indices count from the end."""
+        index = operator.index(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        raw = self._source[index % len(self)]
+        objects = raw["objects"]
+        return {
+            "image_id": raw["image_id"].decode(),
+            "image": np.array(Image.open(io.BytesIO(raw["image"])).convert("RGB")),
+            "mask": np.array(Image.open(io.BytesIO(raw["mask"])))[:, :, None],
+            "has_mask": bool(raw["has_mask"]),
+            "objects": {
+                "boxes": np.asarray(objects["boxes"], np.float32).reshape(-1, 4),
+                "label": np.asarray(objects["label"], np.int32),
+                "difficult": np.asarray(objects["difficult"], np.bool_),
+            },
+        }
+
+
+def _png(array):
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(array, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()

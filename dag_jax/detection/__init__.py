@@ -1,0 +1,29 @@
+"""Detection geometry without a network: boxes, anchors, suppression, pooling, assignment."""
+
+from dag_jax.detection.anchors import RATIOS, generate_anchors, tile_anchors
+from dag_jax.detection.assign import (
+    AnchorTargets,
+    RegionTargets,
+    anchor_targets,
+    region_targets,
+)
+from dag_jax.detection.boxes import clip_boxes, decode_boxes, encode_boxes, iou
+from dag_jax.detection.nms import nms, nms_per_class
+from dag_jax.detection.roi_pool import roi_max_pool
+
+__all__ = [
+    "RATIOS",
+    "AnchorTargets",
+    "RegionTargets",
+    "anchor_targets",
+    "clip_boxes",
+    "decode_boxes",
+    "encode_boxes",
+    "generate_anchors",
+    "iou",
+    "nms",
+    "nms_per_class",
+    "region_targets",
+    "roi_max_pool",
+    "tile_anchors",
+]

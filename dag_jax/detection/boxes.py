@@ -1,0 +1,117 @@
+"""Boxes: overlap, clipping, and the offsets that Faster R-CNN regresses.
+
+Shapes: `N M` boxes, `*S` any leading axes.
+
+A box is float32 [x0, y0, x1, y1] in pixels, 0-based with inclusive corners, so that its width is
+x1 - x0 + 1. All arguments of one call are in the same frame, whichever that is.
+"""
+
+import jax.numpy as jnp
+
+
+def _sides_and_centres(boxes):
+    """Return f32[*S, 2] sides and centres, x before y."""
+    sides = boxes[..., 2:] - boxes[..., :2] + 1
+    return sides, boxes[..., :2] + 0.5 * sides
+
+
+def _check(name, boxes):
+    if boxes.shape[-1:] != (4,):
+        raise ValueError(f"{name} has shape {boxes.shape}, its last axis should be 4 long")
+
+
+def iou(a, b):
+    """Return the intersection over union of each box of `a` with each of `b`.
+
+    Args:
+      a: f32[N, 4], boxes in pixels.
+      b: f32[M, 4], boxes in the same frame.
+
+    Returns:
+      f32[N, M], in [0, 1].
+
+    Raises:
+      ValueError: where an argument is no list of boxes.
+    """
+    _check("a", a)
+    _check("b", b)
+    # One coordinate at a time: slices of two coordinates cost ten times as much on CPU.
+    ax0, ay0, ax1, ay1 = (a[:, i, None] for i in range(4))
+    bx0, by0, bx1, by1 = (b[None, :, i] for i in range(4))
+    width = jnp.maximum(jnp.minimum(ax1, bx1) - jnp.maximum(ax0, bx0) + 1, 0)
+    height = jnp.maximum(jnp.minimum(ay1, by1) - jnp.maximum(ay0, by0) + 1, 0)
+    intersection = width * height
+    a_area = (ax1 - ax0 + 1) * (ay1 - ay0 + 1)
+    b_area = (bx1 - bx0 + 1) * (by1 - by0 + 1)
+    return intersection / (a_area + b_area - intersection)
+
+
+def encode_boxes(boxes, targets):
+    """Return the offsets (dx, dy, dw, dh) that lead from `boxes` to `targets`.
+
+    With w, h the sides and x, y the centre of a box and ' marking its target:
+    dx = (x' - x) / w, dy = (y' - y) / h, dw = log(w' / w), dh = log(h' / h).
+
+    Args:
+      boxes: f32[*S, 4], boxes in pixels.
+      targets: f32[*S, 4], where they should go, in the same frame.
+
+    Returns:
+      f32[*S, 4], without a unit.
+
+    Raises:
+      ValueError: where an argument is no list of boxes.
+
+    Reference: `bbox_transform` of py-faster-rcnn.
+    """
+    _check("boxes", boxes)
+    _check("targets", targets)
+    sides, centres = _sides_and_centres(boxes)
+    target_sides, target_centres = _sides_and_centres(targets)
+    shift = (target_centres - centres) / sides
+    return jnp.concatenate([shift, jnp.log(target_sides / sides)], axis=-1)
+
+
+def decode_boxes(boxes, deltas):
+    """Move `boxes` by the offsets `deltas`: the inverse of `encode_boxes`.
+
+    py-faster-rcnn's `bbox_transform_inv` forgets the inclusive corner and puts x1 and y1 one pixel
+    further; here zero offsets leave a box where it is, as in the MATLAB release that DAG used.
+
+    Args:
+      boxes: f32[*S, 4], boxes in pixels; axes of length 1 broadcast.
+      deltas: f32[*S, 4], offsets.
+
+    Returns:
+      f32[*S, 4], boxes in the frame of `boxes`.
+
+    Raises:
+      ValueError: where an argument's last axis is not 4 long.
+    """
+    _check("boxes", boxes)
+    _check("deltas", deltas)
+    sides, centres = _sides_and_centres(boxes)
+    centres = centres + deltas[..., :2] * sides
+    sides = jnp.exp(deltas[..., 2:]) * sides
+    return jnp.concatenate([centres - 0.5 * sides, centres + 0.5 * sides - 1], axis=-1)
+
+
+def clip_boxes(boxes, shape: tuple[int, int]):
+    """Clip boxes to an image.
+
+    Args:
+      boxes: f32[*S, 4], boxes in pixels of the image.
+      shape: pixels (H, W) of the image.
+
+    Returns:
+      f32[*S, 4], 0 <= x <= W - 1 and 0 <= y <= H - 1.
+
+    Raises:
+      ValueError: where `boxes` is no list of boxes.
+    """
+    _check("boxes", boxes)
+    height, width = shape
+    x0, y0, x1, y1 = (boxes[..., i] for i in range(4))
+    x0, x1 = (jnp.clip(x, 0, width - 1) for x in (x0, x1))
+    y0, y1 = (jnp.clip(y, 0, height - 1) for y in (y0, y1))
+    return jnp.stack([x0, y0, x1, y1], axis=-1)

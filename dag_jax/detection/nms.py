@@ -1,0 +1,102 @@
+"""Exact greedy non-maximum suppression, compiled.
+
+Shapes: `N` boxes, `K` outputs, `C` classes.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dag_jax.detection import boxes as box_ops
+
+
+def _sweep_to_fixed_point(overlaps, valid):
+    """Return which boxes greedy suppression keeps; `overlaps[i, j]`: i, if kept, removes j.
+
+    The state keep_j = valid_j and not any_{i < j}(keep_i and overlaps_ij) is a fixed point of one
+    sweep. There is no other: box 0 is settled from the start, and box j once those before it are.
+    """
+
+    def sweep(state):
+        keep, _ = state
+        swept = valid & ~jnp.any(overlaps & keep[:, None], axis=0)
+        return swept, jnp.any(swept != keep)
+
+    keep, _ = lax.while_loop(lambda state: state[1], sweep, (valid, jnp.bool_(True)))
+    return keep
+
+
+def nms(boxes, scores, *, threshold: float, max_outputs: int, valid=None):
+    """Keep boxes in the order of their score, dropping each that overlaps a kept one.
+
+    Box j is dropped where IoU(i, j) > threshold for a kept i that comes before it. Equal scores
+    come in the order of their index. No gradient passes.
+
+    Args:
+      boxes: f32[N, 4], boxes in pixels.
+      scores: f32[N].
+      threshold: largest IoU that two kept boxes may have.
+      max_outputs: K.
+      valid: bool[N], boxes to consider, or None for all.
+
+    Returns:
+      indices: i32[K], kept boxes by descending score, then padding.
+      valid: bool[K], False at the padding.
+
+    Raises:
+      ValueError: where shapes disagree.
+
+    Reference: `py_cpu_nms` of py-faster-rcnn, whose result this is for every threshold.
+    """
+    count = boxes.shape[0]
+    if scores.shape != (count,):
+        raise ValueError(f"boxes has {count} rows, scores has shape {scores.shape}")
+    if valid is None:
+        valid = jnp.ones(count, bool)
+    if valid.shape != (count,):
+        raise ValueError(f"boxes has {count} rows, valid has shape {valid.shape}")
+    boxes, scores = (lax.stop_gradient(jnp.asarray(x)) for x in (boxes, scores))
+    order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True).astype(jnp.int32)
+    boxes, valid = boxes[order], jnp.asarray(valid)[order]
+    rank = jnp.arange(count)
+    overlaps = (box_ops.iou(boxes, boxes) > threshold) & (rank[:, None] < rank[None, :])
+    keep = _sweep_to_fixed_point(overlaps, valid)
+    (kept,) = jnp.nonzero(keep, size=max_outputs, fill_value=0)
+    indices = order[kept] if count else jnp.zeros(max_outputs, jnp.int32)
+    return indices, jnp.arange(max_outputs) < jnp.sum(keep)
+
+
+def nms_per_class(boxes, scores, *, threshold: float, max_outputs: int, valid):
+    """Suppress within each class, then keep the best of all classes.
+
+    Args:
+      boxes: f32[C, N, 4], boxes in pixels, one list per class.
+      scores: f32[C, N].
+      threshold: largest IoU that two kept boxes of one class may have.
+      max_outputs: K.
+      valid: bool[C, N], boxes to consider.
+
+    Returns:
+      boxes: f32[K, 4], by descending score, then padding.
+      classes: i32[K], row of the box in the arguments.
+      scores: f32[K].
+      valid: bool[K], False at the padding.
+
+    Raises:
+      ValueError: where shapes disagree.
+    """
+    if boxes.shape[:2] != scores.shape:
+        raise ValueError(f"boxes has shape {boxes.shape}, scores has {scores.shape}")
+    per_class = min(max_outputs, boxes.shape[1])
+
+    def one_class(boxes, scores, valid):
+        return nms(boxes, scores, threshold=threshold, max_outputs=per_class, valid=valid)
+
+    indices, kept = jax.vmap(one_class)(boxes, scores, valid)
+    boxes = jnp.take_along_axis(boxes, indices[..., None], axis=1).reshape(-1, 4)
+    scores = jnp.take_along_axis(scores, indices, axis=1).reshape(-1)
+    kept = kept.reshape(-1)
+    best = jnp.argsort(jnp.where(kept, -scores, jnp.inf), stable=True)[:max_outputs]
+    best = jnp.pad(best, (0, max_outputs - best.shape[0])).astype(jnp.int32)
+    found = jnp.arange(max_outputs) < jnp.sum(kept)
+    return boxes[best], best // per_class, scores[best], found

@@ -1,0 +1,191 @@
+"""Average precision of a detector, as the PASCAL VOC development kit counts it.
+
+Shapes: N detections or ground-truth boxes of one image, C classes. Boxes are [x0, y0, x1, y1] in
+pixels of the image, 0-based, inclusive corners: a width is x1 - x0 + 1. Everything here is NumPy
+on the host, in float64.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Detections:
+    """What a detector found in one image; padding removed (`boxes[valid]` and so on).
+
+    boxes: [N, 4] pixels. classes: integer [N], 1..C-1. scores: [N], higher is surer.
+    """
+
+    boxes: Any
+    classes: Any
+    scores: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Truths:
+    """The annotated objects of one image.
+
+    boxes: [N, 4] pixels. classes: integer [N], 1..C-1. difficult: bool [N], objects that an
+    evaluation leaves out.
+    """
+
+    boxes: Any
+    classes: Any
+    difficult: Any
+
+
+class AveragePrecision(NamedTuple):
+    """Average precision of each class and their mean, fractions in 0..1.
+
+    per_class: float64 [C]; nan for background and for a class without countable ground truth.
+    mean: mean over the classes that have some; nan if none has.
+    """
+
+    per_class: np.ndarray
+    mean: float
+
+
+def voc_ap(
+    detections: Mapping[Any, Detections],
+    truths: Mapping[Any, Truths],
+    *,
+    iou=0.5,
+    eleven_point=True,
+    num_classes=21,
+):
+    """Score the detections of a whole dataset.
+
+    The detections of a class are taken by falling score, over all images. Each is compared with
+    the one ground-truth box of its class and image that it overlaps most. Overlap below `iou`:
+    false positive. A difficult box: not counted at all. A box that an earlier detection took:
+    false positive. Otherwise: true positive.
+
+    Recall is compared with the eleven points in integers: rounded floats, as the kit has them,
+    may miss a point that is reached exactly. Equal scores are ordered by the
+    text of the image id and then by row, so the order of the mappings does not matter.
+
+    Args:
+      detections: image id -> `Detections`.
+      truths: image id -> `Truths`, of the same images.
+      iou: least intersection over union of a match (inclusive).
+      eleven_point: mean of the best precision at recalls 0, 0.1, .., 1 (VOC2007); otherwise the
+        area under the precision envelope (VOC2010 and later).
+      num_classes: C, background included.
+
+    Returns:
+      An `AveragePrecision`.
+
+    Raises:
+      ValueError: for images that only one side has, arrays of different length, or a class
+        outside 1..C-1.
+
+    Reference: VOCevaldet.m of the PASCAL VOC development kit.
+    """
+    if detections.keys() != truths.keys():
+        raise ValueError(
+            f"detections has {len(detections)} images, truths has {len(truths)}; "
+            f"only in detections: {_some(detections.keys() - truths.keys())}; "
+            f"only in truths: {_some(truths.keys() - detections.keys())}"
+        )
+    images = sorted(truths, key=str)
+    found = [_arrays(detections[image], image, num_classes) for image in images]
+    drawn = [_arrays(truths[image], image, num_classes) for image in images]
+
+    per_class = np.full(num_classes, np.nan)
+    for class_index in range(1, num_classes):
+        in_class = [
+            (f[f[:, 4] == class_index], t[t[:, 4] == class_index])
+            for f, t in zip(found, drawn, strict=True)
+        ]
+        num_positive = sum(int((t[:, 5] == 0).sum()) for _, t in in_class)
+        if num_positive:
+            true, false = _match(in_class, iou)
+            curve = _eleven_points if eleven_point else _area
+            per_class[class_index] = curve(np.cumsum(true), np.cumsum(false), num_positive)
+    with_truth = per_class[~np.isnan(per_class)]
+    return AveragePrecision(per_class, float(with_truth.mean()) if with_truth.size else np.nan)
+
+
+def _match(images, threshold):
+    """Return (true positive, false positive), bool [M] each, by falling score.
+
+    `images` holds, for one class, rows of (box, class, score) and rows of (box, class, difficult).
+    """
+    scores, taken_box, counts, hits = [], [], [], []
+    first_box = 0  # numbers the ground-truth boxes of all images consecutively
+    for found, drawn in images:
+        overlaps = _overlaps(found[:, :4], drawn[:, :4])
+        if len(drawn):
+            best = overlaps.argmax(axis=1)
+            hit = overlaps.max(axis=1) >= threshold
+            difficult = hit & (drawn[best, 5] == 1)
+        else:
+            best, hit, difficult = (np.zeros(len(found), dtype) for dtype in (int, bool, bool))
+        scores.append(found[:, 5])
+        taken_box.append(first_box + best)
+        counts.append(~difficult)
+        hits.append(hit & ~difficult)
+        first_box += len(drawn)
+    order = np.argsort(-np.concatenate(scores), kind="stable")
+    taken_box, counts, hits = (np.concatenate(a)[order] for a in (taken_box, counts, hits))
+
+    hit_rows = np.flatnonzero(hits)
+    _, first = np.unique(taken_box[hit_rows], return_index=True)
+    true = np.zeros(len(order), bool)
+    true[hit_rows[first]] = True
+    return true, counts & ~true
+
+
+def _overlaps(boxes, others):
+    """Return the intersection over union [N, M] of boxes with inclusive corners."""
+    corner0 = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    corner1 = np.minimum(boxes[:, None, 2:4], others[None, :, 2:4])
+    intersection = np.maximum(corner1 - corner0 + 1, 0).prod(axis=-1)
+    area = (boxes[:, 2:4] - boxes[:, :2] + 1).prod(axis=-1)
+    other_area = (others[:, 2:4] - others[:, :2] + 1).prod(axis=-1)
+    return intersection / (area[:, None] + other_area[None, :] - intersection)
+
+
+def _eleven_points(true, false, num_positive):
+    precision = true / np.maximum(true + false, 1)
+    best = [precision[true * 10 >= point * num_positive].max(initial=0.0) for point in range(11)]
+    return float(np.mean(best))
+
+
+def _area(true, false, num_positive):
+    recall = np.concatenate([[0.0], true / num_positive])
+    precision = true / np.maximum(true + false, 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(np.sum(np.diff(recall) * envelope))
+
+
+def _arrays(item, image, num_classes):
+    """Return one image's boxes, classes and scores (or difficult flags) as float64 [N, 6]."""
+    last_name = "scores" if isinstance(item, Detections) else "difficult"
+    boxes = np.asarray(item.boxes, np.float64)
+    if boxes.size == 0:
+        boxes = boxes.reshape(0, 4)
+    classes, last = np.asarray(item.classes), np.asarray(getattr(item, last_name), np.float64)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"image {image}: boxes must be [N, 4], got shape {boxes.shape}")
+    for name, values in (("classes", classes), (last_name, last)):
+        if values.shape != (len(boxes),):
+            raise ValueError(
+                f"image {image}: boxes has {len(boxes)} rows, {name} has shape {values.shape}"
+            )
+    if not (np.isfinite(boxes).all() and np.isfinite(last).all()):
+        raise ValueError(f"image {image}: boxes and {last_name} must be finite")
+    if classes.size and not (1 <= classes.min() and classes.max() < num_classes):
+        raise ValueError(
+            f"image {image}: classes run from {classes.min()} to {classes.max()}, "
+            f"outside the {num_classes - 1} object classes 1..{num_classes - 1}"
+        )
+    return np.column_stack([boxes, classes, last])
+
+
+def _some(ids):
+    ids = sorted(map(str, ids))
+    return ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "") or "none"

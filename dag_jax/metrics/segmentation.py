@@ -1,0 +1,98 @@
+"""Intersection over union of a segmentation, from one confusion matrix per dataset.
+
+Shapes: C classes; any shape of pixels, usually [H, W] or [B, H, W].
+
+The score of a dataset comes from the sum of its images' matrices, never from a mean of the images'
+scores. Counting is exact: int64 in NumPy on the host, whatever the precision of the device.
+"""
+
+import numpy as np
+
+VOID = 255
+
+
+def confusion_matrix(labels, predictions, num_classes):
+    """Count how the pixels of each true class were predicted.
+
+    Entry [i, j] is the number of pixels of class i that were predicted as class j. Void pixels
+    (label 255) are left out, whatever was predicted there.
+
+    Args:
+      labels: integer [...], true class of each pixel, 0 = background, 255 = void. NumPy or JAX.
+      predictions: integer [...], the same shape, predicted classes. NumPy or JAX.
+      num_classes: C, background included; at most 255.
+
+    Returns:
+      int64 [C, C]; rows are the truth, columns the prediction. Matrices of several images add up.
+
+    Raises:
+      ValueError: for shapes that differ, values that are not integers, or a class outside 0..C-1
+        at a pixel that counts.
+
+    Reference: VOCevalseg.m of the PASCAL VOC development kit.
+    """
+    if not 1 <= num_classes <= VOID:
+        raise ValueError(f"num_classes must be between 1 and {VOID}, got {num_classes}")
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    if labels.shape != predictions.shape:
+        raise ValueError(
+            f"labels has shape {labels.shape}, predictions has shape {predictions.shape}"
+        )
+    for name, values in (("labels", labels), ("predictions", predictions)):
+        if not np.issubdtype(values.dtype, np.integer):
+            raise ValueError(f"{name} must hold integer classes, got {values.dtype}")
+    counted = labels != VOID
+    truth = labels[counted].astype(np.int64)
+    predicted = predictions[counted].astype(np.int64)
+    for name, values in (("labels", truth), ("predictions", predicted)):
+        if values.size and not (0 <= values.min() and values.max() < num_classes):
+            raise ValueError(
+                f"{name} run from {values.min()} to {values.max()}, "
+                f"outside the {num_classes} classes 0..{num_classes - 1}"
+            )
+    counts = np.bincount(truth * num_classes + predicted, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes).astype(np.int64)
+
+
+def class_iou(confusion):
+    """Return the intersection over union of each class.
+
+    IoU_c = n_cc / (sum_j n_cj + sum_i n_ic - n_cc)
+
+    Args:
+      confusion: integer [C, C] from `confusion_matrix`, or a sum of several.
+
+    Returns:
+      float64 [C], fractions in 0..1; nan for a class that occurs neither in truth nor prediction.
+
+    Raises:
+      ValueError: if `confusion` is not a square matrix of counts.
+    """
+    confusion = np.asarray(confusion)
+    if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
+        raise ValueError(f"a confusion matrix is square, got shape {confusion.shape}")
+    if not np.issubdtype(confusion.dtype, np.integer) or (confusion < 0).any():
+        raise ValueError("a confusion matrix holds counts: integers, none below 0")
+    intersection = np.diagonal(confusion)
+    union = confusion.sum(axis=0) + confusion.sum(axis=1) - intersection
+    return np.where(union > 0, intersection / np.maximum(union, 1), np.nan)
+
+
+def mean_iou(confusion):
+    """Return the mean IoU over the classes that occur in the truth or in the prediction.
+
+    A class that nobody drew and nobody predicted has no IoU and is left out; a class that was only
+    predicted, or only drawn, counts with 0.
+
+    Args:
+      confusion: integer [C, C] from `confusion_matrix`, or a sum of several.
+
+    Returns:
+      A float in 0..1 (Table 1 prints it times 100); nan for a matrix of zeros.
+
+    Raises:
+      ValueError: if `confusion` is not a square matrix of counts.
+    """
+    ious = class_iou(confusion)
+    occurring = ious[~np.isnan(ious)]
+    return float(occurring.mean()) if occurring.size else float("nan")

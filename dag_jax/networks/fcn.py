@@ -1,0 +1,85 @@
+"""Fully convolutional networks for segmentation: FCN-32s and FCN-8s.
+
+Shapes: `*B` no axis or one batch axis, `H W` pixels, `C` classes.
+
+Reference: Long, Shelhamer and Darrell, CVPR 2015; Caffe's fcn-alexnet-pascal and
+fcn8s-heavy-pascal, whose crop offsets follow from the geometry here.
+"""
+
+from flax import linen as nn
+
+from dag_jax.networks import backbones, layers
+
+# FCN's own mean of PASCAL VOC in grey levels (not VGG's 123.68, 116.779, 103.939).
+MEAN_RGB = (122.67891434, 116.66876762, 104.00698793)
+
+
+class Fcn(nn.Module):
+    """An FCN on any trunk, with as many skips as it is given.
+
+    Attributes:
+      backbone: a trunk of `backbones` whose "stage5" is pooled.
+      skips: stages whose maps refine the scores, from coarse to fine: () is FCN-32s,
+        ("stage4", "stage3") is FCN-8s.
+      fc_width: channels of fc6 and fc7.
+      fc_size: cells of fc6's kernel side.
+      upsample_size: pixels of the last filter's side; 0 gives twice its stride.
+      num_classes: classes with background.
+      batch_norm: as in `layers.Conv`.
+    """
+
+    backbone: nn.Module
+    skips: tuple[str, ...] = ()
+    fc_width: int = 4096
+    fc_size: int = 7
+    upsample_size: int = 0
+    num_classes: int = 21
+    batch_norm: bool = False
+
+    @nn.compact
+    def __call__(self, image, train: bool = False):
+        """Score every pixel.
+
+        Args:
+          image: f32[*B, H, W, 3], RGB grey levels 0-255.
+          train: whether batch normalisation uses the batch's statistics.
+
+        Returns:
+          f32[*B, H, W, C], pre-softmax.
+
+        Raises:
+          ValueError: where the image is smaller than the network can see.
+        """
+        maps = self.backbone(layers.subtract_mean(image, MEAN_RGB), train)
+        grids = self.backbone.geometry()
+        x = layers.PatchDense(self.fc_width, self.fc_size, batch_norm=self.batch_norm, name="fc6")(
+            maps["stage5"], train
+        )
+        x = layers.Conv(self.fc_width, 1, batch_norm=self.batch_norm, name="fc7")(x, train)
+        x = self._score("score_fr", x)
+        grid = grids["stage5"].convolved(self.fc_size)
+        for stage in self.skips:
+            # Caffe upsamples by 2 without a crop and crops the skip to fit.
+            x = layers.upsample(
+                x, tuple(2 * n + 2 for n in x.shape[-3:-1]), stride=2, kernel_size=4, offset=0
+            )
+            grid = grid.upsampled(4, 2)
+            skip = self._score(f"score_{stage}", maps[stage])
+            offset = grids[stage].offset(grid)
+            rows, columns = (slice(offset, offset + extent) for extent in x.shape[-3:-1])
+            skip = skip[..., rows, columns, :]
+            if offset < 0 or skip.shape != x.shape:
+                raise ValueError(
+                    f"{stage} gives {skip.shape[-3:-1]} cells at offset {offset} where "
+                    f"{x.shape[-3:-1]} are to be refined: more padding is needed"
+                )
+            x = x + skip
+        stride = int(grid.stride)
+        size = self.upsample_size or 2 * stride
+        offset = grid.upsampled(size, stride).offset(backbones.PIXELS)
+        return layers.upsample(
+            x, image.shape[-3:-1], stride=stride, kernel_size=size, offset=offset
+        )
+
+    def _score(self, name, x):
+        return layers.Conv(self.num_classes, 1, relu=False, scale=0.1, name=name)(x)

@@ -1,0 +1,195 @@
+"""Targets: what an attack must make a network get wrong, and the labels to get it wrong with.
+
+Shapes: `*T` any target shape ([H, W] pixels or [N] proposals), `N` proposals, `G` ground-truth
+boxes, `C` classes.
+
+Class 0 is background and 255 is void. Boxes are f32 [x0, y0, x1, y1] in pixels of the user's image,
+0-based, corners inclusive.
+"""
+
+import dataclasses
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dag_jax.detection import boxes as boxlib
+from dag_jax.metrics.segmentation import VOID
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """What is attacked in one image."""
+
+    labels: jax.Array  # i32[*T] class that the network should lose
+    adversarial: jax.Array  # i32[*T] class that it should see instead
+    valid: jax.Array  # bool[*T] false for void and padding
+
+
+def make_targets(labels, adversarial, valid=True) -> Targets:
+    """Build targets from labels, and drop those with nothing to do.
+
+    A target map of any kind goes in as `adversarial`: where it agrees with the label, and where
+    either is void, there is no target.
+
+    Args:
+      labels: i32[*T] classes, 255 for void; a mask, or a network's own prediction.
+      adversarial: i32[*T], or one class for all, or a map to drive the prediction to.
+      valid: bool[*T] or a bool, further targets to leave out.
+
+    Returns:
+      Targets of shape *T; labels and adversarial are 0 where there is no target.
+
+    Raises:
+      ValueError: where the shapes differ.
+    """
+    labels = jnp.asarray(labels).astype(jnp.int32)
+    adversarial = jnp.asarray(adversarial).astype(jnp.int32)
+    valid = jnp.asarray(valid, bool)
+    for name, array in (("adversarial", adversarial), ("valid", valid)):
+        if array.shape not in ((), labels.shape):
+            raise ValueError(f"{name} has shape {array.shape}, labels have {labels.shape}")
+    adversarial = jnp.broadcast_to(adversarial, labels.shape)
+    valid = valid & (labels != adversarial) & (labels != VOID) & (adversarial != VOID)
+    return Targets(jnp.where(valid, labels, 0), jnp.where(valid, adversarial, 0), valid)
+
+
+def label_proposals(
+    boxes, scores, valid, truth_boxes, truth_labels, truth_valid, *, iou=0.1, confidence=0.1
+):
+    """Find which proposals are targets, and of which class.
+
+    A proposal is a target when its IoU with a ground-truth box is above `iou` and its softmax
+    confidence for that box's class is above `confidence`. Where several boxes qualify, the one
+    with the largest IoU wins.
+
+    Args:
+      boxes: f32[N, 4] proposals.
+      scores: f32[N, C] their pre-softmax scores.
+      valid: bool[N] false for padding.
+      truth_boxes: f32[G, 4].
+      truth_labels: i32[G], 1 to C - 1.
+      truth_valid: bool[G] false for padding and for boxes not to be attacked.
+      iou: least overlap, exclusive.
+      confidence: least softmax probability, exclusive.
+
+    Returns:
+      (labels i32[N], valid bool[N]); labels are 0 where invalid.
+
+    Raises:
+      ValueError: where the numbers of rows disagree.
+
+    Reference: the authors' release; Xie et al., ICCV 2017, section 3.3.
+    """
+    if not boxes.shape[0] == scores.shape[0] == valid.shape[0]:
+        raise ValueError(
+            f"boxes have {boxes.shape[0]} rows, scores {scores.shape[0]}, valid {valid.shape[0]}"
+        )
+    truth_labels = jnp.asarray(truth_labels, jnp.int32)
+    overlap = boxlib.iou(boxes, truth_boxes)
+    probability = jax.nn.softmax(scores, axis=-1)[:, truth_labels]
+    qualifies = (overlap > iou) & (probability > confidence) & truth_valid[None, :]
+    best = jnp.argmax(jnp.where(qualifies, overlap, -1.0), axis=1)
+    is_target = jnp.any(qualifies, axis=1) & valid
+    return jnp.where(is_target, truth_labels[best], 0), is_target
+
+
+def image_key(seed: int, image_id: str):
+    """Return the random key of an image: the same whatever runs beside it.
+
+    Args:
+      seed: of the run.
+      image_id: the image's name in its dataset.
+
+    Returns:
+      A JAX key, fold_in(key(seed), crc32(image_id)).
+    """
+    return jax.random.fold_in(jax.random.key(seed), np.uint32(zlib.crc32(image_id.encode())))
+
+
+def derangement(key, size: int):
+    """Draw a permutation without a fixed point, all being equally likely.
+
+    Args:
+      key: JAX key.
+      size: number of elements, at least 2.
+
+    Returns:
+      i32[size].
+
+    Raises:
+      ValueError: where `size` is below 2: there is none.
+    """
+    if size < 2:
+        raise ValueError(f"a permutation of {size} element(s) always has a fixed point")
+    identity = jnp.arange(size, dtype=jnp.int32)
+
+    def draw(state):
+        key, _ = state
+        key, use = jax.random.split(key)
+        return key, jax.random.permutation(use, identity)
+
+    has_fixed_point = lambda state: jnp.any(state[1] == identity)  # noqa: E731
+    return lax.while_loop(has_fixed_point, draw, (key, identity))[1]
+
+
+def _apply(table, labels, num_classes):
+    """Look labels up in a table i32[C]; what is no class (void) stays as it is."""
+    labels = jnp.asarray(labels).astype(jnp.int32)
+    is_class = (labels >= 0) & (labels < num_classes)
+    return jnp.where(is_class, table[jnp.where(is_class, labels, 0)], labels)
+
+
+def permute_labels(key, labels, num_classes: int, *, first_class: int = 0):
+    """Give each class another by one permutation pi of the classes, pi(c) != c.
+
+    Args:
+      key: JAX key; `image_key` makes one per image.
+      labels: i32[*T]; 255 is void and stays void.
+      num_classes: C, background included.
+      first_class: lowest class permuted: 0 for segmentation, 1 for detection, where a box of
+        background is no object. Lower classes stay as they are.
+
+    Returns:
+      i32[*T] adversarial labels.
+
+    Reference: Xie et al., ICCV 2017, section 3.
+    """
+    moved = derangement(key, num_classes - first_class) + first_class
+    fixed = jnp.arange(first_class, dtype=jnp.int32)
+    return _apply(jnp.concatenate([fixed, moved]), labels, num_classes)
+
+
+def absent_labels(key, labels, num_classes: int, *, valid=True, first_class: int = 0):
+    """Give each class of the image one that the image does not have.
+
+    This is the rule of the authors' release. Two classes get two different ones while there are
+    enough that are absent; an image that has every class gets a permutation of them.
+
+    Args:
+      key: JAX key.
+      labels: i32[*T]; 255 is void and stays void.
+      num_classes: C, background included.
+      valid: bool[*T] or a bool; labels that count as present.
+      first_class: as in `permute_labels`.
+
+    Returns:
+      i32[*T] adversarial labels.
+    """
+    labels = jnp.asarray(labels).astype(jnp.int32)
+    counted = jnp.where(jnp.asarray(valid, bool), labels, num_classes)
+    classes = jnp.arange(num_classes, dtype=jnp.int32)
+    present = jnp.any(counted.reshape(-1, 1) == classes[None, :], axis=0)
+    # A random order of the classes with the absent ones first; the k-th present class takes the
+    # k-th of them, round and round.
+    order = jax.random.permutation(key, num_classes)
+    candidate = ~present & (classes >= first_class)
+    order = order[jnp.argsort(~candidate[order], stable=True)].astype(jnp.int32)
+    turn = jnp.cumsum(present & (classes >= first_class), dtype=jnp.int32) - 1
+    absent = jnp.maximum(jnp.sum(candidate, dtype=jnp.int32), 1)
+    table = jnp.where(classes < first_class, classes, order[turn % absent])
+    fallback = permute_labels(key, classes, num_classes, first_class=first_class)
+    return _apply(jnp.where(jnp.any(candidate), table, fallback), labels, num_classes)

@@ -1,0 +1,1 @@
+"""Checkpoint files: our own in `store`, those of other frameworks in modules of their names."""
