@@ -7,6 +7,7 @@ from dag_jax.attack import (
     active_targets,
     attack,
     check,
+    check_numbers,
     dag_update,
     init,
     margin_loss,
@@ -14,6 +15,7 @@ from dag_jax.attack import (
     scale_by_max_norm,
     step,
 )
+from dag_jax.stream import attack_stream
 from dag_jax.targets import (
     Targets,
     absent_labels,
@@ -32,7 +34,9 @@ __all__ = [
     "absent_labels",
     "active_targets",
     "attack",
+    "attack_stream",
     "check",
+    "check_numbers",
     "dag_update",
     "derangement",
     "image_key",

@@ -286,3 +286,24 @@ def _free_place(shape, box, text, taken):
         x, y = places[0]
     taken.append((x, y, half_width, half_height))
     return x, y
+
+
+def training_curve(points, title, path):
+    """Draw the loss and the score of a training run over its updates.
+
+    Args:
+      points: dicts of step, loss and score (percent).
+      title: the network's name.
+      path: PNG file to write.
+    """
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    steps = [point["step"] for point in points]
+    axes.plot(steps, [point["loss"] for point in points], color="C0", marker="o", ms=3)
+    axes.set(xlabel="updates", title=title, ylim=(0, None))
+    axes.set_ylabel("training loss", color="C0")
+    right = axes.twinx()
+    right.plot(steps, [point["score"] for point in points], color="C1", marker="s", ms=3)
+    right.set_ylabel("test score (%)", color="C1")
+    right.set_ylim(0, 100)
+    figure.savefig(path, dpi=_DPI)

@@ -9,6 +9,7 @@ from absl import logging
 
 from dag_jax.datasets.classes import CLASS_NAMES
 from dag_jax.datasets.examples import Examples
+from dag_jax.datasets.scenes import Scenes, scenes_config
 from dag_jax.datasets.voc import VocDevkit, voc_config, voc_splits
 from dag_jax.metrics.segmentation import VOID
 
@@ -16,8 +17,10 @@ __all__ = [
     "CLASS_NAMES",
     "VOID",
     "Examples",
+    "Scenes",
     "VocDevkit",
     "open_dataset",
+    "scenes_config",
     "voc_config",
     "voc_splits",
 ]
@@ -51,9 +54,7 @@ def open_dataset(name, split, *, data_dir=None, cache_dir=None):
     if name == "scenes":
         if data_dir is not None:
             raise ValueError(f"scenes are rendered, they are not read from data_dir {data_dir}")
-        from dag_jax.datasets.scenes import Scenes
-
-        builder_class, config = Scenes, None
+        builder_class, config = Scenes, scenes_config(base)
     elif name == "voc":
         if data_dir is None:
             raise ValueError("voc needs data_dir: an extracted VOCdevkit or the folder it lies in")

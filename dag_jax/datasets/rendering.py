@@ -17,8 +17,8 @@ from dag_jax.metrics.segmentation import VOID
 CANVAS = 128  # pixels of a side
 HUES = 6
 TEXTURES = 7
-HUE_AMPLITUDE = 4.0  # grey levels, RMS over the three channels
-TEXTURE_AMPLITUDE = 4.0  # grey levels, amplitude of the wave
+HUE_AMPLITUDE = 3.5  # grey levels, RMS over the three channels
+TEXTURE_AMPLITUDE = 3.5  # grey levels, amplitude of the wave
 GRAIN = 0.8  # grey levels, standard deviation of a pixel's noise
 _MIN_VISIBLE = 150  # pixels; an object of which less can be seen is no object
 _DIFFICULT_VISIBLE = 0.35  # share of an object below which it is difficult
@@ -80,13 +80,12 @@ def _outline(rng, rows, columns):
     return along**2 + across**2 < (radius * edge) ** 2
 
 
-def render(rng: np.random.Generator, *, size: int = CANVAS, contrast: float = 1.0):
+def render(rng: np.random.Generator, *, size: int = CANVAS):
     """Draw one scene.
 
     Args:
       rng: source of everything that varies.
       size: pixels of the square canvas.
-      contrast: factor of both amplitudes that tell classes apart.
 
     Returns:
       (image uint8[H, W, 3]; mask uint8[H, W], 255 on outlines; objects, a dict of boxes f32[N, 4]
@@ -113,8 +112,8 @@ def render(rng: np.random.Generator, *, size: int = CANVAS, contrast: float = 1.
     orientation = np.pi * (orientation + rng.normal(0, 0.02, count))
     wave = 2 * np.pi * wave * np.exp(rng.normal(0, 0.04, count))
     phase = rng.uniform(0, 2 * np.pi, count)
-    strength = contrast * TEXTURE_AMPLITUDE * (texture != TEXTURES - 1)
-    colour = contrast * HUE_AMPLITUDE * _HUE_COLOURS[hue]
+    strength = TEXTURE_AMPLITUDE * (texture != TEXTURES - 1)
+    colour = HUE_AMPLITUDE * _HUE_COLOURS[hue]
 
     centred = rows - size / 2, columns - size / 2
     light = grey[region] + slope[0][region] * centred[0] + slope[1][region] * centred[1]

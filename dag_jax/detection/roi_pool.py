@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 # Bins whose gradient is added at a time: it bounds the memory of thousands of regions.
-_CHUNK = 128 * 49
+_CHUNK = 512 * 49
 
 
 def _edge_table(size: int, longest: int) -> np.ndarray:
@@ -68,21 +68,20 @@ def _bins_along(first, last, scale, size, extent):
 def _doubled(x, count, axis):
     """Return `count` arrays like `x`: maxima over 1, 2, 4... cells along `axis`.
 
-    Where a window would reach over the end, the value means nothing and no bin reads it.
+    Zeros stand where a window would reach over the end; no bin reads them.
     """
+    extent = x.shape[axis]
     levels = [x]
     for level in range(count - 1):
-        x = levels[-1]
         shift = 1 << level
-        later = jnp.concatenate(
-            [
-                lax.slice_in_dim(x, shift, None, axis=axis),
-                lax.slice_in_dim(x, x.shape[axis] - shift, None, axis=axis),
-            ],
-            axis=axis,
-        )
+        # Arrays that get shorter: wrapping around instead triples the time of a large map.
+        here = lax.slice_in_dim(x, 0, x.shape[axis] - shift, axis=axis)
+        there = lax.slice_in_dim(x, shift, None, axis=axis)
         # Unlike jnp.maximum, this passes all of the gradient to the first of two equals.
-        levels.append(jnp.where(x >= later, x, later))
+        x = jnp.where(here >= there, here, there)
+        config = [(0, 0, 0)] * x.ndim
+        config[axis] = (0, extent - x.shape[axis], 0)
+        levels.append(lax.pad(x, jnp.zeros((), x.dtype), config))
     return levels
 
 
@@ -111,21 +110,25 @@ def _gather_maxima_backward(residuals, cotangent):
     def add(gradient, part):
         # Rows of C channels scatter an order of magnitude faster than single channels do.
         choice, rows, cotangent = part
-        corners = jnp.arange(4, dtype=jnp.int8)[:, None, None]
-        updates = jnp.where(choice[None] == corners, cotangent[None], 0)
-        updates = updates.reshape(-1, updates.shape[-1])
+        updates = [jnp.where(choice == corner, cotangent, 0) for corner in range(4)]
         scatter = gradient.at[rows.reshape(-1)]
-        return scatter.add(updates, mode="promise_in_bounds"), None
+        return scatter.add(jnp.concatenate(updates), mode="promise_in_bounds"), None
 
-    count = choice.shape[0]
-    chunks = max(-(-count // _CHUNK), 1)
+    count, channels = choice.shape
+    chunks = -(-count // _CHUNK)
+    if chunks <= 1:
+        return add(gradient, (choice, rows, cotangent))[0], None, None
     length = -(-count // chunks)
     padding = (0, chunks * length - count)
-    choice = jnp.pad(choice, (padding, (0, 0)), constant_values=-1).reshape(chunks, length, -1)
-    cotangent = jnp.pad(cotangent, (padding, (0, 0))).reshape(chunks, length, -1)
+    choice = jnp.pad(choice, (padding, (0, 0)), constant_values=-1)
+    cotangent = jnp.pad(cotangent, (padding, (0, 0)))
     rows = jnp.pad(rows, ((0, 0), padding)).reshape(4, chunks, length).swapaxes(0, 1)
-    gradient, _ = lax.scan(add, gradient, (choice, rows, cotangent))
-    return gradient, None, None
+    parts = (
+        choice.reshape(chunks, length, channels),
+        rows,
+        cotangent.reshape(chunks, length, channels),
+    )
+    return lax.scan(add, gradient, parts)[0], None, None
 
 
 _gather_maxima.defvjp(_gather_maxima_forward, _gather_maxima_backward)

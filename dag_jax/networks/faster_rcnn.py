@@ -1,0 +1,297 @@
+"""Faster R-CNN as Caffe has it: proposals, pooled regions, two fully connected layers.
+
+Shapes: `*B` no axis or one batch axis, `H W` pixels of the user's image, `h w` cells of the map,
+`A` anchors of a cell, `N` boxes, `C` classes, `K` outputs.
+
+Two frames occur. The user's is that of the image as it is given; the canvas is what the network
+sees after resizing. Arguments and results are in the user's frame unless they say "canvas".
+
+Reference: Ren, He, Girshick, Sun, Faster R-CNN, NIPS 2015; the py-faster-rcnn release.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from dag_jax import detection
+from dag_jax.networks import layers
+
+
+class FasterRCNN(nn.Module):
+    """A Faster R-CNN detector; the defaults are VGG-16's at full size.
+
+    The methods are called by `module.apply(variables, ..., method="score")`. Those without `*B`
+    in their shapes take one image; `vmap` them.
+
+    Attributes:
+      backbone: module from a mean-subtracted image to a dict whose "stage5" is the map to use.
+      num_classes: C, background included.
+      stride: canvas pixels between two cells of the map.
+      anchor_sizes: sides of the square anchors in canvas pixels.
+      rpn_width: channels of the proposal network.
+      pool_size: bins along a region's side: 7 with VGG-16, 6 with ZF.
+      fc_width: channels of fc6 and fc7.
+      fc_multiplier: factor of fc6 and fc7 when testing. The authors' ZF does not scale its dropout
+        while training, so it needs 0.5.
+      delta_means: mean that the box offsets were normalised by.
+      delta_stds: their standard deviation; 1 for published weights, which have it folded in.
+      min_size: shortest side of a proposal, in pixels of the user's image.
+      pre_nms: proposals that enter suppression, the best ones.
+      post_nms: proposals that `detect` classifies.
+      resize: short side of the canvas, and the most that its long side may have; None for none.
+      mean_rgb: mean of the training set in grey levels.
+    """
+
+    backbone: nn.Module
+    num_classes: int = 21
+    stride: int = 16
+    anchor_sizes: tuple[int, ...] = (128, 256, 512)
+    rpn_width: int = 512
+    pool_size: int = 7
+    fc_width: int = 4096
+    fc_multiplier: float = 1.0
+    delta_means: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    delta_stds: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2)
+    min_size: float = 16
+    pre_nms: int = 6000
+    post_nms: int = 300
+    resize: tuple[int, int] | None = (600, 1000)
+    mean_rgb: tuple[float, float, float] = (122.7717, 115.9465, 102.9801)
+
+    def setup(self):
+        """Name the layers as Caffe does."""
+        num_anchors = len(self.anchor_sizes) * len(detection.RATIOS)
+
+        def linear(features, scale=0.1):
+            return layers.Conv(features, 1, relu=False, scale=scale)
+
+        def dense(features, gain):
+            init = nn.initializers.variance_scaling(gain, "fan_in", "normal")
+            return nn.Dense(features, kernel_init=init)
+
+        self.rpn_conv = layers.Conv(self.rpn_width, padding=1)
+        self.rpn_cls_score = linear(2 * num_anchors)
+        self.rpn_bbox_pred = linear(4 * num_anchors)
+        self.fc6 = dense(self.fc_width, 2.0)
+        self.fc7 = dense(self.fc_width, 2.0)
+        self.cls_score = dense(self.num_classes, 0.02)
+        self.bbox_pred = dense(4 * self.num_classes, 0.002)
+
+    def __call__(self, image):
+        """Run every layer once, so that `init` makes all parameters; return `score`'s result."""
+        features = self.features(image)
+        self.rpn(features)
+        height, width = self.canvas(image.shape)[0]
+        return self.heads(features, jnp.float32([[0, 0, width - 1, height - 1]]))[0]
+
+    def canvas(self, shape: tuple[int, ...]) -> tuple[tuple[int, int], float]:
+        """Return the canvas's pixels (height, width) and its pixels per pixel of the image.
+
+        Args:
+          shape: (*B, H, W, 3), the shape of an image.
+        """
+        height, width = shape[-3:-1]
+        if self.resize is None:
+            return (height, width), 1.0
+        short, long = self.resize
+        factor = short / min(height, width)
+        if round(factor * max(height, width)) > long:
+            factor = long / max(height, width)
+        return (round(height * factor), round(width * factor)), factor
+
+    def features(self, image, train: bool = False):
+        """Return the map that proposals and heads share.
+
+        Args:
+          image: f32[*B, H, W, 3], grey levels 0-255, RGB.
+          train: whether batch normalisation, if the backbone has any, uses the batch's statistics.
+
+        Returns:
+          f32[*B, h, w, channels].
+
+        Raises:
+          ValueError: where `image` has not three channels.
+        """
+        if image.ndim < 3 or image.shape[-1] != 3:
+            raise ValueError(f"image has shape {image.shape}, expected [H, W, 3]")
+        (height, width), factor = self.canvas(image.shape)
+        image = layers.subtract_mean(image, self.mean_rgb)
+        if self.resize is not None:
+            # As cv2.resize with fx = fy = factor: the factor is exact although sizes are rounded,
+            # and shrinking does not blur.
+            axes = (image.ndim - 3, image.ndim - 2)
+            image = jax.image.scale_and_translate(
+                image,
+                (*image.shape[:-3], height, width, 3),
+                axes,
+                jnp.full(2, factor, jnp.float32),
+                jnp.zeros(2, jnp.float32),
+                "linear",
+                antialias=False,
+            )
+        return self.backbone(image, train)["stage5"]
+
+    def rpn(self, features):
+        """Return what the region proposal network says at each anchor.
+
+        Args:
+          features: f32[*B, h, w, channels].
+
+        Returns:
+          scores: f32[*B, h * w * A, 2], background and object, pre-softmax.
+          deltas: f32[*B, h * w * A, 4], offsets.
+        """
+        x = self.rpn_conv(features)
+        batch = features.shape[:-3]
+        # Caffe's channels are the A background scores, then the A object scores; the offsets'
+        # are four by four.
+        scores = self.rpn_cls_score(x)
+        scores = jnp.swapaxes(scores.reshape(*scores.shape[:-1], 2, -1), -1, -2)
+        return scores.reshape(*batch, -1, 2), self.rpn_bbox_pred(x).reshape(*batch, -1, 4)
+
+    def heads(self, features, boxes):
+        """Classify regions.
+
+        Args:
+          features: f32[h, w, channels].
+          boxes: f32[N, 4], canvas pixels.
+
+        Returns:
+          scores: f32[N, C], pre-softmax.
+          deltas: f32[N, C, 4], offsets in units of `delta_stds`.
+        """
+        x = detection.roi_max_pool(features, boxes, size=self.pool_size, scale=1 / self.stride)
+        # fc6 reads bins row by row with their channels together; Caffe's reads channel by channel.
+        x = self.fc_multiplier * jax.nn.relu(self.fc6(x.reshape(x.shape[0], -1)))
+        x = self.fc_multiplier * jax.nn.relu(self.fc7(x))
+        return self.cls_score(x), self.bbox_pred(x).reshape(-1, self.num_classes, 4)
+
+    def anchors(self, shape: tuple[int, int]):
+        """Return the anchors f32[h * w * A, 4] of a map of (h, w) cells, in canvas pixels."""
+        cell = detection.generate_anchors(self.anchor_sizes, base=self.stride)
+        return detection.tile_anchors(cell, shape, stride=self.stride)
+
+    def select_proposals(
+        self,
+        features,
+        image_shape: tuple[int, ...],
+        *,
+        nms_threshold: float,
+        max_proposals: int,
+        pre_nms: int | None = None,
+    ):
+        """Return the best boxes that the region proposal network finds in a map.
+
+        Boxes are clipped to the canvas, those with a side below `min_size` dropped, and the best
+        `pre_nms` go through suppression.
+
+        Args:
+          features: f32[h, w, channels].
+          image_shape: (H, W, 3), of the user's image.
+          nms_threshold: largest IoU that two proposals may have.
+          max_proposals: K.
+          pre_nms: proposals that enter suppression, or None for the attribute.
+
+        Returns:
+          boxes: f32[K, 4], canvas pixels, by descending score, padded.
+          scores: f32[K], probability of an object.
+          valid: bool[K], False at the padding.
+        """
+        scores, deltas = jax.lax.stop_gradient(self.rpn(features))
+        canvas, factor = self.canvas(image_shape)
+        boxes = detection.decode_boxes(jnp.asarray(self.anchors(features.shape[:2])), deltas)
+        boxes = detection.clip_boxes(boxes, canvas)
+        sides = boxes[:, 2:] - boxes[:, :2] + 1
+        large = jnp.all(sides >= self.min_size * factor, axis=1)
+        margin = jnp.where(large, scores[:, 1] - scores[:, 0], -jnp.inf)
+        margin, best = jax.lax.top_k(margin, min(pre_nms or self.pre_nms, margin.shape[0]))
+        boxes, valid = boxes[best], large[best]
+        kept, valid = detection.nms(
+            boxes, margin, threshold=nms_threshold, max_outputs=max_proposals, valid=valid
+        )
+        return boxes[kept], jax.nn.sigmoid(margin[kept]), valid
+
+    def propose(
+        self, image, *, nms_threshold: float, max_proposals: int, pre_nms: int | None = None
+    ):
+        """Propose boxes that may hold an object.
+
+        The paper attacks the proposals at an IoU threshold of 0.9, up to 3,000 of them; `detect`
+        uses 0.7 and `post_nms`. No gradient passes.
+
+        Args:
+          image: f32[H, W, 3], grey levels 0-255, RGB.
+          nms_threshold: largest IoU that two proposals may have.
+          max_proposals: K.
+          pre_nms: proposals that enter suppression, or None for the attribute.
+
+        Returns:
+          boxes: f32[K, 4], by descending score, padded.
+          scores: f32[K], probability of an object.
+          valid: bool[K], False at the padding.
+        """
+        boxes, scores, valid = self.select_proposals(
+            self.features(image),
+            image.shape,
+            nms_threshold=nms_threshold,
+            max_proposals=max_proposals,
+            pre_nms=pre_nms,
+        )
+        return boxes / self.canvas(image.shape)[1], scores, valid
+
+    def score(self, image, boxes):
+        """Score boxes: what an attack differentiates.
+
+        Args:
+          image: f32[H, W, 3], grey levels 0-255, RGB.
+          boxes: f32[N, 4].
+
+        Returns:
+          f32[N, C], pre-softmax.
+        """
+        return self.heads(self.features(image), boxes * self.canvas(image.shape)[1])[0]
+
+    def detect(
+        self,
+        image,
+        *,
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.3,
+        max_detections: int = 100,
+    ):
+        """Detect objects, as py-faster-rcnn's `test_net` does.
+
+        Args:
+          image: f32[H, W, 3], grey levels 0-255, RGB.
+          score_threshold: probability that a detection must exceed.
+          nms_threshold: largest IoU that two detections of a class may have.
+          max_detections: K.
+
+        Returns:
+          boxes: f32[K, 4], by descending score, padded.
+          classes: i32[K], from 1.
+          scores: f32[K], probability of the class.
+          valid: bool[K], False at the padding.
+        """
+        features = self.features(image)
+        regions, _, found = self.select_proposals(
+            features, image.shape, nms_threshold=0.7, max_proposals=self.post_nms
+        )
+        scores, deltas = self.heads(features, regions)
+        stds, means = (
+            jnp.asarray(values, jnp.float32)[None, None, :]
+            for values in (self.delta_stds, self.delta_means)
+        )
+        regions = regions / self.canvas(image.shape)[1]
+        boxes = detection.decode_boxes(regions[:, None], deltas * stds + means)
+        boxes = detection.clip_boxes(boxes, image.shape[:2])
+        # Class 0, background, is no detection.
+        boxes, scores = jnp.swapaxes(boxes, 0, 1)[1:], jax.nn.softmax(scores).T[1:]
+        boxes, classes, scores, valid = detection.nms_per_class(
+            boxes,
+            scores,
+            threshold=nms_threshold,
+            max_outputs=max_detections,
+            valid=found[None, :] & (scores > score_threshold),
+        )
+        return boxes, classes + 1, scores, valid

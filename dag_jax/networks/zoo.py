@@ -1,0 +1,223 @@
+"""The eight networks of Table 1 by name, full size and miniature, and how the engine calls them.
+
+Shapes: `H W` pixels of the user's image, `N` boxes, `K` outputs, `C` classes.
+
+A miniature is the same module: it differs in widths, in its canvas (strides, padding, the patch of
+fc6) and in its anchors. Full-size figures are those of Caffe's deploy files.
+"""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from dag_jax.networks import backbones
+from dag_jax.networks.faster_rcnn import FasterRCNN
+from dag_jax.networks.fcn import Fcn
+from dag_jax.weights import store
+
+NAMES = (
+    "fcn_alex",
+    "fcn_alex_star",
+    "fcn_vgg",
+    "fcn_vgg_star",
+    "fr_zf_07",
+    "fr_zf_0712",
+    "fr_vgg_07",
+    "fr_vgg_0712",
+)
+CHECKPOINTS = pathlib.Path(__file__).parent / "checkpoints"
+_ANY_IMAGE = (128, 128, 3)  # parameters do not depend on the image's size
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["parameters"],
+    meta_fields=["name", "module", "miniature"],
+)
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network ready to use: what it is, and its parameters (the leaves of the pytree)."""
+
+    name: str
+    module: nn.Module
+    parameters: dict
+    miniature: bool
+
+    @property
+    def detects(self) -> bool:
+        """Whether it is a detector; else it segments."""
+        return isinstance(self.module, FasterRCNN)
+
+
+def build(name: str, *, miniature: bool = False, batch_norm: bool = False) -> nn.Module:
+    """Return the module of a network, without parameters.
+
+    Args:
+      name: one of `NAMES`.
+      miniature: whether to build the small one.
+      batch_norm: whether to build it for training; `layers.fold_batch_norm` undoes it.
+
+    Returns:
+      An `Fcn` or a `FasterRCNN`.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
+    if name not in NAMES:
+        raise ValueError(f"unknown network {name!r}; the known ones are {', '.join(NAMES)}")
+    norm = {"batch_norm": batch_norm}
+    fcn_small = {"fc_width": 128, "fc_size": 3} if miniature else {}
+    small_detector = {
+        "stride": 8,
+        "anchor_sizes": (28, 48, 80),
+        "rpn_width": 64,
+        "fc_width": 128,
+        "min_size": 8,
+        "pre_nms": 600,
+        "post_nms": 100,
+        "resize": None,
+    }
+    detector_small = small_detector if miniature else {}
+    if name.startswith("fcn_alex"):
+        if miniature:
+            trunk = backbones.AlexNet((16, 64, 96, 96, 64), 2, first_padding=24, **norm)
+        else:
+            trunk = backbones.AlexNet(first_padding=100, **norm)
+        options = {"fc_size": 6, **fcn_small}
+        return Fcn(trunk, upsample_size=31 if miniature else 63, **options, **norm)
+    if name.startswith("fcn_vgg"):
+        if miniature:
+            trunk = backbones.Vgg16((8, 16, 32, 64, 64), first_padding=10, **norm)
+        else:
+            trunk = backbones.Vgg16(first_padding=100, **norm)
+        return Fcn(trunk, skips=("stage4", "stage3"), **fcn_small, **norm)
+    if name.startswith("fr_zf"):
+        trunk = backbones.Zf((16, 64, 96, 96, 64), 1, **norm) if miniature else backbones.Zf(**norm)
+        # The authors' ZF trained with a dropout that did not scale, so half is missing in a test.
+        multiplier = 1.0 if miniature else 0.5
+        options = {"rpn_width": 256, "pool_size": 6, "fc_multiplier": multiplier}
+        return FasterRCNN(trunk, **{**options, **detector_small})
+    widths, pooled = ((8, 16, 32, 64, 64), (1, 2, 3)) if miniature else (None, (1, 2, 3, 4))
+    widths = {"widths": widths} if widths else {}
+    return FasterRCNN(backbones.Vgg16(pooled=pooled, **widths, **norm), **detector_small)
+
+
+def load(name: str, *, miniature: bool = False, checkpoint=None, seed: int = 0) -> Network:
+    """Load a network.
+
+    Args:
+      name: one of `NAMES`.
+      miniature: whether to load the small one, whose trained checkpoint ships with the package.
+      checkpoint: path of a safetensors file of ours to read instead.
+      seed: of the random parameters that a full-size network has without a checkpoint.
+
+    Returns:
+      Network.
+
+    Raises:
+      ValueError: for an unknown name, and for a checkpoint that is missing, damaged or of another
+        network.
+    """
+    module = build(name, miniature=miniature)
+    init = functools.partial(module.init, jax.random.key(seed))
+    image = jax.ShapeDtypeStruct(_ANY_IMAGE, jnp.float32)
+    if checkpoint is None and miniature:
+        checkpoint = CHECKPOINTS / f"{name}.safetensors"
+    if checkpoint is None:
+        parameters = jax.jit(init)(jnp.zeros(_ANY_IMAGE))["params"]
+    else:
+        parameters, _ = store.load(checkpoint)
+        store.check(parameters, jax.eval_shape(init, image)["params"])
+        parameters = jax.tree.map(jnp.asarray, parameters)
+    return Network(name, module, parameters, miniature)
+
+
+def _apply(network, *arguments, method=None, **options):
+    return network.module.apply(
+        {"params": network.parameters}, *arguments, method=method, **options
+    )
+
+
+def _score_pixels(network, image):
+    return _apply(network, image)
+
+
+def _score_boxes(network, image, boxes):
+    return _apply(network, image, boxes, method="score")
+
+
+def _score_fixed_boxes(network, boxes, image):
+    return _score_boxes(network, image, boxes)
+
+
+def score_fn(network: Network, boxes=None):
+    """Return the callable by which a network meets the engine.
+
+    It is a pytree: its parameters are traced by `jax.jit`, not baked in.
+
+    Args:
+      network: from `load`.
+      boxes: f32[N, 4] of a detector, in the user's pixels; None leaves them to the caller.
+
+    Returns:
+      For an FCN image f32[H, W, 3] -> f32[H, W, C]; for a detector image -> f32[N, C], or
+      (image, boxes) -> f32[N, C] where `boxes` is None. Scores are pre-softmax.
+
+    Raises:
+      ValueError: where an FCN is given boxes, or boxes are not [N, 4].
+    """
+    if not network.detects:
+        if boxes is not None:
+            raise ValueError(f"{network.name} segments: it takes no boxes")
+        return jax.tree_util.Partial(_score_pixels, network)
+    if boxes is None:
+        return jax.tree_util.Partial(_score_boxes, network)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"boxes have shape {boxes.shape}; they must be [N, 4]")
+    return jax.tree_util.Partial(_score_fixed_boxes, network, boxes)
+
+
+def predict(network: Network, image):
+    """Run a whole network, as an evaluation does.
+
+    Args:
+      network: from `load`.
+      image: f32[H, W, 3], RGB grey levels.
+
+    Returns:
+      Labels i32[H, W] of an FCN; of a detector (boxes f32[K, 4], classes i32[K], scores f32[K],
+      valid bool[K]), padded, after its own proposals, box regression and suppression.
+    """
+    if network.detects:
+        return _apply(network, image, method="detect")
+    return jnp.argmax(_apply(network, image), axis=-1).astype(jnp.int32)
+
+
+def propose(network: Network, image, *, nms_threshold: float, max_proposals: int):
+    """Return a detector's proposals: the paper attacks those at a threshold of 0.9.
+
+    Args:
+      network: a detector from `load`.
+      image: f32[H, W, 3], RGB grey levels.
+      nms_threshold: IoU above which the lower of two proposals goes.
+      max_proposals: K.
+
+    Returns:
+      (boxes f32[K, 4] in the user's pixels, scores f32[K] of being an object, valid bool[K]).
+
+    Raises:
+      ValueError: where the network is an FCN.
+    """
+    if not network.detects:
+        raise ValueError(f"{network.name} segments: it has no proposals")
+    return _apply(
+        network,
+        image,
+        nms_threshold=nms_threshold,
+        max_proposals=max_proposals,
+        method="propose",
+    )

@@ -1,0 +1,264 @@
+"""What launches share: examples of one shape, the targets of an attack, predictions and scores.
+
+Shapes: `M` examples, `H W` pixels, `N` targets, `G` ground-truth boxes, `C` classes.
+"""
+
+import functools
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+import dag_jax
+from dag_jax import datasets, metrics, networks
+
+NUM_CLASSES = len(datasets.CLASS_NAMES)
+# The classes that the small VOC folder is made of; scores on it are given for these beside all.
+FREQUENT = tuple(
+    datasets.CLASS_NAMES.index(name)
+    for name in ("background", "cat", "cow", "dog", "horse", "person", "sheep")
+)
+# Proposals of an attack: the paper keeps 3,000 at 0.9 from an RPN that sees 600 x 1,000 pixels.
+ATTACK_NMS = 0.9
+ATTACK_PROPOSALS = {True: 300, False: 3000}  # miniature or not
+_BATCH = 20  # images predicted at a time
+_TARGETS = 32  # rows by which lists of targets are padded
+
+
+def progress(iterable=None, **options):
+    """Return a progress bar: what, how many, how long left."""
+    return tqdm(iterable, file=sys.stderr, mininterval=1.0, dynamic_ncols=True, **options)
+
+
+def resize(example: dict, canvas: int) -> dict:
+    """Scale an example to canvas x canvas pixels; its aspect ratio gives way.
+
+    Args:
+      example: as `datasets.Examples` gives it.
+      canvas: pixels of a side.
+
+    Returns:
+      The example with its image (area filter), mask (nearest) and boxes scaled.
+    """
+    height, width = example["image"].shape[:2]
+    size = (canvas, canvas)
+    image = Image.fromarray(example["image"]).resize(size, Image.Resampling.BOX)
+    mask = Image.fromarray(example["mask"][:, :, 0]).resize(size, Image.Resampling.NEAREST)
+    factor = np.array([canvas / width, canvas / height] * 2, np.float32)
+    # Corners are inclusive: a box spans x0 to x1 + 1.
+    ends = np.array([0, 0, 1, 1], np.float32)
+    boxes = (example["objects"]["boxes"] + ends) * factor - ends
+    return {
+        **example,
+        "image": np.array(image),
+        "mask": np.array(mask)[:, :, None],
+        "objects": {**example["objects"], "boxes": boxes.astype(np.float32)},
+    }
+
+
+def load_examples(
+    dataset: str, splits, *, data_dir=None, cache_dir=None, limit=None, canvas=None, network=None
+) -> list[dict]:
+    """Read examples of one shape, with what the network is scored on.
+
+    Args:
+      dataset: 'scenes' or 'voc'.
+      splits: names of splits, read one after the other.
+      data_dir: folder of VOC.
+      cache_dir: where prepared datasets lie.
+      limit: the most examples to read; None for all.
+      canvas: pixels of the square to scale to; None leaves images as they are.
+      network: a `Network` for which examples without ground truth (no mask, no box) are left out.
+
+    Returns:
+      List of example dicts.
+
+    Raises:
+      ValueError: for what `datasets.open_dataset` names, where images differ in shape, and where
+        nothing is left.
+    """
+    examples = []
+    for split in splits:
+        source = datasets.open_dataset(dataset, split, data_dir=data_dir, cache_dir=cache_dir)
+        for example in source:
+            if limit is not None and len(examples) >= limit:
+                break
+            if network is not None and not network.detects and not example["has_mask"]:
+                continue
+            examples.append(resize(example, canvas) if canvas else example)
+    if not examples:
+        raise ValueError(f"{dataset} {','.join(splits)} has no example to use")
+    shapes = {example["image"].shape for example in examples}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"the images of {dataset} have {len(shapes)} different sizes; --canvas scales them to "
+            "one"
+        )
+    return examples
+
+
+def stack_images(examples) -> np.ndarray:
+    """Return the images of examples, f32[M, H, W, 3]."""
+    return np.stack([example["image"] for example in examples]).astype(np.float32)
+
+
+_predict_batch = jax.jit(jax.vmap(networks.predict, (None, 0)))
+
+
+def predict(network, images) -> list:
+    """Run a whole network over images.
+
+    Args:
+      network: a `Network`.
+      images: f32[M, H, W, 3], grey levels.
+
+    Returns:
+      List of M predictions: labels i32[H, W], or `metrics.Detections`.
+    """
+    predictions = []
+    for start in range(0, len(images), _BATCH):
+        batch = np.asarray(images[start : start + _BATCH], np.float32)
+        count = len(batch)
+        batch = np.concatenate([batch, np.repeat(batch[-1:], _BATCH - count, axis=0)])
+        result = jax.device_get(_predict_batch(network, batch))
+        if network.detects:
+            boxes, classes, scores, valid = result
+            predictions += [
+                metrics.Detections(boxes[i][valid[i]], classes[i][valid[i]], scores[i][valid[i]])
+                for i in range(count)
+            ]
+        else:
+            predictions += list(result[:count])
+    return predictions
+
+
+def score(examples, predictions, classes=None) -> float:
+    """Score predictions as the paper's table does, in percent.
+
+    Args:
+      examples: what was predicted, as many as predictions.
+      predictions: from `predict`.
+      classes: classes to average over; None for all.
+
+    Returns:
+      mIoU of the whole set for labels, 11-point VOC mAP for detections.
+    """
+    if isinstance(predictions[0], metrics.Detections):
+        detections, truths = {}, {}
+        for example, prediction in zip(examples, predictions, strict=True):
+            objects = example["objects"]
+            detections[example["image_id"]] = prediction
+            truths[example["image_id"]] = metrics.Truths(
+                objects["boxes"], objects["label"], objects["difficult"]
+            )
+        values = metrics.voc_ap(detections, truths).per_class
+    else:
+        confusion = sum(
+            metrics.confusion_matrix(example["mask"][:, :, 0], labels, NUM_CLASSES)
+            for example, labels in zip(examples, predictions, strict=True)
+        )
+        values = metrics.class_iou(confusion)
+    if classes is not None:
+        values = values[list(classes)]
+    return float(100 * np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+
+
+@jax.jit
+def _find_targets(network, key, image, truth_boxes, truth_labels, truth_valid):
+    boxes, _, valid = networks.propose(
+        network,
+        image,
+        nms_threshold=ATTACK_NMS,
+        max_proposals=ATTACK_PROPOSALS[network.miniature],
+    )
+    scores = networks.score_fn(network, boxes)(image)
+    labels, valid = dag_jax.label_proposals(
+        boxes, scores, valid, truth_boxes, truth_labels, truth_valid
+    )
+    adversarial = dag_jax.permute_labels(key, labels, NUM_CLASSES, first_class=1)
+    targets = dag_jax.make_targets(labels, adversarial, valid)
+    first = jnp.argsort(~targets.valid, stable=True)  # targets to the front
+    return jax.tree.map(lambda leaf: leaf[first], (targets, boxes))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _pixel_targets(key, mask, num_classes):
+    return dag_jax.make_targets(mask, dag_jax.permute_labels(key, mask, num_classes))
+
+
+def attack_inputs(network, examples, seed: int) -> list:
+    """Return what `attack_stream` takes: (index, image, targets, inputs) of each example.
+
+    The targets of an FCN are all pixels that are not void; a detector's are its own proposals on
+    the clean image that find an object. Labels and adversarial labels are the paper's.
+
+    Args:
+      network: a `Network`.
+      examples: from `load_examples`.
+      seed: of the permutations.
+
+    Returns:
+      List of M tuples, arrays being NumPy's.
+    """
+    if not network.detects:
+        inputs = []
+        for index, example in enumerate(examples):
+            key = dag_jax.image_key(seed, example["image_id"])
+            mask = example["mask"][:, :, 0].astype(np.int32)
+            targets = jax.device_get(_pixel_targets(key, mask, NUM_CLASSES))
+            inputs.append((index, example["image"], targets, ()))
+        return inputs
+    rows = 8 * -(-max(len(example["objects"]["label"]) for example in examples) // 8) or 8
+    found = []
+    for example in examples:
+        key = dag_jax.image_key(seed, example["image_id"])
+        objects = example["objects"]
+        count = len(objects["label"])
+        truth = np.zeros((rows, 4), np.float32), np.zeros(rows, np.int32), np.arange(rows) < count
+        truth[0][:count], truth[1][:count] = objects["boxes"], objects["label"]
+        image = example["image"].astype(np.float32)
+        found.append(jax.device_get(_find_targets(network, key, image, *truth)))
+    # All lists as short as the longest allows; padding costs work and changes nothing.
+    most = max(int(targets.valid.sum()) for targets, _ in found)
+    keep = min(_TARGETS * -(-max(most, 1) // _TARGETS), found[0][1].shape[0])
+    return [
+        (
+            index,
+            example["image"],
+            jax.tree.map(lambda leaf: leaf[:keep], targets),
+            (boxes[:keep],),
+        )
+        for index, (example, (targets, boxes)) in enumerate(zip(examples, found, strict=True))
+    ]
+
+
+def attack_examples(network, inputs, *, slots, label, **options) -> list:
+    """Attack examples with a progress bar.
+
+    Args:
+      network: a `Network`.
+      inputs: from `attack_inputs`.
+      slots: images under way at a time.
+      label: what the bar is called.
+      **options: of `dag_jax.attack_stream`.
+
+    Returns:
+      List of `Attack`, in the order of `inputs`.
+    """
+    results: list = [None] * len(inputs)
+    stream = dag_jax.attack_stream(
+        networks.score_fn(network), inputs, slots=min(slots, len(inputs)), **options
+    )
+    for index, result in progress(stream, total=len(inputs), desc=label, unit="image"):
+        results[index] = result
+    return results
+
+
+def perturbed_images(attacks, *, rounded: bool = False) -> np.ndarray:
+    """Return the adversarial images f32[M, H, W, 3], rounded to whole grey levels where asked."""
+    return np.stack(
+        [np.asarray(dag_jax.perturb(a.image, a.perturbation, rounded=rounded)) for a in attacks]
+    )

@@ -1,0 +1,383 @@
+"""Table 1: eight networks before the attack (ORIG), under it (ADVR), under its permutation (PERM).
+
+    python -m experiments.table1                 40 images a network: what `make table1` runs
+    python -m experiments.table1 --limit=100     the table in the README
+    python -m experiments.table1 --rounded       attack the image as the saved PNG will be
+    python -m experiments.table1 --dataset=voc --data_dir=VOCdevkit --split=voc2012_seg_val \
+        --canvas=128 --checkpoints=runs/photographs --networks=fcn_vgg,fr_vgg_0712
+
+Results go to --workdir: table1.md, table1.json, figure1.png, and for each network a record per
+image (records/), the perturbations by image id (perturbations/) and its row (rows/). The same
+command goes on where a killed one stopped; a folder with another run's results is refused.
+"""
+
+import hashlib
+import json
+import pathlib
+import sys
+import time
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+
+import dag_jax
+from dag_jax import metrics, networks
+from dag_jax.networks import zoo
+from experiments import evaluation, figures
+
+TITLES = {
+    "fcn_alex": "FCN-Alex",
+    "fcn_alex_star": "FCN-Alex*",
+    "fcn_vgg": "FCN-VGG",
+    "fcn_vgg_star": "FCN-VGG*",
+    "fr_zf_07": "FR-ZF-07",
+    "fr_zf_0712": "FR-ZF-0712",
+    "fr_vgg_07": "FR-VGG-07",
+    "fr_vgg_0712": "FR-VGG-0712",
+}
+# ORIG, ADVR, PERM of Xie et al., ICCV 2017, table 1: full-size networks on PASCAL VOC.
+PAPER = {
+    "fcn_alex": (48.04, 3.98, 48.04),
+    "fcn_alex_star": (48.92, 3.98, 48.91),
+    "fcn_vgg": (65.49, 4.09, 65.47),
+    "fcn_vgg_star": (67.09, 4.18, 67.08),
+    "fr_zf_07": (58.70, 3.61, 58.33),
+    "fr_zf_0712": (61.07, 1.95, 60.94),
+    "fr_vgg_07": (69.14, 5.92, 68.68),
+    "fr_vgg_0712": (72.07, 3.36, 71.97),
+}
+# The test split of each kind of network (segments, detects) on scenes.
+TEST_SPLITS = {False: "seg11valid", True: "voc07_test"}
+# A detector run again finds what the attack left at a near-tie, so a detector's targets stay
+# active until their label has lost by 3 logits. An FCN is scored on the attacked pixels
+# themselves: the paper's rule is enough.
+MARGINS = {False: 0.0, True: 3.0}
+MAX_STEPS = {False: 200, True: 150}  # the paper's M_0, for segmentation and detection
+PERMUTATIONS = 3  # shuffles whose mean is PERM
+NOTICEABLE = 10  # grey levels: the paper's figures stay below
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("networks", list(networks.NAMES), "Networks to attack.")
+flags.DEFINE_enum("dataset", "scenes", ["scenes", "voc"], "What to attack them on.")
+flags.DEFINE_string("split", None, "Split to attack. Default on scenes: each network's own.")
+flags.DEFINE_string("data_dir", None, "Folder of an extracted VOCdevkit, for --dataset=voc.")
+flags.DEFINE_string("cache_dir", None, "Where prepared datasets lie. Default: ~/.cache/dag_jax.")
+flags.DEFINE_integer("canvas", None, "Scale images to this square; photographs need it.", 32)
+flags.DEFINE_string("checkpoints", None, "Folder of <network>.safetensors to use instead.")
+flags.DEFINE_bool("miniature", True, "The small networks, or the full-size ones.")
+flags.DEFINE_integer("limit", 40, "Images a network, the first of the split.", 1)
+flags.DEFINE_integer("max_steps", None, "M_0. Default: 200 for FCN, 150 for detectors.", 1)
+flags.DEFINE_float("step_size", 0.5, "gamma, grey levels.")
+flags.DEFINE_float("margin", None, "Logits a label must lose by. Default: 0 FCN, 3 detectors.")
+flags.DEFINE_bool("rounded", False, "Attack the image as it will be saved, in whole grey levels.")
+flags.DEFINE_integer("seed", 0, "Seed of adversarial labels and permutations.")
+flags.DEFINE_integer("slots", 20, "Images under way at a time.", 1)
+flags.DEFINE_string("workdir", "runs/table1", "Where to write.")
+
+
+def claim(workdir, settings):
+    """Make the folder and write the settings of its run, or check that they are the same.
+
+    Raises:
+      ValueError: where the folder holds another run, or something else.
+    """
+    path = workdir / "settings.json"
+    if path.exists():
+        found = json.loads(path.read_text())
+        other = sorted(k for k in settings | found if settings.get(k) != found.get(k))
+        if other:
+            raise ValueError(
+                f"{workdir} holds results of a run with other settings ({', '.join(other)}); "
+                "nothing was changed there. Give another --workdir, or remove the folder"
+            )
+        return
+    if workdir.exists() and any(workdir.iterdir()):
+        raise ValueError(f"{workdir} is not empty and holds no run of this launch")
+    for folder in ("rows", "records", "perturbations"):
+        (workdir / folder).mkdir(parents=True, exist_ok=True)
+    write(path, json.dumps(settings, indent=2) + "\n")
+
+
+def write(path, text):
+    """Write a file at once or not at all."""
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def permuted_images(attacks, examples, seed, shuffle):
+    """Return the images f32[M, H, W, 3] with each perturbation's rows and columns shuffled."""
+    images = []
+    for attack, example in zip(attacks, examples, strict=True):
+        key = jax.random.fold_in(dag_jax.image_key(seed, example["image_id"]), 1 + shuffle)
+        images.append(dag_jax.perturb(attack.image, metrics.permute(key, attack.perturbation)))
+    return np.stack(images)
+
+
+def measure(network, examples, *, margin, max_steps, step_size, rounded, seed, slots):
+    """Attack the examples and score the network on what comes out.
+
+    Returns:
+      (row, attacks, advr at each margin): the row of the table as a dict, the `Attack` of each
+      example.
+    """
+    title = TITLES[network.name]
+
+    def score(images):
+        predictions = evaluation.predict(network, images)
+        return {
+            subset: evaluation.score(examples, predictions, classes)
+            for subset, classes in (("", None), ("_frequent", evaluation.FREQUENT))
+        }
+
+    def run(margin):
+        return evaluation.attack_examples(
+            network,
+            inputs,
+            slots=slots,
+            label=f"{title} margin {margin:g}",
+            max_steps=max_steps,
+            step_size=step_size,
+            rounded=rounded,
+            margin=margin,
+        )
+
+    inputs = evaluation.attack_inputs(network, examples, seed)
+    attacks = run(margin)
+    by_paper = attacks if margin == 0 else run(0.0)
+    columns = {
+        "orig": score(evaluation.stack_images(examples)),
+        "advr": score(evaluation.perturbed_images(attacks)),
+        "advr_uint8": score(evaluation.perturbed_images(attacks, rounded=True)),
+    }
+    columns["advr_margin_0"] = (
+        score(evaluation.perturbed_images(by_paper)) if margin else columns["advr"]
+    )
+    shuffled = [
+        score(permuted_images(attacks, examples, seed, shuffle)) for shuffle in range(PERMUTATIONS)
+    ]
+    columns["perm"] = {
+        subset: float(np.mean([scores[subset] for scores in shuffled])) for subset in shuffled[0]
+    }
+    status = np.array([attack.status for attack in attacks])
+    with_targets = status != dag_jax.Status.NO_TARGETS
+    largest = np.array([np.abs(attack.perturbation).max() for attack in attacks])
+    perceptibility = np.array([metrics.perceptibility(attack.perturbation) for attack in attacks])
+
+    def over(values, function):
+        return float(function(values[with_targets])) if with_targets.any() else 0.0
+
+    row = {
+        "network": network.name,
+        **{
+            f"{name}{subset}": round(value, 2)
+            for name, values in columns.items()
+            for subset, value in values.items()
+        },
+        "margin": margin,
+        "steps_median": over(np.array([attack.num_steps for attack in attacks]), np.median),
+        "perceptibility": over(perceptibility, np.mean),
+        "largest_change_median": over(largest, np.median),
+        "noticeable": over(largest >= NOTICEABLE, np.mean),
+        "unfinished": int((with_targets & (status != dag_jax.Status.FOOLED)).sum()),
+        "no_targets": int((~with_targets).sum()),
+        "images": len(examples),
+    }
+    return row, attacks
+
+
+def records(examples, attacks):
+    """Return one JSON line per image."""
+    lines = []
+    for example, attack in zip(examples, attacks, strict=True):
+        steps = int(attack.num_steps)
+        line = {
+            "image_id": example["image_id"],
+            "status": dag_jax.Status(int(attack.status)).name,
+            "num_steps": steps,
+            "active_counts": attack.active_counts[: steps + 1].tolist(),
+            "perceptibility": float(metrics.perceptibility(attack.perturbation)),
+            "largest_change": float(np.abs(attack.perturbation).max()),
+        }
+        lines.append(json.dumps(line) + "\n")
+    return "".join(lines)
+
+
+COLUMNS = (
+    ("network", lambda row: TITLES[row["network"]]),
+    ("ORIG", lambda row: f"{row['orig']:.2f}"),
+    ("ADVR", lambda row: f"{row['advr']:.2f}"),
+    ("PERM", lambda row: f"{row['perm']:.2f}"),
+    ("margin", lambda row: f"{row['margin']:g}"),
+    ("ADVR margin 0", lambda row: f"{row['advr_margin_0']:.2f}"),
+    ("ADVR uint8", lambda row: f"{row['advr_uint8']:.2f}"),
+    ("steps", lambda row: f"{row['steps_median']:g}"),
+    ("p x1000", lambda row: f"{1000 * row['perceptibility']:.1f}"),
+    ("largest", lambda row: f"{row['largest_change_median']:.1f}"),
+    (f">={NOTICEABLE}", lambda row: f"{100 * row['noticeable']:.0f}%"),
+    ("unfinished", lambda row: f"{row['unfinished']}"),
+    ("no targets", lambda row: f"{row['no_targets']}"),
+    ("images", lambda row: f"{row['images']}"),
+)
+FREQUENT_COLUMNS = tuple(
+    (f"{name} 7", lambda row, key=key: f"{row[key + '_frequent']:.2f}")
+    for name, key in (("ORIG", "orig"), ("ADVR", "advr"), ("PERM", "perm"))
+)
+PAPER_COLUMNS = tuple(
+    (f"paper {name}", lambda row, i=i: f"{PAPER[row['network']][i]:.2f}")
+    for i, name in enumerate(("ORIG", "ADVR", "PERM"))
+)
+
+
+def markdown(rows, columns):
+    """Return rows as a Markdown table, padded so that it is also a table in a terminal."""
+    cells = [[name for name, _ in columns]] + [[text(row) for _, text in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "| "
+        + " | ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        + " |"
+        for line in cells
+    ]
+    rule = "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def report(rows, settings):
+    """Return table1.md."""
+    scenes = settings["dataset"] == "scenes"
+    size = "miniatures" if settings["miniature"] else "full-size networks"
+    kind = "rendered scenes" if scenes else f"{settings['dataset']} {settings['split']}"
+    columns = COLUMNS if scenes else COLUMNS + FREQUENT_COLUMNS
+    classes = ", ".join(evaluation.datasets.CLASS_NAMES[i] for i in evaluation.FREQUENT)
+    notes = [
+        f"These are {size} on {kind}: compare rows with each other, not with published figures.",
+        "mIoU (FCN) and 11-point VOC mAP (FR) in percent. ADVR at the row's margin; margin 0 is "
+        "the paper's rule. PERM: mean over 3 shuffles of the rows and columns of the perturbation.",
+        "uint8: the same images rounded to whole grey levels. steps, largest (grey levels): "
+        "medians; p: mean perceptibility; "
+        f">={NOTICEABLE}: share of images with a change of that many grey levels or more.",
+    ]
+    if not scenes:
+        notes.append(f"The columns '7' average over {classes} alone.")
+    text = "\n".join(f"{note}  " for note in notes)
+    return (
+        f"# Table 1 ({size}, {kind})\n\n{text}\n\n{markdown(rows, columns)}\n\n"
+        "The paper's own figures: full-size networks, PASCAL VOC (Xie et al., ICCV 2017)\n\n"
+        f"{markdown(rows, (COLUMNS[0], *PAPER_COLUMNS))}\n"
+    )
+
+
+def picture(network, examples, perturbations):
+    """Return the `AttackRow` of the first image whose objects the network finds and loses."""
+    for example in examples:
+        clean = example["image"].astype(np.float32)
+        r = perturbations[example["image_id"]]
+        adversarial = np.asarray(dag_jax.perturb(clean, r))
+        before, after = evaluation.predict(network, np.stack([clean, adversarial]))
+        scores = [evaluation.score([example], [prediction]) for prediction in (before, after)]
+        if len(example["objects"]["label"]) > 1 and scores[0] > 60 and scores[1] < 10:
+            break
+    unit = "mAP" if network.detects else "mIoU"
+    title = (
+        f"{TITLES[network.name]} on {example['image_id']}: {unit} {scores[0]:.0f} before, "
+        f"{scores[1]:.0f} after"
+    )
+    return figures.AttackRow(title, clean, adversarial, r, before, after)
+
+
+def main(argv):
+    """Attack each network, print the table, write everything."""
+    logging.set_verbosity(logging.WARNING)
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument(s): {' '.join(argv[1:])}")
+    started = time.monotonic()
+    unknown = [name for name in FLAGS.networks if name not in networks.NAMES]
+    if unknown or not FLAGS.networks:
+        raise app.UsageError(
+            f"--networks: unknown {', '.join(unknown) or 'nothing'}; known: "
+            f"{', '.join(networks.NAMES)}"
+        )
+    if FLAGS.dataset != "scenes" and not FLAGS.split:
+        raise app.UsageError(f"--dataset={FLAGS.dataset} needs --split")
+    dag_jax.check_numbers(FLAGS.max_steps or 1, FLAGS.step_size, FLAGS.margin or 0)
+
+    # 1. Everything that can be wrong is read before anything is written.
+    paths = {
+        name: pathlib.Path(FLAGS.checkpoints or zoo.CHECKPOINTS) / f"{name}.safetensors"
+        if FLAGS.miniature or FLAGS.checkpoints
+        else None
+        for name in FLAGS.networks
+    }
+    loaded = {
+        name: networks.load(name, miniature=FLAGS.miniature, checkpoint=path)
+        for name, path in paths.items()
+    }
+    examples = {}
+    for detects in sorted({network.detects for network in loaded.values()}):
+        examples[detects] = evaluation.load_examples(
+            FLAGS.dataset,
+            [FLAGS.split or TEST_SPLITS[detects]],
+            data_dir=FLAGS.data_dir,
+            cache_dir=FLAGS.cache_dir,
+            limit=FLAGS.limit,
+            canvas=FLAGS.canvas,
+            network=next(n for n in loaded.values() if n.detects == detects),
+        )
+    names = ("dataset", "split", "canvas", "miniature", "limit", "max_steps", "step_size")
+    settings = {name: getattr(FLAGS, name) for name in (*names, "margin", "rounded", "seed")}
+    settings["networks"] = {
+        name: path and hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()
+    }
+    workdir = pathlib.Path(FLAGS.workdir)
+    claim(workdir, settings)
+
+    # 2. A row at a time; a finished one is kept.
+    rows = []
+    for name, network in loaded.items():
+        path = workdir / "rows" / f"{name}.json"
+        if not path.exists():
+            chosen = examples[network.detects]
+            row, attacks = measure(
+                network,
+                chosen,
+                margin=MARGINS[network.detects] if FLAGS.margin is None else FLAGS.margin,
+                max_steps=FLAGS.max_steps or MAX_STEPS[network.detects],
+                step_size=FLAGS.step_size,
+                rounded=FLAGS.rounded,
+                seed=FLAGS.seed,
+                slots=FLAGS.slots,
+            )
+            write(workdir / "records" / f"{name}.jsonl", records(chosen, attacks))
+            np.savez(
+                workdir / "perturbations" / f"{name}.npz",
+                **{e["image_id"]: a.perturbation for e, a in zip(chosen, attacks, strict=True)},
+            )
+            write(path, json.dumps(row, indent=2) + "\n")
+        rows.append(json.loads(path.read_text()))
+        done = f"{len(rows)} of {len(loaded)} networks, {time.monotonic() - started:.0f} s"
+        print(
+            f"{TITLES[name]}: ORIG {rows[-1]['orig']:.2f} ADVR {rows[-1]['advr']:.2f} "
+            f"PERM {rows[-1]['perm']:.2f}  ({done})",
+            file=sys.stderr,
+        )
+
+    # 3. The table and the pictures.
+    text = report(rows, settings)
+    write(workdir / "table1.md", text)
+    content = {"settings": settings, "rows": rows}
+    write(workdir / "table1.json", json.dumps(content, indent=2) + "\n")
+    shown = {name.rsplit("_", 1)[0] if "fr_" in name else name[:7]: name for name in loaded}
+    pictures = []
+    for name in shown.values():
+        with np.load(workdir / "perturbations" / f"{name}.npz") as perturbations:
+            network = loaded[name]
+            pictures.append(picture(network, examples[network.detects], perturbations))
+    figures.attack_figure(pictures, workdir / "figure1.png")
+    print(text)
+    print(f"{time.monotonic() - started:.0f} s; results: {workdir}/")
+
+
+if __name__ == "__main__":
+    app.run(main)

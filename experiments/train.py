@@ -1,0 +1,351 @@
+"""Train one network of Table 1, miniature or full size.
+
+The eight miniatures that ship with the package were trained by `make miniatures`, which is, for
+each network with its own splits,
+
+    python -m experiments.train --network=fcn_vgg --publish
+
+Each checkpoint carries its record: command, splits, seed, score. Results go to
+runs/train/<network>: the checkpoint, curve.png, curve.jsonl, and the state that a killed run goes
+on from: start the same command again.
+
+Training uses batch normalisation; the checkpoint has it folded into the convolutions, which leaves
+the network of the paper. Segmentation weighs background down, since most pixels are background.
+`--noise` adds grey levels of Gaussian noise, a strength drawn for each image: without it a network
+of faint classes fails on any noise, and the permuted control says nothing.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags, logging
+from flax import serialization
+
+from dag_jax import networks
+from dag_jax.networks import layers, losses, zoo
+from dag_jax.weights import store
+from experiments import evaluation, figures
+
+# The lists of the paper, by network, and what each is tested on.
+SPLITS = {
+    "fcn_alex": ("fcn_train",),
+    "fcn_alex_star": ("fcn_star_train",),
+    "fcn_vgg": ("fcn_train",),
+    "fcn_vgg_star": ("fcn_star_train",),
+    "fr_zf_07": ("voc07_trainval",),
+    "fr_zf_0712": ("voc07_trainval", "voc12_trainval"),
+    "fr_vgg_07": ("voc07_trainval",),
+    "fr_vgg_0712": ("voc07_trainval", "voc12_trainval"),
+}
+_OBJECTS = 8  # rows by which lists of boxes are padded
+
+FLAGS = flags.FLAGS
+flags.DEFINE_enum("network", None, networks.NAMES, "Which network to train.", required=True)
+flags.DEFINE_bool("miniature", True, "The small network, or the full-size one.")
+flags.DEFINE_enum("dataset", "scenes", ["scenes", "voc"], "What to train on.")
+flags.DEFINE_string("data_dir", None, "Folder of an extracted VOCdevkit, for --dataset=voc.")
+flags.DEFINE_string("cache_dir", None, "Where prepared datasets lie. Default: ~/.cache/dag_jax.")
+flags.DEFINE_list("splits", None, "Splits to train on. Default: the network's, on scenes.")
+flags.DEFINE_string("test_split", None, "Split to score on. Default: the network's, on scenes.")
+flags.DEFINE_integer("canvas", None, "Scale images to this square; photographs need it.", 32)
+flags.DEFINE_integer("steps", 700, "Updates.", 1)
+flags.DEFINE_integer("batch_size", 16, "Images of an update.", 1)
+flags.DEFINE_float("learning_rate", 4e-3, "Largest learning rate of AdamW, cosine schedule.", 0)
+flags.DEFINE_float("weight_decay", 1e-4, "Weight decay of AdamW.", 0)
+flags.DEFINE_float("background_weight", 0.25, "Weight of background in the FCN's loss.", 0)
+flags.DEFINE_float("noise", 1.5, "Largest standard deviation of noise, in grey levels.", 0)
+flags.DEFINE_bool("augment", False, "Mirror and crop at random: for photographs, not for scenes.")
+flags.DEFINE_integer("seed", 0, "Seed of the initial weights, order, noise and augmentation.")
+flags.DEFINE_string("initial", None, "Checkpoint to start from: ImageNet weights, say.")
+flags.DEFINE_integer("score_every", 100, "Updates between two scores and saved states.", 1)
+flags.DEFINE_integer("score_images", 40, "Test images of those scores.", 1)
+flags.DEFINE_string("workdir", None, "Where to write. Default: runs/train/<network>.")
+flags.DEFINE_bool("publish", False, "Also write the checkpoint into the package.")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a killed run goes on from."""
+
+    step: jax.Array  # i32 updates made
+    parameters: dict
+    statistics: dict  # running means and variances of batch normalisation
+    optimizer: optax.OptState
+
+
+def draw_crops(rng, images, masks, boxes, valid):
+    """Mirror and crop a batch at random; boxes that lose their centre are dropped.
+
+    Args:
+      rng: NumPy generator.
+      images: u8[B, H, W, 3].
+      masks: u8[B, H, W].
+      boxes: f32[B, G, 4], inclusive pixels.
+      valid: bool[B, G].
+
+    Returns:
+      The four, new. A crop has 60 to 100% of each side and is scaled back.
+    """
+    images, masks, boxes, valid = (np.array(array) for array in (images, masks, boxes, valid))
+    size = images.shape[1:3]
+    for i in range(len(images)):
+        if rng.random() < 0.5:
+            images[i], masks[i] = images[i][:, ::-1], masks[i][:, ::-1]
+            boxes[i][:, [0, 2]] = size[1] - 1 - boxes[i][:, [2, 0]]
+        span = (rng.uniform(0.6, 1.0, 2) * size).astype(int)
+        top, left = (
+            rng.integers(0, whole - part + 1) for whole, part in zip(size, span, strict=True)
+        )
+        rows = top + (np.arange(size[0]) + 0.5) * span[0] / size[0]
+        columns = left + (np.arange(size[1]) + 0.5) * span[1] / size[1]
+        pick = np.ix_(rows.astype(int), columns.astype(int))
+        images[i], masks[i] = images[i][pick], masks[i][pick]
+        shift = np.array([left, top, left, top])
+        centre = (boxes[i][:, :2] + boxes[i][:, 2:]) / 2 - shift[:2]
+        valid[i] &= ((centre >= 0) & (centre < span[::-1])).all(axis=1)
+        factor = np.tile(np.array(size[::-1]) / span[::-1], 2)
+        ends = np.array([0, 0, 1, 1])
+        moved = (boxes[i] + ends - shift) * factor - ends
+        boxes[i] = np.clip(moved, 0, np.tile(size[::-1], 2) - 1)
+    return images, masks, boxes, valid
+
+
+def stack(examples):
+    """Return (images, masks, boxes, classes, valid) of all examples, boxes padded."""
+    most = max(len(example["objects"]["label"]) for example in examples)
+    rows = _OBJECTS * -(-max(most, 1) // _OBJECTS)
+    boxes = np.zeros((len(examples), rows, 4), np.float32)
+    classes = np.zeros((len(examples), rows), np.int32)
+    valid = np.zeros((len(examples), rows), bool)
+    for i, example in enumerate(examples):
+        count = len(example["objects"]["label"])
+        boxes[i, :count] = example["objects"]["boxes"]
+        classes[i, :count] = example["objects"]["label"]
+        valid[i, :count] = True
+    images = np.stack([example["image"] for example in examples])
+    masks = np.stack([example["mask"][:, :, 0] for example in examples])
+    return images, masks, boxes, classes, valid
+
+
+@functools.partial(jax.jit, static_argnames=("module", "optimizer"), donate_argnums=0)
+def update(state, key, batch, noise, class_weights, *, module, optimizer):
+    """Make one update; return the new state and the loss."""
+    images, masks, boxes, classes, valid = batch
+    noise_key, strength_key, sample_key = jax.random.split(key, 3)
+    images = images.astype(jnp.float32)
+    strength = noise * jax.random.uniform(strength_key, (images.shape[0], 1, 1, 1))
+    images = images + strength * jax.random.normal(noise_key, images.shape)
+
+    def loss(parameters):
+        variables = {"params": parameters, "batch_stats": state.statistics}
+        if isinstance(module, zoo.FasterRCNN):
+            value, _, statistics = losses.detection_loss(
+                module,
+                variables,
+                sample_key,
+                images,
+                boxes,
+                classes,
+                valid,
+                num_anchors=64,
+                num_regions=32,
+                num_proposals=module.post_nms,
+            )
+            return value, statistics
+        scores, updates = module.apply(variables, images, True, mutable=["batch_stats"])
+        value = losses.segmentation_loss(
+            scores, masks.astype(jnp.int32), class_weights=class_weights
+        )
+        return value, updates["batch_stats"]
+
+    (value, statistics), gradient = jax.value_and_grad(loss, has_aux=True)(state.parameters)
+    change, opt_state = optimizer.update(gradient, state.optimizer, state.parameters)
+    parameters = optax.apply_updates(state.parameters, change)
+    return TrainState(state.step + 1, parameters, statistics, opt_state), value
+
+
+def save_state(path, state, settings):
+    """Write a state and the settings it belongs to, at once or not at all."""
+    partial = path.with_suffix(".tmp")
+    content = {
+        "settings": json.dumps(settings),
+        "state": serialization.to_state_dict(leaves(state)),
+    }
+    partial.write_bytes(serialization.msgpack_serialize(content))
+    partial.replace(path)
+
+
+def leaves(state):
+    """Return the arrays of a state, as a flat dict."""
+    return {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+
+
+def restore_state(path, state, settings):
+    """Read a state that `save_state` wrote.
+
+    Raises:
+      ValueError: where the file is damaged or belongs to a run with other settings.
+    """
+    try:
+        content = serialization.msgpack_restore(path.read_bytes())
+        saved = json.loads(content["settings"])
+    except Exception as error:  # msgpack's exceptions differ by what is damaged
+        raise ValueError(f"{path} is damaged: {error}; remove it to start anew") from error
+    if saved != settings:
+        other = [name for name in settings if saved.get(name) != settings[name]]
+        raise ValueError(
+            f"{path.parent} holds a run with other settings ({', '.join(other)}): give another "
+            "--workdir, or the same settings to go on"
+        )
+    flat = [jnp.asarray(content["state"][str(i)]) for i in range(len(jax.tree.leaves(state)))]
+    return jax.tree.unflatten(jax.tree.structure(state), flat)
+
+
+def main(argv):
+    """Train, score, save."""
+    logging.set_verbosity(logging.WARNING)
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument(s): {' '.join(argv[1:])}")
+    splits, test_split = FLAGS.splits, FLAGS.test_split
+    if FLAGS.dataset == "scenes":
+        splits = splits or list(SPLITS[FLAGS.network])
+        test_split = test_split or (
+            "seg11valid" if FLAGS.network.startswith("fcn") else "voc07_test"
+        )
+    elif not (splits and test_split and FLAGS.data_dir):
+        raise app.UsageError(f"--dataset={FLAGS.dataset} needs --data_dir, --splits, --test_split")
+    names = [
+        *("network", "miniature", "dataset", "canvas", "steps", "batch_size", "learning_rate"),
+        *("weight_decay", "background_weight", "noise", "augment", "seed", "initial"),
+    ]
+    settings = {name: getattr(FLAGS, name) for name in names}
+    settings |= {"splits": splits, "test_split": test_split}
+    workdir = pathlib.Path(FLAGS.workdir or f"runs/train/{FLAGS.network}")
+    workdir.mkdir(parents=True, exist_ok=True)
+
+    # 1. The network, with batch normalisation, and where it starts.
+    module = networks.build(FLAGS.network, miniature=FLAGS.miniature, batch_norm=True)
+    final = networks.build(FLAGS.network, miniature=FLAGS.miniature)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, FLAGS.learning_rate, min(50, FLAGS.steps // 10 + 1), FLAGS.steps, 1e-5
+    )
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(5.0),
+        optax.adamw(schedule, weight_decay=FLAGS.weight_decay),
+    )
+    canvas = FLAGS.canvas or 128
+    key = jax.random.key(FLAGS.seed)
+    variables = jax.jit(functools.partial(initialise, module))(key, jnp.zeros((canvas, canvas, 3)))
+    parameters = variables["params"]
+    if FLAGS.initial:
+        parameters, _ = store.load(FLAGS.initial)
+        store.check(parameters, variables["params"])
+        parameters = jax.tree.map(jnp.asarray, parameters)
+    state = TrainState(
+        jnp.int32(0), parameters, variables.get("batch_stats", {}), optimizer.init(parameters)
+    )
+    saved = workdir / "state.msgpack"
+    if saved.exists():
+        state = restore_state(saved, state, settings)
+        print(f"going on after {int(state.step)} of {FLAGS.steps} updates", file=sys.stderr)
+
+    # 2. The examples.
+    read = functools.partial(
+        evaluation.load_examples,
+        FLAGS.dataset,
+        data_dir=FLAGS.data_dir,
+        cache_dir=FLAGS.cache_dir,
+        canvas=FLAGS.canvas,
+    )
+    network = networks.Network(FLAGS.network, final, {}, FLAGS.miniature)
+    arrays = stack(read(splits, network=network))
+    test = read([test_split], network=network)
+    few = test[: FLAGS.score_images]
+    class_weights = jnp.ones(evaluation.NUM_CLASSES).at[0].set(FLAGS.background_weight)
+
+    def folded(state):
+        parameters = layers.fold_batch_norm(state.parameters, state.statistics)
+        return dataclasses.replace(network, parameters=parameters)
+
+    def scored(state, examples):
+        images = evaluation.stack_images(examples)
+        return evaluation.score(examples, evaluation.predict(folded(state), images))
+
+    # 3. The updates. The examples of one depend on the seed and its number alone.
+    curve_path = workdir / "curve.jsonl"
+    curve = (
+        [json.loads(line) for line in curve_path.read_text().splitlines()]
+        if (curve_path.exists())
+        else []
+    )
+    curve = [point for point in curve if point["step"] <= int(state.step)]
+    bar = evaluation.progress(total=FLAGS.steps, initial=int(state.step), desc=FLAGS.network)
+    started, recent = time.monotonic(), []
+    for step in range(int(state.step), FLAGS.steps):
+        rng = np.random.default_rng([FLAGS.seed, step])
+        chosen = rng.choice(len(arrays[0]), FLAGS.batch_size, replace=False)
+        images, masks, boxes, classes, valid = (array[chosen] for array in arrays)
+        if FLAGS.augment:
+            images, masks, boxes, valid = draw_crops(rng, images, masks, boxes, valid)
+        state, loss = update(
+            state,
+            jax.random.fold_in(key, step),
+            (images, masks, boxes, classes, valid),
+            jnp.float32(FLAGS.noise),
+            class_weights,
+            module=module,
+            optimizer=optimizer,
+        )
+        recent.append(float(loss))
+        if not np.isfinite(recent[-1]):
+            raise FloatingPointError(
+                f"the loss is {recent[-1]} at update {step + 1}; try a lower --learning_rate"
+            )
+        bar.update()
+        if (step + 1) % FLAGS.score_every == 0 or step + 1 == FLAGS.steps:
+            point = {"step": step + 1, "loss": float(np.mean(recent)), "score": scored(state, few)}
+            point["seconds"] = round(time.monotonic() - started, 1)
+            recent = []
+            curve.append(point)
+            bar.set_postfix(loss=f"{point['loss']:.3f}", score=f"{point['score']:.1f}")
+            curve_path.write_text("".join(json.dumps(point) + "\n" for point in curve))
+            figures.training_curve(curve, FLAGS.network, workdir / "curve.png")
+            save_state(saved, state, settings)
+    bar.close()
+
+    # 4. The checkpoint, as anybody will read it: rounded to half precision, then scored.
+    path = workdir / f"{FLAGS.network}.safetensors"
+    record = {
+        **settings,
+        "command": "python -m experiments.train "
+        + " ".join(
+            flag.serialize() for flag in FLAGS.flags_by_module_dict()[sys.argv[0]] if flag.present
+        ),
+    }
+    store.save(path, folded(state).parameters, record, half=True)
+    reread = networks.load(FLAGS.network, miniature=FLAGS.miniature, checkpoint=path)
+    result = evaluation.score(test, evaluation.predict(reread, evaluation.stack_images(test)))
+    record |= {"score": round(result, 2), "test_images": len(test)}
+    for target in [path] + [zoo.CHECKPOINTS / path.name] * FLAGS.publish:
+        store.save(target, folded(state).parameters, record, half=True)
+    kind = "mAP" if network.detects else "mIoU"
+    print(f"{FLAGS.network}: {kind} {result:.2f} on {len(test)} images of {test_split}")
+    print(f"checkpoint: {path}")
+
+
+def initialise(module, key, image):
+    """Return the initial variables of a module."""
+    return module.init(key, image)
+
+
+if __name__ == "__main__":
+    app.run(main)
