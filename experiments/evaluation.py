@@ -21,6 +21,17 @@ FREQUENT = tuple(
     datasets.CLASS_NAMES.index(name)
     for name in ("background", "cat", "cow", "dog", "horse", "person", "sheep")
 )
+TITLES = {
+    "fcn_alex": "FCN-Alex",
+    "fcn_alex_star": "FCN-Alex*",
+    "fcn_vgg": "FCN-VGG",
+    "fcn_vgg_star": "FCN-VGG*",
+    "fr_zf_07": "FR-ZF-07",
+    "fr_zf_0712": "FR-ZF-0712",
+    "fr_vgg_07": "FR-VGG-07",
+    "fr_vgg_0712": "FR-VGG-0712",
+}
+NOTICEABLE = 10  # grey levels: the paper's figures stay below
 # Proposals of an attack: the paper keeps 3,000 at 0.9 from an RPN that sees 600 x 1,000 pixels.
 ATTACK_NMS = 0.9
 ATTACK_PROPOSALS = {True: 300, False: 3000}  # miniature or not

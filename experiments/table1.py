@@ -24,18 +24,8 @@ from absl import app, flags, logging
 import dag_jax
 from dag_jax import metrics, networks
 from dag_jax.networks import zoo
-from experiments import evaluation, figures
+from experiments import evaluation, figures, rundir
 
-TITLES = {
-    "fcn_alex": "FCN-Alex",
-    "fcn_alex_star": "FCN-Alex*",
-    "fcn_vgg": "FCN-VGG",
-    "fcn_vgg_star": "FCN-VGG*",
-    "fr_zf_07": "FR-ZF-07",
-    "fr_zf_0712": "FR-ZF-0712",
-    "fr_vgg_07": "FR-VGG-07",
-    "fr_vgg_0712": "FR-VGG-0712",
-}
 # ORIG, ADVR, PERM of Xie et al., ICCV 2017, table 1: full-size networks on PASCAL VOC.
 PAPER = {
     "fcn_alex": (48.04, 3.98, 48.04),
@@ -55,7 +45,6 @@ TEST_SPLITS = {False: "seg11valid", True: "voc07_test"}
 MARGINS = {False: 0.0, True: 3.0}
 MAX_STEPS = {False: 200, True: 150}  # the paper's M_0, for segmentation and detection
 PERMUTATIONS = 3  # shuffles whose mean is PERM
-NOTICEABLE = 10  # grey levels: the paper's figures stay below
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("networks", list(networks.NAMES), "Networks to attack.")
@@ -72,38 +61,8 @@ flags.DEFINE_float("step_size", 0.5, "gamma, grey levels.")
 flags.DEFINE_float("margin", None, "Logits a label must lose by. Default: 0 FCN, 3 detectors.")
 flags.DEFINE_bool("rounded", False, "Attack the image as it will be saved, in whole grey levels.")
 flags.DEFINE_integer("seed", 0, "Seed of adversarial labels and permutations.")
-flags.DEFINE_integer("slots", 20, "Images under way at a time.", 1)
+flags.DEFINE_integer("slots", 8, "Images under way at a time.", 1)
 flags.DEFINE_string("workdir", "runs/table1", "Where to write.")
-
-
-def claim(workdir, settings):
-    """Make the folder and write the settings of its run, or check that they are the same.
-
-    Raises:
-      ValueError: where the folder holds another run, or something else.
-    """
-    path = workdir / "settings.json"
-    if path.exists():
-        found = json.loads(path.read_text())
-        other = sorted(k for k in settings | found if settings.get(k) != found.get(k))
-        if other:
-            raise ValueError(
-                f"{workdir} holds results of a run with other settings ({', '.join(other)}); "
-                "nothing was changed there. Give another --workdir, or remove the folder"
-            )
-        return
-    if workdir.exists() and any(workdir.iterdir()):
-        raise ValueError(f"{workdir} is not empty and holds no run of this launch")
-    for folder in ("rows", "records", "perturbations"):
-        (workdir / folder).mkdir(parents=True, exist_ok=True)
-    write(path, json.dumps(settings, indent=2) + "\n")
-
-
-def write(path, text):
-    """Write a file at once or not at all."""
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def permuted_images(attacks, examples, seed, shuffle):
@@ -122,7 +81,7 @@ def measure(network, examples, *, margin, max_steps, step_size, rounded, seed, s
       (row, attacks, advr at each margin): the row of the table as a dict, the `Attack` of each
       example.
     """
-    title = TITLES[network.name]
+    title = evaluation.TITLES[network.name]
 
     def score(images):
         predictions = evaluation.predict(network, images)
@@ -179,7 +138,7 @@ def measure(network, examples, *, margin, max_steps, step_size, rounded, seed, s
         "steps_median": over(np.array([attack.num_steps for attack in attacks]), np.median),
         "perceptibility": over(perceptibility, np.mean),
         "largest_change_median": over(largest, np.median),
-        "noticeable": over(largest >= NOTICEABLE, np.mean),
+        "noticeable": over(largest >= evaluation.NOTICEABLE, np.mean),
         "unfinished": int((with_targets & (status != dag_jax.Status.FOOLED)).sum()),
         "no_targets": int((~with_targets).sum()),
         "images": len(examples),
@@ -205,7 +164,7 @@ def records(examples, attacks):
 
 
 COLUMNS = (
-    ("network", lambda row: TITLES[row["network"]]),
+    ("network", lambda row: evaluation.TITLES[row["network"]]),
     ("ORIG", lambda row: f"{row['orig']:.2f}"),
     ("ADVR", lambda row: f"{row['advr']:.2f}"),
     ("PERM", lambda row: f"{row['perm']:.2f}"),
@@ -215,7 +174,7 @@ COLUMNS = (
     ("steps", lambda row: f"{row['steps_median']:g}"),
     ("p x1000", lambda row: f"{1000 * row['perceptibility']:.1f}"),
     ("largest", lambda row: f"{row['largest_change_median']:.1f}"),
-    (f">={NOTICEABLE}", lambda row: f"{100 * row['noticeable']:.0f}%"),
+    (f">={evaluation.NOTICEABLE}", lambda row: f"{100 * row['noticeable']:.0f}%"),
     ("unfinished", lambda row: f"{row['unfinished']}"),
     ("no targets", lambda row: f"{row['no_targets']}"),
     ("images", lambda row: f"{row['images']}"),
@@ -257,7 +216,7 @@ def report(rows, settings):
         "the paper's rule. PERM: mean over 3 shuffles of the rows and columns of the perturbation.",
         "uint8: the same images rounded to whole grey levels. steps, largest (grey levels): "
         "medians; p: mean perceptibility; "
-        f">={NOTICEABLE}: share of images with a change of that many grey levels or more.",
+        f">={evaluation.NOTICEABLE}: share of images with a change of that many grey levels.",
     ]
     if not scenes:
         notes.append(f"The columns '7' average over {classes} alone.")
@@ -281,8 +240,8 @@ def picture(network, examples, perturbations):
             break
     unit = "mAP" if network.detects else "mIoU"
     title = (
-        f"{TITLES[network.name]} on {example['image_id']}: {unit} {scores[0]:.0f} before, "
-        f"{scores[1]:.0f} after"
+        f"{evaluation.TITLES[network.name]} on {example['image_id']}: "
+        f"{unit} {scores[0]:.0f} before, {scores[1]:.0f} after"
     )
     return figures.AttackRow(title, clean, adversarial, r, before, after)
 
@@ -330,8 +289,9 @@ def main(argv):
     settings["networks"] = {
         name: path and hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()
     }
-    workdir = pathlib.Path(FLAGS.workdir)
-    claim(workdir, settings)
+    workdir = rundir.claim(FLAGS.workdir, settings)
+    for folder in ("rows", "records", "perturbations"):
+        (workdir / folder).mkdir(exist_ok=True)
 
     # 2. A row at a time; a finished one is kept.
     rows = []
@@ -349,25 +309,25 @@ def main(argv):
                 seed=FLAGS.seed,
                 slots=FLAGS.slots,
             )
-            write(workdir / "records" / f"{name}.jsonl", records(chosen, attacks))
+            rundir.write(workdir / "records" / f"{name}.jsonl", records(chosen, attacks))
             np.savez(
                 workdir / "perturbations" / f"{name}.npz",
                 **{e["image_id"]: a.perturbation for e, a in zip(chosen, attacks, strict=True)},
             )
-            write(path, json.dumps(row, indent=2) + "\n")
+            rundir.write(path, json.dumps(row, indent=2) + "\n")
         rows.append(json.loads(path.read_text()))
         done = f"{len(rows)} of {len(loaded)} networks, {time.monotonic() - started:.0f} s"
         print(
-            f"{TITLES[name]}: ORIG {rows[-1]['orig']:.2f} ADVR {rows[-1]['advr']:.2f} "
+            f"{evaluation.TITLES[name]}: ORIG {rows[-1]['orig']:.2f} ADVR {rows[-1]['advr']:.2f} "
             f"PERM {rows[-1]['perm']:.2f}  ({done})",
             file=sys.stderr,
         )
 
     # 3. The table and the pictures.
     text = report(rows, settings)
-    write(workdir / "table1.md", text)
+    rundir.write(workdir / "table1.md", text)
     content = {"settings": settings, "rows": rows}
-    write(workdir / "table1.json", json.dumps(content, indent=2) + "\n")
+    rundir.write(workdir / "table1.json", json.dumps(content, indent=2) + "\n")
     shown = {name.rsplit("_", 1)[0] if "fr_" in name else name[:7]: name for name in loaded}
     pictures = []
     for name in shown.values():

@@ -73,10 +73,10 @@ def encode_boxes(boxes, targets):
 
 
 def decode_boxes(boxes, deltas):
-    """Move `boxes` by the offsets `deltas`: the inverse of `encode_boxes`.
+    """Move `boxes` by the offsets `deltas`, as py-faster-rcnn does.
 
-    py-faster-rcnn's `bbox_transform_inv` forgets the inclusive corner and puts x1 and y1 one pixel
-    further; here zero offsets leave a box where it is, as in the MATLAB release that DAG used.
+    Its `bbox_transform_inv` takes no notice of the inclusive corner, so x1 and y1 end up one pixel
+    further than `encode_boxes` had them. Published detectors were tested that way.
 
     Args:
       boxes: f32[*S, 4], boxes in pixels; axes of length 1 broadcast.
@@ -87,13 +87,15 @@ def decode_boxes(boxes, deltas):
 
     Raises:
       ValueError: where an argument's last axis is not 4 long.
+
+    Reference: `bbox_transform_inv` of py-faster-rcnn.
     """
     _check("boxes", boxes)
     _check("deltas", deltas)
     sides, centres = _sides_and_centres(boxes)
     centres = centres + deltas[..., :2] * sides
     sides = jnp.exp(deltas[..., 2:]) * sides
-    return jnp.concatenate([centres - 0.5 * sides, centres + 0.5 * sides - 1], axis=-1)
+    return jnp.concatenate([centres - 0.5 * sides, centres + 0.5 * sides], axis=-1)
 
 
 def clip_boxes(boxes, shape: tuple[int, int]):

@@ -84,7 +84,7 @@ def build(name: str, *, miniature: bool = False, batch_norm: bool = False) -> nn
     detector_small = small_detector if miniature else {}
     if name.startswith("fcn_alex"):
         if miniature:
-            trunk = backbones.AlexNet((16, 64, 96, 96, 64), 2, first_padding=24, **norm)
+            trunk = backbones.AlexNet((24, 64, 96, 96, 64), 2, first_padding=24, **norm)
         else:
             trunk = backbones.AlexNet(first_padding=100, **norm)
         options = {"fc_size": 6, **fcn_small}

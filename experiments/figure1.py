@@ -1,0 +1,148 @@
+"""Figure 1: one perturbation of one image that fools a segmentation network and a detector.
+
+    python -m experiments.figure1
+    python -m experiments.figure1 --fcn=fcn_alex --detector=fr_zf_07 --seed=1
+
+Both networks are attacked at once: `attack` takes a pair of scores and a pair of targets. Images
+are tried in order until one is found whose perturbation leaves no target active, stays below 10
+grey levels everywhere, and after which the whole detector finds none of what it found. If no image
+qualifies, the best is shown and the launch says what it lacks.
+
+Results go to --workdir: figure1.png, figure1.json, and the adversarial image, adversarial.png.
+"""
+
+import functools
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from PIL import Image
+
+import dag_jax
+from dag_jax import metrics, networks
+from experiments import evaluation, figures, rundir
+
+FLAGS = flags.FLAGS
+flags.DEFINE_enum("fcn", "fcn_vgg", networks.NAMES, "The network that segments.")
+flags.DEFINE_enum("detector", "fr_vgg_0712", networks.NAMES, "The detector.")
+flags.DEFINE_enum("dataset", "scenes", ["scenes", "voc"], "Where the image comes from.")
+flags.DEFINE_string("split", "seg11valid", "Split that the image comes from.")
+flags.DEFINE_string("data_dir", None, "Folder of an extracted VOCdevkit, for --dataset=voc.")
+flags.DEFINE_string("cache_dir", None, "Where prepared datasets lie. Default: ~/.cache/dag_jax.")
+flags.DEFINE_integer("canvas", None, "Scale images to this square; photographs need it.", 32)
+flags.DEFINE_string("checkpoints", None, "Folder of <network>.safetensors to use instead.")
+flags.DEFINE_integer("limit", 30, "Images to try.", 1)
+flags.DEFINE_integer("max_steps", 200, "M_0.", 1)
+flags.DEFINE_float("step_size", 0.5, "gamma, grey levels.")
+flags.DEFINE_float("margin", 3.0, "Logits by which a label must lose before its target rests.")
+flags.DEFINE_integer("seed", 0, "Seed of the adversarial labels.")
+flags.DEFINE_string("workdir", "runs/figure1", "Where to write.")
+
+
+def joint_scores(fcn, detector, boxes, image):
+    """Score an image with both networks."""
+    return {"fcn": fcn(image), "detector": detector(image, boxes)}
+
+
+def main(argv):
+    """Attack images until one makes the figure; draw it."""
+    logging.set_verbosity(logging.WARNING)
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument(s): {' '.join(argv[1:])}")
+    folder = FLAGS.checkpoints and pathlib.Path(FLAGS.checkpoints)
+    fcn, detector = (
+        networks.load(name, miniature=True, checkpoint=folder and folder / f"{name}.safetensors")
+        for name in (FLAGS.fcn, FLAGS.detector)
+    )
+    if fcn.detects or not detector.detects:
+        raise app.UsageError("--fcn names a network that segments, --detector one that detects")
+    examples = evaluation.load_examples(
+        FLAGS.dataset,
+        [FLAGS.split],
+        data_dir=FLAGS.data_dir,
+        cache_dir=FLAGS.cache_dir,
+        limit=FLAGS.limit,
+        canvas=FLAGS.canvas,
+        network=fcn,
+    )
+    workdir = rundir.claim(FLAGS.workdir, rundir.settings_of(FLAGS, sys.argv[0]))
+
+    attack = jax.jit(
+        functools.partial(
+            dag_jax.attack,
+            max_steps=FLAGS.max_steps,
+            step_size=FLAGS.step_size,
+            margin=FLAGS.margin,
+        )
+    )
+    pairs = zip(
+        evaluation.attack_inputs(fcn, examples, FLAGS.seed),
+        evaluation.attack_inputs(detector, examples, FLAGS.seed),
+        strict=True,
+    )
+    best = None
+    for example, (pixels, regions) in zip(
+        evaluation.progress(examples, desc="images tried", unit="image"), pairs, strict=True
+    ):
+        image = example["image"].astype(np.float32)
+        score_fn = jax.tree_util.Partial(
+            joint_scores, networks.score_fn(fcn), networks.score_fn(detector), *regions[3]
+        )
+        result = jax.device_get(attack(score_fn, image, {"fcn": pixels[2], "detector": regions[2]}))
+        adversarial = np.asarray(dag_jax.perturb(image, result.perturbation))
+        row = {"image_id": example["image_id"], "largest_change": 0.0}
+        predictions = {}
+        for name, network in (("fcn", fcn), ("detector", detector)):
+            pair = evaluation.predict(network, np.stack([image, adversarial]))
+            predictions[name] = pair
+            row[name] = [round(evaluation.score([example], [one]), 2) for one in pair]
+        row |= {
+            "status": dag_jax.Status(int(result.status)).name,
+            "num_steps": int(result.num_steps),
+            "largest_change": float(np.abs(result.perturbation).max()),
+            "perceptibility": float(metrics.perceptibility(result.perturbation)),
+        }
+        lacks = [
+            text
+            for wrong, text in (
+                (
+                    row["largest_change"] >= evaluation.NOTICEABLE,
+                    f"a change below {evaluation.NOTICEABLE} grey levels",
+                ),
+                (row["status"] != "FOOLED", "an attack that finished"),
+                (row["fcn"][1] > 5, "a segmentation that is wrong everywhere"),
+                (row["detector"][1] > 5, "a detector that finds nothing"),
+                (min(row["fcn"][0], row["detector"][0]) < 60, "networks right before the attack"),
+            )
+            if wrong
+        ]
+        if best is None or len(lacks) < len(best[1]):
+            best = row, lacks, image, adversarial, result.perturbation, predictions
+        if not lacks:
+            break
+
+    row, lacks, image, adversarial, perturbation, predictions = best
+    drawn = []
+    for name, network, unit in (("fcn", fcn, "mIoU"), ("detector", detector, "mAP")):
+        before, after = row[name]
+        title = (
+            f"{evaluation.TITLES[network.name]} on {row['image_id']}, "
+            f"the same perturbation in both rows: {unit} {before:.0f} before, "
+            f"{after:.0f} after {row['num_steps']} steps"
+        )
+        drawn.append(figures.AttackRow(title, image, adversarial, perturbation, *predictions[name]))
+    figures.attack_figure(drawn, workdir / "figure1.png")
+    saved = np.asarray(dag_jax.perturb(image, perturbation, rounded=True)).astype(np.uint8)
+    Image.fromarray(saved).save(workdir / "adversarial.png")
+    rundir.write(workdir / "figure1.json", json.dumps(row | {"lacks": lacks}, indent=2) + "\n")
+    print(json.dumps(row, indent=2))
+    if lacks:
+        print(f"no image of {len(examples)} has everything; the one shown lacks {lacks}")
+    print(f"results: {workdir}/")
+
+
+if __name__ == "__main__":
+    app.run(main)

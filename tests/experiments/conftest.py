@@ -1,0 +1,42 @@
+"""Launches are run as their users run them: in a process of their own, from the project's root."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """Folder of prepared datasets, shared by the tests of a worker."""
+    return tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture(scope="session")
+def launch(cache):
+    """Run `python -m experiments.<name>`; return the finished process.
+
+    With `fails` it must end in an error; with `kill_at` it is killed once that file exists.
+    """
+
+    def run(name, *flags, fails=False, kill_at=None):
+        command = [sys.executable, "-m", f"experiments.{name}", f"--cache_dir={cache}", *flags]
+        options = {"cwd": ROOT, "env": os.environ | {"JAX_PLATFORMS": "cpu"}, "text": True}
+        if kill_at is not None:
+            process = subprocess.Popen(command, stderr=subprocess.DEVNULL, **options)
+            while not kill_at.exists():
+                assert process.poll() is None, f"ended before it wrote {kill_at}"
+                time.sleep(0.01)
+            process.kill()
+            process.wait()
+            return process
+        process = subprocess.run(command, capture_output=True, timeout=600, **options)
+        assert (process.returncode != 0) == fails, process.stdout + process.stderr
+        return process
+
+    return run

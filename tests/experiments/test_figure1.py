@@ -1,0 +1,27 @@
+"""Figure 1 on two images."""
+
+import json
+
+import numpy as np
+from PIL import Image
+
+
+def test_draws_one_perturbation_of_two_networks(launch, tmp_path):
+    workdir = tmp_path / "run"
+    flags = ("--fcn=fcn_alex", "--detector=fr_zf_07", "--limit=2", "--max_steps=4")
+    process = launch("figure1", *flags, f"--workdir={workdir}")
+    row = json.loads((workdir / "figure1.json").read_text())
+    assert f"results: {workdir}" in process.stdout
+    assert 0 < row["largest_change"] <= 0.5 * row["num_steps"] + 1e-5
+    if row["lacks"]:
+        assert "no image of 2 has everything" in process.stdout
+    saved = np.asarray(Image.open(workdir / "adversarial.png"))
+    assert saved.shape == (128, 128, 3) and saved.dtype == np.uint8
+    assert Image.open(workdir / "figure1.png").width > 1000
+
+
+def test_two_detectors_are_no_figure(launch, tmp_path):
+    workdir = tmp_path / "run"
+    process = launch("figure1", "--fcn=fr_zf_07", f"--workdir={workdir}", fails=True)
+    assert "--fcn names a network that segments" in process.stderr + process.stdout
+    assert not workdir.exists()

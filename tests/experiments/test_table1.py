@@ -1,0 +1,102 @@
+"""The main launch on two images, what it writes, and what it refuses."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import dag_jax
+from dag_jax import datasets, metrics, networks
+
+KEYS = {
+    *("network", "orig", "advr", "perm", "advr_uint8", "steps_median", "perceptibility"),
+    *("largest_change_median", "unfinished", "images"),
+}
+
+
+@pytest.fixture(scope="module")
+def run(launch, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("table1") / "run"
+    flags = ("--networks=fcn_alex,fr_zf_07", "--limit=2", "--max_steps=3", f"--workdir={workdir}")
+    return workdir, flags, launch("table1", *flags)
+
+
+def test_prints_and_writes_the_table(run):
+    workdir, _, process = run
+    text = (workdir / "table1.md").read_text()
+    assert text in process.stdout
+    assert f"results: {workdir}" in process.stdout
+    assert "miniatures on rendered scenes" in text and "The paper's own figures" in text
+    content = json.loads((workdir / "table1.json").read_text())
+    assert content["settings"]["max_steps"] == 3
+    assert [row["network"] for row in content["rows"]] == ["fcn_alex", "fr_zf_07"]
+    for row in content["rows"]:
+        assert row.keys() >= KEYS
+        assert row["images"] == 2
+    assert (workdir / "figure1.png").stat().st_size > 10_000
+
+
+def test_stored_perturbations_give_the_row_again(run, cache):
+    workdir, _, _ = run
+    row = json.loads((workdir / "rows" / "fcn_alex.json").read_text())
+    lines = (workdir / "records" / "fcn_alex.jsonl").read_text().splitlines()
+    stored = np.load(workdir / "perturbations" / "fcn_alex.npz")
+    network = networks.load("fcn_alex", miniature=True)
+    confusion = 0
+    source = datasets.open_dataset("scenes", "seg11valid[:2]", cache_dir=cache)
+    for example, record in zip(source, map(json.loads, lines), strict=True):
+        r = stored[example["image_id"]]
+        assert record["image_id"] == example["image_id"]
+        assert record["largest_change"] == pytest.approx(np.abs(r).max())
+        assert 0 < record["largest_change"] <= 0.5 * record["num_steps"] + 1e-5
+        assert len(record["active_counts"]) == record["num_steps"] + 1
+        labels = networks.predict(network, dag_jax.perturb(example["image"].astype(np.float32), r))
+        confusion = confusion + metrics.confusion_matrix(
+            example["mask"][:, :, 0], np.asarray(labels), 21
+        )
+    assert row["advr"] == pytest.approx(100 * metrics.mean_iou(confusion), abs=0.01)
+
+
+def test_the_same_command_keeps_finished_rows(run, launch):
+    workdir, flags, first = run
+    before = (workdir / "rows" / "fr_zf_07.json").stat().st_mtime_ns
+    again = launch("table1", *flags)
+    assert (workdir / "rows" / "fr_zf_07.json").stat().st_mtime_ns == before
+    table = first.stdout.split("results:")[0].rsplit("\n", 2)[0]
+    assert again.stdout.startswith(table)
+
+
+def test_a_folder_of_another_run_is_refused_and_left_alone(run, launch):
+    workdir, flags, _ = run
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    process = launch("table1", *flags, "--seed=1", fails=True)
+    assert "other settings (seed)" in process.stderr
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--networks=fcn_resnet",), "unknown fcn_resnet; known: fcn_alex"),
+        (("--split=voc99",), "scenes have no split 'voc99'"),
+        (("--step_size=-1",), "step_size is -1"),
+        (("--dataset=voc",), "needs --split"),
+        (("--dataset=voc", "--split=voc2012_seg_val", "--data_dir=/nowhere"), "does not exist"),
+        (("--checkpoints={broken}",), "truncated, damaged"),
+    ],
+)
+def test_bad_input_is_named_before_anything_is_written(launch, tmp_path, flags, message):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    whole = networks.zoo.CHECKPOINTS / "fcn_alex.safetensors"
+    shutil.copy(whole, broken)
+    with open(broken / whole.name, "r+b") as file:
+        file.truncate(whole.stat().st_size // 2)
+    flags = [flag.format(broken=broken) for flag in flags]
+    workdir = tmp_path / "run"
+    process = launch(
+        "table1", "--networks=fcn_alex", "--limit=1", f"--workdir={workdir}", *flags, fails=True
+    )
+    assert message in process.stderr + process.stdout
+    assert not workdir.exists()
