@@ -8,6 +8,7 @@ Class 0 is background and 255 is void. Boxes are f32 [x0, y0, x1, y1] in pixels 
 """
 
 import dataclasses
+import functools
 import zlib
 
 import jax
@@ -110,6 +111,7 @@ def image_key(seed: int, image_id: str):
     return jax.random.fold_in(jax.random.key(seed), np.uint32(zlib.crc32(image_id.encode())))
 
 
+@functools.partial(jax.jit, static_argnames="size")  # else each call compiles its loop anew
 def derangement(key, size: int):
     """Draw a permutation without a fixed point, all being equally likely.
 

@@ -17,7 +17,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 
 import dag_jax
 from dag_jax import networks
@@ -91,9 +91,7 @@ def measure(name, *, miniature, size, iterations, pairs, proposals):
 
 def main(argv):
     """Measure each case and print a table."""
-    logging.set_verbosity(logging.WARNING)
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument(s): {' '.join(argv[1:])}")
+    evaluation.start(argv)
     cases = [case.partition(":") for case in FLAGS.cases]
     for name, _, size in cases:
         if name not in networks.NAMES or size not in ("miniature", "full"):

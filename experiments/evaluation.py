@@ -9,6 +9,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import app, logging
 from PIL import Image
 from tqdm import tqdm
 
@@ -37,6 +38,17 @@ ATTACK_NMS = 0.9
 ATTACK_PROPOSALS = {True: 300, False: 3000}  # miniature or not
 _BATCH = 20  # images predicted at a time
 _TARGETS = 32  # rows by which lists of targets are padded
+
+
+def start(argv) -> None:
+    """Set up a launch: float32 throughout, quiet logs, no stray arguments.
+
+    Accelerators multiply in bfloat16 or TF32 by default, which changes the number of steps.
+    """
+    logging.set_verbosity(logging.WARNING)
+    jax.config.update("jax_default_matmul_precision", "highest")
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument(s): {' '.join(argv[1:])}")
 
 
 def progress(iterable=None, **options):
@@ -71,7 +83,15 @@ def resize(example: dict, canvas: int) -> dict:
 
 
 def load_examples(
-    dataset: str, splits, *, data_dir=None, cache_dir=None, limit=None, canvas=None, network=None
+    dataset: str,
+    splits,
+    *,
+    data_dir=None,
+    cache_dir=None,
+    limit=None,
+    canvas=None,
+    network=None,
+    image_ids=None,
 ) -> list[dict]:
     """Read examples of one shape, with what the network is scored on.
 
@@ -82,6 +102,7 @@ def load_examples(
       cache_dir: where prepared datasets lie.
       limit: the most examples to read; None for all.
       canvas: pixels of the square to scale to; None leaves images as they are.
+      image_ids: names of the images to use; None for all.
       network: a `Network` for which examples without ground truth (no mask, no box) are left out.
 
     Returns:
@@ -97,6 +118,8 @@ def load_examples(
         for example in source:
             if limit is not None and len(examples) >= limit:
                 break
+            if image_ids is not None and example["image_id"] not in image_ids:
+                continue
             if network is not None and not network.detects and not example["has_mask"]:
                 continue
             examples.append(resize(example, canvas) if canvas else example)

@@ -18,7 +18,7 @@ import sys
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 from PIL import Image
 
 import dag_jax
@@ -34,6 +34,7 @@ flags.DEFINE_string("data_dir", None, "Folder of an extracted VOCdevkit, for --d
 flags.DEFINE_string("cache_dir", None, "Where prepared datasets lie. Default: ~/.cache/dag_jax.")
 flags.DEFINE_integer("canvas", None, "Scale images to this square; photographs need it.", 32)
 flags.DEFINE_string("checkpoints", None, "Folder of <network>.safetensors to use instead.")
+flags.DEFINE_list("image_ids", None, "Names of the images to use. Default: all of the split.")
 flags.DEFINE_integer("limit", 30, "Images to try.", 1)
 flags.DEFINE_integer("max_steps", 200, "M_0.", 1)
 flags.DEFINE_float("step_size", 0.5, "gamma, grey levels.")
@@ -49,9 +50,7 @@ def joint_scores(fcn, detector, boxes, image):
 
 def main(argv):
     """Attack images until one makes the figure; draw it."""
-    logging.set_verbosity(logging.WARNING)
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument(s): {' '.join(argv[1:])}")
+    evaluation.start(argv)
     folder = FLAGS.checkpoints and pathlib.Path(FLAGS.checkpoints)
     fcn, detector = (
         networks.load(name, miniature=True, checkpoint=folder and folder / f"{name}.safetensors")
@@ -65,6 +64,7 @@ def main(argv):
         data_dir=FLAGS.data_dir,
         cache_dir=FLAGS.cache_dir,
         limit=FLAGS.limit,
+        image_ids=FLAGS.image_ids,
         canvas=FLAGS.canvas,
         network=fcn,
     )

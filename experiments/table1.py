@@ -19,7 +19,7 @@ import time
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 
 import dag_jax
 from dag_jax import metrics, networks
@@ -55,6 +55,7 @@ flags.DEFINE_string("cache_dir", None, "Where prepared datasets lie. Default: ~/
 flags.DEFINE_integer("canvas", None, "Scale images to this square; photographs need it.", 32)
 flags.DEFINE_string("checkpoints", None, "Folder of <network>.safetensors to use instead.")
 flags.DEFINE_bool("miniature", True, "The small networks, or the full-size ones.")
+flags.DEFINE_list("image_ids", None, "Names of the images to use. Default: all of the split.")
 flags.DEFINE_integer("limit", 40, "Images a network, the first of the split.", 1)
 flags.DEFINE_integer("max_steps", None, "M_0. Default: 200 for FCN, 150 for detectors.", 1)
 flags.DEFINE_float("step_size", 0.5, "gamma, grey levels.")
@@ -248,9 +249,7 @@ def picture(network, examples, perturbations):
 
 def main(argv):
     """Attack each network, print the table, write everything."""
-    logging.set_verbosity(logging.WARNING)
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument(s): {' '.join(argv[1:])}")
+    evaluation.start(argv)
     started = time.monotonic()
     unknown = [name for name in FLAGS.networks if name not in networks.NAMES]
     if unknown or not FLAGS.networks:
@@ -281,11 +280,14 @@ def main(argv):
             data_dir=FLAGS.data_dir,
             cache_dir=FLAGS.cache_dir,
             limit=FLAGS.limit,
+            image_ids=FLAGS.image_ids,
             canvas=FLAGS.canvas,
             network=next(n for n in loaded.values() if n.detects == detects),
         )
     names = ("dataset", "split", "canvas", "miniature", "limit", "max_steps", "step_size")
-    settings = {name: getattr(FLAGS, name) for name in (*names, "margin", "rounded", "seed")}
+    settings = {
+        name: getattr(FLAGS, name) for name in (*names, "image_ids", "margin", "rounded", "seed")
+    }
     settings["networks"] = {
         name: path and hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()
     }

@@ -26,8 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags, logging
-from flax import serialization
+from absl import app, flags
+from flax import serialization, traverse_util
 
 from dag_jax import networks
 from dag_jax.networks import layers, losses, zoo
@@ -64,7 +64,7 @@ flags.DEFINE_float("background_weight", 0.25, "Weight of background in the FCN's
 flags.DEFINE_float("noise", 1.5, "Largest standard deviation of noise, in grey levels.", 0)
 flags.DEFINE_bool("augment", False, "Mirror and crop at random: for photographs, not for scenes.")
 flags.DEFINE_integer("seed", 0, "Seed of the initial weights, order, noise and augmentation.")
-flags.DEFINE_string("initial", None, "Checkpoint to start from: ImageNet weights, say.")
+flags.DEFINE_string("initial", None, "Checkpoint whose layers to start from: ImageNet's, say.")
 flags.DEFINE_integer("score_every", 100, "Updates between two scores and saved states.", 1)
 flags.DEFINE_integer("score_images", 40, "Test images of those scores.", 1)
 flags.DEFINE_string("workdir", None, "Where to write. Default: runs/train/<network>.")
@@ -157,8 +157,10 @@ def update(state, key, batch, noise, class_weights, *, module, optimizer):
                 classes,
                 valid,
                 num_anchors=64,
-                num_regions=32,
+                num_regions=48,
                 num_proposals=module.post_nms,
+                num_jittered=8,
+                foreground_fraction=0.5,
             )
             return value, statistics
         scores, updates = module.apply(variables, images, True, mutable=["batch_stats"])
@@ -171,6 +173,21 @@ def update(state, key, batch, noise, class_weights, *, module, optimizer):
     change, opt_state = optimizer.update(gradient, state.optimizer, state.parameters)
     parameters = optax.apply_updates(state.parameters, change)
     return TrainState(state.step + 1, parameters, statistics, opt_state), value
+
+
+def start_from(path, parameters):
+    """Return parameters with those of a checkpoint in place of the ones of equal name and shape.
+
+    Raises:
+      ValueError: where the checkpoint cannot be read, or shares nothing.
+    """
+    given = traverse_util.flatten_dict(store.load(path)[0])
+    flat = traverse_util.flatten_dict(parameters)
+    same = [name for name, leaf in given.items() if name in flat and flat[name].shape == leaf.shape]
+    if not same:
+        raise ValueError(f"{path} has no parameter of the name and shape of any of this network")
+    print(f"{len(same)} of {len(flat)} parameters from {path}", file=sys.stderr)
+    return traverse_util.unflatten_dict(flat | {name: jnp.asarray(given[name]) for name in same})
 
 
 def save_state(path, state, settings):
@@ -212,9 +229,7 @@ def restore_state(path, state, settings):
 
 def main(argv):
     """Train, score, save."""
-    logging.set_verbosity(logging.WARNING)
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument(s): {' '.join(argv[1:])}")
+    evaluation.start(argv)
     splits, test_split = FLAGS.splits, FLAGS.test_split
     if FLAGS.dataset == "scenes":
         splits = splits or list(SPLITS[FLAGS.network])
@@ -247,9 +262,7 @@ def main(argv):
     variables = jax.jit(functools.partial(initialise, module))(key, jnp.zeros((canvas, canvas, 3)))
     parameters = variables["params"]
     if FLAGS.initial:
-        parameters, _ = store.load(FLAGS.initial)
-        store.check(parameters, variables["params"])
-        parameters = jax.tree.map(jnp.asarray, parameters)
+        parameters = start_from(FLAGS.initial, parameters)
     state = TrainState(
         jnp.int32(0), parameters, variables.get("batch_stats", {}), optimizer.init(parameters)
     )

@@ -5,6 +5,7 @@ from dag_jax.detection.assign import (
     AnchorTargets,
     RegionTargets,
     anchor_targets,
+    jitter_boxes,
     region_targets,
 )
 from dag_jax.detection.boxes import clip_boxes, decode_boxes, encode_boxes, iou
@@ -21,6 +22,7 @@ __all__ = [
     "encode_boxes",
     "generate_anchors",
     "iou",
+    "jitter_boxes",
     "nms",
     "nms_per_class",
     "region_targets",

@@ -101,6 +101,27 @@ def anchor_targets(
     return AnchorTargets(positive, drawn | negatives, jnp.where(positive[:, None], deltas, 0))
 
 
+def jitter_boxes(key, boxes, count: int, *, strength: float = 0.2):
+    """Return copies of boxes with each side moved at random.
+
+    Beside the proposals, they give the heads objects to learn from while the region proposal
+    network still finds none, and many more of them afterwards.
+
+    Args:
+      key: a PRNG key.
+      boxes: f32[G, 4].
+      count: copies of each box.
+      strength: most that a side moves, as a share of the box's extent along that axis.
+
+    Returns:
+      f32[G * count, 4], the copies of a box next to each other.
+    """
+    boxes = jnp.repeat(jnp.asarray(boxes), count, axis=0)
+    sides = boxes[:, 2:] - boxes[:, :2] + 1
+    moves = jax.random.uniform(key, boxes.shape, minval=-strength, maxval=strength)
+    return boxes + moves * jnp.concatenate([sides, sides], axis=1)
+
+
 def region_targets(
     key,
     proposals,

@@ -87,70 +87,54 @@ def _pool_extent(extent: int, size: int, stride: int, padding: int) -> tuple[int
     return out, (out - 1) * stride + size - extent - padding
 
 
-def _windows(x, size, stride, shape):
-    """Yield the view of each window position, in Caffe's row-major order."""
-    for row in range(size):
-        for column in range(size):
-            yield x[
-                :,
-                row : row + (shape[0] - 1) * stride + 1 : stride,
-                column : column + (shape[1] - 1) * stride + 1 : stride,
-            ]
+def _views(x, axis, size, stride, count):
+    """Yield, for each position in a window, its cells of all `count` windows along an axis."""
+    for first in range(size):
+        last = first + (count - 1) * stride + 1
+        yield lax.slice_in_dim(x, first, last, stride, axis)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _max_pool(x, size, stride, padding):
-    (height, bottom), (width, right) = (
-        _pool_extent(extent, size, stride, padding) for extent in x.shape[1:3]
-    )
-    config = ((0, 0, 0), (padding, bottom, 0), (padding, right, 0), (0, 0, 0))
-    padded = lax.pad(x, jnp.float32(-jnp.inf), config)
-    return functools.reduce(jnp.maximum, _windows(padded, size, stride, (height, width)))
+def _max_along(x, axis, size, stride):
+    """Pool maxima along one axis, without padding."""
+    count = (x.shape[axis] - size) // stride + 1
+    return functools.reduce(jnp.maximum, _views(x, axis, size, stride, count))
 
 
-def _max_pool_forward(x, size, stride, padding):
-    y = _max_pool(x, size, stride, padding)
+def _max_along_forward(x, axis, size, stride):
+    y = _max_along(x, axis, size, stride)
     return y, (x, y)
 
 
-def _max_pool_backward(size, stride, padding, residuals, cotangent):
+def _max_along_backward(axis, size, stride, residuals, cotangent):
     x, y = residuals
-    height, width = y.shape[1:3]
-    config = [
-        (padding, _pool_extent(extent, size, stride, padding)[1], 0) for extent in x.shape[1:3]
-    ]
-    config = ((0, 0, 0), *config, (0, 0, 0))
-    padded = lax.pad(x, jnp.float32(-jnp.inf), config)
+    count, extent = y.shape[axis], x.shape[axis]
+    blocks = -(-extent // stride)
     free = jnp.ones(y.shape, bool)  # windows whose first maximum is still to come
-    parts = []
-    for view in _windows(padded, size, stride, (height, width)):
+    gradients = [jnp.float32(0)] * stride  # of the cells at each remainder by the stride
+    for place, view in enumerate(_views(x, axis, size, stride, count)):
         first = free & (view == y)
         free = free & ~first
-        parts.append(jnp.where(first, cotangent, 0))
-    if size == stride:
-        # Windows do not overlap: the parts interleave, which is a reshape.
-        grid = jnp.stack(parts).reshape(size, size, *y.shape)
-        gradient = grid.transpose(2, 3, 0, 4, 1, 5)
-        gradient = gradient.reshape(y.shape[0], height * size, width * size, y.shape[3])
-    else:
-        extents = padded.shape[1:3]
-        gradient = sum(
-            lax.pad(
-                part,
-                jnp.float32(0),
-                (
-                    (0, 0, 0),
-                    (row, extents[0] - row - (height - 1) * stride - 1, stride - 1),
-                    (column, extents[1] - column - (width - 1) * stride - 1, stride - 1),
-                    (0, 0, 0),
-                ),
-            )
-            for (row, column), part in zip(np.ndindex(size, size), parts, strict=True)
-        )
-    return (gradient[:, padding : padding + x.shape[1], padding : padding + x.shape[2]],)
+        config = [(0, 0, 0)] * x.ndim
+        config[axis] = (place // stride, blocks - count - place // stride, 0)
+        part = lax.pad(jnp.where(first, cotangent, 0), jnp.float32(0), config)
+        gradients[place % stride] += part
+    shape = y.shape[:axis] + (blocks,) + y.shape[axis + 1 :]
+    gradients = [jnp.broadcast_to(gradient, shape) for gradient in gradients]
+    gradient = jnp.stack(gradients, axis=axis + 1)
+    gradient = gradient.reshape(*y.shape[:axis], blocks * stride, *y.shape[axis + 1 :])
+    return (lax.slice_in_dim(gradient, 0, extent, axis=axis),)
 
 
-_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+_max_along.defvjp(_max_along_forward, _max_along_backward)
+
+
+def _max_pool(x, size, stride, padding):
+    config = [(padding, _pool_extent(n, size, stride, padding)[1], 0) for n in x.shape[1:3]]
+    x = lax.pad(x, jnp.float32(-jnp.inf), ((0, 0, 0), *config, (0, 0, 0)))
+    # Columns first: then the first row with the maximum gets the gradient, and in it the first
+    # column, which is Caffe's row-major order.
+    return _max_along(_max_along(x, 2, size, stride), 1, size, stride)
 
 
 def _batched(function, x):

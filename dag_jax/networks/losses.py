@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dag_jax import detection
-
-VOID = 255
+from dag_jax.metrics.segmentation import VOID
 
 
 class DetectionLoss(NamedTuple):
@@ -139,6 +138,8 @@ def detection_loss(
     num_anchors: int = 256,
     num_regions: int = 128,
     num_proposals: int = 2000,
+    num_jittered: int = 0,
+    foreground_fraction: float = 0.25,
 ):
     """Return a Faster R-CNN's loss on a batch, trained end to end.
 
@@ -156,6 +157,9 @@ def detection_loss(
       num_anchors: anchors an image that count.
       num_regions: regions an image that the heads classify.
       num_proposals: proposals an image that regions are drawn from.
+      num_jittered: copies of each ground-truth box, moved at random, that join the proposals;
+        py-faster-rcnn has none.
+      foreground_fraction: share of the regions that may be objects.
 
     Returns:
       loss: f32[], the mean over images of the sum of the four terms.
@@ -178,7 +182,7 @@ def detection_loss(
     anchors = module.anchors(features.shape[1:3])
 
     def one_image(key, features, truths, classes, valid):
-        rpn_key, head_key = jax.random.split(key)
+        rpn_key, jitter_key, head_key = jax.random.split(key, 3)
         truths = truths * factor
         rpn_terms = rpn_loss(
             rpn_key,
@@ -196,8 +200,17 @@ def detection_loss(
             max_proposals=num_proposals,
             method="select_proposals",
         )
+        copies = detection.jitter_boxes(jitter_key, truths, num_jittered)
+        copies = detection.clip_boxes(copies, module.canvas(shape)[0])
         targets = detection.region_targets(
-            head_key, proposals, found, truths, classes, valid, num_samples=num_regions
+            head_key,
+            jnp.concatenate([proposals, copies]),
+            jnp.concatenate([found, jnp.repeat(valid, num_jittered)]),
+            truths,
+            classes,
+            valid,
+            num_samples=num_regions,
+            foreground_fraction=foreground_fraction,
         )
         scores, deltas = module.apply(variables, features, targets.boxes, method="heads")
         head_terms = head_loss(

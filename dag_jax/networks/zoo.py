@@ -70,7 +70,6 @@ def build(name: str, *, miniature: bool = False, batch_norm: bool = False) -> nn
     if name not in NAMES:
         raise ValueError(f"unknown network {name!r}; the known ones are {', '.join(NAMES)}")
     norm = {"batch_norm": batch_norm}
-    fcn_small = {"fc_width": 128, "fc_size": 3} if miniature else {}
     small_detector = {
         "stride": 8,
         "anchor_sizes": (28, 48, 80),
@@ -84,17 +83,19 @@ def build(name: str, *, miniature: bool = False, batch_norm: bool = False) -> nn
     detector_small = small_detector if miniature else {}
     if name.startswith("fcn_alex"):
         if miniature:
-            trunk = backbones.AlexNet((24, 64, 96, 96, 64), 2, first_padding=24, **norm)
+            trunk = backbones.AlexNet((16, 64, 96, 96, 64), 2, first_padding=13, **norm)
         else:
             trunk = backbones.AlexNet(first_padding=100, **norm)
-        options = {"fc_size": 6, **fcn_small}
-        return Fcn(trunk, upsample_size=31 if miniature else 63, **options, **norm)
+        small = {"fc_width": 128, "fc_size": 2, "upsample_size": 31}
+        options = small if miniature else {"fc_size": 6, "upsample_size": 63}
+        return Fcn(trunk, **options, **norm)
     if name.startswith("fcn_vgg"):
         if miniature:
             trunk = backbones.Vgg16((8, 16, 32, 64, 64), first_padding=10, **norm)
         else:
             trunk = backbones.Vgg16(first_padding=100, **norm)
-        return Fcn(trunk, skips=("stage4", "stage3"), **fcn_small, **norm)
+        options = {"fc_width": 128, "fc_size": 3} if miniature else {}
+        return Fcn(trunk, skips=("stage4", "stage3"), **options, **norm)
     if name.startswith("fr_zf"):
         trunk = backbones.Zf((16, 64, 96, 96, 64), 1, **norm) if miniature else backbones.Zf(**norm)
         # The authors' ZF trained with a dropout that did not scale, so half is missing in a test.

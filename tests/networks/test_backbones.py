@@ -1,0 +1,165 @@
+"""The trunks: their sizes are published numbers, their geometry is measured on the trunk itself."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dag_jax.networks import backbones
+
+VGG, ALEX, ZF = backbones.Vgg16(), backbones.AlexNet(), backbones.Zf()
+
+
+def shapes(module, height, width):
+    """Return (parameter tree, maps) of a trunk, shapes only."""
+    image = jax.ShapeDtypeStruct((height, width, 3), jnp.float32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), image)
+    return variables["params"], jax.eval_shape(module.apply, variables, image)
+
+
+@pytest.mark.parametrize(
+    ("module", "total"),
+    [
+        (VGG, 14_714_688),  # VGG-16 without its classifier
+        (ALEX, 2_334_080),  # CaffeNet's: 34,944 + 307,456 + 885,120 + 663,936 + 442,624
+        (ZF, 3_726_464),  # 14,208 + 614,656 + 885,120 + 1,327,488 + 884,992
+    ],
+)
+def test_number_of_parameters_is_the_published_one(module, total):
+    params, _ = shapes(module, 64, 64)
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == total
+
+
+def test_kernels_have_caffes_names_and_shapes():
+    params, _ = shapes(VGG, 64, 64)
+    kernels = {name: layer["kernel"].shape for name, layer in params.items()}
+    assert len(kernels) == 13
+    assert kernels["conv1_1"] == (3, 3, 3, 64)
+    assert kernels["conv5_3"] == (3, 3, 512, 512)
+    params, _ = shapes(ALEX, 64, 64)
+    assert [params[f"conv{n}"]["kernel"].shape for n in range(1, 6)] == [
+        (11, 11, 3, 96),
+        (5, 5, 48, 256),  # two groups
+        (3, 3, 256, 384),
+        (3, 3, 192, 384),
+        (3, 3, 192, 256),
+    ]
+    params, _ = shapes(ZF, 64, 64)
+    assert [params[f"conv{n}"]["kernel"].shape for n in range(1, 6)] == [
+        (7, 7, 3, 96),
+        (5, 5, 96, 256),
+        (3, 3, 256, 384),
+        (3, 3, 384, 384),
+        (3, 3, 384, 256),
+    ]
+
+
+def test_maps_have_caffes_sizes():
+    stages = {
+        name: leaf.shape
+        for name, leaf in shapes(backbones.Vgg16(first_padding=100), 500, 375)[1].items()
+    }
+    # (500 + 198, 375 + 198), halved with ceil mode.
+    assert stages == {
+        "stage1": (349, 287, 64),
+        "stage2": (175, 144, 128),
+        "stage3": (88, 72, 256),
+        "stage4": (44, 36, 512),
+        "stage5": (22, 18, 512),
+    }
+    detector = backbones.Vgg16(pooled=(1, 2, 3, 4))
+    assert shapes(detector, 600, 1000)[1]["stage5"].shape == (38, 63, 512)
+    assert shapes(ZF, 600, 1000)[1]["stage5"].shape == (39, 64, 256)
+    # CaffeNet's own pool5 for its crop of 227 pixels.
+    assert shapes(ALEX, 227, 227)[1]["stage5"].shape == (6, 6, 256)
+
+
+def test_batch_and_single_image_have_the_same_maps():
+    for module in (VGG, ALEX, ZF):
+        _, single = shapes(module, 96, 64)
+        image = jax.ShapeDtypeStruct((2, 96, 64, 3), jnp.float32)
+        variables = jax.eval_shape(module.init, jax.random.key(0), image)
+        batch = jax.eval_shape(module.apply, variables, image)
+        assert {name: leaf.shape for name, leaf in batch.items()} == {
+            name: (2, *leaf.shape) for name, leaf in single.items()
+        }
+
+
+def reach(stack, cells):
+    """Return (first, last) pixel that cell j sees, for each j, by walking down a stack of layers.
+
+    Args:
+      stack: (kernel size, stride, padding) of each layer from the image upwards.
+      cells: how many cells to follow.
+    """
+    spans = []
+    for cell in range(cells):
+        first = last = cell
+        for size, stride, padding in reversed(stack):
+            first, last = first * stride - padding, last * stride - padding + size - 1
+        spans.append((first, last))
+    return spans
+
+
+def vgg_stack(first_padding, pooled, stages):
+    stack = []
+    for stage in range(1, stages + 1):
+        for index in range(2 if stage < 3 else 3):
+            stack.append((3, 1, first_padding if stage == 1 and index == 0 else 1))
+        if stage in pooled:
+            stack.append((2, 2, 0))
+    return stack
+
+
+def alex_stack(stride, padding):
+    pool = (3, 2, 0)
+    same = [(3, 1, 1)] * 3
+    return [(11, stride, padding), pool, (5, 1, 2), pool, *same, pool]
+
+
+GEOMETRIES = [
+    (backbones.Vgg16(first_padding=100), f"stage{n}", vgg_stack(100, (1, 2, 3, 4, 5), n))
+    for n in (3, 4, 5)
+] + [
+    (backbones.Vgg16(pooled=(1, 2, 3)), "stage5", vgg_stack(1, (1, 2, 3), 5)),
+    (backbones.AlexNet(first_padding=100), "stage5", alex_stack(4, 100)),
+    (backbones.AlexNet(first_stride=2, first_padding=24), "stage5", alex_stack(2, 24)),
+]
+
+
+@pytest.mark.parametrize(("module", "stage", "stack"), GEOMETRIES)
+def test_a_cell_is_centred_where_the_geometry_says(module, stage, stack):
+    grid = module.geometry()[stage]
+    for cell, (first, last) in enumerate(reach(stack, 4)):
+        assert grid.stride * cell + grid.origin == (first + last) / 2
+
+
+@pytest.mark.parametrize(
+    ("module", "stage", "pixels"),
+    [
+        (backbones.Vgg16((2, 2, 2, 2, 2), first_padding=10), "stage4", 96),
+        (backbones.AlexNet((2, 4, 4, 4, 2), 2, first_padding=24), "stage5", 96),
+    ],
+)
+def test_the_map_moves_with_the_image(module, stage, pixels):
+    # A patch on an image of zeros: biases start at zero, so all the rest of every map is zero, the
+    # padding is invisible, and a patch moved by the trunk's stride moves the map by one cell.
+    stride = int(module.geometry()[stage].stride)
+    patch = np.random.default_rng(0).standard_normal((12, 12, 3)).astype(np.float32)
+    images = np.zeros((2, pixels, pixels, 3), np.float32)
+    images[0, 20:32, 24:36] = patch
+    images[1, 20 + stride : 32 + stride, 24:36] = patch
+    variables = jax.jit(module.init)(jax.random.key(0), images)
+    here, there = jax.jit(lambda v, x: module.apply(v, x)[stage])(variables, images)
+    assert np.abs(here[1:-1]).max() > 0
+    np.testing.assert_allclose(there[1:], here[:-1], rtol=1e-5, atol=1e-6 * np.abs(here).max())
+
+
+def test_offset_by_hand():
+    # Score map of FCN-8s's stride 16 inside pool4's: Caffe's crop of 5 cells.
+    assert backbones.Grid(16, 7.5 - 99).offset(backbones.Grid(16, 7.5 - 19)) == 5
+    assert backbones.PIXELS.convolved(3, 1, 1) == backbones.PIXELS
+    assert backbones.PIXELS.convolved(2, 2) == (2, 0.5)
+    assert backbones.PIXELS.convolved(2, 2).upsampled(4, 2) == (1, -1)

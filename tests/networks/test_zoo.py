@@ -1,0 +1,281 @@
+"""The eight networks: what they are at full size, how they meet the engine, what ships."""
+
+import dataclasses
+import functools
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dag_jax import networks
+from dag_jax.networks import zoo
+from dag_jax.networks.faster_rcnn import FasterRCNN
+from dag_jax.networks.fcn import Fcn
+from dag_jax.weights import store
+
+IMAGE = jax.ShapeDtypeStruct((96, 80, 3), jnp.float32)
+SEGMENTERS = networks.NAMES[:4]
+DETECTORS = networks.NAMES[4:]
+BOXES = np.float32([[4, 6, 40, 50], [10, 12, 70, 90], [0, 0, 79, 95]])
+
+
+@functools.cache
+def parameter_shapes(name, miniature):
+    module = networks.build(name, miniature=miniature)
+    return jax.eval_shape(module.init, jax.random.key(0), IMAGE)["params"]
+
+
+@functools.cache
+def random_miniature(name):
+    """A miniature with random weights: the tests of its interface need no training."""
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        scale = np.sqrt(2 / math.prod(leaf.shape[:-1]))
+        return rng.normal(0, scale, leaf.shape).astype(np.float32)
+
+    parameters = jax.tree.map(draw, parameter_shapes(name, True))
+    return networks.Network(name, networks.build(name, miniature=True), parameters, True)
+
+
+@pytest.fixture
+def image(rng):
+    return rng.uniform(0, 255, IMAGE.shape).astype(np.float32)
+
+
+def count(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def test_the_names_are_those_of_table_1():
+    assert networks.NAMES == (
+        *("fcn_alex", "fcn_alex_star", "fcn_vgg", "fcn_vgg_star"),
+        *("fr_zf_07", "fr_zf_0712", "fr_vgg_07", "fr_vgg_0712"),
+    )
+    assert [isinstance(networks.build(name), Fcn) for name in SEGMENTERS] == [True] * 4
+    assert [isinstance(networks.build(name), FasterRCNN) for name in DETECTORS] == [True] * 4
+    assert networks.build("fcn_alex") == networks.build("fcn_alex_star")
+    assert networks.build("fr_vgg_07") == networks.build("fr_vgg_0712")
+
+
+TRUNKS = {"alex": 2_334_080, "vgg": 14_714_688, "zf": 3_726_464}  # CaffeNet, VGG-16, ZF
+# The authors' caffemodels hold these (their bilinear filters are not parameters here):
+# fcn8s-heavy-pascal 537 MB, VGG16_faster_rcnn_final 548 MB.
+TOTALS = {"fcn_alex": 56_954_517, "fcn_vgg": 134_362_751, "fr_vgg_07": 137_078_239}
+
+
+@pytest.mark.parametrize("name", networks.NAMES)
+def test_full_size_has_the_published_number_of_parameters(name):
+    params = parameter_shapes(name, False)
+    assert count(params["backbone"]) == TRUNKS[name.split("_")[1]]
+    total = TOTALS.get(name.replace("_star", "").replace("_0712", "_07"))
+    assert total is None or count(params) == total
+
+
+@pytest.mark.parametrize(
+    ("name", "fc6"),
+    [
+        ("fcn_alex", (6, 6, 256, 4096)),
+        ("fcn_vgg", (7, 7, 512, 4096)),
+        ("fr_zf_07", (6 * 6 * 256, 4096)),
+        ("fr_vgg_07", (25088, 4096)),
+    ],
+)
+def test_full_size_layers_have_their_published_shapes(name, fc6):
+    params = parameter_shapes(name, False)
+    assert params["fc6"]["kernel"].shape == fc6
+    assert params["fc7"]["kernel"].shape[-2:] == (4096, 4096)
+    if name in SEGMENTERS:
+        scores = {key: leaf["kernel"].shape for key, leaf in params.items() if "score" in key}
+        expected = {"score_fr": (1, 1, 4096, 21)}
+        if name == "fcn_vgg":
+            expected |= {"score_stage4": (1, 1, 512, 21), "score_stage3": (1, 1, 256, 21)}
+        assert scores == expected
+        return
+    assert params["cls_score"]["kernel"].shape == (4096, 21)
+    assert params["bbox_pred"]["kernel"].shape == (4096, 84)
+    assert params["rpn_cls_score"]["kernel"].shape[-1] == 18
+    assert params["rpn_bbox_pred"]["kernel"].shape[-1] == 36
+
+
+@pytest.mark.parametrize("miniature", [False, True])
+@pytest.mark.parametrize("name", networks.NAMES)
+def test_scores_have_their_shapes_at_both_sizes(name, miniature):
+    network = networks.Network(
+        name,
+        networks.build(name, miniature=miniature),
+        parameter_shapes(name, miniature),
+        miniature,
+    )
+    photograph = jax.ShapeDtypeStruct((128, 128, 3) if miniature else (500, 375, 3), jnp.float32)
+    if name in SEGMENTERS:
+        scores = jax.eval_shape(networks.score_fn(network), photograph)
+        assert scores.shape == (*photograph.shape[:2], 21)
+    else:
+        boxes = jax.ShapeDtypeStruct((7, 4), jnp.float32)
+        scores = jax.eval_shape(networks.score_fn(network), photograph, boxes)
+        assert scores.shape == (7, 21)
+    assert scores.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", networks.NAMES)
+def test_a_miniature_is_the_same_module_with_other_numbers(name):
+    full, small = (networks.build(name, miniature=flag) for flag in (False, True))
+    assert type(full) is type(small) and type(full.backbone) is type(small.backbone)
+    full, small = (parameter_shapes(name, flag) for flag in (False, True))
+    assert jax.tree.structure(full) == jax.tree.structure(small)
+    assert count(small) < 0.02 * count(full)
+
+
+@pytest.mark.parametrize("name", networks.NAMES)
+def test_training_with_batch_normalisation_leaves_the_same_network(name):
+    module = networks.build(name, miniature=True, batch_norm=True)
+    variables = jax.eval_shape(module.init, jax.random.key(0), IMAGE)
+    assert variables["batch_stats"]
+    folded = jax.eval_shape(
+        networks.layers.fold_batch_norm, variables["params"], variables["batch_stats"]
+    )
+    store.check(folded, parameter_shapes(name, True))
+
+
+def test_unknown_names_are_refused_with_the_known_ones():
+    for function in (networks.build, networks.load):
+        with pytest.raises(ValueError, match="unknown network 'fcn_resnet'.*fcn_alex.*fr_vgg_0712"):
+            function("fcn_resnet")
+
+
+def test_a_network_is_a_pytree_of_its_parameters(image):
+    network = random_miniature("fcn_alex")
+    assert len(jax.tree.leaves(network)) == len(jax.tree.leaves(network.parameters))
+    halved = jax.tree.map(lambda leaf: 0.5 * leaf, network)
+    assert (halved.name, halved.module, halved.miniature) == ("fcn_alex", network.module, True)
+    assert not network.detects and random_miniature("fr_zf_07").detects
+
+    traces = []
+
+    @jax.jit
+    def run(score_fn, image):
+        traces.append(1)
+        return score_fn(image)
+
+    scores = [run(networks.score_fn(which), image) for which in (network, halved, network)]
+    assert len(traces) == 1  # parameters are traced, not baked in
+    assert np.abs(scores[0] - scores[1]).max() > 0
+    np.testing.assert_array_equal(scores[0], scores[2])
+    labels = jax.jit(networks.predict)(network, image)
+    assert labels.shape == (96, 80) and labels.dtype == jnp.int32
+    np.testing.assert_array_equal(labels, scores[0].argmax(-1))
+
+
+def test_a_detector_scores_predicts_and_proposes(image):
+    network = random_miniature("fr_zf_07")
+
+    @jax.jit
+    def run(network, image, boxes):
+        given = networks.score_fn(network)(image, boxes)
+        fixed = networks.score_fn(network, boxes)(image)
+        return (given, fixed), networks.predict(network, image)
+
+    (given, fixed), (boxes, classes, scores, valid) = run(network, image, jnp.asarray(BOXES))
+    assert given.shape == (3, 21)
+    np.testing.assert_array_equal(given, fixed)
+    assert boxes.shape == (100, 4) and classes.shape == scores.shape == valid.shape == (100,)
+    assert valid.any()
+    assert set(np.asarray(classes)[valid]) <= set(range(1, 21))
+    kept = np.asarray(boxes)[valid]
+    assert kept.min() >= 0 and kept[:, [0, 2]].max() <= 79 and kept[:, [1, 3]].max() <= 95
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_proposals_have_as_many_rows_as_asked(name):
+    boxes, scores, valid = jax.eval_shape(
+        functools.partial(networks.propose, nms_threshold=0.9, max_proposals=70),
+        random_miniature(name),
+        IMAGE,
+    )
+    assert (boxes.shape, scores.shape, valid.shape) == ((70, 4), (70,), (70,))
+    predicted = jax.eval_shape(networks.predict, random_miniature(name), IMAGE)
+    assert [leaf.shape for leaf in predicted] == [(100, 4), (100,), (100,), (100,)]
+
+
+def test_the_wrong_question_for_a_network_is_refused(image):
+    segmenter, detector = random_miniature("fcn_vgg"), random_miniature("fr_vgg_07")
+    with pytest.raises(ValueError, match="fcn_vgg segments: it takes no boxes"):
+        networks.score_fn(segmenter, BOXES)
+    with pytest.raises(ValueError, match="fcn_vgg segments: it has no proposals"):
+        networks.propose(segmenter, image, nms_threshold=0.9, max_proposals=10)
+    with pytest.raises(ValueError, match=r"boxes have shape \(3, 3\); they must be \[N, 4\]"):
+        networks.score_fn(detector, BOXES[:, :3])
+    with pytest.raises(ValueError, match=r"boxes have shape \(4,\)"):
+        networks.score_fn(detector, BOXES[0])
+
+
+def test_a_checkpoint_comes_back(tmp_path):
+    network = random_miniature("fcn_alex")
+    store.save(tmp_path / "mine.safetensors", network.parameters, {})
+    loaded = networks.load("fcn_alex", miniature=True, checkpoint=tmp_path / "mine.safetensors")
+    assert dataclasses.replace(loaded, parameters=None) == dataclasses.replace(
+        network, parameters=None
+    )
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(loaded))
+    jax.tree.map(np.testing.assert_array_equal, loaded.parameters, network.parameters)
+
+
+def test_a_checkpoint_of_another_network_is_refused_with_a_list(tmp_path):
+    path = tmp_path / "fcn_alex.safetensors"
+    store.save(path, random_miniature("fcn_alex").parameters, {})
+    with pytest.raises(ValueError) as error:
+        networks.load("fcn_vgg", miniature=True, checkpoint=path)
+    for line in (
+        "missing: backbone/conv1_1/kernel",
+        "left over: backbone/conv1/kernel",
+        "other shape: ",
+    ):
+        assert line in str(error.value)
+    with pytest.raises(ValueError, match="other shape: fc6/kernel"):
+        networks.load("fcn_alex", checkpoint=path)  # the full size
+
+
+def test_a_missing_checkpoint_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="no such checkpoint"):
+        networks.load("fcn_alex", checkpoint=tmp_path / "none.safetensors")
+    monkeypatch.setattr(zoo, "CHECKPOINTS", tmp_path)
+    with pytest.raises(ValueError, match="no such checkpoint"):
+        networks.load("fcn_alex", miniature=True)
+
+
+def test_full_size_without_a_checkpoint_is_random_by_its_seed(monkeypatch):
+    def tiny(name, *, miniature):
+        return Fcn(zoo.backbones.AlexNet((2, 4, 4, 4, 2), first_padding=100), fc_width=4, fc_size=6)
+
+    monkeypatch.setattr(zoo, "build", tiny)  # the real ones have half a gigabyte
+    first, again, other = (networks.load("fcn_alex", seed=seed) for seed in (3, 3, 4))
+    kernel = lambda network: network.parameters["fc6"]["kernel"]  # noqa: E731
+    np.testing.assert_array_equal(kernel(first), kernel(again))
+    assert np.abs(kernel(first) - kernel(other)).max() > 0
+    assert not first.miniature
+
+
+@pytest.mark.parametrize("name", networks.NAMES)
+def test_a_trained_miniature_ships_with_its_record(name):
+    network = networks.load(name, miniature=True)
+    assert network.name == name and network.miniature
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(network))
+    _, record = store.load(zoo.CHECKPOINTS / f"{name}.safetensors")
+    assert record["network"] == name
+    assert record["command"].startswith("python -m experiments.train")
+    assert f"--network={name}" in record["command"].split()
+    assert "=/" not in json.dumps(record)  # no path of the machine that trained it
+    assert isinstance(record["seed"], int)
+    assert record["splits"] and record["test_split"] not in record["splits"]
+    assert 0 < record["score"] <= 100
+
+
+def test_the_miniatures_are_small_together():
+    files = sorted(zoo.CHECKPOINTS.glob("*"))
+    shipped = [file.stem for file in files if file.suffix == ".safetensors"]
+    assert shipped == sorted(networks.NAMES)
+    assert sum(file.stat().st_size for file in files) <= 16e6
