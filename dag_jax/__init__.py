@@ -6,8 +6,6 @@ from dag_jax.attack import (
     Status,
     active_targets,
     attack,
-    check,
-    check_numbers,
     dag_update,
     init,
     margin_loss,
@@ -15,6 +13,7 @@ from dag_jax.attack import (
     scale_by_max_norm,
     step,
 )
+from dag_jax.checks import check, check_numbers
 from dag_jax.stream import attack_stream
 from dag_jax.targets import (
     Targets,

@@ -16,15 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dag_jax.attack import (
-    Attack,
-    Status,
-    check_image,
-    check_numbers,
-    check_targets,
-    init,
-    step,
-)
+from dag_jax.attack import Attack, Status, init, step
+from dag_jax.checks import check_image, check_numbers, check_targets
 
 
 @functools.partial(jax.jit, static_argnames=("chunk", "rounded", "optimizer"))
@@ -84,8 +77,8 @@ def attack_stream(
     """Attack a stream of images.
 
     Args:
-      score_fn: callable pytree, image f32[H, W, 3] -> scores, as in `attack`; with further
-        arguments where the examples bring them.
+      score_fn: image f32[H, W, 3] -> scores, as in `attack`; with further arguments where the
+        examples bring them. A `jax.tree_util.Partial` has its parameters traced.
       examples: yields (key, image, targets), or (key, image, targets, inputs) where `inputs` is a
         tuple of arrays that `score_fn` takes after the image (a detector's boxes). All of one
         shape. A key is anything; it comes back with the result.
@@ -101,13 +94,15 @@ def attack_stream(
       (key, Attack) in the order in which images finish; arrays are NumPy's.
 
     Raises:
-      ValueError: for what `check` names, for an example of another shape than the first, and for
-        fewer than 1 slot or iteration.
+      ValueError: for what `checks.check` names, for an example of another shape than the first,
+        and for fewer than 1 slot or iteration.
     """
     check_numbers(max_steps, step_size, margin)
     for name, value in (("slots", slots), ("chunk", chunk)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
+    if jax.tree.leaves(score_fn) == [score_fn]:  # a plain function is no pytree of parameters
+        score_fn = jax.tree_util.Partial(score_fn)
     return _stream(
         score_fn,
         iter(examples),
@@ -159,7 +154,8 @@ def _idle_lanes(lane, slots):
     state, targets, inputs = jax.tree.map(
         lambda leaf: jnp.broadcast_to(leaf, (slots, *leaf.shape)), lane
     )
-    stopped = jnp.full(slots, Status.NO_TARGETS, jnp.int32)
+    # A bare enum member would make the status weakly typed, and the loop compile a second time.
+    stopped = jnp.full(slots, int(Status.NO_TARGETS), jnp.int32)
     attack = dataclasses.replace(state.attack, status=stopped)
     state = dataclasses.replace(state, attack=attack)
     return jax.tree.map(jnp.copy, (state, targets, inputs))

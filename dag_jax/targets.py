@@ -30,6 +30,12 @@ class Targets:
     valid: jax.Array  # bool[*T] false for void and padding
 
 
+def map_targets(function, targets, *trees):
+    """Map a function over a pytree of `Targets`, each taken whole, and pytrees like it."""
+    is_targets = lambda node: isinstance(node, Targets)  # noqa: E731
+    return jax.tree.map(function, targets, *trees, is_leaf=is_targets)
+
+
 def make_targets(labels, adversarial, valid=True) -> Targets:
     """Build targets from labels, and drop those with nothing to do.
 

@@ -337,13 +337,11 @@ def main(argv):
 
     # 4. The checkpoint, as anybody will read it: rounded to half precision, then scored.
     path = workdir / f"{FLAGS.network}.safetensors"
-    record = {
-        **settings,
-        "command": "python -m experiments.train "
-        + " ".join(
-            flag.serialize() for flag in FLAGS.flags_by_module_dict()[sys.argv[0]] if flag.present
-        ),
-    }
+    given = [flag for flag in FLAGS.flags_by_module_dict()[sys.argv[0]] if flag.present]
+    places = ("workdir", "data_dir", "cache_dir", "publish")  # say nothing of the result
+    command = ["python -m experiments.train"]
+    command += [flag.serialize() for flag in given if flag.name not in places]
+    record = {**settings, "command": " ".join(command)}
     store.save(path, folded(state).parameters, record, half=True)
     reread = networks.load(FLAGS.network, miniature=FLAGS.miniature, checkpoint=path)
     result = evaluation.score(test, evaluation.predict(reread, evaluation.stack_images(test)))

@@ -286,37 +286,6 @@ def test_one_compilation_serves_every_image(rng, attacked):
     assert len(traces) == before
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(image=np.zeros((H, W), np.float32)), r"must be \[H, W, 3\]"),
-        (dict(image=np.full((H, W, 3), 0.5, np.float32)), "multiply the image by 255"),
-        (dict(image=np.full((H, W, 3), -3.0, np.float32)), "before any mean"),
-        (dict(image=np.full((H, W, 3), np.nan, np.float32)), "not finite"),
-        (dict(labels=np.zeros(N + 1, np.int32)), r"targets.labels has shape \(8,\)"),
-        (dict(labels=np.full(N, C, np.int32)), "has class 4, scores have 4 classes"),
-        (dict(adversarial=np.full(N, -1, np.int32)), "targets.adversarial has class -1"),
-        (dict(same=True), "their own label"),
-        (dict(max_steps=0), "max_steps is 0"),
-        (dict(step_size=0.0), "step_size is 0"),
-        (dict(margin=-1.0), "margin is -1"),
-        (dict(pytree=True), "same pytree"),
-    ],
-)
-def test_bad_input_is_named(attacked, change, message):
-    score_fn, image, targets = attacked
-    image = change.pop("image", image)
-    for field in ("labels", "adversarial"):
-        if field in change:
-            targets = dataclasses.replace(targets, **{field: change.pop(field)})
-    if change.pop("same", False):
-        targets = dataclasses.replace(targets, adversarial=targets.labels)
-    if change.pop("pytree", False):
-        targets = [targets, targets]
-    with pytest.raises(ValueError, match=message):
-        dag_jax.attack(score_fn, image, targets, **change)
-
-
 def test_integer_images_and_black_ones_are_images(attacked):
     score_fn, image, targets = attacked
     as_uint8 = dag_jax.attack(score_fn, image.astype(np.uint8), targets)

@@ -40,6 +40,7 @@ class FasterRCNN(nn.Module):
       post_nms: proposals that `detect` classifies.
       resize: short side of the canvas, and the most that its long side may have; None for none.
       mean_rgb: mean of the training set in grey levels.
+      batch_norm: as in `layers.Conv`, for the RPN's convolution, fc6 and fc7.
     """
 
     backbone: nn.Module
@@ -57,6 +58,7 @@ class FasterRCNN(nn.Module):
     post_nms: int = 300
     resize: tuple[int, int] | None = (600, 1000)
     mean_rgb: tuple[float, float, float] = (122.7717, 115.9465, 102.9801)
+    batch_norm: bool = False
 
     def setup(self):
         """Name the layers as Caffe does."""
@@ -69,11 +71,12 @@ class FasterRCNN(nn.Module):
             init = nn.initializers.variance_scaling(gain, "fan_in", "normal")
             return nn.Dense(features, kernel_init=init)
 
-        self.rpn_conv = layers.Conv(self.rpn_width, padding=1)
+        norm = {"batch_norm": self.batch_norm}
+        self.rpn_conv = layers.Conv(self.rpn_width, padding=1, **norm)
         self.rpn_cls_score = linear(2 * num_anchors)
         self.rpn_bbox_pred = linear(4 * num_anchors)
-        self.fc6 = dense(self.fc_width, 2.0)
-        self.fc7 = dense(self.fc_width, 2.0)
+        self.fc6 = layers.PatchDense(self.fc_width, self.pool_size, **norm)
+        self.fc7 = layers.Conv(self.fc_width, 1, **norm)
         self.cls_score = dense(self.num_classes, 0.02)
         self.bbox_pred = dense(4 * self.num_classes, 0.002)
 
@@ -131,17 +134,18 @@ class FasterRCNN(nn.Module):
             )
         return self.backbone(image, train)["stage5"]
 
-    def rpn(self, features):
+    def rpn(self, features, train: bool = False):
         """Return what the region proposal network says at each anchor.
 
         Args:
           features: f32[*B, h, w, channels].
+          train: as in `features`.
 
         Returns:
           scores: f32[*B, h * w * A, 2], background and object, pre-softmax.
           deltas: f32[*B, h * w * A, 4], offsets.
         """
-        x = self.rpn_conv(features)
+        x = self.rpn_conv(features, train)
         batch = features.shape[:-3]
         # Caffe's channels are the A background scores, then the A object scores; the offsets'
         # are four by four.
@@ -160,10 +164,16 @@ class FasterRCNN(nn.Module):
           scores: f32[N, C], pre-softmax.
           deltas: f32[N, C, 4], offsets in units of `delta_stds`.
         """
-        x = detection.roi_max_pool(features, boxes, size=self.pool_size, scale=1 / self.stride)
-        # fc6 reads bins row by row with their channels together; Caffe's reads channel by channel.
-        x = self.fc_multiplier * jax.nn.relu(self.fc6(x.reshape(x.shape[0], -1)))
-        x = self.fc_multiplier * jax.nn.relu(self.fc7(x))
+        return self.classify(self.pool(features, boxes))
+
+    def pool(self, features, boxes):
+        """Return what `classify` reads of each region, f32[N, P, P, channels]; see `heads`."""
+        return detection.roi_max_pool(features, boxes, size=self.pool_size, scale=1 / self.stride)
+
+    def classify(self, pooled, train: bool = False):
+        """Classify pooled regions f32[N, P, P, channels]; the rest is as in `heads`."""
+        x = self.fc_multiplier * self.fc6(pooled, train)
+        x = (self.fc_multiplier * self.fc7(x, train)).reshape(x.shape[0], -1)
         return self.cls_score(x), self.bbox_pred(x).reshape(-1, self.num_classes, 4)
 
     def anchors(self, shape: tuple[int, int]):
@@ -173,7 +183,8 @@ class FasterRCNN(nn.Module):
 
     def select_proposals(
         self,
-        features,
+        rpn,
+        map_shape: tuple[int, int],
         image_shape: tuple[int, ...],
         *,
         nms_threshold: float,
@@ -186,7 +197,8 @@ class FasterRCNN(nn.Module):
         `pre_nms` go through suppression.
 
         Args:
-          features: f32[h, w, channels].
+          rpn: (scores, deltas) of `rpn`.
+          map_shape: cells (h, w) of the map.
           image_shape: (H, W, 3), of the user's image.
           nms_threshold: largest IoU that two proposals may have.
           max_proposals: K.
@@ -197,9 +209,9 @@ class FasterRCNN(nn.Module):
           scores: f32[K], probability of an object.
           valid: bool[K], False at the padding.
         """
-        scores, deltas = jax.lax.stop_gradient(self.rpn(features))
+        scores, deltas = jax.lax.stop_gradient(rpn)
         canvas, factor = self.canvas(image_shape)
-        boxes = detection.decode_boxes(jnp.asarray(self.anchors(features.shape[:2])), deltas)
+        boxes = detection.decode_boxes(jnp.asarray(self.anchors(map_shape)), deltas)
         boxes = detection.clip_boxes(boxes, canvas)
         sides = boxes[:, 2:] - boxes[:, :2] + 1
         large = jnp.all(sides >= self.min_size * factor, axis=1)
@@ -230,8 +242,10 @@ class FasterRCNN(nn.Module):
           scores: f32[K], probability of an object.
           valid: bool[K], False at the padding.
         """
+        features = self.features(image)
         boxes, scores, valid = self.select_proposals(
-            self.features(image),
+            self.rpn(features),
+            features.shape[:2],
             image.shape,
             nms_threshold=nms_threshold,
             max_proposals=max_proposals,
@@ -275,7 +289,11 @@ class FasterRCNN(nn.Module):
         """
         features = self.features(image)
         regions, _, found = self.select_proposals(
-            features, image.shape, nms_threshold=0.7, max_proposals=self.post_nms
+            self.rpn(features),
+            features.shape[:2],
+            image.shape,
+            nms_threshold=0.7,
+            max_proposals=self.post_nms,
         )
         scores, deltas = self.heads(features, regions)
         stds, means = (

@@ -68,12 +68,14 @@ class Fcn(nn.Module):
             offset = grids[stage].offset(grid)
             rows, columns = (slice(offset, offset + extent) for extent in x.shape[-3:-1])
             skip = skip[..., rows, columns, :]
-            if offset < 0 or skip.shape != x.shape:
+            if offset < 0:
                 raise ValueError(
-                    f"{stage} gives {skip.shape[-3:-1]} cells at offset {offset} where "
-                    f"{x.shape[-3:-1]} are to be refined: more padding is needed"
+                    f"{stage} would be read from cell {offset}: fc_size {self.fc_size} is too "
+                    "small for this skip"
                 )
-            x = x + skip
+            # With 100 pixels of padding the skip is always long enough; a miniature's may end
+            # earlier than what it refines, beyond the image's own end.
+            x = x[..., : skip.shape[-3], : skip.shape[-2], :] + skip
         stride = int(grid.stride)
         size = self.upsample_size or 2 * stride
         offset = grid.upsampled(size, stride).offset(backbones.PIXELS)

@@ -143,8 +143,8 @@ def detection_loss(
 ):
     """Return a Faster R-CNN's loss on a batch, trained end to end.
 
-    The backbone sees the whole batch, so that batch normalisation has its statistics; the rest
-    goes image by image. No gradient passes through the places of proposals.
+    The layers with batch normalisation see the whole batch; the rest goes image by image. No
+    gradient passes through the places of proposals.
 
     Args:
       module: a `FasterRCNN`.
@@ -174,27 +174,30 @@ def detection_loss(
     counts = [x.shape[0] for x in (images, truths, classes, valid)]
     if len(set(counts)) != 1:
         raise ValueError(f"images, truths, classes and valid have {counts} rows, not equally many")
-    features, updates = module.apply(
-        variables, images, True, method="features", mutable=["batch_stats"]
-    )
+    statistics = variables.get("batch_stats", {})
+
+    def apply(*arguments, method):
+        """Run a part on the whole batch, so that batch normalisation has its statistics."""
+        nonlocal statistics
+        state = {"params": variables["params"], "batch_stats": statistics}
+        result, updates = module.apply(
+            state, *arguments, True, method=method, mutable=["batch_stats"]
+        )
+        statistics = updates.get("batch_stats", {})
+        return result
+
+    features = apply(images, method="features")
+    rpn = apply(features, method="rpn")
     shape = images.shape[1:]
-    factor = module.canvas(shape)[1]
+    truths = truths * module.canvas(shape)[1]
     anchors = module.anchors(features.shape[1:3])
 
-    def one_image(key, features, truths, classes, valid):
-        rpn_key, jitter_key, head_key = jax.random.split(key, 3)
-        truths = truths * factor
-        rpn_terms = rpn_loss(
-            rpn_key,
-            *module.apply(variables, features, method="rpn"),
-            anchors,
-            truths,
-            valid,
-            num_samples=num_anchors,
-        )
+    def draw_regions(key, features, rpn, truths, classes, valid):
+        jitter_key, head_key = jax.random.split(key)
         proposals, _, found = module.apply(
             variables,
-            jax.lax.stop_gradient(features),
+            rpn,
+            features.shape[:2],
             shape,
             nms_threshold=0.7,
             max_proposals=num_proposals,
@@ -212,13 +215,20 @@ def detection_loss(
             num_samples=num_regions,
             foreground_fraction=foreground_fraction,
         )
-        scores, deltas = module.apply(variables, features, targets.boxes, method="heads")
-        head_terms = head_loss(
-            scores, deltas, targets, means=module.delta_means, stds=module.delta_stds
-        )
+        return targets, module.apply(variables, features, targets.boxes, method="pool")
+
+    rpn_key, region_key = jax.random.split(key)
+    keys = jax.random.split(region_key, counts[0])
+    targets, pooled = jax.vmap(draw_regions)(keys, features, rpn, truths, classes, valid)
+    heads = apply(pooled.reshape(-1, *pooled.shape[2:]), method="classify")
+    heads = jax.tree.map(lambda leaf: leaf.reshape(counts[0], num_regions, *leaf.shape[1:]), heads)
+
+    def one_image(key, rpn, heads, targets, truths, valid):
+        rpn_terms = rpn_loss(key, *rpn, anchors, truths, valid, num_samples=num_anchors)
+        head_terms = head_loss(*heads, targets, means=module.delta_means, stds=module.delta_stds)
         return DetectionLoss(*rpn_terms, *head_terms)
 
-    keys = jax.random.split(key, counts[0])
-    terms = jax.vmap(one_image)(keys, features, truths, classes, valid)
+    keys = jax.random.split(rpn_key, counts[0])
+    terms = jax.vmap(one_image)(keys, rpn, heads, targets, truths, valid)
     terms = jax.tree.map(jnp.mean, terms)
-    return sum(terms), terms, updates.get("batch_stats", {})
+    return sum(terms), terms, statistics

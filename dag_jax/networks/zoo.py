@@ -83,10 +83,10 @@ def build(name: str, *, miniature: bool = False, batch_norm: bool = False) -> nn
     detector_small = small_detector if miniature else {}
     if name.startswith("fcn_alex"):
         if miniature:
-            trunk = backbones.AlexNet((16, 64, 96, 96, 64), 2, first_padding=13, **norm)
+            trunk = backbones.AlexNet((24, 64, 96, 96, 64), 2, first_padding=24, **norm)
         else:
             trunk = backbones.AlexNet(first_padding=100, **norm)
-        small = {"fc_width": 128, "fc_size": 2, "upsample_size": 31}
+        small = {"fc_width": 128, "fc_size": 3, "upsample_size": 31}
         options = small if miniature else {"fc_size": 6, "upsample_size": 63}
         return Fcn(trunk, **options, **norm)
     if name.startswith("fcn_vgg"):
@@ -101,10 +101,10 @@ def build(name: str, *, miniature: bool = False, batch_norm: bool = False) -> nn
         # The authors' ZF trained with a dropout that did not scale, so half is missing in a test.
         multiplier = 1.0 if miniature else 0.5
         options = {"rpn_width": 256, "pool_size": 6, "fc_multiplier": multiplier}
-        return FasterRCNN(trunk, **{**options, **detector_small})
+        return FasterRCNN(trunk, **{**options, **detector_small}, **norm)
     widths, pooled = ((8, 16, 32, 64, 64), (1, 2, 3)) if miniature else (None, (1, 2, 3, 4))
     widths = {"widths": widths} if widths else {}
-    return FasterRCNN(backbones.Vgg16(pooled=pooled, **widths, **norm), **detector_small)
+    return FasterRCNN(backbones.Vgg16(pooled=pooled, **widths, **norm), **detector_small, **norm)
 
 
 def load(name: str, *, miniature: bool = False, checkpoint=None, seed: int = 0) -> Network:
@@ -131,7 +131,9 @@ def load(name: str, *, miniature: bool = False, checkpoint=None, seed: int = 0) 
     if checkpoint is None:
         parameters = jax.jit(init)(jnp.zeros(_ANY_IMAGE))["params"]
     else:
-        parameters, _ = store.load(checkpoint)
+        parameters, record = store.load(checkpoint)
+        if record.get("network", name) != name:
+            raise ValueError(f"{checkpoint} holds {record['network']}, not {name}")
         store.check(parameters, jax.eval_shape(init, image)["params"])
         parameters = jax.tree.map(jnp.asarray, parameters)
     return Network(name, module, parameters, miniature)

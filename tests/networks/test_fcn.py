@@ -175,9 +175,9 @@ def test_batch_equals_single_images(rng):
 
 
 def test_scores_move_with_the_image(rng):
-    # On an image of the mean colour every map is zero while biases are, as they are at first; so a
-    # patch moved by the largest stride moves the scores. They are compared away from the borders,
-    # where FCN-8s upsamples from cells that do not exist.
+    # On an image of the mean colour and without biases every map is zero, so a patch moved by the
+    # largest stride moves the scores. They are compared away from the borders, where FCN-8s
+    # upsamples from cells that do not exist.
     module, stride, patch = VGG8, 32, rng.uniform(0, 255, (16, 16, 3))
     images = np.tile(np.float32(MEAN_RGB), (2, 128, 128, 1))
     images[0, 50:66, 40:56] = patch

@@ -40,12 +40,9 @@ def correlate_gradients(x, kernel, cotangent, stride, padding):
 
 CONVOLUTIONS = [  # height, width, kernel size, stride, padding
     (6, 7, 3, 1, 1),
-    (5, 6, 3, 1, 0),
     (4, 5, 3, 1, 5),  # padding beyond the kernel, as FCN's 100
     (6, 5, 4, 1, 1),
-    (5, 4, 1, 1, 0),
     (7, 8, 3, 2, 1),
-    (8, 7, 4, 2, 3),
     (9, 8, 5, 2, 2),
     (7, 6, 1, 2, 0),
     (13, 15, 11, 4, 3),
@@ -236,7 +233,7 @@ def deconvolve_by_loop(x, kernel, stride):
     return y
 
 
-UPSAMPLINGS = [(2, 4, 0), (2, 4, 1), (8, 16, 31), (8, 16, 4), (32, 64, 19), (32, 63, 18), (4, 7, 3)]
+UPSAMPLINGS = [(2, 4, 0), (8, 16, 31), (32, 64, 19), (32, 63, 18), (4, 7, 3)]
 
 
 @pytest.mark.parametrize(("stride", "size", "offset"), UPSAMPLINGS)
