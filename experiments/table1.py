@@ -8,7 +8,8 @@
 
 Results go to --workdir: table1.md, table1.json, figure1.png, and for each network a record per
 image (records/), the perturbations by image id (perturbations/) and its row (rows/). The same
-command goes on where a killed one stopped; a folder with another run's results is refused.
+command goes on where a killed one stopped, and --networks adds rows; a folder with results of
+other settings is refused.
 """
 
 import hashlib
@@ -288,17 +289,20 @@ def main(argv):
     settings = {
         name: getattr(FLAGS, name) for name in (*names, "image_ids", "margin", "rounded", "seed")
     }
-    settings["networks"] = {
-        name: path and hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()
-    }
     workdir = rundir.claim(FLAGS.workdir, settings)
     for folder in ("rows", "records", "perturbations"):
         (workdir / folder).mkdir(exist_ok=True)
 
-    # 2. A row at a time; a finished one is kept.
+    # 2. A row at a time; a finished one is kept, if it is of the same weights.
     rows = []
     for name, network in loaded.items():
         path = workdir / "rows" / f"{name}.json"
+        weights = paths[name] and hashlib.sha256(paths[name].read_bytes()).hexdigest()
+        if path.exists() and json.loads(path.read_text())["weights_sha256"] != weights:
+            raise ValueError(
+                f"{path} is the row of another checkpoint than {paths[name]}: give another "
+                "--workdir, or remove the row"
+            )
         if not path.exists():
             chosen = examples[network.detects]
             row, attacks = measure(
@@ -316,6 +320,7 @@ def main(argv):
                 workdir / "perturbations" / f"{name}.npz",
                 **{e["image_id"]: a.perturbation for e, a in zip(chosen, attacks, strict=True)},
             )
+            row["weights_sha256"] = weights
             rundir.write(path, json.dumps(row, indent=2) + "\n")
         rows.append(json.loads(path.read_text()))
         done = f"{len(rows)} of {len(loaded)} networks, {time.monotonic() - started:.0f} s"

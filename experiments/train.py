@@ -1,18 +1,18 @@
-"""Train one network of Table 1, miniature or full size.
+r"""Train one network of Table 1, miniature or full size.
 
-The eight miniatures that ship with the package were trained by `make miniatures`, which is, for
-each network with its own splits,
+    python -m experiments.train --network=fcn_vgg
+    python -m experiments.train --network=fcn_vgg --dataset=voc --data_dir=VOCdevkit --canvas=128 \
+        --splits=voc2012_seg_train_aug --test_split=voc2012_seg_val --augment
 
-    python -m experiments.train --network=fcn_vgg --publish
-
-Each checkpoint carries its record: command, splits, seed, score. Results go to
-runs/train/<network>: the checkpoint, curve.png, curve.jsonl, and the state that a killed run goes
-on from: start the same command again.
+Results go to --workdir, runs/train/<network>: the checkpoint, curve.png, curve.jsonl, and the state
+that a killed run goes on from when the same command is started again. The checkpoint carries its
+record: command, splits, seed, score. Those of the eight miniatures that ship with the package are
+in README.md.
 
 Training uses batch normalisation; the checkpoint has it folded into the convolutions, which leaves
 the network of the paper. Segmentation weighs background down, since most pixels are background.
-`--noise` adds grey levels of Gaussian noise, a strength drawn for each image: without it a network
-of faint classes fails on any noise, and the permuted control says nothing.
+`--noise` adds Gaussian noise to each image, of a strength drawn anew: without it a network of faint
+classes fails on any noise, and the permuted control says nothing.
 """
 
 import dataclasses
