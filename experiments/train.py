@@ -11,8 +11,10 @@ in README.md.
 
 Training uses batch normalisation; the checkpoint has it folded into the convolutions, which leaves
 the network of the paper. Segmentation weighs background down, since most pixels are background.
-`--noise` adds Gaussian noise to each image, of a strength drawn anew: without it a network of faint
-classes fails on any noise, and the permuted control says nothing.
+A detector's features also learn to name the class of each cell's mask, by one linear layer that no
+checkpoint keeps: there is no ImageNet for rendered scenes to start from. `--noise` adds Gaussian
+noise to each image, of a strength drawn anew: without it a network of faint classes fails on any
+noise, and the permuted control says nothing.
 """
 
 import dataclasses
@@ -45,6 +47,7 @@ SPLITS = {
     "fr_vgg_07": ("voc07_trainval",),
     "fr_vgg_0712": ("voc07_trainval", "voc12_trainval"),
 }
+_MASK_LAYER = "mask_layer"  # name of the linear layer that training alone has
 _OBJECTS = 8  # rows by which lists of boxes are padded
 
 FLAGS = flags.FLAGS
@@ -58,12 +61,14 @@ flags.DEFINE_string("test_split", None, "Split to score on. Default: the network
 flags.DEFINE_integer("canvas", None, "Scale images to this square; photographs need it.", 32)
 flags.DEFINE_integer("steps", 700, "Updates.", 1)
 flags.DEFINE_integer("batch_size", 16, "Images of an update.", 1)
-flags.DEFINE_float("learning_rate", 4e-3, "Largest learning rate of AdamW, cosine schedule.", 0)
-flags.DEFINE_float("weight_decay", 1e-4, "Weight decay of AdamW.", 0)
+flags.DEFINE_float("learning_rate", 4e-3, "Largest learning rate, cosine schedule.", 0)
+flags.DEFINE_float("weight_decay", 1e-4, "Weight decay.", 0)
 flags.DEFINE_float("background_weight", 0.25, "Weight of background in the FCN's loss.", 0)
+flags.DEFINE_float("mask_weight", 1.0, "Weight of a detector's loss of masks; see above.", 0)
 flags.DEFINE_float("noise", 1.5, "Largest standard deviation of noise, in grey levels.", 0)
 flags.DEFINE_bool("augment", False, "Mirror and crop at random: for photographs, not for scenes.")
 flags.DEFINE_integer("seed", 0, "Seed of the initial weights, order, noise and augmentation.")
+flags.DEFINE_bool("batch_norm", True, "Normalise; without it, --initial goes on where it was.")
 flags.DEFINE_string("initial", None, "Checkpoint whose layers to start from: ImageNet's, say.")
 flags.DEFINE_integer("score_every", 100, "Updates between two scores and saved states.", 1)
 flags.DEFINE_integer("score_images", 40, "Test images of those scores.", 1)
@@ -136,9 +141,29 @@ def stack(examples):
     return images, masks, boxes, classes, valid
 
 
+def mask_loss(module, variables, images, masks, class_weights):
+    """Return the loss of naming the class at the centre of each cell from a detector's features."""
+    features, _ = module.apply(variables, images, True, method="features", mutable=["batch_stats"])
+    middle = module.stride // 2
+    labels = masks[:, middle :: module.stride, middle :: module.stride]
+    scores = features[:, : labels.shape[1], : labels.shape[2]] @ variables["params"][_MASK_LAYER]
+    return losses.segmentation_loss(scores, labels.astype(jnp.int32), class_weights=class_weights)
+
+
 @functools.partial(jax.jit, static_argnames=("module", "optimizer"), donate_argnums=0)
-def update(state, key, batch, noise, class_weights, *, module, optimizer):
-    """Make one update; return the new state and the loss."""
+def update(state, key, batch, noise, weights, *, module, optimizer):
+    """Make one update; return the new state and the loss.
+
+    Args:
+      state: TrainState, which is given up.
+      key: of noise and samples.
+      batch: (images, masks, boxes, classes, valid) as `stack` gives them.
+      noise: largest standard deviation in grey levels.
+      weights: (class_weights f32[C] of segmentation, weight of the mask loss).
+      module: the network with batch normalisation.
+      optimizer: optax transformation.
+    """
+    class_weights, mask_weight = weights
     images, masks, boxes, classes, valid = batch
     noise_key, strength_key, sample_key = jax.random.split(key, 3)
     images = images.astype(jnp.float32)
@@ -162,12 +187,13 @@ def update(state, key, batch, noise, class_weights, *, module, optimizer):
                 num_jittered=8,
                 foreground_fraction=0.5,
             )
-            return value, statistics
+            masked = mask_loss(module, variables, images, masks, class_weights)
+            return value + mask_weight * masked, statistics
         scores, updates = module.apply(variables, images, True, mutable=["batch_stats"])
         value = losses.segmentation_loss(
             scores, masks.astype(jnp.int32), class_weights=class_weights
         )
-        return value, updates["batch_stats"]
+        return value, updates.get("batch_stats", {})
 
     (value, statistics), gradient = jax.value_and_grad(loss, has_aux=True)(state.parameters)
     change, opt_state = optimizer.update(gradient, state.optimizer, state.parameters)
@@ -175,19 +201,27 @@ def update(state, key, batch, noise, class_weights, *, module, optimizer):
     return TrainState(state.step + 1, parameters, statistics, opt_state), value
 
 
-def start_from(path, parameters):
-    """Return parameters with those of a checkpoint in place of the ones of equal name and shape.
+def start_from(path, parameters, statistics):
+    """Return parameters and statistics, with a checkpoint's in place of those that it has.
+
+    Args:
+      path: a checkpoint, or the unfolded.safetensors of a run.
+      parameters: nested dict.
+      statistics: nested dict of batch normalisation, which only unfolded.safetensors has.
 
     Raises:
       ValueError: where the checkpoint cannot be read, or shares nothing.
     """
-    given = traverse_util.flatten_dict(store.load(path)[0])
-    flat = traverse_util.flatten_dict(parameters)
+    given = store.load(path)[0]
+    given = traverse_util.flatten_dict(given if "params" in given else {"params": given})
+    flat = traverse_util.flatten_dict({"params": parameters, "batch_stats": statistics})
     same = [name for name, leaf in given.items() if name in flat and flat[name].shape == leaf.shape]
     if not same:
         raise ValueError(f"{path} has no parameter of the name and shape of any of this network")
     print(f"{len(same)} of {len(flat)} parameters from {path}", file=sys.stderr)
-    return traverse_util.unflatten_dict(flat | {name: jnp.asarray(given[name]) for name in same})
+    flat |= {name: jnp.asarray(given[name]) for name in same}
+    merged = traverse_util.unflatten_dict(flat)
+    return merged["params"], merged.get("batch_stats", {})
 
 
 def save_state(path, state, settings):
@@ -240,32 +274,44 @@ def main(argv):
         raise app.UsageError(f"--dataset={FLAGS.dataset} needs --data_dir, --splits, --test_split")
     names = [
         *("network", "miniature", "dataset", "canvas", "steps", "batch_size", "learning_rate"),
-        *("weight_decay", "background_weight", "noise", "augment", "seed", "initial"),
+        *(
+            "weight_decay",
+            "background_weight",
+            "mask_weight",
+            "noise",
+            "augment",
+            "seed",
+            "initial",
+        ),
     ]
     settings = {name: getattr(FLAGS, name) for name in names}
     settings |= {"splits": splits, "test_split": test_split}
     workdir = pathlib.Path(FLAGS.workdir or f"runs/train/{FLAGS.network}")
     workdir.mkdir(parents=True, exist_ok=True)
 
-    # 1. The network, with batch normalisation, and where it starts.
-    module = networks.build(FLAGS.network, miniature=FLAGS.miniature, batch_norm=True)
+    # 1. The network as it trains, and where it starts.
+    module = networks.build(FLAGS.network, miniature=FLAGS.miniature, batch_norm=FLAGS.batch_norm)
     final = networks.build(FLAGS.network, miniature=FLAGS.miniature)
+    network = networks.Network(FLAGS.network, final, {}, FLAGS.miniature)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, FLAGS.learning_rate, min(50, FLAGS.steps // 10 + 1), FLAGS.steps, 1e-5
     )
+    # Folded weights differ in size by orders of magnitude from layer to layer, so without batch
+    # normalisation a layer's change is measured by its own size (LAMB).
+    rule = optax.adamw if FLAGS.batch_norm else optax.lamb
     optimizer = optax.chain(
-        optax.clip_by_global_norm(5.0),
-        optax.adamw(schedule, weight_decay=FLAGS.weight_decay),
+        optax.clip_by_global_norm(5.0), rule(schedule, weight_decay=FLAGS.weight_decay)
     )
     canvas = FLAGS.canvas or 128
     key = jax.random.key(FLAGS.seed)
     variables = jax.jit(functools.partial(initialise, module))(key, jnp.zeros((canvas, canvas, 3)))
-    parameters = variables["params"]
+    parameters, statistics = variables["params"], variables.get("batch_stats", {})
+    if network.detects:
+        width = module.backbone.widths[-1]
+        parameters[_MASK_LAYER] = jnp.zeros((width, evaluation.NUM_CLASSES))
     if FLAGS.initial:
-        parameters = start_from(FLAGS.initial, parameters)
-    state = TrainState(
-        jnp.int32(0), parameters, variables.get("batch_stats", {}), optimizer.init(parameters)
-    )
+        parameters, statistics = start_from(FLAGS.initial, parameters, statistics)
+    state = TrainState(jnp.int32(0), parameters, statistics, optimizer.init(parameters))
     saved = workdir / "state.msgpack"
     if saved.exists():
         state = restore_state(saved, state, settings)
@@ -279,14 +325,15 @@ def main(argv):
         cache_dir=FLAGS.cache_dir,
         canvas=FLAGS.canvas,
     )
-    network = networks.Network(FLAGS.network, final, {}, FLAGS.miniature)
     arrays = stack(read(splits, network=network))
     test = read([test_split], network=network)
     few = test[: FLAGS.score_images]
     class_weights = jnp.ones(evaluation.NUM_CLASSES).at[0].set(FLAGS.background_weight)
+    weights = class_weights, jnp.float32(FLAGS.mask_weight)
 
     def folded(state):
         parameters = layers.fold_batch_norm(state.parameters, state.statistics)
+        parameters.pop(_MASK_LAYER, None)
         return dataclasses.replace(network, parameters=parameters)
 
     def scored(state, examples):
@@ -314,7 +361,7 @@ def main(argv):
             jax.random.fold_in(key, step),
             (images, masks, boxes, classes, valid),
             jnp.float32(FLAGS.noise),
-            class_weights,
+            weights,
             module=module,
             optimizer=optimizer,
         )
@@ -342,12 +389,17 @@ def main(argv):
     command = ["python -m experiments.train"]
     command += [flag.serialize() for flag in given if flag.name not in places]
     record = {**settings, "command": " ".join(command)}
+    if FLAGS.initial:
+        record["initial_record"] = store.load(FLAGS.initial)[1]
     store.save(path, folded(state).parameters, record, half=True)
     reread = networks.load(FLAGS.network, miniature=FLAGS.miniature, checkpoint=path)
     result = evaluation.score(test, evaluation.predict(reread, evaluation.stack_images(test)))
     record |= {"score": round(result, 2), "test_images": len(test)}
     for target in [path] + [zoo.CHECKPOINTS / path.name] * FLAGS.publish:
         store.save(target, folded(state).parameters, record, half=True)
+    unfolded = {"params": state.parameters, "batch_stats": state.statistics}
+    if state.statistics:
+        store.save(workdir / "unfolded.safetensors", unfolded, record)
     kind = "mAP" if network.detects else "mIoU"
     print(f"{FLAGS.network}: {kind} {result:.2f} on {len(test)} images of {test_split}")
     print(f"checkpoint: {path}")

@@ -367,13 +367,16 @@ class PatchDense(nn.Module):
         he = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
         kernel = self.param("kernel", he, (size, size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        patches = jnp.concatenate(
-            [
-                x[..., row : row + height, column : column + width, :]
-                for row, column in np.ndindex(size, size)
-            ],
-            axis=-1,
-        )
+        if height == width == 1:  # the patch is the map: a region's bins, say
+            patches = x.reshape(*x.shape[:-3], 1, 1, -1)
+        else:
+            patches = jnp.concatenate(
+                [
+                    x[..., row : row + height, column : column + width, :]
+                    for row, column in np.ndindex(size, size)
+                ],
+                axis=-1,
+            )
         x = patches @ kernel.reshape(-1, self.features)
         return _finish(self, x, bias, train)
 
