@@ -110,10 +110,10 @@ def test_parameters_at_full_size_are_the_published_models():
     shapes = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
     # VGG16_faster_rcnn_final.caffemodel: 548 MB of float32.
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 137_078_239
-    assert shapes["fc6"]["kernel"].shape == (7 * 7 * 512, 4096)
+    assert shapes["fc6"]["kernel"].shape == (7, 7, 512, 4096)
     module = FasterRCNN(backbones.Zf(), rpn_width=256, pool_size=6, fc_multiplier=0.5)
     shapes = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
-    assert shapes["fc6"]["kernel"].shape == (6 * 6 * 256, 4096)
+    assert shapes["fc6"]["kernel"].shape == (6, 6, 256, 4096)
     assert shapes["rpn_bbox_pred"]["kernel"].shape == (1, 1, 256, 36)
 
 
@@ -174,7 +174,8 @@ def test_score_equals_the_heads_step_by_step(variables, image, module, factor):
     pooled = detection.roi_max_pool(features, jnp.asarray(BOXES * factor), size=3, scale=1 / 4)
     x, params = np.asarray(pooled).reshape(4, -1), variables["params"]
     for name in ("fc6", "fc7"):
-        x = 0.5 * np.maximum(x @ params[name]["kernel"] + params[name]["bias"][None], 0)
+        kernel = np.asarray(params[name]["kernel"]).reshape(x.shape[1], -1)
+        x = 0.5 * np.maximum(x @ kernel + params[name]["bias"][None], 0)
     expected = x @ params["cls_score"]["kernel"] + params["cls_score"]["bias"][None]
     np.testing.assert_allclose(
         call(halved, "score")(variables, image, BOXES), expected, rtol=1e-4, atol=1e-4

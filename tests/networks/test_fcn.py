@@ -203,5 +203,13 @@ def test_a_crop_outside_the_maps_is_refused():
     with pytest.raises(ValueError, match="a crop of 256 pixels at .* too small"):
         jax.eval_shape(unpadded.init, jax.random.key(0), image)
     skipping = unpadded.clone(skips=("stage4",), fc_size=1)
-    with pytest.raises(ValueError, match="stage4 gives .* offset -1 .* more padding is needed"):
+    with pytest.raises(ValueError, match="stage4 would be read from cell -1: fc_size 1 is too small"):
         jax.eval_shape(skipping.init, jax.random.key(0), image)
+
+
+@pytest.mark.parametrize("size", [(80, 112), (113, 96), (240, 131)])
+def test_a_miniature_takes_images_of_any_size(size):
+    module = zoo.build("fcn_vgg", miniature=True)
+    image = jax.ShapeDtypeStruct((*size, 3), jnp.float32)
+    scores, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), image)
+    assert scores.shape == (*size, 21)
