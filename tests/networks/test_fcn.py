@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from dag_jax.networks import backbones
+from dag_jax.networks import backbones, zoo
 from dag_jax.networks.fcn import MEAN_RGB, Fcn
 
 # Narrow networks of full depth, padding and strides.
@@ -203,7 +203,9 @@ def test_a_crop_outside_the_maps_is_refused():
     with pytest.raises(ValueError, match="a crop of 256 pixels at .* too small"):
         jax.eval_shape(unpadded.init, jax.random.key(0), image)
     skipping = unpadded.clone(skips=("stage4",), fc_size=1)
-    with pytest.raises(ValueError, match="stage4 would be read from cell -1: fc_size 1 is too small"):
+    with pytest.raises(
+        ValueError, match="stage4 would be read from cell -1: fc_size 1 is too small"
+    ):
         jax.eval_shape(skipping.init, jax.random.key(0), image)
 
 
