@@ -15,9 +15,11 @@ def test_draws_one_perturbation_of_two_networks(launch, tmp_path):
     assert 0 < row["largest_change"] <= 0.5 * row["num_steps"] + 1e-5
     if row["lacks"]:
         assert "no image of 2 has everything" in process.stdout
-    saved = np.asarray(Image.open(workdir / "adversarial.png"))
+    with Image.open(workdir / "adversarial.png") as image:
+        saved = np.asarray(image)
     assert saved.shape == (128, 128, 3) and saved.dtype == np.uint8
-    assert Image.open(workdir / "figure1.png").width > 1000
+    with Image.open(workdir / "figure1.png") as image:
+        assert image.width > 1000
 
 
 def test_two_detectors_are_no_figure(launch, tmp_path):
