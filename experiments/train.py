@@ -34,7 +34,7 @@ from flax import serialization, traverse_util
 from dag_jax import networks
 from dag_jax.networks import layers, losses, zoo
 from dag_jax.weights import store
-from experiments import evaluation, figures
+from experiments import batches, evaluation, figures
 
 # The lists of the paper, by network, and what each is tested on.
 SPLITS = {
@@ -48,7 +48,6 @@ SPLITS = {
     "fr_vgg_0712": ("voc07_trainval", "voc12_trainval"),
 }
 _MASK_LAYER = "mask_layer"  # name of the linear layer that training alone has
-_OBJECTS = 8  # rows by which lists of boxes are padded
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("network", None, networks.NAMES, "Which network to train.", required=True)
@@ -87,60 +86,6 @@ class TrainState:
     optimizer: optax.OptState
 
 
-def draw_crops(rng, images, masks, boxes, valid):
-    """Mirror and crop a batch at random; boxes that lose their centre are dropped.
-
-    Args:
-      rng: NumPy generator.
-      images: u8[B, H, W, 3].
-      masks: u8[B, H, W].
-      boxes: f32[B, G, 4], inclusive pixels.
-      valid: bool[B, G].
-
-    Returns:
-      The four, new. A crop has 60 to 100% of each side and is scaled back.
-    """
-    images, masks, boxes, valid = (np.array(array) for array in (images, masks, boxes, valid))
-    size = images.shape[1:3]
-    for i in range(len(images)):
-        if rng.random() < 0.5:
-            images[i], masks[i] = images[i][:, ::-1], masks[i][:, ::-1]
-            boxes[i][:, [0, 2]] = size[1] - 1 - boxes[i][:, [2, 0]]
-        span = (rng.uniform(0.6, 1.0, 2) * size).astype(int)
-        top, left = (
-            rng.integers(0, whole - part + 1) for whole, part in zip(size, span, strict=True)
-        )
-        rows = top + (np.arange(size[0]) + 0.5) * span[0] / size[0]
-        columns = left + (np.arange(size[1]) + 0.5) * span[1] / size[1]
-        pick = np.ix_(rows.astype(int), columns.astype(int))
-        images[i], masks[i] = images[i][pick], masks[i][pick]
-        shift = np.array([left, top, left, top])
-        centre = (boxes[i][:, :2] + boxes[i][:, 2:]) / 2 - shift[:2]
-        valid[i] &= ((centre >= 0) & (centre < span[::-1])).all(axis=1)
-        factor = np.tile(np.array(size[::-1]) / span[::-1], 2)
-        ends = np.array([0, 0, 1, 1])
-        moved = (boxes[i] + ends - shift) * factor - ends
-        boxes[i] = np.clip(moved, 0, np.tile(size[::-1], 2) - 1)
-    return images, masks, boxes, valid
-
-
-def stack(examples):
-    """Return (images, masks, boxes, classes, valid) of all examples, boxes padded."""
-    most = max(len(example["objects"]["label"]) for example in examples)
-    rows = _OBJECTS * -(-max(most, 1) // _OBJECTS)
-    boxes = np.zeros((len(examples), rows, 4), np.float32)
-    classes = np.zeros((len(examples), rows), np.int32)
-    valid = np.zeros((len(examples), rows), bool)
-    for i, example in enumerate(examples):
-        count = len(example["objects"]["label"])
-        boxes[i, :count] = example["objects"]["boxes"]
-        classes[i, :count] = example["objects"]["label"]
-        valid[i, :count] = True
-    images = np.stack([example["image"] for example in examples])
-    masks = np.stack([example["mask"][:, :, 0] for example in examples])
-    return images, masks, boxes, classes, valid
-
-
 def mask_loss(module, variables, images, masks, class_weights):
     """Return the loss of naming the class at the centre of each cell from a detector's features."""
     features, _ = module.apply(variables, images, True, method="features", mutable=["batch_stats"])
@@ -157,7 +102,7 @@ def update(state, key, batch, noise, weights, *, module, optimizer):
     Args:
       state: TrainState, which is given up.
       key: of noise and samples.
-      batch: (images, masks, boxes, classes, valid) as `stack` gives them.
+      batch: (images, masks, boxes, classes, valid) as `batches.stack` gives them.
       noise: largest standard deviation in grey levels.
       weights: (class_weights f32[C] of segmentation, weight of the mask loss).
       module: the network with batch normalisation.
@@ -325,7 +270,7 @@ def main(argv):
         cache_dir=FLAGS.cache_dir,
         canvas=FLAGS.canvas,
     )
-    arrays = stack(read(splits, network=network))
+    arrays = batches.stack(read(splits, network=network))
     test = read([test_split], network=network)
     few = test[: FLAGS.score_images]
     class_weights = jnp.ones(evaluation.NUM_CLASSES).at[0].set(FLAGS.background_weight)
@@ -355,7 +300,7 @@ def main(argv):
         chosen = rng.choice(len(arrays[0]), FLAGS.batch_size, replace=False)
         images, masks, boxes, classes, valid = (array[chosen] for array in arrays)
         if FLAGS.augment:
-            images, masks, boxes, valid = draw_crops(rng, images, masks, boxes, valid)
+            images, masks, boxes, valid = batches.draw_crops(rng, images, masks, boxes, valid)
         state, loss = update(
             state,
             jax.random.fold_in(key, step),
