@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 # Bins whose gradient is added at a time: it bounds the memory of thousands of regions.
-_CHUNK = 512 * 49
+_CHUNK = 128 * 49
 
 
 def _edge_table(size: int, longest: int) -> np.ndarray:
