@@ -192,10 +192,12 @@ def step(
     """
     attack = state.attack
     optimizer = optimizer or dag_update(step_size)
+    one_for_all = jax.tree.structure(margin) == jax.tree.structure(0)
+    margins = map_targets(lambda _: margin, targets) if one_for_all else margin
 
     def loss(image):
         scores = score_fn(image)
-        active = map_targets(lambda t, f: active_targets(f, t, margin), targets, scores)
+        active = map_targets(lambda t, f, m: active_targets(f, t, m), targets, scores, margins)
         terms = map_targets(
             lambda t, f, on: jnp.where(on, margin_loss(f, t), 0).sum(), targets, scores, active
         )
@@ -265,7 +267,8 @@ def attack(
       targets: Targets of shape *T, or the same pytree of them as the scores.
       max_steps: M_0; the paper has 200 for segmentation and 150 for detection.
       step_size: gamma, the largest change of a channel in one step, in grey levels.
-      margin: logits by which a label must have lost before its target rests; 0 is the paper's.
+      margin: logits by which a label must have lost before its target rests; 0 is the paper's. One
+        number, or in a joint attack the same pytree of numbers as of targets.
       rounded: whether the image is scored as rounded to whole grey levels, so that the saved PNG
         itself fools.
       optimizer: optax transformation of the gradient with respect to the image; None is

@@ -36,6 +36,7 @@ def check(score_fn, image, targets, *, max_steps=200, step_size=0.5, margin=0.0)
     check_image(image)
     scores = jax.eval_shape(score_fn, jax.ShapeDtypeStruct(image.shape, jnp.float32))
     check_targets(targets, scores)
+    check_margin(margin, targets)
 
 
 def check_numbers(max_steps, step_size, margin) -> None:
@@ -44,8 +45,9 @@ def check_numbers(max_steps, step_size, margin) -> None:
         raise ValueError(f"max_steps is {max_steps}; an attack takes at least 1 step")
     if not (0 < step_size < math.inf):
         raise ValueError(f"step_size is {step_size}; it is a positive number of grey levels")
-    if not (0 <= margin < math.inf):
-        raise ValueError(f"margin is {margin}; it is a number of logits, 0 or more")
+    for logits in jax.tree.leaves(margin):
+        if not (0 <= logits < math.inf):
+            raise ValueError(f"margin is {logits}; it is a number of logits, 0 or more")
 
 
 def check_image(image) -> None:
@@ -86,6 +88,23 @@ def check_targets(targets, scores) -> None:
             "attack takes the same pytree of Targets as of scores"
         )
     map_targets(_check_leaf, targets, scores)
+
+
+def check_margin(margin, targets) -> None:
+    """Raise a ValueError for margins of another structure than the targets; `check` calls this.
+
+    Args:
+      margin: a number, or a pytree of numbers.
+      targets: Targets, or a pytree of them.
+    """
+    tree, target_tree = (
+        jax.tree.structure(one) for one in (margin, map_targets(lambda _: 0, targets))
+    )
+    if tree not in (target_tree, jax.tree.structure(0)):
+        raise ValueError(
+            f"margin is {tree}, targets are {target_tree}: give one number for all, or the same "
+            "pytree of numbers as of Targets"
+        )
 
 
 def _check_leaf(targets: Targets, scores) -> None:

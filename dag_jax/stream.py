@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from dag_jax.attack import Attack, Status, init, step
-from dag_jax.checks import check_image, check_numbers, check_targets
+from dag_jax.checks import check_image, check_margin, check_numbers, check_targets
 
 
 @functools.partial(jax.jit, static_argnames=("chunk", "rounded", "optimizer"))
@@ -108,7 +108,7 @@ def attack_stream(
         iter(examples),
         slots=slots,
         max_steps=max_steps,
-        numbers=(jnp.float32(step_size), jnp.float32(margin)),
+        numbers=jax.tree.map(jnp.float32, (step_size, margin)),
         options={"chunk": chunk, "rounded": rounded, "optimizer": optimizer},
     )
 
@@ -131,6 +131,7 @@ def _stream(score_fn, examples, *, slots, max_steps, numbers, options):
             if shapes != first:
                 raise ValueError(f"example {key!r} has shapes {shapes}, the first has {first}")
             check_targets(targets, scores)
+            check_margin(numbers[1], targets)
             state = init(image, targets, max_steps=max_steps, optimizer=options["optimizer"])
             lane = jax.tree.map(jnp.asarray, (state, targets, inputs))
             if lanes is None:

@@ -38,7 +38,8 @@ flags.DEFINE_list("image_ids", None, "Names of the images to use. Default: all o
 flags.DEFINE_integer("limit", 30, "Images to try.", 1)
 flags.DEFINE_integer("max_steps", 200, "M_0.", 1)
 flags.DEFINE_float("step_size", 0.5, "gamma, grey levels.")
-flags.DEFINE_float("margin", 3.0, "Logits by which a label must lose before its target rests.")
+flags.DEFINE_float("fcn_margin", 0.0, "Logits by which a pixel's label must lose.")
+flags.DEFINE_float("detector_margin", 3.0, "Logits by which a proposal's label must lose.")
 flags.DEFINE_integer("seed", 0, "Seed of the adversarial labels.")
 flags.DEFINE_string("workdir", "runs/figure1", "Where to write.")
 
@@ -75,7 +76,7 @@ def main(argv):
             dag_jax.attack,
             max_steps=FLAGS.max_steps,
             step_size=FLAGS.step_size,
-            margin=FLAGS.margin,
+            margin={"fcn": FLAGS.fcn_margin, "detector": FLAGS.detector_margin},
         )
     )
     pairs = zip(

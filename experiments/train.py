@@ -65,6 +65,7 @@ flags.DEFINE_float("weight_decay", 1e-4, "Weight decay.", 0)
 flags.DEFINE_float("background_weight", 0.25, "Weight of background in the FCN's loss.", 0)
 flags.DEFINE_float("mask_weight", 1.0, "Weight of a detector's loss of masks; see above.", 0)
 flags.DEFINE_float("noise", 1.5, "Largest standard deviation of noise, in grey levels.", 0)
+flags.DEFINE_float("tint", 0.0, "Largest standard deviation of colour casts, in grey levels.", 0)
 flags.DEFINE_bool("augment", False, "Mirror and crop at random: for photographs, not for scenes.")
 flags.DEFINE_integer("seed", 0, "Seed of the initial weights, order, noise and augmentation.")
 flags.DEFINE_bool("batch_norm", True, "Normalise; without it, --initial goes on where it was.")
@@ -96,24 +97,28 @@ def mask_loss(module, variables, images, masks, class_weights):
 
 
 @functools.partial(jax.jit, static_argnames=("module", "optimizer"), donate_argnums=0)
-def update(state, key, batch, noise, weights, *, module, optimizer):
+def update(state, key, batch, spread, weights, *, module, optimizer):
     """Make one update; return the new state and the loss.
 
     Args:
       state: TrainState, which is given up.
       key: of noise and samples.
       batch: (images, masks, boxes, classes, valid) as `batches.stack` gives them.
-      noise: largest standard deviation in grey levels.
+      spread: (noise, tint), the largest standard deviations in grey levels of what is added to each
+        value of an image and to each channel of it.
       weights: (class_weights f32[C] of segmentation, weight of the mask loss).
       module: the network with batch normalisation.
       optimizer: optax transformation.
     """
     class_weights, mask_weight = weights
     images, masks, boxes, classes, valid = batch
-    noise_key, strength_key, sample_key = jax.random.split(key, 3)
+    noise_key, tint_key, strength_key, sample_key = jax.random.split(key, 4)
     images = images.astype(jnp.float32)
-    strength = noise * jax.random.uniform(strength_key, (images.shape[0], 1, 1, 1))
-    images = images + strength * jax.random.normal(noise_key, images.shape)
+    count = images.shape[0]
+    shapes = (noise_key, images.shape), (tint_key, (count, 1, 1, 3))
+    strengths = jax.random.uniform(strength_key, (2, count, 1, 1, 1))
+    for largest, strength, (normal_key, shape) in zip(spread, strengths, shapes, strict=True):
+        images = images + largest * strength * jax.random.normal(normal_key, shape)
 
     def loss(parameters):
         variables = {"params": parameters, "batch_stats": state.statistics}
@@ -224,6 +229,7 @@ def main(argv):
             "background_weight",
             "mask_weight",
             "noise",
+            "tint",
             "augment",
             "seed",
             "initial",
@@ -305,7 +311,7 @@ def main(argv):
             state,
             jax.random.fold_in(key, step),
             (images, masks, boxes, classes, valid),
-            jnp.float32(FLAGS.noise),
+            (jnp.float32(FLAGS.noise), jnp.float32(FLAGS.tint)),
             weights,
             module=module,
             optimizer=optimizer,

@@ -256,6 +256,24 @@ def test_joint_attack_fools_both_and_counts_both(rng, attacked):
     assert result.active["b"].shape == (3, 2)
 
 
+def test_each_network_of_a_joint_attack_has_its_own_margin(rng, attacked):
+    first, image, targets = attacked
+    second = as_score_fn(*linear_model(rng, (3, 2)))
+    score_fn = lambda x: {"a": first(x), "b": second(x)}  # noqa: E731
+    labels = jnp.argmax(second(jnp.asarray(image)), -1)
+    joint = {"a": targets, "b": dag_jax.make_targets(labels, (labels + 1) % C)}
+
+    def run(margin):
+        return dag_jax.attack(score_fn, image, joint, max_steps=1000, margin=margin)
+
+    result = run({"a": 0.0, "b": 5.0})
+    assert int(result.status) == Status.FOOLED
+    scores = score_fn(dag_jax.perturb(result.image, result.perturbation))
+    assert not dag_jax.active_targets(scores["b"], joint["b"], 5.0).any()
+    assert dag_jax.active_targets(scores["a"], joint["a"], 5.0).any()
+    np.testing.assert_array_equal(run({"a": 2.0, "b": 2.0}).perturbation, run(2.0).perturbation)
+
+
 def test_momentum_is_an_optimizer_away(attacked):
     score_fn, image, targets = attacked
     momentum = optax.chain(optax.trace(0.9), dag_jax.dag_update(0.5))

@@ -34,6 +34,7 @@ def problem(rng):
         (dict(max_steps=0), "max_steps is 0"),
         (dict(step_size=0.0), "step_size is 0"),
         (dict(margin=-1.0), "margin is -1"),
+        (dict(margin={"fcn": 0.0, "detector": 3.0}), "one number for all"),
         (dict(pytree=True), "same pytree"),
     ],
 )
