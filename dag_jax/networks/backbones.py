@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from flax import linen as nn
 
-from dag_jax.networks import layers
+from dag_jax.networks import layers, operations
 
 
 class Grid(NamedTuple):
@@ -70,7 +70,7 @@ class Vgg16(nn.Module):
                 )
                 x = conv(x, train)
             if stage in self.pooled:
-                x = layers.max_pool(x, size=2, stride=2)
+                x = operations.max_pool(x, size=2, stride=2)
             maps[f"stage{stage}"] = x
         return maps
 
@@ -114,13 +114,13 @@ class AlexNet(nn.Module):
             )
 
         x = conv(1, 11, stride=self.first_stride, padding=self.first_padding)(x, train)
-        x = layers.lrn_across_channels(layers.max_pool(x, size=3, stride=2))
+        x = operations.lrn_across_channels(operations.max_pool(x, size=3, stride=2))
         x = conv(2, 5, padding=2, groups=2)(x, train)
-        x = layers.lrn_across_channels(layers.max_pool(x, size=3, stride=2))
+        x = operations.lrn_across_channels(operations.max_pool(x, size=3, stride=2))
         x = conv(3, 3, padding=1)(x, train)
         x = conv(4, 3, padding=1, groups=2)(x, train)
         x = conv(5, 3, padding=1, groups=2)(x, train)
-        return {"stage5": layers.max_pool(x, size=3, stride=2)}
+        return {"stage5": operations.max_pool(x, size=3, stride=2)}
 
     def geometry(self) -> dict[str, Grid]:
         """Return the grid of the map after pool5."""
@@ -157,10 +157,10 @@ class Zf(nn.Module):
                 name=f"conv{index}",
             )
 
-        x = layers.lrn_within_channel(conv(1, 7, 2)(x, train))
-        x = layers.max_pool(x, size=3, stride=2, padding=1)
-        x = layers.lrn_within_channel(conv(2, 5, self.second_stride)(x, train))
-        x = layers.max_pool(x, size=3, stride=2, padding=1)
+        x = operations.lrn_within_channel(conv(1, 7, 2)(x, train))
+        x = operations.max_pool(x, size=3, stride=2, padding=1)
+        x = operations.lrn_within_channel(conv(2, 5, self.second_stride)(x, train))
+        x = operations.max_pool(x, size=3, stride=2, padding=1)
         for index in (3, 4, 5):
             x = conv(index, 3)(x, train)
         return {"stage5": x}

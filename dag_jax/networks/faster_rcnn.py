@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dag_jax import detection
-from dag_jax.networks import layers
+from dag_jax.networks import layers, operations
 
 
 class FasterRCNN(nn.Module):
@@ -118,7 +118,7 @@ class FasterRCNN(nn.Module):
         if image.ndim < 3 or image.shape[-1] != 3:
             raise ValueError(f"image has shape {image.shape}, expected [H, W, 3]")
         (height, width), factor = self.canvas(image.shape)
-        image = layers.subtract_mean(image, self.mean_rgb)
+        image = operations.subtract_mean(image, self.mean_rgb)
         if self.resize is not None:
             # As cv2.resize with fx = fy = factor: the factor is exact although sizes are rounded,
             # and shrinking does not blur.

@@ -8,7 +8,7 @@ fcn8s-heavy-pascal, whose crop offsets follow from the geometry here.
 
 from flax import linen as nn
 
-from dag_jax.networks import backbones, layers
+from dag_jax.networks import backbones, layers, operations
 
 # FCN's own mean of PASCAL VOC in grey levels (not VGG's 123.68, 116.779, 103.939).
 MEAN_RGB = (122.67891434, 116.66876762, 104.00698793)
@@ -50,7 +50,7 @@ class Fcn(nn.Module):
         Raises:
           ValueError: where the image is smaller than the network can see.
         """
-        maps = self.backbone(layers.subtract_mean(image, MEAN_RGB), train)
+        maps = self.backbone(operations.subtract_mean(image, MEAN_RGB), train)
         grids = self.backbone.geometry()
         x = layers.PatchDense(self.fc_width, self.fc_size, batch_norm=self.batch_norm, name="fc6")(
             maps["stage5"], train
@@ -60,7 +60,7 @@ class Fcn(nn.Module):
         grid = grids["stage5"].convolved(self.fc_size)
         for stage in self.skips:
             # Caffe upsamples by 2 without a crop and crops the skip to fit.
-            x = layers.upsample(
+            x = operations.upsample(
                 x, tuple(2 * n + 2 for n in x.shape[-3:-1]), stride=2, kernel_size=4, offset=0
             )
             grid = grid.upsampled(4, 2)
@@ -79,7 +79,7 @@ class Fcn(nn.Module):
         stride = int(grid.stride)
         size = self.upsample_size or 2 * stride
         offset = grid.upsampled(size, stride).offset(backbones.PIXELS)
-        return layers.upsample(
+        return operations.upsample(
             x, image.shape[-3:-1], stride=stride, kernel_size=size, offset=offset
         )
 

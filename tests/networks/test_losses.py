@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dag_jax import detection
-from dag_jax.networks import layers, losses
+from dag_jax.networks import layers, losses, operations
 from dag_jax.networks.faster_rcnn import FasterRCNN
 
 
@@ -183,8 +183,8 @@ def test_batch_normalisation_sees_the_whole_batch(variables, batch):
     images = batch[0] * np.float32([1, 2, 3, 4]).reshape(4, 1, 1, 1)
     (_, (_, statistics)), _ = evaluate(variables, jax.random.key(1), images, *batch[1:])
     params = variables["params"]["backbone"]["a"]
-    pixels = layers.subtract_mean(images, MODULE.mean_rgb)
-    x = layers.convolve(pixels, params["kernel"], stride=2, padding=1)
+    pixels = operations.subtract_mean(images, MODULE.mean_rgb)
+    x = operations.convolve(pixels, params["kernel"], stride=2, padding=1)
     x = x + params["bias"].reshape(1, 1, 1, -1)
     running = statistics["backbone"]["a"]["bn"]
     np.testing.assert_allclose(running["mean"], 0.05 * x.mean((0, 1, 2)), rtol=1e-3, atol=1e-3)

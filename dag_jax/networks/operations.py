@@ -1,0 +1,291 @@
+"""What Caffe's layers do to arrays, with gradients that stay fast inside compiled loops.
+
+Shapes: `*B` no axis or one batch axis, `H W` pixels or cells, `C` channels, `K` kernel size.
+
+Arrays are channels-last float32, and nothing here has parameters of its own: the Flax modules are
+in `layers`. Each function equals its Caffe namesake in value and gradient. Two of them have a
+gradient of their own because XLA's is slow on CPU: the convolution loses its plain kernel layout
+inside `while_loop`, and the pool's select-and-scatter is an order of magnitude slower than the
+comparisons here.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+def _batched(function, x):
+    """Call `function` on [B, H, W, C] and give back the batch axes that `x` had."""
+    y = function(x.reshape(-1, *x.shape[-3:]))
+    return y.reshape(*x.shape[:-3], *y.shape[1:])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _correlate(x, kernel, padding):
+    """Correlate f32[B, H, W, C] with f32[K, K, C, D] at every cell."""
+    pads = ((padding, padding),) * 2
+    return lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=_DIMENSIONS)
+
+
+def _correlate_forward(x, kernel, padding):
+    return _correlate(x, kernel, padding), (x, kernel)
+
+
+def _correlate_backward(padding, residuals, cotangent):
+    x, kernel = residuals
+    # Without the barrier XLA fuses the flip into the convolution, whose kernel then has no layout
+    # that the CPU's fast path accepts: inside a loop the step is several times slower.
+    flipped = lax.optimization_barrier(jnp.swapaxes(kernel[::-1, ::-1], 2, 3))
+    x_gradient = _correlate(cotangent, flipped, kernel.shape[0] - 1 - padding)
+    # Only training uses the kernel's gradient; an attack's compiler drops it.
+    _, kernel_vjp = jax.vjp(lambda weights: _correlate.fun(x, weights, padding), kernel)
+    return x_gradient, kernel_vjp(cotangent)[0]
+
+
+_correlate.defvjp(_correlate_forward, _correlate_backward)
+
+
+def _convolve(x, kernel, stride, padding):
+    if stride == 1:
+        return _correlate(x, kernel, padding)
+    # A strided convolution of few channels (conv1 of AlexNet and ZF) is slow on CPU. Gathering each
+    # block of stride x stride pixels into channels turns it into an equal one without a stride.
+    batch, channels = x.shape[0], x.shape[3]
+    size, _, _, features = kernel.shape
+    blocks = -(-size // stride)
+    cells = [(extent + 2 * padding - size) // stride + blocks for extent in x.shape[1:3]]
+    config = [
+        (padding, count * stride - extent - padding, 0)
+        for count, extent in zip(cells, x.shape[1:3], strict=True)
+    ]
+    x = lax.pad(x, jnp.float32(0), ((0, 0, 0), *config, (0, 0, 0)))
+    x = x.reshape(batch, cells[0], stride, cells[1], stride, channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, *cells, stride * stride * channels)
+    fill = blocks * stride - size
+    kernel = jnp.pad(kernel, ((0, fill), (0, fill), (0, 0), (0, 0)))
+    kernel = kernel.reshape(blocks, stride, blocks, stride, channels, features)
+    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(blocks, blocks, -1, features)
+    return _correlate(x, kernel, 0)
+
+
+def convolve(x, kernel, *, stride: int = 1, padding: int = 0):
+    """Correlate `x` with `kernel`, as Caffe's Convolution does.
+
+    Args:
+      x: f32[*B, H, W, C].
+      kernel: f32[K, K, C, D].
+      stride: cells between two outputs.
+      padding: zero cells added on each side.
+
+    Returns:
+      f32[*B, (H + 2 padding - K) // stride + 1, ..., D].
+    """
+    return _batched(lambda batch: _convolve(batch, kernel, stride, padding), x)
+
+
+def _pool_extent(extent: int, size: int, stride: int, padding: int) -> tuple[int, int]:
+    """Return the output extent of Caffe's pooling and the cells to add at the end (ceil mode)."""
+    out = -(-(extent + 2 * padding - size) // stride) + 1
+    if padding and (out - 1) * stride >= extent + padding:
+        out -= 1  # Caffe drops a last window that would start in the padding.
+    return out, (out - 1) * stride + size - extent - padding
+
+
+def _views(x, axis, size, stride, count):
+    """Yield, for each position in a window, its cells of all `count` windows along an axis."""
+    for first in range(size):
+        last = first + (count - 1) * stride + 1
+        yield lax.slice_in_dim(x, first, last, stride, axis)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_along(x, axis, size, stride):
+    """Pool maxima along one axis, without padding."""
+    count = (x.shape[axis] - size) // stride + 1
+    return functools.reduce(jnp.maximum, _views(x, axis, size, stride, count))
+
+
+def _max_along_forward(x, axis, size, stride):
+    y = _max_along(x, axis, size, stride)
+    return y, (x, y)
+
+
+def _max_along_backward(axis, size, stride, residuals, cotangent):
+    x, y = residuals
+    count, extent = y.shape[axis], x.shape[axis]
+    blocks = -(-extent // stride)
+    free = jnp.ones(y.shape, bool)  # windows whose first maximum is still to come
+    gradients = [jnp.float32(0)] * stride  # of the cells at each remainder by the stride
+    for place, view in enumerate(_views(x, axis, size, stride, count)):
+        first = free & (view == y)
+        free = free & ~first
+        config = [(0, 0, 0)] * x.ndim
+        config[axis] = (place // stride, blocks - count - place // stride, 0)
+        part = lax.pad(jnp.where(first, cotangent, 0), jnp.float32(0), config)
+        gradients[place % stride] += part
+    shape = y.shape[:axis] + (blocks,) + y.shape[axis + 1 :]
+    gradients = [jnp.broadcast_to(gradient, shape) for gradient in gradients]
+    gradient = jnp.stack(gradients, axis=axis + 1)
+    gradient = gradient.reshape(*y.shape[:axis], blocks * stride, *y.shape[axis + 1 :])
+    return (lax.slice_in_dim(gradient, 0, extent, axis=axis),)
+
+
+_max_along.defvjp(_max_along_forward, _max_along_backward)
+
+
+def _max_pool(x, size, stride, padding):
+    config = [(padding, _pool_extent(n, size, stride, padding)[1], 0) for n in x.shape[1:3]]
+    x = lax.pad(x, jnp.float32(-jnp.inf), ((0, 0, 0), *config, (0, 0, 0)))
+    # Columns first: then the first row with the maximum gets the gradient, and in it the first
+    # column, which is Caffe's row-major order.
+    return _max_along(_max_along(x, 2, size, stride), 1, size, stride)
+
+
+def max_pool(x, *, size: int, stride: int, padding: int = 0):
+    """Pool maxima as Caffe does: ceil mode; the first maximum of a window takes its gradient.
+
+    Args:
+      x: f32[*B, H, W, C].
+      size: cells of a window's side.
+      stride: cells between two windows.
+      padding: cells of minus infinity on each side.
+
+    Returns:
+      f32[*B, ceil((H + 2 padding - size) / stride) + 1, ..., C].
+
+    Reference: Caffe's PoolingLayer (MAX).
+    """
+    return _batched(lambda batch: _max_pool(batch, size, stride, padding), x)
+
+
+def _inverse_three_quarter_power(x):
+    root = lax.rsqrt(x)  # x**-0.75 by roots: `power` costs several times as much.
+    return root * jnp.sqrt(root)
+
+
+def lrn_across_channels(x, *, size: int = 5, alpha: float = 1e-4):
+    """Normalise each cell by its neighbours in channel: x / (1 + alpha / size sum x^2)^0.75.
+
+    Args:
+      x: f32[*B, H, W, C].
+      size: channels of the window, odd.
+      alpha: weight of the window's sum of squares.
+
+    Returns:
+      f32[*B, H, W, C].
+
+    Reference: Caffe's LRNLayer (ACROSS_CHANNELS), as CaffeNet has it.
+    """
+    half = size // 2
+    squares = jnp.pad(x * x, [(0, 0)] * (x.ndim - 1) + [(half, half)])
+    channels = x.shape[-1]
+    total = sum(squares[..., shift : shift + channels] for shift in range(size))
+    return x * _inverse_three_quarter_power(1 + (alpha / size) * total)
+
+
+def lrn_within_channel(x, *, size: int = 3, alpha: float = 5e-5):
+    """Normalise each cell by its neighbours in space: x / (1 + alpha mean x^2)^0.75.
+
+    The mean is over size x size cells; cells outside the map count as zeros.
+
+    Args:
+      x: f32[*B, H, W, C].
+      size: cells of the window's side, odd.
+      alpha: weight of the window's mean of squares.
+
+    Returns:
+      f32[*B, H, W, C].
+
+    Reference: Caffe's LRNLayer (WITHIN_CHANNEL), as the ZF of Faster R-CNN has it.
+    """
+    half = size // 2
+    squares = jnp.pad(x * x, [(0, 0)] * (x.ndim - 3) + [(half, half)] * 2 + [(0, 0)])
+    height, width = x.shape[-3:-1]
+    rows = sum(squares[..., shift : shift + height, :, :] for shift in range(size))
+    total = sum(rows[..., shift : shift + width, :] for shift in range(size))
+    return x * _inverse_three_quarter_power(1 + (alpha / size**2) * total)
+
+
+def bilinear_matrix(size: int, cells: int, *, stride: int, kernel_size: int, offset: int):
+    """Return the matrix of a bilinear transposed convolution along one axis, crop included.
+
+    A bilinear Deconvolution with group = channels is separable, so `rows @ x @ columns.T` with two
+    of these matrices is the layer followed by its crop.
+
+    Args:
+      size: pixels kept after the crop.
+      cells: cells of the input.
+      stride: pixels between two cells.
+      kernel_size: pixels of the filter.
+      offset: first pixel kept.
+
+    Returns:
+      NumPy f32[size, cells].
+
+    Raises:
+      ValueError: where the crop reaches outside the upsampled map.
+
+    Reference: FCN's bilinear filler (Long et al., CVPR 2015) and Caffe's Crop layer.
+    """
+    extent = (cells - 1) * stride + kernel_size
+    if offset < 0 or offset + size > extent:
+        raise ValueError(
+            f"a crop of {size} pixels at {offset} does not fit into the {extent} pixels that "
+            f"{cells} cells give: the image is too small for this network"
+        )
+    factor = (kernel_size + 1) // 2
+    centre = factor - 1 if kernel_size % 2 else factor - 0.5
+    tap = np.arange(size)[:, None] + offset - stride * np.arange(cells)[None, :]
+    weight = 1 - np.abs(tap - centre) / factor
+    return np.where((tap >= 0) & (tap < kernel_size), weight, 0).astype(np.float32)
+
+
+def upsample(x, shape: tuple[int, int], *, stride: int, kernel_size: int, offset: int):
+    """Upsample bilinearly by a transposed convolution and crop.
+
+    Args:
+      x: f32[*B, h, w, C].
+      shape: pixels (H, W) kept after the crop.
+      stride: pixels between two cells.
+      kernel_size: pixels of the filter's side.
+      offset: first row and column kept.
+
+    Returns:
+      f32[*B, H, W, C].
+    """
+    rows, columns = (
+        jnp.asarray(
+            bilinear_matrix(size, cells, stride=stride, kernel_size=kernel_size, offset=offset)
+        )
+        for size, cells in zip(shape, x.shape[-3:-1], strict=True)
+    )
+
+    def rise(batch):
+        # Two plain batched products: einsum would transpose, which costs four times as much.
+        count, height, width, channels = batch.shape
+        y = batch.reshape(count * height, width, channels)
+        y = jnp.broadcast_to(columns, (count * height, *columns.shape)) @ y
+        y = y.reshape(count, height, shape[1] * channels)
+        y = jnp.broadcast_to(rows, (count, *rows.shape)) @ y
+        return y.reshape(count, *shape, channels)
+
+    return _batched(rise, x)
+
+
+def subtract_mean(image, mean_rgb: tuple[float, float, float]):
+    """Turn an RGB image into what a Caffe network reads: BGR less the training set's mean.
+
+    Args:
+      image: f32[*B, H, W, 3], grey levels 0-255, RGB.
+      mean_rgb: mean of each channel in grey levels, RGB.
+
+    Returns:
+      f32[*B, H, W, 3], BGR.
+    """
+    mean = jnp.asarray(mean_rgb, jnp.float32).reshape((1,) * (image.ndim - 1) + (3,))
+    return (image - mean)[..., ::-1]
