@@ -153,11 +153,12 @@ def predict(network, images) -> list:
       List of M predictions: labels i32[H, W], or `metrics.Detections`.
     """
     predictions = []
+    model = networks.unnamed(network)
     for start in range(0, len(images), _BATCH):
         batch = np.asarray(images[start : start + _BATCH], np.float32)
         count = len(batch)
         batch = np.concatenate([batch, np.repeat(batch[-1:], _BATCH - count, axis=0)])
-        result = jax.device_get(_predict_batch(network, batch))
+        result = jax.device_get(_predict_batch(model, batch))
         if network.detects:
             boxes, classes, scores, valid = result
             predictions += [
@@ -247,6 +248,7 @@ def attack_inputs(network, examples, seed: int) -> list:
         return inputs
     rows = 8 * -(-max(len(example["objects"]["label"]) for example in examples) // 8) or 8
     found = []
+    model = networks.unnamed(network)
     for example in examples:
         key = dag_jax.image_key(seed, example["image_id"])
         objects = example["objects"]
@@ -254,7 +256,7 @@ def attack_inputs(network, examples, seed: int) -> list:
         truth = np.zeros((rows, 4), np.float32), np.zeros(rows, np.int32), np.arange(rows) < count
         truth[0][:count], truth[1][:count] = objects["boxes"], objects["label"]
         image = example["image"].astype(np.float32)
-        found.append(jax.device_get(_find_targets(network, key, image, *truth)))
+        found.append(jax.device_get(_find_targets(model, key, image, *truth)))
     # All lists as short as the longest allows; padding costs work and changes nothing.
     most = max(int(targets.valid.sum()) for targets, _ in found)
     keep = min(_TARGETS * -(-max(most, 1) // _TARGETS), found[0][1].shape[0])

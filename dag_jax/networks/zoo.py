@@ -139,6 +139,16 @@ def load(name: str, *, miniature: bool = False, checkpoint=None, seed: int = 0) 
     return Network(name, module, parameters, miniature)
 
 
+def unnamed(network: Network) -> Network:
+    """Return a network without its name, which the tree's structure holds.
+
+    What is compiled for one then serves every network of its architecture: `fcn_vgg_star` costs no
+    compilation after `fcn_vgg`. `score_fn` does this itself; a function of yours that takes a
+    `Network` and is jitted may want it.
+    """
+    return dataclasses.replace(network, name="")
+
+
 def _apply(network, *arguments, method=None, **options):
     return network.module.apply(
         {"params": network.parameters}, *arguments, method=method, **options
@@ -176,12 +186,12 @@ def score_fn(network: Network, boxes=None):
     if not network.detects:
         if boxes is not None:
             raise ValueError(f"{network.name} segments: it takes no boxes")
-        return jax.tree_util.Partial(_score_pixels, network)
+        return jax.tree_util.Partial(_score_pixels, unnamed(network))
     if boxes is None:
-        return jax.tree_util.Partial(_score_boxes, network)
+        return jax.tree_util.Partial(_score_boxes, unnamed(network))
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"boxes have shape {boxes.shape}; they must be [N, 4]")
-    return jax.tree_util.Partial(_score_fixed_boxes, network, boxes)
+    return jax.tree_util.Partial(_score_fixed_boxes, unnamed(network), boxes)
 
 
 def predict(network: Network, image):

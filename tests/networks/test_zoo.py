@@ -276,3 +276,13 @@ def test_the_miniatures_are_small_together():
     shipped = [file.stem for file in files if file.suffix == ".safetensors"]
     assert shipped == sorted(networks.NAMES)
     assert sum(file.stat().st_size for file in files) <= 16e6
+
+
+@pytest.mark.parametrize("pair", [("fcn_vgg", "fcn_vgg_star"), ("fr_zf_07", "fr_zf_0712")])
+def test_networks_of_one_architecture_share_a_structure(pair):
+    first, second = map(random_miniature, pair)
+    assert jax.tree.structure(first) != jax.tree.structure(second)
+    for form in (networks.unnamed, networks.score_fn):
+        assert jax.tree.structure(form(first)) == jax.tree.structure(form(second))
+    other = networks.unnamed(random_miniature("fcn_alex"))
+    assert jax.tree.structure(other) != jax.tree.structure(networks.unnamed(first))
