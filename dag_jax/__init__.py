@@ -1,5 +1,6 @@
 """Dense Adversary Generation (DAG) in JAX: adversarial examples for segmentation and detection."""
 
+from dag_jax import detection, metrics, networks
 from dag_jax.attack import (
     Attack,
     State,
@@ -38,11 +39,14 @@ __all__ = [
     "check_numbers",
     "dag_update",
     "derangement",
+    "detection",
     "image_key",
     "init",
     "label_proposals",
     "make_targets",
     "margin_loss",
+    "metrics",
+    "networks",
     "permute_labels",
     "perturb",
     "scale_by_max_norm",

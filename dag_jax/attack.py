@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from dag_jax.checks import WHITE, check
+from dag_jax.checks import WHITE, check, check_image, check_numbers
 from dag_jax.targets import Targets, map_targets
 
 
@@ -41,7 +41,9 @@ class Status(enum.IntEnum):
     FOOLED = 1  # no target is active any more
     MAX_STEPS = 2  # targets are left after the last step
     ZERO_GRADIENT = 3  # targets are left, and no pixel moves them
-    NON_FINITE = 4  # a valid target's score, or the gradient, is not a finite number
+    # A valid target's score, or the gradient, is not a finite number; or a valid target is of a
+    # class that has no score, such as void.
+    NON_FINITE = 4
     NO_TARGETS = 5  # none was active on the clean image
 
 
@@ -88,6 +90,12 @@ def margin_loss(scores, targets: Targets):
 
 def _pick(scores, labels):
     return jnp.take_along_axis(scores, labels[..., None], axis=-1)[..., 0]
+
+
+def _have_scores(scores, targets):
+    """Return bool[*T], whether both classes of a target exist. Concrete ones were checked."""
+    classes = jnp.stack([targets.labels, targets.adversarial])
+    return jnp.all((classes >= 0) & (classes < scores.shape[-1]), axis=0)
 
 
 def active_targets(scores, targets: Targets, margin: float = 0.0):
@@ -159,7 +167,12 @@ def init(image, targets, *, max_steps=200, step_size=0.5, optimizer=None) -> Sta
 
     Returns:
       State with r = 0.
+
+    Raises:
+      ValueError: as `checks.check_image` and `checks.check_numbers` say.
     """
+    check_numbers(max_steps, step_size, 0.0)
+    check_image(image)
     image = jnp.asarray(image).astype(jnp.float32)
     attack = Attack(
         image=image,
@@ -202,7 +215,9 @@ def step(
             lambda t, f, on: jnp.where(on, margin_loss(f, t), 0).sum(), targets, scores, active
         )
         finite = map_targets(
-            lambda t, f: jnp.all(jnp.isfinite(f).all(-1) | ~t.valid), targets, scores
+            lambda t, f: jnp.all((jnp.isfinite(f).all(-1) & _have_scores(f, t)) | ~t.valid),
+            targets,
+            scores,
         )
         return sum(jax.tree.leaves(terms)), (active, finite)
 
@@ -259,7 +274,8 @@ def attack(
 
     Pure; meant to be compiled: `jax.jit(functools.partial(attack, max_steps=200))`. A `score_fn`
     that is a pytree, such as a `jax.tree_util.Partial` of a function and its parameters, is then
-    traced and not baked in.
+    traced and not baked in. Derivatives of the result are forward-mode (`jax.jvp`), as the number
+    of steps is not known before; `step` has both modes.
 
     Args:
       score_fn: image f32[H, W, 3] -> pre-softmax scores f32[*T, C], or a pytree of scores.

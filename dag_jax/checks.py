@@ -43,18 +43,22 @@ def check_numbers(max_steps, step_size, margin) -> None:
     """Raise a ValueError for a number that no attack can have; `check` calls this."""
     if max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}; an attack takes at least 1 step")
-    if not (0 < step_size < math.inf):
+    if _is_concrete(step_size) and not (0 < step_size < math.inf):
         raise ValueError(f"step_size is {step_size}; it is a positive number of grey levels")
     for logits in jax.tree.leaves(margin):
-        if not (0 <= logits < math.inf):
+        if _is_concrete(logits) and not (0 <= logits < math.inf):
             raise ValueError(f"margin is {logits}; it is a number of logits, 0 or more")
+
+
+def _is_concrete(value) -> bool:
+    return not isinstance(value, jax.core.Tracer)
 
 
 def check_image(image) -> None:
     """Raise a ValueError for what is no RGB image in grey levels; `check` calls this."""
     if image.ndim != 3 or image.shape[-1] != 3:
         raise ValueError(f"image has shape {image.shape}; it must be [H, W, 3]")
-    if isinstance(image, jax.core.Tracer):
+    if not _is_concrete(image):
         return
     low, high = float(image.min()), float(image.max())
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -118,7 +122,14 @@ def _check_leaf(targets: Targets, scores) -> None:
                 f"targets must be {scores.shape[:-1]}"
             )
     values = (targets.labels, targets.adversarial, targets.valid)
-    if any(isinstance(value, jax.core.Tracer) for value in values):
+    kinds = ("labels", jnp.integer), ("adversarial", jnp.integer), ("valid", jnp.bool_)
+    for (name, kind), value in zip(kinds, values, strict=True):
+        if not jnp.issubdtype(value.dtype, kind):
+            raise ValueError(
+                f"targets.{name} is {value.dtype}; it must be "
+                f"{'bool' if kind is jnp.bool_ else 'an integer type'}"
+            )
+    if not all(map(_is_concrete, values)):
         return
     labels, adversarial, valid = map(np.asarray, values)
     for name, classes in (("labels", labels), ("adversarial", adversarial)):

@@ -15,15 +15,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from dag_jax.attack import Attack, Status, init, step
 from dag_jax.checks import check_image, check_margin, check_numbers, check_targets
 
 
-@functools.partial(jax.jit, static_argnames=("chunk", "rounded", "optimizer"))
-def _advance(score_fn, lanes, step_size, margin, *, chunk, rounded, optimizer):
-    """Advance all slots by up to `chunk` iterations."""
+@functools.partial(jax.jit, static_argnames=("chunk", "rounded", "optimizer", "mesh"))
+def _advance(score_fn, lanes, step_size, margin, *, chunk, rounded, optimizer, mesh):
+    """Advance all slots by up to `chunk` iterations; each device its own, until they are done."""
+    options = {"chunk": chunk, "rounded": rounded, "optimizer": optimizer}
+    advance = functools.partial(_advance_slots, **options)
+    if mesh is not None:
+        slots = P(mesh.axis_names)
+        in_specs = (P(), slots, P(), P())
+        advance = jax.shard_map(
+            advance, mesh=mesh, in_specs=in_specs, out_specs=slots, check_vma=False
+        )
+    return advance(score_fn, lanes, step_size, margin)
 
+
+def _advance_slots(score_fn, lanes, step_size, margin, *, chunk, rounded, optimizer):
     def one(state, targets, inputs):
         return step(
             lambda image: score_fn(image, *inputs),
@@ -73,6 +86,7 @@ def attack_stream(
     rounded: bool = False,
     optimizer=None,
     chunk: int = 4,
+    mesh: Mesh | None = None,
 ) -> Iterator[tuple[object, Attack]]:
     """Attack a stream of images.
 
@@ -89,19 +103,25 @@ def attack_stream(
       rounded: as in `attack`.
       optimizer: as in `attack`.
       chunk: iterations between two looks at which images have finished.
+      mesh: devices to spread the slots over, each with as many; None is one device. No device
+        waits for another within a chunk.
 
     Yields:
       (key, Attack) in the order in which images finish; arrays are NumPy's.
 
     Raises:
       ValueError: for what `checks.check` names, for an example of another shape than the first,
-        and for fewer than 1 slot or iteration.
+        for fewer than 1 slot or iteration, and for slots that the devices cannot share evenly.
     """
     check_numbers(max_steps, step_size, margin)
     for name, value in (("slots", slots), ("chunk", chunk)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
-    if jax.tree.leaves(score_fn) == [score_fn]:  # a plain function is no pytree of parameters
+    if mesh is not None:
+        if slots % mesh.size:
+            raise ValueError(f"{slots} slots cannot be shared evenly by {mesh.size} devices")
+        mesh = Mesh(mesh.devices, mesh.axis_names)  # whatever kind of axes it had
+    if jax.tree_util.all_leaves([score_fn]):  # a plain function is no pytree of parameters
         score_fn = jax.tree_util.Partial(score_fn)
     return _stream(
         score_fn,
@@ -109,7 +129,7 @@ def attack_stream(
         slots=slots,
         max_steps=max_steps,
         numbers=jax.tree.map(jnp.float32, (step_size, margin)),
-        options={"chunk": chunk, "rounded": rounded, "optimizer": optimizer},
+        options={"chunk": chunk, "rounded": rounded, "optimizer": optimizer, "mesh": mesh},
     )
 
 
@@ -136,6 +156,9 @@ def _stream(score_fn, examples, *, slots, max_steps, numbers, options):
             lane = jax.tree.map(jnp.asarray, (state, targets, inputs))
             if lanes is None:
                 lanes = _idle_lanes(lane, slots)
+                if options["mesh"] is not None:
+                    spread = NamedSharding(options["mesh"], P(options["mesh"].axis_names))
+                    lanes = jax.device_put(lanes, spread)
             slot = free.pop()
             keys[slot] = key
             lanes = _insert(lanes, jnp.int32(slot), lane)

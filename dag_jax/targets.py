@@ -96,6 +96,13 @@ def label_proposals(
             f"boxes have {boxes.shape[0]} rows, scores {scores.shape[0]}, valid {valid.shape[0]}"
         )
     truth_labels = jnp.asarray(truth_labels, jnp.int32)
+    if not truth_boxes.shape[0] == truth_labels.shape[0] == truth_valid.shape[0]:
+        raise ValueError(
+            f"truth_boxes have {truth_boxes.shape[0]} rows, truth_labels {truth_labels.shape[0]}, "
+            f"truth_valid {truth_valid.shape[0]}"
+        )
+    if not truth_labels.shape[0]:  # nothing to find
+        return jnp.zeros(boxes.shape[0], jnp.int32), jnp.zeros(boxes.shape[0], bool)
     overlap = boxlib.iou(boxes, truth_boxes)
     probability = jax.nn.softmax(scores, axis=-1)[:, truth_labels]
     qualifies = (overlap > iou) & (probability > confidence) & truth_valid[None, :]

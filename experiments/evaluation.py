@@ -103,16 +103,16 @@ def load_examples(
       limit: the most examples to read; None for all.
       canvas: pixels of the square to scale to; None leaves images as they are.
       image_ids: names of the images to use; None for all.
-      network: a `Network` for which examples without ground truth (no mask, no box) are left out.
+      network: a `Network`; if it segments, examples without a mask are left out.
 
     Returns:
       List of example dicts.
 
     Raises:
-      ValueError: for what `datasets.open_dataset` names, where images differ in shape, and where
-        nothing is left.
+      ValueError: for what `datasets.open_dataset` names, for an image that no split has, where
+        images differ in shape, and where nothing is left.
     """
-    examples = []
+    examples, seen = [], set()
     for split in splits:
         source = datasets.open_dataset(dataset, split, data_dir=data_dir, cache_dir=cache_dir)
         for example in source:
@@ -120,9 +120,13 @@ def load_examples(
                 break
             if image_ids is not None and example["image_id"] not in image_ids:
                 continue
+            seen.add(example["image_id"])
             if network is not None and not network.detects and not example["has_mask"]:
                 continue
             examples.append(resize(example, canvas) if canvas else example)
+    missing = sorted(set(image_ids or ()) - seen)
+    if missing and (limit is None or len(examples) < limit):
+        raise ValueError(f"{dataset} {','.join(splits)} has no image {', '.join(missing)}")
     if not examples:
         raise ValueError(f"{dataset} {','.join(splits)} has no example to use")
     shapes = {example["image"].shape for example in examples}
@@ -291,6 +295,13 @@ def attack_examples(network, inputs, *, slots, label, **options) -> list:
     for index, result in progress(stream, total=len(inputs), desc=label, unit="image"):
         results[index] = result
     return results
+
+
+def change(attack, *, rounded: bool = False) -> np.ndarray:
+    """Return f32[H, W, 3], what an attack changes in the image, which ends at 0 and 255."""
+    return np.asarray(dag_jax.perturb(attack.image, attack.perturbation, rounded=rounded)) - (
+        np.asarray(attack.image)
+    )
 
 
 def perturbed_images(attacks, *, rounded: bool = False) -> np.ndarray:

@@ -3,7 +3,8 @@
     python -m experiments.figure1
     python -m experiments.figure1 --fcn=fcn_alex --detector=fr_zf_07 --seed=1
 
-Both networks are attacked at once: `attack` takes a pair of scores and a pair of targets. Images
+Both networks are attacked at once: `attack` takes a pair of scores and a pair of targets. It sees
+the image rounded to whole grey levels, so all that is shown and said is of adversarial.png. Images
 are tried in order until one is found whose perturbation leaves no target active, stays below 10
 grey levels everywhere, and after which the whole detector finds none of what it found. If no image
 qualifies, the best is shown and the launch says what it lacks.
@@ -59,6 +60,8 @@ def main(argv):
     )
     if fcn.detects or not detector.detects:
         raise app.UsageError("--fcn names a network that segments, --detector one that detects")
+    margin = {"fcn": FLAGS.fcn_margin, "detector": FLAGS.detector_margin}
+    dag_jax.check_numbers(FLAGS.max_steps, FLAGS.step_size, margin)
     examples = evaluation.load_examples(
         FLAGS.dataset,
         [FLAGS.split],
@@ -76,7 +79,8 @@ def main(argv):
             dag_jax.attack,
             max_steps=FLAGS.max_steps,
             step_size=FLAGS.step_size,
-            margin={"fcn": FLAGS.fcn_margin, "detector": FLAGS.detector_margin},
+            margin=margin,
+            rounded=True,  # so that the PNG itself fools
         )
     )
     pairs = zip(
@@ -93,7 +97,8 @@ def main(argv):
             joint_scores, networks.score_fn(fcn), networks.score_fn(detector), *regions[3]
         )
         result = jax.device_get(attack(score_fn, image, {"fcn": pixels[2], "detector": regions[2]}))
-        adversarial = np.asarray(dag_jax.perturb(image, result.perturbation))
+        adversarial = evaluation.perturbed_images([result], rounded=True)[0]
+        change = evaluation.change(result, rounded=True)
         row = {"image_id": example["image_id"], "largest_change": 0.0}
         predictions = {}
         for name, network in (("fcn", fcn), ("detector", detector)):
@@ -103,8 +108,8 @@ def main(argv):
         row |= {
             "status": dag_jax.Status(int(result.status)).name,
             "num_steps": int(result.num_steps),
-            "largest_change": float(np.abs(result.perturbation).max()),
-            "perceptibility": float(metrics.perceptibility(result.perturbation)),
+            "largest_change": float(np.abs(change).max()),
+            "perceptibility": float(metrics.perceptibility(change)),
         }
         lacks = [
             text
@@ -121,11 +126,11 @@ def main(argv):
             if wrong
         ]
         if best is None or len(lacks) < len(best[1]):
-            best = row, lacks, image, adversarial, result.perturbation, predictions
+            best = row, lacks, image, adversarial, change, predictions
         if not lacks:
             break
 
-    row, lacks, image, adversarial, perturbation, predictions = best
+    row, lacks, image, adversarial, change, predictions = best
     drawn = []
     for name, network, unit in (("fcn", fcn, "mIoU"), ("detector", detector, "mAP")):
         before, after = row[name]
@@ -134,10 +139,9 @@ def main(argv):
             f"the same perturbation in both rows: {unit} {before:.0f} before, "
             f"{after:.0f} after {row['num_steps']} steps"
         )
-        drawn.append(figures.AttackRow(title, image, adversarial, perturbation, *predictions[name]))
+        drawn.append(figures.AttackRow(title, image, adversarial, change, *predictions[name]))
     figures.attack_figure(drawn, workdir / "figure1.png")
-    saved = np.asarray(dag_jax.perturb(image, perturbation, rounded=True)).astype(np.uint8)
-    Image.fromarray(saved).save(workdir / "adversarial.png")
+    Image.fromarray(adversarial.astype(np.uint8)).save(workdir / "adversarial.png")
     rundir.write(workdir / "figure1.json", json.dumps(row | {"lacks": lacks}, indent=2) + "\n")
     print(json.dumps(row, indent=2))
     if lacks:

@@ -5,9 +5,9 @@ r"""Train one network of Table 1, miniature or full size.
         --splits=voc2012_seg_train_aug --test_split=voc2012_seg_val --augment
 
 Results go to --workdir, runs/train/<network>: the checkpoint, curve.png, curve.jsonl, and the state
-that a killed run goes on from when the same command is started again. The checkpoint carries its
-record: command, splits, seed, score. Those of the eight miniatures that ship with the package are
-in README.md.
+that a killed run goes on from when the same command is started again; a folder of another run is
+refused. The checkpoint carries its record: command, splits, seed, score. So do the eight miniatures
+that ship with the package: `dag_jax.weights.store.load(path)[1]`.
 
 Training uses batch normalisation; the checkpoint has it folded into the convolutions, which leaves
 the network of the paper. Segmentation weighs background down, since most pixels are background.
@@ -20,7 +20,6 @@ noise, and the permuted control says nothing.
 import dataclasses
 import functools
 import json
-import pathlib
 import sys
 import time
 
@@ -31,10 +30,10 @@ import optax
 from absl import app, flags
 from flax import serialization, traverse_util
 
-from dag_jax import networks
+from dag_jax import datasets, networks
 from dag_jax.networks import layers, losses, zoo
 from dag_jax.weights import store
-from experiments import batches, evaluation, figures
+from experiments import batches, evaluation, figures, rundir
 
 # The lists of the paper, by network, and what each is tested on.
 SPLITS = {
@@ -58,7 +57,7 @@ flags.DEFINE_string("cache_dir", None, "Where prepared datasets lie. Default: ~/
 flags.DEFINE_list("splits", None, "Splits to train on. Default: the network's, on scenes.")
 flags.DEFINE_string("test_split", None, "Split to score on. Default: the network's, on scenes.")
 flags.DEFINE_integer("canvas", None, "Scale images to this square; photographs need it.", 32)
-flags.DEFINE_integer("steps", 700, "Updates.", 1)
+flags.DEFINE_integer("steps", 700, "Updates.", 2)
 flags.DEFINE_integer("batch_size", 16, "Images of an update.", 1)
 flags.DEFINE_float("learning_rate", 4e-3, "Largest learning rate, cosine schedule.", 0)
 flags.DEFINE_float("weight_decay", 1e-4, "Weight decay.", 0)
@@ -87,13 +86,32 @@ class TrainState:
     optimizer: optax.OptState
 
 
+def cell_labels(module, masks, shape):
+    """Return what a mask says at the centre of each cell of a detector's map.
+
+    Args:
+      module: a `FasterRCNN`.
+      masks: [B, H, W], of the user's images.
+      shape: (h, w), cells of the map.
+
+    Returns:
+      i32[B, h, w], void where a cell's centre lies beyond the image.
+    """
+    factor = module.canvas((*masks.shape[1:], 3))[1]
+    rows, columns = (
+        ((np.arange(cells) + 0.5) * module.stride / factor).astype(int) for cells in shape
+    )
+    labels = jnp.take(masks, jnp.asarray(rows), axis=1, mode="fill", fill_value=datasets.VOID)
+    labels = jnp.take(labels, jnp.asarray(columns), axis=2, mode="fill", fill_value=datasets.VOID)
+    return labels.astype(jnp.int32)
+
+
 def mask_loss(module, variables, images, masks, class_weights):
     """Return the loss of naming the class at the centre of each cell from a detector's features."""
     features, _ = module.apply(variables, images, True, method="features", mutable=["batch_stats"])
-    middle = module.stride // 2
-    labels = masks[:, middle :: module.stride, middle :: module.stride]
-    scores = features[:, : labels.shape[1], : labels.shape[2]] @ variables["params"][_MASK_LAYER]
-    return losses.segmentation_loss(scores, labels.astype(jnp.int32), class_weights=class_weights)
+    scores = features @ variables["params"][_MASK_LAYER]
+    labels = cell_labels(module, masks, features.shape[1:3])
+    return losses.segmentation_loss(scores, labels, class_weights=class_weights)
 
 
 @functools.partial(jax.jit, static_argnames=("module", "optimizer"), donate_argnums=0)
@@ -207,7 +225,11 @@ def restore_state(path, state, settings):
             f"{path.parent} holds a run with other settings ({', '.join(other)}): give another "
             "--workdir, or the same settings to go on"
         )
-    flat = [jnp.asarray(content["state"][str(i)]) for i in range(len(jax.tree.leaves(state)))]
+    expected = leaves(state)
+    shapes = {name: leaf.shape for name, leaf in content["state"].items()}
+    if shapes != {name: leaf.shape for name, leaf in expected.items()}:
+        raise ValueError(f"{path} holds the state of another network; remove it to start anew")
+    flat = [jnp.asarray(content["state"][name]) for name in expected]
     return jax.tree.unflatten(jax.tree.structure(state), flat)
 
 
@@ -233,17 +255,32 @@ def main(argv):
             "augment",
             "seed",
             "initial",
+            "batch_norm",
         ),
     ]
     settings = {name: getattr(FLAGS, name) for name in names}
     settings |= {"splits": splits, "test_split": test_split}
-    workdir = pathlib.Path(FLAGS.workdir or f"runs/train/{FLAGS.network}")
-    workdir.mkdir(parents=True, exist_ok=True)
-
-    # 1. The network as it trains, and where it starts.
+    # 1. The network as it trains and as it ends, and the examples. All that can be wrong is read
+    # before anything is written.
     module = networks.build(FLAGS.network, miniature=FLAGS.miniature, batch_norm=FLAGS.batch_norm)
     final = networks.build(FLAGS.network, miniature=FLAGS.miniature)
     network = networks.Network(FLAGS.network, final, {}, FLAGS.miniature)
+    read = functools.partial(
+        evaluation.load_examples,
+        FLAGS.dataset,
+        data_dir=FLAGS.data_dir,
+        cache_dir=FLAGS.cache_dir,
+        canvas=FLAGS.canvas,
+    )
+    arrays = batches.stack(read(splits, network=network))
+    test = read([test_split], network=network)
+    few = test[: FLAGS.score_images]
+    if len(arrays[0]) < FLAGS.batch_size:
+        raise ValueError(
+            f"{','.join(splits)} has {len(arrays[0])} examples, --batch_size is {FLAGS.batch_size}"
+        )
+
+    # 2. Where the network starts.
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, FLAGS.learning_rate, min(50, FLAGS.steps // 10 + 1), FLAGS.steps, 1e-5
     )
@@ -263,22 +300,14 @@ def main(argv):
     if FLAGS.initial:
         parameters, statistics = start_from(FLAGS.initial, parameters, statistics)
     state = TrainState(jnp.int32(0), parameters, statistics, optimizer.init(parameters))
+    workdir = rundir.claim(
+        FLAGS.workdir or f"runs/train/{FLAGS.network}", settings | {"data_dir": FLAGS.data_dir}
+    )
     saved = workdir / "state.msgpack"
     if saved.exists():
         state = restore_state(saved, state, settings)
         print(f"going on after {int(state.step)} of {FLAGS.steps} updates", file=sys.stderr)
 
-    # 2. The examples.
-    read = functools.partial(
-        evaluation.load_examples,
-        FLAGS.dataset,
-        data_dir=FLAGS.data_dir,
-        cache_dir=FLAGS.cache_dir,
-        canvas=FLAGS.canvas,
-    )
-    arrays = batches.stack(read(splits, network=network))
-    test = read([test_split], network=network)
-    few = test[: FLAGS.score_images]
     class_weights = jnp.ones(evaluation.NUM_CLASSES).at[0].set(FLAGS.background_weight)
     weights = class_weights, jnp.float32(FLAGS.mask_weight)
 
@@ -295,7 +324,7 @@ def main(argv):
     curve_path = workdir / "curve.jsonl"
     curve = (
         [json.loads(line) for line in curve_path.read_text().splitlines()]
-        if (curve_path.exists())
+        if curve_path.exists()
         else []
     )
     curve = [point for point in curve if point["step"] <= int(state.step)]
@@ -328,7 +357,7 @@ def main(argv):
             recent = []
             curve.append(point)
             bar.set_postfix(loss=f"{point['loss']:.3f}", score=f"{point['score']:.1f}")
-            curve_path.write_text("".join(json.dumps(point) + "\n" for point in curve))
+            rundir.write(curve_path, "".join(json.dumps(point) + "\n" for point in curve))
             figures.training_curve(curve, FLAGS.network, workdir / "curve.png")
             save_state(saved, state, settings)
     bar.close()

@@ -206,15 +206,68 @@ def test_batch_equals_single_images(rng, attacked):
         np.testing.assert_allclose(alone.perturbation, batch.perturbation[i], atol=1e-4)
 
 
-def test_gradient_flows_through_a_step(attacked):
+def test_one_step_can_be_differentiated(rng):
+    weights, bias = linear_model(rng, scale=3e-4)
+    image = rng.uniform(50, 200, (H, W, 3)).astype(np.float32)
+    score_fn = lambda x: jnp.tanh(linear_scores(*map(jnp.float32, (weights, bias)), x))  # noqa: E731
+    labels = np.argmax(score_fn(image), -1)
+    targets = dag_jax.make_targets(jnp.asarray(labels), jnp.asarray((labels + 1) % C))
+    toward, seen = rng.standard_normal((2, H * W * 3))
+
+    def by_hand(x):
+        """Return what `seen` sees of the first step from x, in float64."""
+        slope = 1 - np.tanh(weights @ x + bias) ** 2
+        rows = np.arange(N)
+        gradient = sum(
+            sign * (slope[rows, classes][:, None] * weights[rows, classes]).sum(0)
+            for sign, classes in ((1, labels), (-1, (labels + 1) % C))
+        )
+        return seen @ (-0.5 * gradient / np.abs(gradient).max())
+
+    flat = image.astype(np.float64).reshape(-1)
+    expected = (by_hand(flat + 1e-4 * toward) - by_hand(flat - 1e-4 * toward)) / 2e-4
+    direction = jnp.asarray(toward, jnp.float32).reshape(image.shape)
+    start = dag_jax.init(image, targets, max_steps=3)
+
+    def stepped(image):
+        state = dataclasses.replace(start, attack=dataclasses.replace(start.attack, image=image))
+        r = dag_jax.step(score_fn, state, targets).attack.perturbation
+        return jnp.vdot(r.reshape(-1), jnp.asarray(seen, jnp.float32))
+
+    def attacked(image):
+        r = dag_jax.attack(score_fn, image, targets, max_steps=1).perturbation
+        return jnp.vdot(r.reshape(-1), jnp.asarray(seen, jnp.float32))
+
+    image = jnp.asarray(image)
+    assert abs(expected) > 1e-4
+    np.testing.assert_allclose(stepped(image), by_hand(flat), rtol=1e-3)
+    np.testing.assert_allclose(jnp.vdot(jax.grad(stepped)(image), direction), expected, rtol=1e-2)
+    np.testing.assert_allclose(jax.jvp(attacked, (image,), (direction,))[1], expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize("field", ["labels", "adversarial"])
+@pytest.mark.parametrize("missing", [-1, C, 255])
+def test_a_class_without_a_score_is_no_success_under_jit(attacked, field, missing):
     score_fn, image, targets = attacked
-    state = dag_jax.init(image, targets, max_steps=3)
+    changed = dataclasses.replace(targets, **{field: getattr(targets, field).at[1].set(missing)})
+    assert int(jax.jit(dag_jax.attack)(score_fn, image, changed).status) == Status.NON_FINITE
+    valid = targets.valid.at[1].set(False)
+    padded = dataclasses.replace(changed, valid=valid)
+    assert int(jax.jit(dag_jax.attack)(score_fn, image, padded).status) == Status.FOOLED
 
-    def moved(image):
-        start = dataclasses.replace(state, attack=dataclasses.replace(state.attack, image=image))
-        return dag_jax.step(score_fn, start, targets).attack.perturbation.sum() + image.sum()
 
-    np.testing.assert_allclose(jax.grad(moved)(jnp.asarray(image)), 1.0)
+def test_step_size_and_margin_may_be_traced(attacked):
+    score_fn, image, targets = attacked
+
+    def run(step_size, margin):
+        return dag_jax.attack(score_fn, image, targets, step_size=step_size, margin=margin)
+
+    sizes = jnp.float32([0.5, 2.0])
+    many = jax.vmap(run, (0, None))(sizes, jnp.float32(1.0))
+    for index, size in enumerate((0.5, 2.0)):
+        alone = run(size, 1.0)
+        assert int(many.num_steps[index]) == int(alone.num_steps)
+        np.testing.assert_allclose(many.perturbation[index], alone.perturbation, atol=1e-4)
 
 
 def test_shard_map_equals_vmap(rng, attacked):

@@ -31,6 +31,8 @@ def problem(rng):
         (dict(labels=np.full(N, C, np.int32)), "has class 4, scores have 4 classes"),
         (dict(adversarial=np.full(N, -1, np.int32)), "targets.adversarial has class -1"),
         (dict(same=True), "their own label"),
+        (dict(labels=np.zeros(N, np.float32)), "targets.labels is float32"),
+        (dict(valid=np.ones(N, np.int32)), "targets.valid is int32; it must be bool"),
         (dict(max_steps=0), "max_steps is 0"),
         (dict(step_size=0.0), "step_size is 0"),
         (dict(margin=-1.0), "margin is -1"),
@@ -42,7 +44,7 @@ def test_bad_input_is_named(problem, change, message):
     score_fn, image, targets = problem
     change = dict(change)
     image = change.pop("image", image)
-    for field in ("labels", "adversarial"):
+    for field in ("labels", "adversarial", "valid"):
         if field in change:
             targets = dataclasses.replace(targets, **{field: change.pop(field)})
     if change.pop("same", False):
@@ -67,3 +69,11 @@ def test_values_of_padding_do_not_matter(problem):
     labels = targets.labels.at[0].set(255)
     valid = targets.valid.at[0].set(False)
     checks.check(score_fn, image, dataclasses.replace(targets, labels=labels, valid=valid))
+
+
+def test_the_loop_in_steps_checks_what_it_is_given(problem):
+    _, image, targets = problem
+    with pytest.raises(ValueError, match="multiply the image by 255"):
+        dag_jax.init(image / 255, targets)
+    with pytest.raises(ValueError, match="step_size is -3"):
+        dag_jax.init(image, targets, step_size=-3)

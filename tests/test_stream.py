@@ -166,6 +166,30 @@ def test_a_joint_attack_streams(score_fn, examples):
         assert_same(results[key], attack_alone()(both, image, targets))
 
 
+@pytest.mark.parametrize("slots", [4, 8])
+def test_devices_share_the_slots_and_change_no_bit(score_fn, examples, slots):
+    assert len(jax.devices()) == 2
+    mesh = jax.make_mesh((2,), ("images",))
+    alone = dict(dag_jax.attack_stream(score_fn, examples, slots=slots, max_steps=MAX_STEPS))
+    stream = dag_jax.attack_stream(score_fn, examples, slots=slots, max_steps=MAX_STEPS, mesh=mesh)
+    shared = dict(stream)
+    assert shared.keys() == alone.keys()
+    for key, result in shared.items():
+        jax.tree.map(np.testing.assert_array_equal, result, alone[key])
+
+
+def test_a_single_numpy_parameter_is_a_pytree_too(rng, examples):
+    weights = (0.02 * rng.standard_normal((N, C, H * W * 3))).astype(np.float32)
+    from_numpy, from_jax = (
+        jax.tree_util.Partial(lambda w, x: score(w, jnp.float32(0), x), make(weights))
+        for make in (np.asarray, jnp.asarray)
+    )
+    ours = dict(dag_jax.attack_stream(from_numpy, examples[:2], slots=2, max_steps=5))
+    theirs = dict(dag_jax.attack_stream(from_jax, examples[:2], slots=2, max_steps=5))
+    for key, result in ours.items():
+        jax.tree.map(np.testing.assert_array_equal, result, theirs[key])
+
+
 def test_results_outlive_the_stream(score_fn, examples):
     stream = dag_jax.attack_stream(score_fn, examples, slots=3, max_steps=MAX_STEPS)
     kept = [(result, result.perturbation.copy()) for _, result in stream]

@@ -115,6 +115,18 @@ def test_label_proposals_by_hand():
     assert not label([0, 0, 0], truth_valid=~on)[1]
 
 
+def test_label_proposals_without_an_object_finds_none(rng):
+    boxes = jnp.float32([[0, 0, 5, 5], [2, 2, 9, 9]])
+    scores = jnp.asarray(rng.standard_normal((2, 4)), jnp.float32)
+    nothing = jnp.zeros((0, 4)), jnp.zeros(0, jnp.int32), jnp.zeros(0, bool)
+    labels, valid = dag_jax.label_proposals(boxes, scores, jnp.ones(2, bool), *nothing)
+    np.testing.assert_array_equal(labels, [0, 0])
+    assert not valid.any()
+    truth = jnp.zeros((2, 4)), jnp.ones(1, jnp.int32), jnp.ones(2, bool)
+    with pytest.raises(ValueError, match="truth_boxes have 2 rows, truth_labels 1"):
+        dag_jax.label_proposals(boxes, scores, jnp.ones(2, bool), *truth)
+
+
 def test_label_proposals_refuses_disagreeing_rows():
     boxes = np.zeros((3, 4), np.float32)
     with pytest.raises(ValueError, match="boxes have 3 rows, scores 2, valid 3"):

@@ -147,7 +147,8 @@ def roi_max_pool(features, boxes, *, size: int, scale: float):
 
     Args:
       features: f32[H, W, C].
-      boxes: f32[R, 4], regions in pixels.
+      boxes: f32[R, 4], regions in pixels. A side of more than twice the map's counts as one of
+        twice and one cell; boxes clipped to the image never have one.
       size: P.
       scale: cells per pixel: the inverse of the map's stride.
 

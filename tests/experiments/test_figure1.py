@@ -12,7 +12,7 @@ def test_draws_one_perturbation_of_two_networks(launch, tmp_path):
     process = launch("figure1", *flags, f"--workdir={workdir}")
     row = json.loads((workdir / "figure1.json").read_text())
     assert f"results: {workdir}" in process.stdout
-    assert 0 < row["largest_change"] <= 0.5 * row["num_steps"] + 1e-5
+    assert row["largest_change"] == int(row["largest_change"]) > 0
     if row["lacks"]:
         assert "no image of 2 has everything" in process.stdout
     with Image.open(workdir / "adversarial.png") as image:

@@ -3,10 +3,13 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dag_jax import datasets, networks
 from dag_jax.weights import store
+from experiments import train
 
 FLAGS = ("--network=fcn_alex", "--batch_size=2", "--score_every=2", "--score_images=2")
 
@@ -30,3 +33,53 @@ def test_a_killed_run_goes_on_to_the_same_checkpoint(launch, tmp_path):
     assert (whole / "curve.png").stat().st_size > 5_000
     process = launch("train", *FLAGS, "--steps=6", "--seed=1", f"--workdir={parts}", fails=True)
     assert "other settings (seed)" in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--batch_size=3000",), "2000 examples, --batch_size is 3000"),
+        (("--initial=nowhere.safetensors",), "no such checkpoint file"),
+        (("--splits=voc99",), "scenes have no split 'voc99'"),
+        (("--steps=1",), "--steps=1"),
+    ],
+)
+def test_bad_input_is_named_before_anything_is_written(launch, tmp_path, flags, message):
+    workdir = tmp_path / "run"
+    process = launch("train", *FLAGS, *flags, f"--workdir={workdir}", fails=True)
+    assert message in process.stderr + process.stdout
+    assert not workdir.exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(launch, tmp_path):
+    (tmp_path / "fcn_alex.safetensors").write_text("somebody's")
+    process = launch("train", *FLAGS, f"--workdir={tmp_path}", fails=True)
+    assert "is not empty and holds no run" in process.stderr
+    assert (tmp_path / "fcn_alex.safetensors").read_text() == "somebody's"
+
+
+@pytest.mark.parametrize("name", ["fr_zf_07", "fr_vgg_07"])
+@pytest.mark.parametrize("miniature", [True, False])
+def test_a_cell_is_labelled_by_the_pixel_under_its_centre(name, miniature):
+    module = networks.build(name, miniature=miniature)
+    factor = module.canvas((128, 96, 3))[1]
+    rows, columns = np.mgrid[:128, :96]
+    cells = (int(128 * factor) // module.stride, int(96 * factor) // module.stride)
+    for pixels in (rows, columns):
+        labels = train.cell_labels(module, jnp.asarray(pixels[None], jnp.uint8), cells)
+        for i, j in np.ndindex(cells):
+            centre = np.floor((np.array([i, j]) + 0.5) * module.stride / factor).astype(int)
+            assert labels[0, i, j] == pixels[tuple(centre)]
+    beyond = train.cell_labels(module, jnp.asarray(rows[None], jnp.uint8), (cells[0] + 2, cells[1]))
+    assert (np.asarray(beyond)[0, -1] == datasets.VOID).all()
+
+
+def test_a_state_of_another_network_is_refused(tmp_path):
+    def state(size):
+        return train.TrainState(jnp.int32(3), {"a": jnp.ones(size)}, {}, ())
+
+    train.save_state(tmp_path / "state", state(4), {})
+    same = train.restore_state(tmp_path / "state", state(4), {})
+    jax.tree.map(np.testing.assert_array_equal, same, state(4))
+    with pytest.raises(ValueError, match="state of another network"):
+        train.restore_state(tmp_path / "state", state(5), {})
