@@ -268,7 +268,7 @@ def _layer(message, where):
 
 
 def _blob(message, where):
-    if len(unknown_fields.UnknownFieldSet(message)):
+    if not message.data and not message.double_data:  # perhaps each number is a field of its own
         message = _unpacked(message, where)
     _check_fields(message, where)
     numbers = {name: _numbers(message, name, where) for name in _NUMBERS}
@@ -296,15 +296,10 @@ def _blob(message, where):
 
 
 def _unpacked(message, where):
-    """Parse a blob again whose numbers are not packed, or that has fields of no blob."""
     try:
-        unpacked = _CLASSES["UnpackedBlob"].FromString(message.SerializeToString())
-    except Exception as error:
+        return _CLASSES["UnpackedBlob"].FromString(message.SerializeToString())
+    except Exception as error:  # see _parse
         raise ValueError(f"{where} is damaged ({error})") from error
-    _check_fields(unpacked, where)
-    if any(len(getattr(message, name)) for name in _NUMBERS):  # their order is lost by now
-        raise ValueError(f"{where} holds packed numbers and single ones, a writer has one form")
-    return unpacked
 
 
 def _numbers(message, name, where):
