@@ -1,0 +1,218 @@
+"""PyTorch's checkpoints (.pth, .pt) as NumPy arrays, without PyTorch and without running anything.
+
+`torch.save` writes one of two forms. Since PyTorch 1.6 it is a zip archive: a pickle `data.pkl`
+that describes the tensors, and a record `data/KEY` for each storage that they view. Before, it was
+five pickles (magic number, protocol, the writer's system, the tensors, the storages' keys) and then
+each storage as its length and its values.
+
+Reference: torch/serialization.py of https://github.com/pytorch/pytorch
+"""
+
+import math
+import pathlib
+import zipfile
+
+import numpy as np
+
+from dag_jax.weights import torch_pickle
+
+_ZIP = b"PK\x03\x04"
+_MAGIC = 0x1950A86A20F9469CFC6C
+_PROTOCOL = 1001
+# Beyond any real checkpoint, so that a hostile one ends.
+_DEEPEST = 64
+_LONGEST_NAME = 500
+
+
+def read(path):
+    """Read every tensor of a PyTorch checkpoint.
+
+    A tensor's name is its path in the saved object, joined by dots, positions in lists included:
+    `torch.save({"state_dict": {"conv.weight": w}}, path)` gives 'state_dict.conv.weight'. No prefix
+    is taken off. What is no tensor (an epoch, a learning rate, a bare storage) is left out.
+
+    Damage to a zip archive always shows, as its records carry checksums. The older form has none:
+    there a changed weight, a changed name or even a lost tensor may go unseen.
+
+    Args:
+      path: the file, of either form.
+
+    Returns:
+      Dict of name to read-only array, in the file's order. float64, float32, float16 and bfloat16
+      become float32; integers and booleans keep their type. Arrays are views as the tensors were:
+      tensors that shared a storage share memory, a transposed tensor is not contiguous.
+
+    Raises:
+      ValueError: if there is no such file; if it is truncated, damaged or of another kind; if it
+        asks for more than tensors and plain containers; if it holds no tensor, two of one name, or
+        a float64 beyond float32.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such checkpoint file")
+    size = path.stat().st_size
+    try:
+        with open(path, "rb") as file:
+            read_form = _read_zip if file.read(4) == _ZIP else _read_legacy
+        tree, work, storages, byte_order = read_form(path)
+        tensors = _named_tensors(tree, 4 * work)
+        # Tensors may share a storage and, with stride 0, repeat its values, but only so far: who
+        # copies the arrays of a small file must not need a huge memory.
+        most = 4 * size + 2**20
+        if sum(math.prod(tensor.shape) for tensor in tensors.values()) > most:
+            raise ValueError(f"its tensors repeat their values until there are more than {most}")
+        converted = {}
+        return {
+            name: _array(name, tensor, storages, byte_order, converted)
+            for name, tensor in tensors.items()
+        }
+    except Exception as error:  # zipfile's exceptions differ by what is damaged
+        reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{path} ({size} bytes) is not a readable PyTorch checkpoint: {reason}. It is "
+            f"truncated, damaged or of another kind; right would be a whole file of tensors in "
+            f"plain containers, as torch.save(model.state_dict(), path) writes it"
+        ) from error
+
+
+def _read_zip(path):
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        for entry in entries:
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+                raise ValueError(f"record {entry.filename!r:.80} is compressed, torch.save stores")
+        if sum(entry.file_size for entry in entries) > size:
+            raise ValueError("its records are longer than the file")
+        if len({entry.filename for entry in entries}) < len(entries):
+            raise ValueError("two of its records have one name")
+        # All of them, wanted or not: only reading compares a record's name and checksum, and one
+        # whose name is damaged would pass for absent.
+        records = {entry.filename: archive.read(entry) for entry in entries}
+
+    pickles = [name for name in records if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise ValueError(f"it has {len(pickles)} records FOLDER/data.pkl, a checkpoint has one")
+    folder = pickles[0].removesuffix("data.pkl")
+    byte_order = records.get(folder + "byteorder", b"little")
+    if byte_order not in (b"little", b"big"):
+        raise ValueError(f"its byte order is {byte_order!r:.80}, neither little nor big")
+
+    unpickler = torch_pickle.Unpickler(records[pickles[0]])
+    tree = unpickler.load()
+    storages = {}
+    for key, (kind, length) in unpickler.storages.items():
+        name = f"{folder}data/{key}"
+        if name not in records:
+            raise ValueError(f"record {name!r:.80} is missing")
+        if len(records[name]) != length * kind.itemsize:
+            raise ValueError(
+                f"record {name!r:.80} has {len(records[name])} bytes, but {length} values of "
+                f"{kind.name} take {length * kind.itemsize}"
+            )
+        storages[key] = records[name]
+    return tree, unpickler.work, storages, "<" if byte_order == b"little" else ">"
+
+
+def _read_legacy(path):
+    data = path.read_bytes()
+    unpickler = torch_pickle.Unpickler(data)
+    try:
+        magic, reason = unpickler.load(), "another value is there"
+    except ValueError as error:
+        magic, reason = None, error
+    if type(magic) is not int or magic != _MAGIC:
+        raise ValueError(
+            f"it starts with {data[:8]!r}, neither as a zip archive nor with the magic number of "
+            f"PyTorch's older form ({reason}); the tar archives of torch < 0.1.10 are not read"
+        )
+    protocol = unpickler.load()
+    if type(protocol) is not int or protocol != _PROTOCOL:
+        raise ValueError(f"its protocol number is not {_PROTOCOL}")
+    unpickler.load()  # The writer's system; whatever its byte order, storages are little-endian.
+    tree = unpickler.load()
+    keys = unpickler.load()
+    if type(keys) is not list or not all(type(key) is str for key in keys):
+        raise ValueError("its list of storages is no list of keys")
+    if len(set(keys)) < len(keys) or set(keys) != unpickler.storages.keys():
+        raise ValueError(
+            f"its list of {len(keys)} storages is not that of the {len(unpickler.storages)} which "
+            f"its tensors view"
+        )
+    storages = {}
+    for key in keys:
+        kind, length = unpickler.storages[key]
+        written = int.from_bytes(unpickler.take(8), "little", signed=True)
+        if written != length:
+            raise ValueError(
+                f"storage {key!r:.80} has {written} values where it lies, {length} in its tensors"
+            )
+        start = unpickler.at
+        unpickler.skip(length * kind.itemsize)
+        storages[key] = memoryview(data)[start : unpickler.at]
+    if unpickler.at != len(data):
+        raise ValueError(f"{len(data) - unpickler.at} bytes follow the last storage")
+    return tree, unpickler.work, storages, "<"
+
+
+def _named_tensors(tree, most):
+    """Flatten nested containers to {dotted name: tensor} in at most so many steps."""
+    tensors = {}
+    pending = [("", 0, tree)]
+    while pending:
+        name, depth, node = pending.pop()
+        if type(node) is torch_pickle.Tensor:
+            if depth == 0:
+                raise ValueError("it holds a single tensor, which has no name")
+            if name in tensors:
+                raise ValueError(f"two of its tensors have the name {name!r}")
+            tensors[name] = node
+            most -= 3
+        elif type(node) in (dict, list, tuple):
+            # A container may be met in many places, or within itself, and every visit counts.
+            most -= len(node)
+            if most < 0 or depth == _DEEPEST:
+                raise ValueError("its containers are within each other too deep or too often")
+            items = list(node.items() if type(node) is dict else enumerate(node))
+            for key, child in reversed(items):
+                if type(child) in (torch_pickle.Tensor, dict, list, tuple):
+                    path = f"{name}.{key}" if depth else str(key)
+                    if len(path) > _LONGEST_NAME:
+                        raise ValueError(f"{path!r:.80}... is a name of {len(path)} characters")
+                    pending.append((path, depth + 1, child))
+    if not tensors:
+        raise ValueError("no tensor is in it")
+    return tensors
+
+
+def _array(name, tensor, storages, byte_order, converted):
+    """The tensor as a view of its storage's values, which are converted once."""
+    of_storage = tensor.key, tensor.kind
+    if of_storage not in converted:
+        converted[of_storage] = _values(name, storages[tensor.key], tensor.kind, byte_order)
+        converted[of_storage].flags.writeable = False
+    values = converted[of_storage]
+    if 0 in tensor.shape:
+        return np.zeros(tensor.shape, values.dtype)
+    # PyTorch writes any stride for a dimension of one element, where none is walked.
+    strides = [
+        stride * values.itemsize if count > 1 else 0
+        for count, stride in zip(tensor.shape, tensor.strides, strict=True)
+    ]
+    offset = tensor.offset * values.itemsize
+    return np.ndarray(tensor.shape, values.dtype, buffer=values, offset=offset, strides=strides)
+
+
+def _values(name, raw, kind, byte_order):
+    raw = raw[: len(raw) // kind.itemsize * kind.itemsize]
+    if kind.name == "bfloat16":  # the upper half of a float32
+        return (np.frombuffer(raw, byte_order + "u2").astype(np.uint32) << 16).view(np.float32)
+    stored = np.frombuffer(raw, np.dtype(kind.name).newbyteorder(byte_order))
+    if stored.dtype.kind != "f":
+        return stored.view(np.uint8) != 0 if kind.name == "bool" else stored.astype(kind.name)
+    with np.errstate(all="ignore"):
+        values = stored.astype(np.float32)
+    if kind.name == "float64" and np.any(np.isinf(values) & np.isfinite(stored)):
+        largest = np.abs(stored[np.isfinite(stored)]).max()
+        raise ValueError(f"the storage of {name} reaches {largest:g}, float32 ends at 3.4e38")
+    return values

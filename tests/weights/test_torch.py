@@ -1,0 +1,748 @@
+import collections
+import dataclasses
+import hashlib
+import io
+import math
+import pickle
+import struct
+import time
+import zipfile
+
+import numpy as np
+import pytest
+
+from dag_jax.weights.torch import read
+
+REAL = "espnetv2_s_0.5_pascal_384x384.pth"
+MAGIC = 0x1950A86A20F9469CFC6C
+
+
+# What `torch.save` writes, written without PyTorch.
+
+
+@dataclasses.dataclass(frozen=True)
+class Global:
+    module: str
+    name: str
+
+    def __call__(self):
+        """Only so that pickle takes it for a function."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Storage:
+    key: str
+    type: str
+    raw: bytes
+    itemsize: int
+    view: tuple | None = None
+
+    def __len__(self):
+        return len(self.raw) // self.itemsize
+
+
+def storage(key, type_name, values, *, view=None, order="<"):
+    values = np.asarray(values)
+    values = values.astype(values.dtype.newbyteorder(order))
+    return Storage(key, type_name, values.tobytes(), values.itemsize, view)
+
+
+class Call:
+    def __init__(self, name, *arguments, state=None):
+        self.reduced = (Global(*name.rsplit(".", 1)), arguments, state)
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def tensor(of, shape, strides, offset=0, *rest):
+    arguments = (of, offset, shape, strides, False, collections.OrderedDict(), *rest)
+    return Call("torch._utils._rebuild_tensor_v2", *arguments)
+
+
+def row(of):
+    return tensor(of, (len(of),), (1,))
+
+
+class Pickler(pickle._Pickler):  # The one in C looks up every global in the module it names.
+    def __init__(self, file, protocol, legacy):
+        super().__init__(file, protocol)
+        self.storages, self.legacy = {}, legacy
+
+    def save(self, obj, save_persistent_id=True):
+        if not isinstance(obj, Global):
+            super().save(obj, save_persistent_id)
+        elif self.proto >= 4:
+            self.save(obj.module)
+            self.save(obj.name)
+            self.write(pickle.STACK_GLOBAL)
+        else:
+            self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())
+
+    def persistent_id(self, obj):
+        if not isinstance(obj, Storage):
+            return None
+        self.storages[obj.key] = obj
+        module = "torch.storage" if obj.type == "UntypedStorage" else "torch"
+        found = ("storage", Global(module, obj.type), obj.key, "cuda:0", len(obj))
+        return (*found, obj.view) if self.legacy else found
+
+
+def pickled(tree, protocol=2, legacy=False):
+    file = io.BytesIO()
+    pickler = Pickler(file, protocol, legacy)
+    pickler.dump(tree)
+    return file.getvalue(), pickler.storages
+
+
+def write_records(path, records, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, raw in records.items():
+            archive.writestr(name, raw)
+    return path
+
+
+def zip_records(tree, protocol=2, byte_order=b"little"):
+    text, storages = pickled(tree, protocol)
+    records = {"archive/data.pkl": text, "archive/byteorder": byte_order}
+    records |= {f"archive/data/{key}": storage.raw for key, storage in storages.items()}
+    return records | {"archive/version": b"3\n"}
+
+
+def write_zip(path, tree, protocol=2):
+    return write_records(path, zip_records(tree, protocol))
+
+
+def legacy_bytes(text, storages):
+    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"int": 4}}
+    parts = [pickle.dumps(part, 2) for part in (MAGIC, 1001, system)]
+    parts += [text, pickle.dumps(sorted(storages), 2)]
+    for key in sorted(storages):
+        parts += [struct.pack("<q", len(storages[key])), storages[key].raw]
+    return b"".join(parts)
+
+
+def write_legacy(path, tree, protocol=2):
+    path.write_bytes(legacy_bytes(*pickled(tree, protocol, legacy=True)))
+    return path
+
+
+def write_pickle(form, path, text):
+    if form == "zip":
+        return write_records(path, {"archive/data.pkl": text})
+    path.write_bytes(legacy_bytes(text, {}))
+    return path
+
+
+WRITERS = {"zip": write_zip, "legacy": write_legacy}
+both_forms = pytest.mark.parametrize("form", ["zip", "legacy"])
+
+
+def small_checkpoint():
+    """A tree as of a state_dict, and what is to be read of it."""
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=24).astype(np.float32)
+    halves = rng.normal(size=5).astype(np.float16)
+    doubles = rng.normal(size=3)
+    brains = rng.normal(size=4).astype(np.float32).view(np.uint32) >> 16
+    kernels = storage("0", "FloatStorage", kernel)
+    state = collections.OrderedDict()
+    state["conv.weight"] = tensor(kernels, (2, 3, 4), (12, 4, 1))
+    state["conv.transposed"] = tensor(kernels, (4, 6), (1, 4))
+    state["conv.sliced"] = tensor(kernels, (2, 2), (8, 3), 5)
+    state["bn.num_batches_tracked"] = tensor(storage("1", "LongStorage", np.int64([7])), (), ())
+    state["scale"] = tensor(storage("2", "FloatStorage", np.float32([2.5])), (), ())
+    state["half"] = row(storage("3", "HalfStorage", halves))
+    state["double"] = row(storage("4", "DoubleStorage", doubles))
+    state["brain"] = row(storage("5", "BFloat16Storage", brains.astype(np.uint16)))
+    state["bytes"] = row(storage("6", "ByteStorage", np.uint8([0, 255])))
+    state["flags"] = row(storage("7", "BoolStorage", np.array([True, False])))
+    state["empty"] = tensor(storage("8", "IntStorage", np.int32([])), (0, 3), (3, 1))
+    state["one"] = tensor(kernels, (1, 3), (2**62, 1))
+    state["repeated"] = tensor(kernels, (3, 2), (0, 1))
+    state._metadata = collections.OrderedDict({"": {"version": 1}})
+    expected = {
+        "conv.weight": kernel.reshape(2, 3, 4),
+        "conv.transposed": kernel.reshape(6, 4).T,
+        "conv.sliced": kernel[[[5, 8], [13, 16]]],
+        "bn.num_batches_tracked": np.array(7, np.int64),
+        "scale": np.array(2.5, np.float32),
+        "half": halves.astype(np.float32),
+        "double": doubles.astype(np.float32),
+        "brain": (brains << 16).view(np.float32),
+        "bytes": np.uint8([0, 255]),
+        "flags": np.array([True, False]),
+        "empty": np.zeros((0, 3), np.int32),
+        "one": kernel[None, :3],
+        "repeated": np.stack([kernel[:2]] * 3),
+    }
+    return state, expected
+
+
+def assert_same(found, expected):
+    assert list(found) == list(expected)
+    for name, array in expected.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
+        assert found[name].tobytes() == array.tobytes(), name
+
+
+def assert_refused(path, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+
+
+@both_forms
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_reads_names_shapes_types_and_values(tmp_path, form, protocol):
+    state, expected = small_checkpoint()
+    assert_same(read(WRITERS[form](tmp_path / "a.pth", state, protocol)), expected)
+
+
+@both_forms
+def test_arrays_share_memory_as_the_tensors_did_and_are_read_only(tmp_path, form):
+    found = read(WRITERS[form](tmp_path / "a.pth", small_checkpoint()[0]))
+    assert np.shares_memory(found["conv.weight"], found["conv.sliced"])
+    assert not np.shares_memory(found["conv.weight"], found["scale"])
+    assert not any(array.flags.writeable for array in found.values() if array.size)
+
+
+@both_forms
+def test_nested_containers_become_dotted_names_and_the_rest_is_left_out(tmp_path, form):
+    weight = storage("0", "FloatStorage", np.float32([1, 2]))
+    tree = {
+        "epoch": 3,
+        "model": collections.OrderedDict(conv=row(weight), nothing=None),
+        "optimizer": {"state": {0: {"step": row(weight)}}, "lr": 0.1, "betas": (0.9, 0.999)},
+        "averages": [1, row(weight), (row(weight),)],
+        "set": {1, 2},
+        "milestones": collections.Counter([3, 4]),
+        "device": Call("torch.device", "cuda", 0),
+        "size": Call("torch.Size", (2, 3)),
+        "type": Global("torch", "float16"),
+        "storage": weight,
+        "bytes": [2**40, -3, 2.5, True, "text"],
+    }
+    found = read(WRITERS[form](tmp_path / "a.pth", tree))
+    names = ["model.conv", "optimizer.state.0.step", "averages.1", "averages.2.0"]
+    assert_same(found, {name: np.float32([1, 2]) for name in names})
+
+
+def test_big_endian_archives(tmp_path):
+    kinds = {"Float": "f4", "Half": "f2", "Double": "f8", "Long": "i8", "Short": "i2"}
+    values = np.array([1, -2, 3])
+    tree = {
+        kind: row(storage(kind, f"{kind}Storage", values.astype(code), order=">"))
+        for kind, code in kinds.items()
+    }
+    brain = np.float32([1, -2, 3]).view(np.uint32) >> 16
+    tree["BFloat16"] = row(storage("b", "BFloat16Storage", brain.astype(np.uint16), order=">"))
+    found = read(write_records(tmp_path / "a.pth", zip_records(tree, byte_order=b"big")))
+    assert {array.dtype.name for array in found.values()} == {"float32", "int64", "int16"}
+    for name, array in found.items():
+        assert array.dtype.isnative and array.tolist() == [1, -2, 3], name
+
+    write_records(tmp_path / "a.pth", zip_records(tree, byte_order=b"middle"))
+    assert_refused(tmp_path / "a.pth", "byte order is b'middle', neither little nor big")
+
+
+def test_types_without_a_storage_of_their_own(tmp_path):
+    values = np.array([1, 2, 65535], np.uint16)
+    untyped = Storage("0", "UntypedStorage", values.tobytes(), 1)
+    arguments = (untyped, 1, (2,), (1,), False, {}, Global("torch", "uint16"))
+    tree = {"w": Call("torch._utils._rebuild_tensor_v3", *arguments)}
+    assert_same(read(write_zip(tmp_path / "a.pth", tree)), {"w": values[1:]})
+
+
+def test_parameters_old_and_new(tmp_path):
+    values = np.float32([1, 2, 3])
+    weights = storage("0", "FloatStorage", values)
+    old = Call("torch._utils._rebuild_tensor", weights, 1, (2,), (1,))
+    tree = {
+        "new": Call("torch._utils._rebuild_parameter", row(weights), True, {}),
+        "old": Call("torch.nn.parameter.Parameter", old, state=(True, False, None)),
+    }
+    found = read(write_legacy(tmp_path / "a.pth", tree))
+    assert_same(found, {"new": values, "old": values[1:]})
+
+
+def test_a_legacy_storage_may_be_a_part_of_another(tmp_path):
+    values = np.arange(6, dtype=np.float32)
+    part = storage("0", "FloatStorage", values, view=("1", 2, 3))
+    write_legacy(tmp_path / "a.pth", {"w": tensor(part, (2,), (1,), 1)})
+    assert_same(read(tmp_path / "a.pth"), {"w": values[3:5]})
+    write_legacy(tmp_path / "a.pth", {"w": tensor(part, (4,), (1,))})
+    assert_refused(tmp_path / "a.pth", "ends at value 4 of storage '0', which has 3")
+    for wrong in [("1", 4, 3), ("1", -1, 3), ("1", 0), ("1", 0, None)]:
+        part = storage("0", "FloatStorage", values, view=wrong)
+        write_legacy(tmp_path / "a.pth", {"w": row(part)})
+        assert_refused(tmp_path / "a.pth", "beyond its end|refers to something else")
+
+
+def test_text_and_ordered_dicts_of_python_2(tmp_path):
+    values = np.float32([1, 2])
+    state = Call("collections.OrderedDict", [["w", row(storage("0", "FloatStorage", values))]])
+    text, storages = pickled(state, 2, legacy=True)
+    for word in ("storage", "w", "0", "cuda:0"):
+        new = pickle.BINUNICODE + struct.pack("<I", len(word)) + word.encode()
+        assert new in text
+        text = text.replace(new, pickle.SHORT_BINSTRING + bytes([len(word)]) + word.encode())
+    (tmp_path / "a.pth").write_bytes(legacy_bytes(text, storages))
+    assert_same(read(tmp_path / "a.pth"), {"w": values})
+
+
+@both_forms
+@pytest.mark.parametrize(
+    ("shape", "strides", "offset"),
+    [
+        ((25,), (1,), 0),
+        ((24,), (1,), 1),
+        ((2, 3, 4), (12, 5, 1), 0),
+        ((2,), (24,), 0),
+        ((), (), 24),
+        ((0,), (1,), 25),
+        ((2**62, 4), (1, 1), 0),
+        ((2**200,), (0,), 0),
+        ((-1,), (1,), 0),
+        ((2,), (-1,), 5),
+        ((2,), (1,), -1),
+        ((2, 2), (1,), 0),
+        ((2.0,), (1,), 0),
+        ((True,), (1,), 0),
+        ([2], (1,), 0),
+        ((2,), 1, 0),
+        ((1,) * 65, (1,) * 65, 0),
+        ((2**40,), (0,), 0),
+        ((2**20, 2**20, 2**20, 2**20), (0, 0, 0, 0), 0),
+    ],
+)
+def test_tensors_beyond_their_storage_are_refused(tmp_path, form, shape, strides, offset):
+    values = storage("0", "FloatStorage", np.zeros(24, np.float32))
+    path = WRITERS[form](tmp_path / "a.pth", {"w": tensor(values, shape, strides, offset)})
+    assert_refused(path, "ends at value|natural numbers|no tuple|dimensions|repeat their values")
+
+
+def test_what_a_tensor_must_be_made_of(tmp_path):
+    values = storage("0", "FloatStorage", np.zeros(4, np.float32))
+    other = storage("0", "IntStorage", np.zeros(4, np.int32))
+    for tree, message in [
+        ({"w": tensor("0", (1,), (1,))}, "no storage"),
+        ({"w": tensor(values, (1,), (1,), 0, {"neg": True})}, "negated or conjugated"),
+        ({"w": Call("torch._utils._rebuild_tensor_v2", values)}, "calls a function wrongly"),
+        ({"w": Call("torch._utils._rebuild_tensor_v3", *[values, 0, (), (), 0, 0])}, "wrongly"),
+        ({"w": Call("torch._utils._rebuild_tensor_v3", *[values, 0, (), (), 0, 0, 4])}, "no type"),
+        ({"w": Call("torch._utils._rebuild_parameter", values)}, "a parameter has no tensor"),
+        ({"v": row(values), "w": row(other)}, "two types or lengths for storage '0'"),
+        ({"w": Call("torch.FloatStorage", 3)}, "calls what is no function"),
+        (row(values), "a single tensor, which has no name"),
+        ({"epoch": 3}, "no tensor is in it"),
+        (None, "no tensor is in it"),
+        ({"a": {"b": row(values)}, "a.b": row(values)}, "two of its tensors have the name 'a.b'"),
+        ({(1, 2): row(values)}, "a key of a dict is a tuple"),
+        ({2**70: row(values)}, "a key of a dict is a int"),
+        ({"a" * 501: row(values)}, "a name of 501 characters"),
+    ]:
+        for write in WRITERS.values():
+            assert_refused(write(tmp_path / "a.pth", tree), message)
+
+
+@pytest.mark.parametrize("value", [1e39, -1e300])
+def test_float64_beyond_float32_is_refused(tmp_path, value):
+    tree = {"w": row(storage("0", "DoubleStorage", np.array([1, value, np.inf, np.nan])))}
+    assert_refused(
+        write_zip(tmp_path / "a.pth", tree), "the storage of w reaches 1e.* float32 ends"
+    )
+
+
+def test_other_values_survive_the_conversion(tmp_path):
+    doubles = np.array([np.inf, -np.inf, np.nan, 1e-320, 0.1])
+    halves = np.uint16([0x7C01, 0xFC00, 0x0001]).view(np.float16)  # a signalling NaN among them
+    tree = {
+        "double": row(storage("0", "DoubleStorage", doubles)),
+        "half": row(storage("1", "HalfStorage", halves)),
+    }
+    found = read(write_zip(tmp_path / "a.pth", tree))
+    np.testing.assert_array_equal(
+        found["double"], np.float32([np.inf, -np.inf, np.nan, 0, np.float32(0.1)])
+    )
+    np.testing.assert_array_equal(found["half"], np.float32([np.nan, -np.inf, 2.0**-24]))
+
+
+# Files that are not what they should be.
+
+
+@both_forms
+def test_small_files_do_not_become_huge(tmp_path, form):
+    weights = row(storage("0", "FloatStorage", np.zeros(5000, np.float32)))
+    within_itself = {"w": weights}
+    within_itself["again"] = [within_itself]
+    doubled = {"w": weights}
+    for _ in range(50):
+        doubled = {"a": doubled, "b": doubled}
+    wide = [weights] * 1000
+    deep = weights
+    for _ in range(70):
+        deep = [deep]
+    for tree, message in [
+        (within_itself, "within each other too deep or too often"),
+        (doubled, "within each other too deep or too often"),
+        ([wide] * 1000, "within each other too deep or too often"),
+        (deep, "within each other too deep or too often"),
+        ({"a" * 300: {"b" * 300: weights}}, "a name of 601 characters"),
+        (
+            [tensor(weights.reduced[1][0], (5000,), (1,)) for _ in range(2000)],
+            "repeat their values",
+        ),
+    ]:
+        path = WRITERS[form](tmp_path / "a.pth", tree)
+        assert_refused(path, message)
+        assert read_quickly(path) is None
+
+
+def test_a_missing_file_is_named(tmp_path):
+    assert_refused(tmp_path / "none.pth", "no such checkpoint file")
+    assert_refused(tmp_path, "no such checkpoint file")
+
+
+def test_foreign_files_are_refused(tmp_path):
+    foreign = tmp_path / "foreign"
+    for contents in (
+        b"",
+        b"P",
+        b"\x89PNG\r\n\x1a\n" * 9,
+        b"{}" * 50,
+        pickle.dumps(3),
+        b"\x80\x02.",
+    ):
+        foreign.write_bytes(contents)
+        assert_refused(
+            foreign, "neither as a zip archive nor with the magic number.*right would be"
+        )
+    write_records(foreign, {"word/document.xml": b"<a/>"})
+    assert_refused(foreign, "0 records FOLDER/data.pkl, a checkpoint has one")
+    foreign.write_bytes(pickle.dumps(MAGIC, 2) + pickle.dumps(1002, 2))
+    assert_refused(foreign, "protocol number is not 1001")
+
+
+@both_forms
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R.", "os.system"),
+        (b"cposix\nsystem\n(X\x04\x00\x00\x00truetR.", "posix.system"),
+        (b"\x80\x02c__builtin__\neval\nX\x01\x00\x00\x001\x85R.", "__builtin__.eval"),
+        (b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93\x8c\x011\x85R.", "builtins.eval"),
+        (b"\x80\x04\x8c\x05torch\x8c\x11storage.os.system\x93.", "torch.storage.os.system"),
+        (b"\x80\x04\x8c\x0bcollections\x8c\x10_sys.modules.get\x93.", "collections._sys.modules"),
+        (b"\x80\x04\x8c\x0bcollections\x8c\x14OrderedDict.__init__\x93.", "OrderedDict.__init__"),
+        (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2.__globals__\n.", "v2.__globals__"),
+        (b"\x80\x02ctorch.storage\n_load_from_bytes\nC\x01a\x85R.", "_load_from_bytes"),
+        (b"\x80\x02ctorch\nload\n.", "torch.load"),
+        (b"\x80\x02cdag_jax.weights.torch\nread\n.", "dag_jax.weights.torch.read"),
+        (b"\x80\x02cnumpy.core.multiarray\nscalar\n.", "numpy.core.multiarray.scalar"),
+        (b"\x80\x02ccopyreg\n_reconstructor\n.", "copyreg._reconstructor"),
+    ],
+)
+def test_foreign_globals_are_named_and_not_run(tmp_path, form, text, name):
+    assert_refused(write_pickle(form, tmp_path / "a.pth", text), f"asks for '.*{name}")
+    (tmp_path / "bare.pth").write_bytes(text)
+    assert_refused(tmp_path / "bare.pth", f"asks for '.*{name}")
+
+
+@both_forms
+def test_nothing_in_a_checkpoint_runs(tmp_path, form):
+    class Touch:
+        def __reduce__(self):
+            return must_not_run, (str(tmp_path / "touched"),)
+
+    weights = row(storage("0", "FloatStorage", np.float32([1])))
+    for hostile in (Touch(), {"w": weights, "x": [Touch()]}, Call("os.mkdir", str(tmp_path / "b"))):
+        path = WRITERS[form](tmp_path / "a.pth", hostile)
+        assert_refused(path, "asks for .*must_not_run|asks for .*mkdir")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.pth"]
+
+
+def must_not_run(path):
+    raise AssertionError(f"this ran, with {path}")
+
+
+def test_damaged_archives_are_named(tmp_path):
+    path = tmp_path / "a.pth"
+    state, _ = small_checkpoint()
+    good = zip_records(state)
+
+    def assert_records_refused(records, message):
+        assert_refused(write_records(path, records), message)
+
+    without = {name: raw for name, raw in good.items() if name != "archive/data/5"}
+    assert_records_refused(without, "record 'archive/data/5' is missing")
+    without = {name: raw for name, raw in good.items() if name != "archive/data.pkl"}
+    assert_records_refused(without, "0 records FOLDER/data.pkl")
+    assert_records_refused(good | {"other/data.pkl": b"N."}, "2 records FOLDER/data.pkl")
+    short = good | {"archive/data/0": good["archive/data/0"][:-1]}
+    assert_records_refused(short, "95 bytes, but 24 values of float32 take 96")
+    ended = good | {"archive/data.pkl": good["archive/data.pkl"][:-1]}
+    assert_records_refused(ended, "ends 1 bytes too early")
+
+    write_records(path, good, zipfile.ZIP_DEFLATED)
+    assert_refused(path, "is compressed, torch.save stores")
+    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"N.")
+        archive.writestr("archive/data.pkl", b"N.")
+    assert_refused(path, "two of its records have one name")
+
+    write_records(path, good)
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(good["archive/data/0"], bytes(96)))
+    assert_refused(path, "Bad CRC-32 for file 'archive/data/0'")
+
+
+def test_damaged_legacy_files_are_named(tmp_path):
+    path = tmp_path / "a.pth"
+    values = storage("0", "FloatStorage", np.float32([1, 2, 3]))
+    text, storages = pickled({"w": row(values)}, legacy=True)
+    for contents, message in [
+        (legacy_bytes(text, {}), "list of 0 storages is not that of the 1 which"),
+        (legacy_bytes(text, storages | {"1": values}), "list of 2 storages is not that of the 1"),
+        (legacy_bytes(text, storages)[:-1], "it ends 1 bytes too early"),
+        (legacy_bytes(text, storages) + b"a", "1 bytes follow the last storage"),
+        (legacy_bytes(text, {"0": storage("0", "", np.float32([1]))}), "1 values where it lies, 3"),
+        (
+            legacy_bytes(text, storages).replace(struct.pack("<q", 3), struct.pack("<q", -3)),
+            "-3 values where it lies, 3 in its tensors",
+        ),
+    ]:
+        path.write_bytes(contents)
+        assert_refused(path, message)
+
+
+@both_forms
+def test_every_truncation_is_refused(tmp_path, form):
+    path = WRITERS[form](tmp_path / "a.pth", small_checkpoint()[0])
+    whole = path.read_bytes()
+    for length in [*range(0, len(whole), 5), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        assert_refused(path, f"{length} bytes.*truncated")
+
+
+def damaged_copies(whole, rng, count):
+    """Copies with a flipped bit, a run of other bytes, a piece cut out, put in or moved."""
+    for number in range(count):
+        copy = bytearray(whole)
+        at, to = sorted(int(place) for place in rng.integers(len(whole), size=2))
+        length = int(rng.integers(1, 9))
+        match number % 6:
+            case 0 | 1:
+                copy[at] ^= 1 << int(rng.integers(8))
+            case 2:
+                copy[at : at + length] = rng.bytes(length)
+            case 3:
+                copy[at : at + length] = b"\xff" * length  # lengths and counts at their largest
+            case 4:
+                del copy[at : min(to, at + 100)]
+            case 5:
+                copy[at:at] = whole[to : to + 100]
+        yield bytes(copy)
+
+
+def read_quickly(path):
+    """What `read` returns, or None for its ValueError; anything else, and a slow copy, fails."""
+    start = time.process_time()
+    try:
+        found = read(path)
+    except ValueError as error:
+        assert str(path) in str(error)
+        found = None
+    assert time.process_time() - start < 1
+    return found
+
+
+def test_a_damaged_archive_is_refused_or_reads_as_before(tmp_path, rng):
+    state, expected = small_checkpoint()
+    path = write_zip(tmp_path / "a.pth", state)
+    refused = 0
+    for copy in damaged_copies(path.read_bytes(), rng, 1200):
+        path.write_bytes(copy)
+        found = read_quickly(path)
+        refused += found is None
+        if found is not None:  # e.g. a record's date, or bytes before the archive
+            assert_same(found, expected)
+    assert refused > 600
+
+
+def test_a_damaged_pickle_never_raises_anything_else(tmp_path, rng):
+    # As zip archives have checksums, damage inside the pickle shows only where they are right.
+    state, _ = small_checkpoint()
+    good = zip_records(state)
+    for protocol in (2, 4):
+        text = zip_records(state, protocol)["archive/data.pkl"]
+        for copy in damaged_copies(text, rng, 600):
+            path = write_records(tmp_path / "a.pth", good | {"archive/data.pkl": copy})
+            found = read_quickly(path)
+            if found is not None:
+                assert sum(array.size for array in found.values()) < 2**21
+
+
+def test_a_damaged_legacy_file_never_raises_anything_else(tmp_path, rng):
+    path = write_legacy(tmp_path / "a.pth", small_checkpoint()[0])
+    refused = 0
+    for copy in damaged_copies(path.read_bytes(), rng, 1200):
+        path.write_bytes(copy)
+        found = read_quickly(path)
+        refused += found is None
+        if found is not None:  # as nothing tells a lost tensor or a changed weight
+            assert sum(array.size for array in found.values()) < 2**21
+    assert refused > 600
+
+
+# A real file, of the legacy form.
+
+
+@pytest.fixture
+def real(shared):
+    path = shared / "weights" / REAL
+    if not path.is_file():
+        pytest.skip(f"no weights/{REAL} in the folder named shared")
+    return path
+
+
+def digest(array):
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def independent_parse(path):
+    """The arrays of a legacy file whose tensors are contiguous, by Python's own unpickler."""
+    types = {"FloatStorage": "<f4", "LongStorage": "<i8"}
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module, name):
+            if name == "OrderedDict":
+                return collections.OrderedDict
+            if name in types:
+                return name
+            assert (module, name) == ("torch._utils", "_rebuild_tensor_v2")
+            return lambda *arguments: arguments[:4]
+
+        def persistent_load(self, found):
+            return found[1], found[2], found[4]
+
+    arrays = {}
+    with open(path, "rb") as file:
+        for _ in range(3):
+            pickle.load(file)
+        tensors = Unpickler(file).load()
+        for key in pickle.load(file):
+            (length,) = struct.unpack("<q", file.read(8))
+            (kind,) = {kind for (kind, own, _), *_ in tensors.values() if own == key}
+            raw = file.read(length * np.dtype(types[kind]).itemsize)
+            arrays[key] = np.frombuffer(raw, types[kind])
+        assert not file.read()
+    result = {}
+    for name, ((_, key, _), offset, shape, strides) in tensors.items():
+        contiguous = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+        assert strides == contiguous
+        result[name] = arrays[key][offset : offset + math.prod(shape)].reshape(shape)
+    return result
+
+
+def test_a_real_file_reads_as_an_independent_parse_of_it(real):
+    found = read(real)
+    expected = independent_parse(real)
+    assert len(found) == 526 and sum(array.size for array in found.values()) > 80_000
+    assert_same(found, expected)
+
+
+def test_a_real_file_reads_as_pytorch_reads_it(real):
+    torch = pytest.importorskip("torch")
+    found = read(real)
+    theirs = torch.load(real, map_location="cpu", weights_only=True)
+    assert list(found) == list(theirs)
+    for name, array in theirs.items():
+        array = array.numpy()
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
+        assert digest(found[name]) == digest(array), name
+
+
+def test_a_real_file_damaged(real, tmp_path, rng):
+    whole = real.read_bytes()
+    assert len(read(real)) == 526
+    for copy in damaged_copies(whole[:120_000], rng, 60):
+        (tmp_path / "a.pth").write_bytes(copy + whole[120_000:])
+        read_quickly(tmp_path / "a.pth")
+    for length in (0, 1, 20, 137, 60_000, 102_052, 113_919, 200_000, len(whole) - 1):
+        (tmp_path / "a.pth").write_bytes(whole[:length])
+        assert read_quickly(tmp_path / "a.pth") is None
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_pytorch_saves_now(tmp_path, zipped, protocol):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 2).half()
+    )
+    weight = network[0].weight
+    optimizer = torch.optim.Adam(network.parameters())
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5])
+    tensors = {
+        "transposed": weight.detach().permute(2, 3, 1, 0),
+        "sliced": weight.detach()[1:, :, ::2],
+        "repeated": torch.ones(1).expand(5),
+        "last": weight.detach().to(memory_format=torch.channels_last),
+        "brain": torch.randn(7, dtype=torch.bfloat16),
+        "double": torch.randn(7, dtype=torch.float64),
+        "short": torch.tensor([1, 65535], dtype=torch.uint16),
+        "flags": torch.tensor([True, False]),
+        "scalar": torch.tensor(3),
+        "empty": torch.zeros(0, 3),
+        "parameter": weight,
+    }
+    tree = {
+        "epoch": 3,
+        "state_dict": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "tensors": tensors,
+        "device": weight.device,
+        "size": weight.shape,
+        "type": weight.dtype,
+    }
+    path = tmp_path / "a.pth"
+    torch.save(tree, path, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
+
+    def as_numpy(value):
+        value = value.detach()
+        return (value.float() if value.is_floating_point() else value).numpy()
+
+    expected = {f"state_dict.{name}": as_numpy(v) for name, v in network.state_dict().items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        expected |= {f"optimizer.state.{index}.{name}": as_numpy(v) for name, v in values.items()}
+    expected |= {f"tensors.{name}": as_numpy(value) for name, value in tensors.items()}
+    assert_same(read(path), expected)
+
+
+@both_forms
+def test_pytorch_reads_the_same_from_the_files_written_here(tmp_path, form):
+    torch = pytest.importorskip("torch")
+    weights = storage("more", "FloatStorage", np.float32([1, 2, 3]))
+    tree, _ = small_checkpoint()
+    del tree["one"]  # its stride overflows there
+    old = Call("torch._utils._rebuild_tensor", weights, 1, (2,), (1,))
+    tree["old"] = Call("torch.nn.parameter.Parameter", old, state=(True, False, None))
+    tree["new"] = Call("torch._utils._rebuild_parameter", row(weights), True, {})
+    if form == "legacy":
+        values = np.arange(6, dtype=np.float32)
+        part = storage("part", "FloatStorage", values, view=("view", 2, 3))
+        tree["part"] = tensor(part, (2,), (1,), 1)
+    path = WRITERS[form](tmp_path / "a.pth", tree)
+    theirs = torch.load(path, map_location="cpu", weights_only=False)
+    ours = read(path)
+    assert list(ours) == list(theirs)
+    for name, value in theirs.items():
+        value = value.detach()
+        value = value.float() if value.is_floating_point() else value
+        assert_same({name: ours[name]}, {name: value.numpy()})
