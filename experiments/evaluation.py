@@ -127,7 +127,9 @@ def load_examples(
     """
     examples, seen = [], set()
     for split in splits:
-        source = datasets.open_dataset(dataset, split, data_dir=data_dir, cache_dir=cache_dir)
+        source = datasets.open_dataset(
+            dataset, split, data_dir=data_dir, cache_dir=cache_dir, progress=True
+        )
         for example in source:
             if limit is not None and len(examples) >= limit:
                 break

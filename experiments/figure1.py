@@ -31,7 +31,7 @@ flags.DEFINE_enum("fcn", "fcn_vgg", networks.NAMES, "The network that segments."
 flags.DEFINE_enum("detector", "fr_vgg_0712", networks.NAMES, "The detector.")
 flags.DEFINE_enum("dataset", "scenes", ["scenes", "voc"], "Where the image comes from.")
 flags.DEFINE_string("split", "seg11valid", "Split that the image comes from.")
-flags.DEFINE_string("data_dir", None, "Folder of an extracted VOCdevkit, for --dataset=voc.")
+flags.DEFINE_string("data_dir", None, "Folder of VOC and SBD, extracted or not, for --dataset=voc.")
 flags.DEFINE_string("cache_dir", None, "Where prepared datasets lie. Default: ~/.cache/dag_jax.")
 flags.DEFINE_integer("canvas", None, "Scale images to this square; photographs need it.", 32)
 flags.DEFINE_string("checkpoints", None, "Folder of <network>.safetensors to use instead.")

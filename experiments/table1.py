@@ -54,7 +54,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("networks", list(networks.NAMES), "Networks to attack.")
 flags.DEFINE_enum("dataset", "scenes", ["scenes", "voc"], "What to attack them on.")
 flags.DEFINE_string("split", None, "Split to attack. Default on scenes: each network's own.")
-flags.DEFINE_string("data_dir", None, "Folder of an extracted VOCdevkit, for --dataset=voc.")
+flags.DEFINE_string("data_dir", None, "Folder of VOC and SBD, extracted or not, for --dataset=voc.")
 flags.DEFINE_string("cache_dir", None, "Where prepared datasets lie. Default: ~/.cache/dag_jax.")
 flags.DEFINE_integer("canvas", None, "Scale images to this square; photographs need it.", 32)
 flags.DEFINE_string("checkpoints", None, "Folder of <network>.safetensors to use instead.")

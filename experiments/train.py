@@ -52,7 +52,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_enum("network", None, networks.NAMES, "Which network to train.", required=True)
 flags.DEFINE_bool("miniature", True, "The small network, or the full-size one.")
 flags.DEFINE_enum("dataset", "scenes", ["scenes", "voc"], "What to train on.")
-flags.DEFINE_string("data_dir", None, "Folder of an extracted VOCdevkit, for --dataset=voc.")
+flags.DEFINE_string("data_dir", None, "Folder of VOC and SBD, extracted or not, for --dataset=voc.")
 flags.DEFINE_string("cache_dir", None, "Where prepared datasets lie. Default: ~/.cache/dag_jax.")
 flags.DEFINE_list("splits", None, "Splits to train on. Default: the network's, on scenes.")
 flags.DEFINE_string("test_split", None, "Split to score on. Default: the network's, on scenes.")

@@ -1,20 +1,23 @@
-"""Images with ground truth: PASCAL VOC from its folder, and rendered scenes that need no files."""
+"""Images with ground truth: PASCAL VOC as downloaded, and rendered scenes that need no files."""
 
 import contextlib
 import io
 import pathlib
+import sys
 
 import tensorflow_datasets as tfds
 from absl import logging
 
 from dag_jax.datasets.classes import CLASS_NAMES
 from dag_jax.datasets.examples import Examples
+from dag_jax.datasets.paper_lists import PAPER_LISTS
 from dag_jax.datasets.scenes import Scenes, scenes_config
 from dag_jax.datasets.voc import VocDevkit, voc_config, voc_splits
 from dag_jax.metrics.segmentation import VOID
 
 __all__ = [
     "CLASS_NAMES",
+    "PAPER_LISTS",
     "VOID",
     "Examples",
     "Scenes",
@@ -29,25 +32,30 @@ DATASETS = ("scenes", "voc")
 DEFAULT_CACHE = "~/.cache/dag_jax/tfds"
 
 
-def open_dataset(name, split, *, data_dir=None, cache_dir=None):
+def open_dataset(name, split, *, data_dir=None, cache_dir=None, progress=False):
     """Open a split for random access, preparing it on its first use.
 
     The prepared copy is kept under `cache_dir`; nothing is written to `data_dir`. Only the split
     that was asked for is prepared. A VOC folder must stay where it is: it is looked at each time,
-    and a changed one is prepared anew.
+    and a changed one is prepared anew. Of a list that is shorter or longer than the paper's, both
+    numbers are logged as a warning.
 
     Args:
       name: 'scenes' (rendered, needs no files) or 'voc'.
       split: a split's name, optionally sliced: 'voc2012_seg_val', 'voc2012_seg_val[:50]'.
-        `voc_splits` lists those of a VOC folder.
-      data_dir: for 'voc', an extracted VOCdevkit or the folder that holds it.
+        PAPER_LISTS names those of the paper, which both datasets have; `voc_splits` lists the
+        others of a VOC folder.
+      data_dir: for 'voc', an extracted VOCdevkit, or the folder that holds it, SBD, or their
+        archives as downloaded.
       cache_dir: where prepared copies lie; by default ~/.cache/dag_jax/tfds.
+      progress: show TFDS's bar on stderr while a copy is prepared.
 
     Returns:
       An `Examples`: len(), [index], iteration.
 
     Raises:
-      ValueError: for an unknown name or split, and for a VOC folder that is missing or incomplete.
+      ValueError: for an unknown name or split, and for a VOC folder that is missing or incomplete:
+        with what is missing and where it can be had, before anything is written.
     """
     base = split.split("[")[0]
     cache = pathlib.Path(cache_dir or DEFAULT_CACHE).expanduser().resolve()
@@ -57,12 +65,14 @@ def open_dataset(name, split, *, data_dir=None, cache_dir=None):
         builder_class, config = Scenes, scenes_config(base)
     elif name == "voc":
         if data_dir is None:
-            raise ValueError("voc needs data_dir: an extracted VOCdevkit or the folder it lies in")
+            raise ValueError(
+                "voc needs data_dir: a VOCdevkit, or the folder that it or its tar files lie in"
+            )
         builder_class, config = VocDevkit, voc_config(data_dir, splits=[base])
     else:
         raise ValueError(f"unknown dataset {name!r}; the known ones are {', '.join(DATASETS)}")
 
-    with _quiet():
+    with _quiet(progress):
         builder = builder_class(data_dir=cache, config=config)
         if not builder.data_path.exists():
             _prepare(builder)
@@ -86,13 +96,16 @@ def _prepare(builder):
 
 
 @contextlib.contextmanager
-def _quiet():
-    """Keep TFDS from printing: a library leaves the terminal to its caller."""
+def _quiet(progress):
+    """Keep TFDS from printing, but for its bars where asked: the terminal is the caller's."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     nowhere = io.StringIO()
     try:
-        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        with (
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(sys.stderr if progress else nowhere),
+        ):
             yield
     finally:
         logging.set_verbosity(verbosity)

@@ -1,11 +1,14 @@
-"""PASCAL VOC with boxes and masks, from an extracted VOCdevkit in its original layout.
+"""PASCAL VOC with boxes and masks, from extracted kits, from their tar files, or from both.
 
-    VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt    image ids, one a line  -> voc2012_seg_val
-    VOCdevkit/VOC2012/ImageSets/Main/trainval.txt                         -> voc2012_main_trainval
-    VOCdevkit/VOC2012/JPEGImages/<id>.jpg
-    VOCdevkit/VOC2012/Annotations/<id>.xml              boxes, 1-based: 1 is subtracted here
-    VOCdevkit/VOC2012/SegmentationClass/<id>.png        masks of the kit
-    VOCdevkit/VOC2012/SegmentationClassAug/<id>.png     masks of the kit and of SBD
+    VOC2012/ImageSets/Segmentation/val.txt    image ids, one a line  -> voc2012_seg_val
+    VOC2012/ImageSets/Main/trainval.txt                              -> voc2012_main_trainval
+    VOC2012/JPEGImages/<id>.jpg
+    VOC2012/Annotations/<id>.xml              boxes, 1-based: 1 is subtracted here
+    VOC2012/SegmentationClass/<id>.png        masks of the kit
+    VOC2012/SegmentationClassAug/<id>.png     masks of the kit and of SBD
+    SBD/cls/<id>.mat                          masks of SBD (benchmark_RELEASE/dataset/cls)
+
+`devkit` has where each of them may lie, `paper_lists` the splits that the paper names.
 
 TFDS's own `voc` has no masks and needs TensorFlow; this one needs neither network nor TensorFlow.
 
@@ -13,38 +16,37 @@ Reference: Everingham et al., The PASCAL Visual Object Classes (VOC) Challenge, 
   Hariharan et al., Semantic Contours from Inverse Detectors (SBD), ICCV 2011.
 """
 
+import collections
 import dataclasses
 import hashlib
-import io
 import json
-import pathlib
 import re
-import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
-from dag_jax.datasets import examples
+from dag_jax.datasets import examples, paper_lists
+from dag_jax.datasets.annotations import open_image, read_mask, read_objects
+from dag_jax.datasets.archives import Member
 from dag_jax.datasets.classes import CLASS_NAMES
+from dag_jax.datasets.devkit import LAYOUT, Devkit, where
 from dag_jax.metrics.segmentation import VOID
 
-_LAYOUT = (
-    "the original layout is VOCdevkit/VOC2012/{ImageSets,JPEGImages,Annotations,SegmentationClass}"
-)
 # 'train' is a class, too: train_val.txt is the validation list of trains, train_aug.txt is not one.
 _OF_ONE_CLASS = re.compile(rf"({'|'.join(CLASS_NAMES[1:])})_(train|val|trainval|test)")
 _SET_NAMES = {"Segmentation": "seg", "Main": "main"}
+_NAMED = 3  # missing files that an error names
 
 
 @dataclasses.dataclass(eq=False)
 class VocConfig(tfds.core.BuilderConfig):
     """Which files `VocDevkit` reads; made by `voc_config`.
 
-    files: split -> list of (image id, JPEG path, XML path, mask path or None).
+    files: split -> list of (image id, JPEG, XML, mask or None), each a path or a file in an
+      archive.
     """
 
-    files: dict = dataclasses.field(default_factory=dict)
+    files: dict = dataclasses.field(default_factory=dict, repr=False)
 
 
 class VocDevkit(examples.ExampleBuilder):
@@ -59,16 +61,16 @@ class VocDevkit(examples.ExampleBuilder):
         }
 
     def _generate_examples(self, files):
-        for number, (image_id, image_path, xml_path, mask_path) in enumerate(files):
-            image = image_path.read_bytes()
-            width, height = _open_image(image, image_path).size
+        for number, (image_id, image_file, xml_file, mask_file) in enumerate(files):
+            image = image_file.read_bytes()
+            width, height = open_image(image, image_file).size
             mask = np.full((height, width), VOID, np.uint8)
-            if mask_path is not None:
-                mask = _read_mask(mask_path, mask.shape)
-            objects = read_objects(xml_path)
+            if mask_file is not None:
+                mask = read_mask(mask_file, mask.shape)
+            objects = read_objects(xml_file)
             yield (
                 number,
-                examples.encode(image_id, image, mask, objects, has_mask=mask_path is not None),
+                examples.encode(image_id, image, mask, objects, has_mask=mask_file is not None),
             )
 
 
@@ -76,39 +78,48 @@ def voc_config(folder, *, splits=None, masks="voc"):
     """Find the files of some splits and name the configuration after them.
 
     The name is a fingerprint of the folder's path and of each file's size and time, so that the
-    prepared copies of two folders, or of one before and after a change, lie apart.
+    prepared copies of two folders, or of one before and after a change, lie apart. A file in an
+    archive has the size and time of the archive.
 
     An image without a mask gets a void one. Images of ImageSets/Segmentation must have theirs.
     A list whose name ends in _aug is the augmented one (VOC2012 train and SBD: 10,582 images for
     FCN*) and takes SegmentationClassAug, whatever `masks` says.
 
     Args:
-      folder: a VOCdevkit, or the folder that holds it.
-      splits: names from `voc_splits`; None for all of them.
-      masks: 'voc', the kit's own masks; 'aug', SBD's too where the kit has none.
+      folder: a VOCdevkit, or the folder that holds it or the archives; see `devkit`.
+      splits: names from `voc_splits` and of `paper_lists.PAPER_LISTS`; None for all of
+        `voc_splits`.
+      masks: 'voc', the kit's own masks; 'aug', SBD's too where the kit has none. The lists of the
+        paper take SBD's where they are made of SBD.
 
     Returns:
       A `VocConfig`.
 
     Raises:
-      ValueError: for a folder without VOC in it, an unknown split, or files that a list names and
-        the folder lacks. Nothing has been written then.
+      ValueError: for a folder without VOC in it, an archive that is cut short, an unknown split,
+        or lists and files that are missing, with where to get them. Nothing has been written then.
     """
     if masks not in ("voc", "aug"):
         raise ValueError(f"masks must be 'voc' or 'aug', got {masks!r}")
-    lists = voc_splits(folder)
-    unknown = [split for split in splits or () if split not in lists]
+    kit = Devkit(folder)
+    lists = _lists(kit)
+    names = sorted(lists) if splits is None else list(splits)
+    unknown = [name for name in names if name not in lists and name not in paper_lists.PAPER_LISTS]
     if unknown:
         raise ValueError(
-            f"{folder} has no split {', '.join(unknown)}; it has {', '.join(sorted(lists))}"
+            f"{folder} has no split {', '.join(unknown)}; it has {', '.join(sorted(lists))}; the "
+            f"lists of the paper are {', '.join(paper_lists.PAPER_LISTS)}"
         )
     files = {
-        split: _files_of_list(lists[split], masks)
-        for split in (sorted(lists) if splits is None else splits)
+        name: _files(kit, _of_list(kit, lists[name], masks))
+        if name in lists
+        else _files(kit, paper_lists.derive(kit, name))
+        for name in names
     }
-    paths = [path for rows in files.values() for row in rows for path in row[1:]]
-    stats = [path and (str(path.resolve()), *_size_and_time(path)) for path in paths]
-    identity = json.dumps([masks, [[s, [r[0] for r in rows]] for s, rows in files.items()], stats])
+    stamps = [
+        [file and _stamp(file) for file in row[1:]] for rows in files.values() for row in rows
+    ]
+    identity = json.dumps([masks, [[s, [r[0] for r in rows]] for s, rows in files.items()], stamps])
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
     label = next(iter(files)) if len(files) == 1 else "several"
     return VocConfig(name=f"{label}-{masks}-{fingerprint}", version=VocDevkit.VERSION, files=files)
@@ -123,119 +134,81 @@ def voc_splits(folder):
     Raises:
       ValueError: if the folder is missing, holds no VOC year, or no image list.
     """
-    folder = pathlib.Path(folder).expanduser()
-    if not folder.is_dir():
-        raise ValueError(f"VOC folder {folder} does not exist; {_LAYOUT}")
-    root = folder / "VOCdevkit" if (folder / "VOCdevkit").is_dir() else folder
-    years = sorted(path for path in root.glob("VOC2[0-9][0-9][0-9]") if path.is_dir())
-    if not years:
-        raise ValueError(f"{folder} holds neither VOCdevkit nor a year such as VOC2012; {_LAYOUT}")
+    return _lists(Devkit(folder))
+
+
+def _lists(kit):
+    """Return split name -> path of its list, as `Devkit.image_ids` takes it."""
     lists = {}
-    for year in years:
+    for year in kit.years:
         for set_folder, set_name in _SET_NAMES.items():
-            for path in sorted((year / "ImageSets" / set_folder).glob("*.txt")):
-                if not _OF_ONE_CLASS.fullmatch(path.stem):
-                    stem = re.sub(r"\W", "_", path.stem)
-                    lists[f"{year.name.lower()}_{set_name}_{stem}"] = path
+            place = f"{year}/ImageSets/{set_folder}"
+            for name in sorted(kit.files(place)):
+                stem = name.removesuffix(".txt")
+                if stem != name and not _OF_ONE_CLASS.fullmatch(stem):
+                    stem = re.sub(r"\W", "_", stem)
+                    lists[f"{year.lower()}_{set_name}_{stem}"] = f"{place}/{name}"
     if not lists:
         raise ValueError(
-            f"{root} has no image list: expected for example "
-            f"{years[-1].name}/ImageSets/Segmentation/val.txt; {_LAYOUT}"
+            f"{kit.folder} has no image list: expected for example "
+            f"{kit.years[-1]}/ImageSets/Segmentation/val.txt; {LAYOUT}; {where(*kit.years)}"
         )
     return lists
 
 
-def read_objects(path):
-    """Read the objects of one VOC annotation.
-
-    Args:
-      path: the XML file. Its boxes are 1-based, as VOC has them.
-
-    Returns:
-      dict of boxes float32 [N, 4] (0-based inclusive pixels), label int32 [N], difficult bool [N].
-
-    Raises:
-      ValueError: for XML that does not parse, lacks a field or names an unknown class.
-    """
-    boxes, labels, difficult = [], [], []
-    try:
-        for item in ElementTree.parse(path).getroot().iterfind("object"):
-            name = item.findtext("name").strip()
-            if name not in CLASS_NAMES[1:]:
-                raise ValueError(f"unknown class {name!r}")
-            labels.append(CLASS_NAMES.index(name))
-            corners = item.find("bndbox")
-            boxes.append(
-                [float(corners.findtext(side)) - 1 for side in ("xmin", "ymin", "xmax", "ymax")]
-            )
-            difficult.append(int(item.findtext("difficult", "0")) == 1)
-    except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole VOC annotation: {error}") from error
-    return {
-        "boxes": np.array(boxes, np.float32).reshape(-1, 4),
-        "label": np.array(labels, np.int32),
-        "difficult": np.array(difficult, np.bool_),
-    }
+def _of_list(kit, path, masks):
+    """Return the `ImageList` of a list that a kit holds."""
+    year, _, set_folder, name = path.split("/")
+    places = [f"{year}/SegmentationClass"]
+    if name.endswith("_aug.txt"):
+        places = [f"{year}/SegmentationClassAug", *places, "SBD/cls"]
+    elif masks == "aug":
+        places += [f"{year}/SegmentationClassAug", "SBD/cls"]
+    needs_masks = set_folder == "Segmentation"
+    return paper_lists.ImageList(kit.image_ids(path), path, (year,), tuple(places), needs_masks)
 
 
-def _files_of_list(path, masks):
-    """Return (image id, JPEG, XML, mask or None) for each line of an image list."""
-    year, of_masks = path.parents[2], path.parent.name == "Segmentation"
-    mask_folders = ["SegmentationClass"] + ["SegmentationClassAug"] * (masks == "aug")
-    if path.stem.endswith("_aug"):
-        mask_folders = ["SegmentationClassAug", "SegmentationClass"]
-    ids = path.read_text().split()
-    if not ids:
-        raise ValueError(f"{path} lists no image")
-    # One listing of each folder instead of several look-ups per image.
-    present = {
-        name: {entry.name for entry in (year / name).iterdir()} if (year / name).is_dir() else ()
-        for name in ("JPEGImages", "Annotations", *mask_folders)
-    }
-    files, missing = [], []
-    for image_id in ids:
-        mask_name = f"{image_id}.png"
-        mask_folder = next((name for name in mask_folders if mask_name in present[name]), None)
-        needed = [("JPEGImages", f"{image_id}.jpg"), ("Annotations", f"{image_id}.xml")]
-        if mask_folder or of_masks:
-            needed.append((mask_folder or mask_folders[0], mask_name))
-        missing += [f"{folder}/{name}" for folder, name in needed if name not in present[folder]]
-        paths = [year / folder / name for folder, name in needed]
-        files.append((image_id, *paths, *[None] * (3 - len(paths))))
+def _files(kit, images):
+    """Return (image id, JPEG, XML, mask or None) for each image of a list."""
+    if not images.ids:
+        raise ValueError(f"{kit.folder}: {images.origin} lists no image")
+    rows, missing = [], []
+    for image_id in images.ids:
+        row = [image_id]
+        for needed, paths in (
+            (True, [f"{year}/JPEGImages/{image_id}.jpg" for year in images.years]),
+            (True, [f"{year}/Annotations/{image_id}.xml" for year in images.years]),
+            (images.needs_masks, [_mask_path(place, image_id) for place in images.masks]),
+        ):
+            row.append(kit.find(*paths))
+            if needed and row[-1] is None:
+                missing.append(paths)
+        rows.append(tuple(row))
     if missing:
-        some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        names = [paths[0].partition("/")[2] for paths in missing]
+        some = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+        counts = collections.Counter(name.partition("/")[0] for name in names)
+        counts = ", ".join(f"{count:,} of {folder}" for folder, count in counts.items())
+        places = {path.rpartition("/")[0]: None for paths in missing for path in paths}
         raise ValueError(
-            f"{year} is incomplete: ImageSets/{path.parent.name}/{path.name} lists {len(ids)} "
-            f"images, and {len(missing)} of their files are missing: {some}; {_LAYOUT}"
+            f"{kit.folder} is incomplete: {images.origin} lists {len(rows):,} images, and "
+            f"{len(missing):,} of their files are missing: {some} ({counts}); {LAYOUT}; "
+            f"{where(*places)}"
         )
-    return files
+    return rows
 
 
-def _size_and_time(path):
-    status = path.stat()
-    if status.st_size == 0:
-        raise ValueError(f"{path} is empty: the VOC folder was not extracted to the end")
-    return status.st_size, status.st_mtime_ns
+def _mask_path(place, image_id):
+    return f"{place}/{image_id}.{'mat' if place == 'SBD/cls' else 'png'}"
 
 
-def _open_image(data, path):
-    """Return a wholly decoded Pillow image."""
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole image file: {error}") from error
-    return image
-
-
-def _read_mask(path, shape):
-    image = _open_image(path.read_bytes(), path)
-    if image.mode not in ("P", "L"):
-        raise ValueError(f"{path} has mode {image.mode}; a VOC mask is a palette or grey PNG")
-    mask = np.array(image)
-    if mask.shape != shape:
-        raise ValueError(f"{path} is {mask.shape}, its image is {shape} (height, width)")
-    strange = np.setdiff1d(mask, [*range(len(CLASS_NAMES)), VOID])
-    if strange.size:
-        raise ValueError(f"{path} holds {strange.tolist()}, which are neither classes nor void")
-    return mask
+def _stamp(file):
+    """Return what changes when a file does."""
+    if isinstance(file, Member):
+        stamp, size = (str(file), file.stamp), file.size
+    else:
+        status = file.stat()
+        stamp, size = (str(file), (status.st_size, status.st_mtime_ns)), status.st_size
+    if size == 0:
+        raise ValueError(f"{file} is empty: VOC was not extracted to the end")
+    return stamp

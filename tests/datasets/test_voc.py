@@ -1,5 +1,9 @@
+import shutil
+import tarfile
+
 import numpy as np
 import pytest
+import scipy.io
 from PIL import Image
 
 from dag_jax.datasets import CLASS_NAMES, VOID, VocDevkit, open_dataset, voc_config, voc_splits
@@ -273,3 +277,193 @@ def test_real_photographs(shared, tmp_path):
         drawn = set(np.unique(example["mask"])) - {0, VOID}
         assert drawn == set(labels)
     assert len(voc_splits(shared / "voc-mini")) == 7
+
+
+def assert_same(first, second):
+    assert len(first) == len(second) > 0
+    for one, other in zip(first, second, strict=True):
+        assert one["image_id"] == other["image_id"] and one["has_mask"] == other["has_mask"]
+        for name in ("image", "mask"):
+            np.testing.assert_array_equal(one[name], other[name])
+        for name in ("boxes", "label", "difficult"):
+            np.testing.assert_array_equal(one["objects"][name], other["objects"][name])
+
+
+def write_sbd(folder, image_id, value, *, size=(40, 30)):
+    (folder / "cls").mkdir(parents=True, exist_ok=True)
+    mask = np.full(size[::-1], value, np.uint8)
+    content = {"GTcls": {"Segmentation": mask, "CategoriesPresent": np.array([[value]])}}
+    scipy.io.savemat(folder / "cls" / f"{image_id}.mat", content)
+
+
+def archive(folder, path, mode="w"):
+    """Put a folder into a tar, as `tar -cf path folder` does."""
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, mode) as tar:
+        tar.add(folder, folder.name)
+    return path
+
+
+@pytest.fixture
+def tars(voc):
+    """The same VOC as tar files, with nothing extracted."""
+    tars = voc.parent / "tars"
+    for year, name in (
+        ("VOC2012", "VOCtrainval_11-May-2012.tar"),
+        ("VOC2007", "VOCtest_06-Nov-2007.tar"),
+    ):
+        kit = voc.parent / year / "VOCdevkit"
+        shutil.copytree(voc / "VOCdevkit" / year, kit / year)
+        archive(kit, tars / name)
+    return tars
+
+
+def test_tars_give_what_folders_give(voc, tars):
+    before = snapshot(tars)
+    assert voc_splits(tars) == voc_splits(voc)
+    for split in voc_splits(voc):
+        assert_same(open_voc(voc, split), open_voc(tars, split))
+    assert snapshot(tars) == before
+
+
+def test_a_folder_and_a_tar_complete_each_other(voc, tars):
+    expected = open_voc(voc, "voc2012_main_train")
+    shutil.copytree(voc / "VOCdevkit", tars / "VOCdevkit")
+    (tars / "VOCdevkit/VOC2012/JPEGImages/2007_000003.jpg").unlink()
+    assert_same(expected, open_voc(tars, "voc2012_main_train"))
+
+
+def test_what_is_missing_from_a_tar_is_named_with_where_to_get_it(voc, tars):
+    kit = voc.parent / "VOC2012" / "VOCdevkit"
+    for name in ("2007_000001", "2007_000003"):
+        (kit / "VOC2012/JPEGImages" / f"{name}.jpg").unlink()
+    (kit / "VOC2012/Annotations/2007_000003.xml").unlink()
+    archive(kit, tars / "VOCtrainval_11-May-2012.tar")
+    with pytest.raises(ValueError) as error:
+        open_voc(tars, "voc2012_main_train")
+    message = str(error.value)
+    assert (
+        "VOC2012/ImageSets/Main/train.txt lists 3 images, and 3 of their files are missing: "
+        "JPEGImages/2007_000003.jpg, Annotations/2007_000003.xml, JPEGImages/2007_000001.jpg "
+        "(2 of JPEGImages, 1 of Annotations);"
+    ) in message
+    assert "VOC2012 can be had from https://" in message and "VOC2007" not in message
+    assert not (voc.parent / "cache").exists()
+
+
+def test_a_tar_cut_short_is_named_before_anything_is_written(tars):
+    path = tars / "VOCtrainval_11-May-2012.tar"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match="VOCtrainval_11-May-2012.tar is not a whole archive"):
+        open_voc(tars, "voc2012_seg_val")
+    assert not (tars.parent / "cache").exists()
+
+
+def test_a_changed_tar_is_prepared_anew(voc, tars):
+    assert open_voc(tars, "voc2012_seg_val")[0]["mask"].max() == 15
+    kit = voc.parent / "VOC2012" / "VOCdevkit"
+    write_image(kit / "VOC2012", "2007_000002", mask=7)
+    archive(kit, tars / "VOCtrainval_11-May-2012.tar")
+    assert open_voc(tars, "voc2012_seg_val")[0]["mask"].max() == 7
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_lists_of_the_paper(voc, packed):
+    year = voc / "VOCdevkit" / "VOC2012"
+    (year / "ImageSets/Segmentation/train_aug.txt").unlink()
+    shutil.rmtree(year / "SegmentationClassAug")
+    write_image(year, "2008_000004", mask=4)
+    write_list(year, "Segmentation/train", ["2008_000004"])
+    write_list(year.parent / "VOC2011", "Segmentation/train", ["2008_000004"])
+    write_list(year.parent / "VOC2011", "Segmentation/val", ["2007_000002", "2007_000003"])
+    sbd = voc / "benchmark_RELEASE" / "dataset"
+    for image_id, value in (("2007_000002", 5), ("2007_000003", 6), ("2008_000004", 8)):
+        write_sbd(sbd, image_id, value)
+    write_sbd(sbd, "2007_000001", 9, size=(20, 50))
+    for name, ids in (("train", ["2007_000003", "2008_000004"]), ("val", ["2007_000001"])):
+        (sbd / f"{name}.txt").write_text("\n".join(ids))
+    if packed:
+        archive(sbd.parent, voc / "benchmark.tgz", "w:gz")
+        shutil.rmtree(sbd.parent)
+
+    def ids_and_masks(split):
+        return [(e["image_id"], int(e["mask"].max()), e["has_mask"]) for e in open_voc(voc, split)]
+
+    # The kit's mask where it has one, else SBD's; photographs and boxes are VOC2012's.
+    assert ids_and_masks("seg11valid") == [("2007_000002", 15, True)]
+    assert ids_and_masks("fcn_train") == [("2007_000003", 6, True), ("2008_000004", 4, True)]
+    assert ids_and_masks("fcn_star_train") == [
+        ("2007_000001", 9, True),
+        ("2007_000003", 6, True),
+        ("2008_000004", 4, True),
+    ]
+    assert ids_and_masks("voc07_test") == [("000004", VOID, False)]
+
+
+def test_lists_of_the_paper_may_be_sliced_and_keep_their_boxes(voc):
+    examples = open_voc(voc, "fcn_star_train[:1]")
+    assert [e["image_id"] for e in examples] == ["2007_000002"]
+    np.testing.assert_array_equal(examples[0]["objects"]["label"], [1, 20])
+
+
+def test_masks_that_the_paper_needs_are_named(voc):
+    year = voc / "VOCdevkit" / "VOC2012"
+    shutil.rmtree(year / "SegmentationClassAug")
+    message = (
+        r"fcn_star_train, made of VOC2012/ImageSets/Segmentation/train_aug.txt \(2\), lists 2 "
+        r"images, and 1 of their files are missing: SegmentationClass/2007_000001.png .*"
+        "benchmark.tgz.*SegmentationClassAug.zip"
+    )
+    with pytest.raises(ValueError, match=message):
+        open_voc(voc, "fcn_star_train")
+    assert not (voc.parent / "cache").exists()
+
+
+def test_both_counts_are_said(voc, caplog):
+    open_voc(voc, "voc07_test")
+    assert [record.getMessage() for record in caplog.records] == [
+        "voc07_test holds 1 images here, made of VOC2007/ImageSets/Main/test.txt (1); the paper's "
+        "list has 4,952"
+    ]
+
+
+def test_bars_are_shown_where_asked(voc, capfd):
+    options = {"data_dir": voc, "cache_dir": voc.parent / "cache"}
+    open_dataset("voc", "voc2012_seg_val", progress=True, **options)
+    out, err = capfd.readouterr()
+    assert not out and "Generating voc2012_seg_val examples" in err
+    open_dataset("voc", "voc2012_seg_val", progress=True, **options)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_augmented_masks_may_come_from_sbd(voc):
+    write_sbd(voc / "benchmark_RELEASE" / "dataset", "2007_000003", 6)
+    for masks, has_mask in (("voc", 1), ("aug", 3)):
+        config = voc_config(voc, splits=["voc2012_main_train"], masks=masks)
+        rows = config.files["voc2012_main_train"]
+        assert sum(row[-1] is not None for row in rows) == has_mask
+
+
+def test_real_photographs_in_a_tar(shared, tmp_path):
+    real = shared / "voc-mini" / "VOCdevkit"
+    if not real.is_dir():
+        pytest.skip("no voc-mini in the folder named shared")
+    kit = tmp_path / "folder" / "VOCdevkit"
+    for year, list_name, count in (
+        ("VOC2012", "Segmentation/train_aug", 6),
+        ("VOC2007", "Main/test", 3),
+    ):
+        ids = (real / year / "ImageSets" / f"{list_name}.txt").read_text().split()[:count]
+        write_list(kit / year, list_name, ids)
+        for part in ("JPEGImages", "Annotations", "SegmentationClass", "SegmentationClassAug"):
+            for path in [p for i in ids for p in (real / year / part).glob(f"{i}.*")]:
+                (kit / year / part).mkdir(exist_ok=True)
+                shutil.copy(path, kit / year / part)
+    archive(kit, tmp_path / "tar" / "VOC.tar")
+    for split, count in (("voc2012_seg_train_aug", 6), ("fcn_star_train", 6), ("voc07_test", 3)):
+        folder, tar = (
+            open_dataset("voc", split, data_dir=tmp_path / name, cache_dir=tmp_path / "cache")
+            for name in ("folder", "tar")
+        )
+        assert len(folder) == count
+        assert_same(folder, tar)
