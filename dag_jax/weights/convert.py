@@ -8,6 +8,7 @@ Caffe stores a convolution as [O, I / groups, H, W], an inner product as [O, C H
 add axes of length 1; torch stores the same. Ours are [H, W, I / groups, O] and [I, O].
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -253,8 +254,9 @@ def _merge(sources):
                 layers.setdefault(layer, {})[part] = np.asarray(value)
         for name, arrays in layers.items():
             other = merged.setdefault(name, arrays)
-            if other.keys() != arrays.keys() or not all(
-                np.array_equal(arrays[part], other[part]) for part in arrays
+            if other is not arrays and (
+                other.keys() != arrays.keys()
+                or not all(np.array_equal(arrays[part], other[part]) for part in arrays)
             ):
                 raise ValueError(
                     f"layer {name} is not the same in two of the {len(sources)} files: they are "
@@ -275,6 +277,7 @@ def _tell(layers):
     )
 
 
+@functools.lru_cache(maxsize=8)
 def _expected(module):
     """Return {path of a layer: {part: shape}} of a module, and which of the paths upsample."""
     upsamplings = ()
