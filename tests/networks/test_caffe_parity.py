@@ -38,8 +38,7 @@ conv5_3 Convolution+ReLU conv5_2 num_output=512 kernel_size=3 pad=1
 """
 
 # Name, type, inputs (the tops' names are the layers'), and the settings that are not Caffe's
-# defaults. OpenCV has no Dropout in a test; with scale_train=false Caffe halves, so the line says
-# Power, which halves in both.
+# defaults. Dropout does nothing in a test, but with scale_train=false it halves.
 PUBLISHED = {
     # shelhamer/fcn.berkeleyvision.org: voc-fcn-alexnet/val.prototxt
     # cihangxie/DAG: prototxt/fcn_alexnet_deploy.prototxt
@@ -55,8 +54,10 @@ conv4 Convolution+ReLU conv3 num_output=384 kernel_size=3 pad=1 group=2
 conv5 Convolution+ReLU conv4 num_output=256 kernel_size=3 pad=1 group=2
 pool5 Pooling conv5 kernel_size=3 stride=2
 fc6 Convolution+ReLU pool5 num_output=4096 kernel_size=6
-fc7 Convolution+ReLU fc6 num_output=4096 kernel_size=1
-score_fr Convolution fc7 num_output=21 kernel_size=1
+drop6 Dropout fc6 dropout_ratio=0.5
+fc7 Convolution+ReLU drop6 num_output=4096 kernel_size=1
+drop7 Dropout fc7 dropout_ratio=0.5
+score_fr Convolution drop7 num_output=21 kernel_size=1
 upscore Deconvolution score_fr num_output=21 kernel_size=63 stride=32 bias_term=false
 score Crop upscore,data axis=2 offset=18
 """,
@@ -96,9 +97,9 @@ rpn_cls_score Convolution rpn_conv1 num_output=18 kernel_size=1
 rpn_bbox_pred Convolution rpn_conv1 num_output=36 kernel_size=1
 pool5 ROIPooling conv5,rois pooled_w=6 pooled_h=6 spatial_scale=0.0625
 fc6 InnerProduct+ReLU pool5 num_output=4096
-drop6 Power fc6 scale=0.5
+drop6 Dropout fc6 dropout_ratio=0.5 scale_train=false
 fc7 InnerProduct+ReLU drop6 num_output=4096
-drop7 Power fc7 scale=0.5
+drop7 Dropout fc7 dropout_ratio=0.5 scale_train=false
 cls_score InnerProduct drop7 num_output=21
 bbox_pred InnerProduct drop7 num_output=84
 """,
@@ -119,7 +120,7 @@ bbox_pred InnerProduct fc7 num_output=84
 _SETTINGS = {
     **{"Convolution": "convolution", "Deconvolution": "convolution", "Pooling": "pooling"},
     **{"InnerProduct": "inner_product", "ROIPooling": "roi_pooling", "LRN": "lrn"},
-    **{"Crop": "crop", "Power": "power", "Eltwise": "eltwise"},
+    **{"Crop": "crop", "Dropout": "dropout", "Eltwise": "eltwise"},
 }
 
 
@@ -349,6 +350,22 @@ def test_zf_detector_equals_caffes(tmp_path, write_caffemodel, rng):
     assert pair.converted.layout == "py_faster_rcnn" and not pair.converted.partial
     for size in [(120, 163), (200, 96)]:
         check_detector(pair, rng.uniform(0, 255, (*size, 3)).astype(np.float32))
+
+
+def test_without_scale_train_dropout_halves(tmp_path, write_caffemodel, rng):
+    """Caffe's ZF differs from one whose dropout scales while training, and so does ours."""
+    pair = Pair("fr_zf_07", tmp_path / "net.caffemodel", write_caffemodel, rng, resize=None)
+    image = rng.uniform(0, 255, (100, 100, 3)).astype(np.float32)
+    boxes = np.float32([[0, 0, 60, 70], [20, 10, 99, 90]])
+    canvas = mean_subtracted(image, pair.module.mean_rgb)
+    assert pair.module.fc_multiplier == 0.5
+    for multiplier in (0.5, 1.0):
+        pair.module = pair.module.clone(fc_multiplier=multiplier)
+        if multiplier == 1:
+            for *_, settings in pair.layers:
+                settings.pop("scale_train", None)
+        (scores,) = pair.run_caffe(canvas, ["cls_score"], boxes)
+        assert_close(pair.apply(image, boxes, method="score"), scores)
 
 
 def test_vgg_detector_equals_caffes_on_resized_images(tmp_path, write_caffemodel, rng):
