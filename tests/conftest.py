@@ -68,3 +68,61 @@ def shared() -> pathlib.Path:
 def rng() -> np.random.Generator:
     """A generator that starts anew, from the same seed, in every test."""
     return np.random.default_rng(0)
+
+
+def _varint(number: int) -> bytes:
+    run = bytearray()
+    while number > 127:
+        run.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*run, number])
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+@pytest.fixture(scope="session")
+def write_caffemodel():
+    """Write {layer: [blob, ...]} as a .caffemodel, byte by byte, in the form of today's Caffe.
+
+    NetParameter: name 1, layer 100; LayerParameter: name 1, type 2, blobs 7; BlobProto: data 5,
+    shape 7; BlobShape: dim 1. Types are left to the prototxt.
+    """
+
+    def write(path, layers):
+        with open(path, "wb") as file:
+            file.write(_field(1, b"net"))
+            for name, blobs in layers.items():
+                layer = _field(1, name.encode()) + _field(2, b"Convolution")
+                for blob in blobs:
+                    dims = b"".join(map(_varint, blob.shape))
+                    data = np.ascontiguousarray(blob, "<f4").tobytes()
+                    layer += _field(7, _field(7, _field(1, dims)) + _field(5, data))
+                file.write(_field(100, layer))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def caffe_blobs():
+    """Return parameters of a network as Caffe would store them: {layer: [weights, bias]}.
+
+    Layers keep our names; `renamed` gives others.
+    """
+
+    def store(parameters, renamed=()):
+        renamed, blobs = dict(renamed), {}
+        flat = parameters | parameters.get("backbone", {})
+        for name, leaves in flat.items():
+            if name != "backbone":
+                kernel = np.asarray(leaves["kernel"])
+                axes = (kernel.ndim - 1, kernel.ndim - 2, *range(kernel.ndim - 2))
+                blobs[renamed.get(name, name)] = [
+                    kernel.transpose(axes),
+                    np.asarray(leaves["bias"]),
+                ]
+        return blobs
+
+    return store

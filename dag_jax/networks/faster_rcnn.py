@@ -34,7 +34,8 @@ class FasterRCNN(nn.Module):
       fc_multiplier: factor of fc6 and fc7 when testing. The authors' ZF does not scale its dropout
         while training, so it needs 0.5.
       delta_means: mean that the box offsets were normalised by.
-      delta_stds: their standard deviation; 1 for published weights, which have it folded in.
+      delta_stds: their standard deviation. Published weights have both folded in, and
+        `weights.convert` takes them out.
       min_size: shortest side of a proposal, in pixels of the user's image.
       pre_nms: proposals that enter suppression, the best ones.
       post_nms: proposals that `detect` classifies.

@@ -25,6 +25,10 @@ class Fcn(nn.Module):
       fc_size: cells of fc6's kernel side.
       upsample_size: pixels of the last filter's side; 0 gives twice its stride.
       num_classes: classes with background.
+      dense: upsamplings that have a kernel of their own: "upscore" for the last one,
+        "upscore_stage4" for the one before that skip. The others are bilinear, as in the files
+        that the authors publish, and have no parameters.
+      mean_rgb: mean of the training set in grey levels.
       batch_norm: as in `layers.Conv`.
     """
 
@@ -34,6 +38,8 @@ class Fcn(nn.Module):
     fc_size: int = 7
     upsample_size: int = 0
     num_classes: int = 21
+    dense: tuple[str, ...] = ()
+    mean_rgb: tuple[float, float, float] = MEAN_RGB
     batch_norm: bool = False
 
     @nn.compact
@@ -48,9 +54,12 @@ class Fcn(nn.Module):
           f32[*B, H, W, C], pre-softmax.
 
         Raises:
-          ValueError: where the image is smaller than the network can see.
+          ValueError: where the image is smaller than the network can see, and for an unknown name
+            in `dense`.
         """
-        maps = self.backbone(operations.subtract_mean(image, MEAN_RGB), train)
+        if unknown := set(self.dense) - set(self.upsamplings()):
+            raise ValueError(f"dense has {sorted(unknown)}, there are {self.upsamplings()}")
+        maps = self.backbone(operations.subtract_mean(image, self.mean_rgb), train)
         grids = self.backbone.geometry()
         x = layers.PatchDense(self.fc_width, self.fc_size, batch_norm=self.batch_norm, name="fc6")(
             maps["stage5"], train
@@ -60,9 +69,8 @@ class Fcn(nn.Module):
         grid = grids["stage5"].convolved(self.fc_size)
         for stage in self.skips:
             # Caffe upsamples by 2 without a crop and crops the skip to fit.
-            x = operations.upsample(
-                x, tuple(2 * n + 2 for n in x.shape[-3:-1]), stride=2, kernel_size=4, offset=0
-            )
+            shape = tuple(2 * n + 2 for n in x.shape[-3:-1])
+            x = self._upsample(f"upscore_{stage}", x, shape, 2, 4, 0)
             grid = grid.upsampled(4, 2)
             skip = self._score(f"score_{stage}", maps[stage])
             offset = grids[stage].offset(grid)
@@ -79,9 +87,16 @@ class Fcn(nn.Module):
         stride = int(grid.stride)
         size = self.upsample_size or 2 * stride
         offset = grid.upsampled(size, stride).offset(backbones.PIXELS)
-        return operations.upsample(
-            x, image.shape[-3:-1], stride=stride, kernel_size=size, offset=offset
-        )
+        return self._upsample("upscore", x, image.shape[-3:-1], stride, size, offset)
+
+    def upsamplings(self) -> tuple[str, ...]:
+        """Return the names that `dense` may have."""
+        return (*(f"upscore_{stage}" for stage in self.skips), "upscore")
+
+    def _upsample(self, name, x, shape, stride, size, offset):
+        if name in self.dense:
+            return layers.Upsample(size, stride, name=name)(x, shape, offset)
+        return operations.upsample(x, shape, stride=stride, kernel_size=size, offset=offset)
 
     def _score(self, name, x):
         return layers.Conv(self.num_classes, 1, relu=False, scale=0.1, name=name)(x)

@@ -103,6 +103,28 @@ class PatchDense(nn.Module):
         return _finish(self, x, bias, train)
 
 
+class Upsample(nn.Module):
+    """A transposed convolution with a kernel of its own, where a bilinear one will not do.
+
+    Attributes:
+      kernel_size: pixels of the filter's side.
+      stride: pixels between two cells.
+    """
+
+    kernel_size: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x, shape: tuple[int, int], offset: int):
+        """Map f32[*B, h, w, C] to f32[*B, H, W, C]; see `operations.upsample_dense`."""
+        channels = x.shape[-1]
+        he = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+        kernel = self.param("kernel", he, (self.kernel_size,) * 2 + (channels, channels))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        x = operations.upsample_dense(x, kernel, shape, stride=self.stride, offset=offset)
+        return x + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
 def _finish(module, x, bias, train):
     """Add the bias, normalise while training, and rectify, as `module` says."""
     x = x + bias.reshape((1,) * (x.ndim - 1) + (-1,))

@@ -211,6 +211,15 @@ def lrn_within_channel(x, *, size: int = 3, alpha: float = 5e-5):
     return x * _inverse_three_quarter_power(1 + (alpha / size**2) * total)
 
 
+def _check_crop(size, cells, stride, kernel_size, offset):
+    extent = (cells - 1) * stride + kernel_size
+    if offset < 0 or offset + size > extent:
+        raise ValueError(
+            f"a crop of {size} pixels at {offset} does not fit into the {extent} pixels that "
+            f"{cells} cells give: the image is too small for this network"
+        )
+
+
 def bilinear_matrix(size: int, cells: int, *, stride: int, kernel_size: int, offset: int):
     """Return the matrix of a bilinear transposed convolution along one axis, crop included.
 
@@ -232,12 +241,7 @@ def bilinear_matrix(size: int, cells: int, *, stride: int, kernel_size: int, off
 
     Reference: FCN's bilinear filler (Long et al., CVPR 2015) and Caffe's Crop layer.
     """
-    extent = (cells - 1) * stride + kernel_size
-    if offset < 0 or offset + size > extent:
-        raise ValueError(
-            f"a crop of {size} pixels at {offset} does not fit into the {extent} pixels that "
-            f"{cells} cells give: the image is too small for this network"
-        )
+    _check_crop(size, cells, stride, kernel_size, offset)
     factor = (kernel_size + 1) // 2
     centre = factor - 1 if kernel_size % 2 else factor - 0.5
     tap = np.arange(size)[:, None] + offset - stride * np.arange(cells)[None, :]
@@ -273,6 +277,46 @@ def upsample(x, shape: tuple[int, int], *, stride: int, kernel_size: int, offset
         y = y.reshape(count, height, shape[1] * channels)
         y = jnp.broadcast_to(rows, (count, *rows.shape)) @ y
         return y.reshape(count, *shape, channels)
+
+    return _batched(rise, x)
+
+
+def upsample_dense(x, kernel, shape: tuple[int, int], *, stride: int, offset: int):
+    """Upsample by a transposed convolution with any kernel, and crop: Caffe's Deconvolution.
+
+    Pixel p of the upsampled map is the sum of x[y] kernel[p - stride y] over the cells y, in both
+    axes.
+
+    Args:
+      x: f32[*B, h, w, C].
+      kernel: f32[K, K, C, D], not flipped.
+      shape: pixels (H, W) kept after the crop.
+      stride: pixels between two cells.
+      offset: first row and column kept.
+
+    Returns:
+      f32[*B, H, W, D].
+
+    Raises:
+      ValueError: where the crop reaches outside the upsampled map.
+    """
+    size, _, channels, features = kernel.shape
+    for pixels, cells in zip(shape, x.shape[-3:-1], strict=True):
+        _check_crop(pixels, cells, stride, size, offset)
+    # Each of the stride x stride pixels of a cell has a convolution of its own, of few taps: one
+    # convolution makes them as channels, and its gradient stays fast. XLA's dilated one is slow.
+    blocks = -(-size // stride)
+    fill = blocks * stride - size
+    kernel = jnp.pad(kernel, ((0, fill), (0, fill), (0, 0), (0, 0)))
+    kernel = kernel.reshape(blocks, stride, blocks, stride, channels, features)[::-1, :, ::-1]
+    kernel = kernel.transpose(0, 2, 4, 1, 3, 5).reshape(blocks, blocks, channels, -1)
+
+    def rise(batch):
+        y = _correlate(batch, kernel, blocks - 1)
+        count, height, width, _ = y.shape
+        y = y.reshape(count, height, width, stride, stride, features).transpose(0, 1, 3, 2, 4, 5)
+        y = y.reshape(count, height * stride, width * stride, features)
+        return y[:, offset : offset + shape[0], offset : offset + shape[1]]
 
     return _batched(rise, x)
 

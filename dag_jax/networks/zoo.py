@@ -134,6 +134,9 @@ def load(name: str, *, miniature: bool = False, checkpoint=None, seed: int = 0) 
         parameters, record = store.load(checkpoint)
         if record.get("network", name) != name:
             raise ValueError(f"{checkpoint} holds {record['network']}, not {name}")
+        if record.get("dense"):  # upsamplings of an FCN that are not bilinear
+            module = module.clone(dense=tuple(record["dense"]))
+            init = functools.partial(module.init, jax.random.key(seed))
         store.check(parameters, jax.eval_shape(init, image)["params"])
         parameters = jax.tree.map(jnp.asarray, parameters)
     return Network(name, module, parameters, miniature)

@@ -164,6 +164,33 @@ def test_scores_and_gradient_are_those_of_the_deploy_file(rng, module, deploy):
         np.testing.assert_allclose(own, expected, atol=1e-4 * scale)
 
 
+def test_an_upsampling_may_have_a_kernel_of_its_own(rng):
+    image = rng.uniform(0, 255, (32, 40, 3)).astype(np.float32)
+    assert VGG8.upsamplings() == ("upscore_stage4", "upscore_stage3", "upscore")
+    dense = VGG8.clone(dense=("upscore_stage3", "upscore"))
+    params = random_variables(dense, image, rng)["params"]
+    assert params["upscore_stage3"]["kernel"].shape == (4, 4, 3, 3)
+    assert params["upscore"]["kernel"].shape == (16, 16, 3, 3) and "upscore_stage4" not in params
+    bias = params["upscore"]["bias"]
+    shifted = {**params, "upscore": {**params["upscore"], "bias": bias + 3}}
+    apply = jax.jit(lambda params: dense.apply({"params": params}, image))
+    scores = apply(params)
+    np.testing.assert_allclose(apply(shifted) - scores, 3, atol=1e-5 * np.abs(scores).max())
+    line = 1 - np.abs(np.arange(4) - 1.5) / 2, 1 - np.abs(np.arange(16) - 7.5) / 8
+    for name, weights in zip(dense.dense, line, strict=True):
+        kernel = np.outer(weights, weights)[:, :, None, None] * np.eye(3)
+        params[name] = {"kernel": np.float32(kernel), "bias": np.zeros(3, np.float32)}
+    plain = {name: leaf for name, leaf in params.items() if name not in dense.dense}
+    expected = jax.jit(VGG8.apply)({"params": plain}, image)
+    np.testing.assert_allclose(apply(params), expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_an_unknown_upsampling_is_refused():
+    image = jax.ShapeDtypeStruct((40, 96, 3), jnp.float32)
+    with pytest.raises(ValueError, match="dense has .'score'., there are .*upscore_stage4"):
+        jax.eval_shape(VGG8.clone(dense=("score",)).init, jax.random.key(0), image)
+
+
 def test_batch_equals_single_images(rng):
     images = rng.uniform(0, 255, (2, 32, 40, 3)).astype(np.float32)
     variables = random_variables(ALEX, images, rng)

@@ -267,6 +267,63 @@ def test_upsample_equals_a_transposed_convolution_and_a_crop(rng, stride, size, 
     np.testing.assert_allclose(gradient, adjoint[..., 0].transpose(1, 2, 0), rtol=1e-4, atol=1e-4)
 
 
+def deconvolve_densely_by_loop(x, kernel, stride):
+    """Caffe's Deconvolution without groups, of f32[h, w, C] by f32[K, K, C, D]."""
+    size, _, _, features = kernel.shape
+    y = np.zeros((*((extent - 1) * stride + size for extent in x.shape[:2]), features))
+    for i, j in np.ndindex(x.shape[:2]):
+        y[i * stride : i * stride + size, j * stride : j * stride + size] += np.einsum(
+            "c,abcd->abd", x[i, j], kernel
+        )
+    return y
+
+
+@pytest.mark.parametrize(("stride", "size", "offset"), UPSAMPLINGS)
+def test_upsample_dense_equals_a_loop_in_value_and_both_gradients(rng, stride, size, offset):
+    x = rng.standard_normal((3, 4, 2)).astype(np.float32)
+    kernel = rng.standard_normal((size, size, 2, 3)).astype(np.float32)
+    whole = deconvolve_densely_by_loop(x, kernel, stride)
+    height, width = whole.shape[0] - offset - 1, whole.shape[1] - offset - 2
+    expected = whole[offset : offset + height, offset : offset + width]
+    cotangent = rng.standard_normal(expected.shape).astype(np.float32)
+
+    @jax.jit
+    def run(x, kernel, cotangent):
+        def rise(x, kernel):
+            return operations.upsample_dense(
+                x, kernel, (height, width), stride=stride, offset=offset
+            )
+
+        y, vjp = jax.vjp(rise, x, kernel)
+        return y, *vjp(cotangent)
+
+    y, x_gradient, kernel_gradient = run(x, kernel, cotangent)
+    np.testing.assert_allclose(y, expected, atol=1e-4)
+    filled = np.zeros(whole.shape)
+    filled[offset : offset + height, offset : offset + width] = cotangent
+    for i, j in np.ndindex(x.shape[:2]):
+        window = filled[i * stride : i * stride + size, j * stride : j * stride + size]
+        np.testing.assert_allclose(
+            x_gradient[i, j], np.einsum("abd,abcd->c", window, kernel), rtol=1e-3, atol=1e-3
+        )
+    slope = np.zeros(kernel.shape)
+    for i, j in np.ndindex(x.shape[:2]):
+        window = filled[i * stride : i * stride + size, j * stride : j * stride + size]
+        slope += np.einsum("c,abd->abcd", x[i, j], window)
+    np.testing.assert_allclose(kernel_gradient, slope, rtol=1e-3, atol=1e-3)
+
+
+def test_upsample_dense_with_bilinear_kernels_is_upsample(rng):
+    x = rng.standard_normal((6, 5, 2)).astype(np.float32)
+    kernel = np.float32(bilinear_filler(63)[:, :, None, None] * np.eye(2))
+    options = {"stride": 32, "offset": 18}
+    np.testing.assert_allclose(
+        operations.upsample_dense(x, kernel, (150, 140), **options),
+        operations.upsample(x, (150, 140), kernel_size=63, **options),
+        atol=1e-5,
+    )
+
+
 def test_bilinear_matrix_by_hand():
     matrix = operations.bilinear_matrix(4, 2, stride=2, kernel_size=4, offset=1)
     np.testing.assert_array_equal(matrix, [[0.75, 0], [0.75, 0.25], [0.25, 0.75], [0, 0.75]])
@@ -277,6 +334,9 @@ def test_bilinear_matrix_by_hand():
 def test_a_crop_beyond_the_upsampled_map_is_refused(size, offset):
     with pytest.raises(ValueError, match=f"{size} pixels at {offset} .*6 pixels.*too small"):
         operations.bilinear_matrix(size, 2, stride=2, kernel_size=4, offset=offset)
+    with pytest.raises(ValueError, match=f"{size} pixels at {offset} .*6 pixels.*too small"):
+        x, kernel = jnp.zeros((2, 2, 1)), jnp.zeros((4, 4, 1, 1))
+        operations.upsample_dense(x, kernel, (size, size), stride=2, offset=offset)
 
 
 def test_subtract_mean_gives_bgr():
@@ -293,6 +353,9 @@ OPERATIONS = {
     "max_pool": functools.partial(operations.max_pool, size=3, stride=2, padding=1),
     "lrn_across_channels": operations.lrn_across_channels,
     "lrn_within_channel": operations.lrn_within_channel,
+    "upsample_dense": lambda x: operations.upsample_dense(
+        x, jnp.cos(jnp.arange(5.0 * 5 * 4 * 3).reshape(5, 5, 4, 3)), (15, 12), stride=2, offset=1
+    ),
     "upsample": functools.partial(
         operations.upsample, shape=(15, 12), stride=2, kernel_size=4, offset=1
     ),

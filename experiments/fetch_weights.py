@@ -1,0 +1,46 @@
+r"""Download the published weights of the networks of Table 1 and convert them.
+
+    python -m experiments.fetch_weights --networks=fcn_alex,fcn_vgg
+    python -m experiments.fetch_weights --list        # where each network's weights come from
+
+Checkpoints go to --workdir, runs/weights, as <network>.safetensors; the files as they are published
+to downloads/ there, and a download goes on where it broke off. The addresses are those of the
+authors' own scripts, some of them ten years old. Where one is gone, get the file in another way and
+run `python -m experiments.convert_weights`, which does the rest.
+"""
+
+import sys
+
+from absl import app, flags
+
+from experiments import evaluation, origins
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("networks", [], "Which networks to fetch.")
+flags.DEFINE_bool("list", False, "Print where each network's weights come from, as Markdown.")
+flags.DEFINE_string("workdir", "runs/weights", "Where to write.")
+flags.DEFINE_list("address", [], "Addresses to use instead of the published ones: a mirror.")
+flags.DEFINE_bool("miniature", False, "The small networks, of files of your own: for tests.")
+
+
+def main(argv):
+    """Fetch what the flags name."""
+    evaluation.start(argv)
+    if FLAGS.list:
+        print(origins.table(), end="")
+        return
+    if not FLAGS.networks or (unknown := set(FLAGS.networks) - set(origins.ORIGINS)):
+        unknown = ", ".join(sorted(unknown)) if FLAGS.networks else "none"
+        raise app.UsageError(f"--networks has {unknown}; there are {', '.join(origins.ORIGINS)}")
+    failures = []
+    for name in FLAGS.networks:
+        try:
+            origins.fetch(name, FLAGS.workdir, addresses=FLAGS.address, miniature=FLAGS.miniature)
+        except ValueError as error:
+            failures.append(str(error))
+    if failures:
+        sys.exit("\n\n".join(failures))
+
+
+if __name__ == "__main__":
+    app.run(main)
