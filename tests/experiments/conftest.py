@@ -26,7 +26,7 @@ def launch(cache):
 
     def run(name, *flags, fails=False, kill_at=None):
         command = [sys.executable, "-m", f"experiments.{name}", *flags]
-        if name != "benchmark":  # which reads no dataset
+        if name not in ("benchmark", "attack_image"):  # which read no dataset
             command.append(f"--cache_dir={cache}")
         options = {"cwd": ROOT, "env": os.environ | {"JAX_PLATFORMS": "cpu"}, "text": True}
         if kill_at is not None:
