@@ -141,7 +141,10 @@ def attack_figure(rows, path):
     figure = Figure((_COLUMNS * _PANEL_INCHES, sum(heights)), dpi=_DPI, layout="constrained")
     *parts, bottom = figure.subfigures(len(rows) + 1, 1, height_ratios=heights)
     for part, row in zip(parts, rows, strict=True):
-        part.suptitle(row.title, x=0.008, ha="left", fontsize=11, fontweight="bold")
+        # A title may hold a file's name, and that a dollar sign.
+        part.suptitle(
+            row.title, x=0.008, ha="left", fontsize=11, fontweight="bold", parse_math=False
+        )
         panels = part.subplots(1, _COLUMNS)
         image_panel(panels[0], row.clean, "clean image")
         image_panel(panels[1], row.adversarial, "adversarial image")

@@ -40,11 +40,6 @@ PAPER = {
 }
 # The test split of each kind of network (segments, detects) on scenes.
 TEST_SPLITS = {False: "seg11valid", True: "voc07_test"}
-# A detector run again finds what the attack left at a near-tie, so a detector's targets stay
-# active until their label has lost by 3 logits. An FCN is scored on the attacked pixels
-# themselves: the paper's rule is enough.
-MARGINS = {False: 0.0, True: 3.0}
-MAX_STEPS = {False: 200, True: 150}  # the paper's M_0, for segmentation and detection
 SLOTS = {"cpu": 2}  # a core gains nothing from more lanes, and the last images waste fewer
 PERMUTATIONS = 3  # shuffles whose mean is PERM
 # Flags that change no row; whose weights a row is of, it says itself.
@@ -336,8 +331,10 @@ def main(argv):
             row, attacks = measure(
                 network,
                 chosen,
-                margin=MARGINS[network.detects] if FLAGS.margin is None else FLAGS.margin,
-                max_steps=FLAGS.max_steps or MAX_STEPS[network.detects],
+                margin=evaluation.MARGINS[network.detects]
+                if FLAGS.margin is None
+                else FLAGS.margin,
+                max_steps=FLAGS.max_steps or evaluation.MAX_STEPS[network.detects],
                 step_size=FLAGS.step_size,
                 rounded=FLAGS.rounded,
                 seed=FLAGS.seed,

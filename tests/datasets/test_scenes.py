@@ -4,6 +4,8 @@ import pytest
 from dag_jax import datasets
 from dag_jax.datasets import rendering, scenes
 
+pytestmark = pytest.mark.slow  # it compiles whole networks
+
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):

@@ -2,6 +2,8 @@
 
 import json
 
+pytestmark = pytest.mark.slow  # it compiles whole networks
+
 
 def test_measures_pairs_and_writes_them(launch, tmp_path):
     flags = ("--cases=fcn_alex:miniature", "--size=64", "--iterations=2", "--pairs=3")

@@ -7,6 +7,8 @@ from dag_jax import networks
 from dag_jax.weights import store
 from experiments import conversion
 
+pytestmark = pytest.mark.slow  # it compiles whole networks
+
 
 @pytest.fixture(scope="session")
 def alex(tmp_path_factory, write_caffemodel, caffe_blobs):

@@ -3,7 +3,10 @@
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
+
+pytestmark = pytest.mark.slow  # it compiles whole networks
 
 
 def test_draws_one_perturbation_of_two_networks(launch, tmp_path):

@@ -11,6 +11,8 @@ from dag_jax import datasets, metrics, networks
 from dag_jax.networks import zoo
 from dag_jax.weights import store
 
+pytestmark = pytest.mark.slow  # it compiles whole networks
+
 KEYS = {
     *("network", "orig", "advr", "perm", "advr_uint8", "steps_median", "perceptibility"),
     *("largest_change_median", "unfinished", "images"),

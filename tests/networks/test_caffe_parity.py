@@ -15,6 +15,8 @@ from dag_jax import networks
 from dag_jax.networks.faster_rcnn import FasterRCNN
 from dag_jax.weights import caffe, convert
 
+pytestmark = pytest.mark.slow  # it compiles whole networks
+
 cv2 = pytest.importorskip("cv2")
 
 _VGG_TRUNK = """
