@@ -4,7 +4,7 @@ import pytest
 from dag_jax import datasets
 from dag_jax.datasets import rendering, scenes
 
-pytestmark = pytest.mark.slow  # it compiles whole networks
+pytestmark = pytest.mark.slow  # it renders whole splits
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 pytestmark = pytest.mark.slow  # it compiles whole networks
 
 

@@ -35,6 +35,7 @@ def test_a_killed_run_goes_on_to_the_same_checkpoint(launch, tmp_path):
     assert "other settings (seed)" in process.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -51,6 +52,7 @@ def test_bad_input_is_named_before_anything_is_written(launch, tmp_path, flags, 
     assert not workdir.exists()
 
 
+@pytest.mark.slow
 def test_a_folder_of_something_else_is_left_alone(launch, tmp_path):
     (tmp_path / "fcn_alex.safetensors").write_text("somebody's")
     process = launch("train", *FLAGS, f"--workdir={tmp_path}", fails=True)

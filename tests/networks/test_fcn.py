@@ -138,6 +138,7 @@ def alexnet_deploy(params, data):
     return crop(deconvolution(convolution(x, params["score_fr"]), 63, 32), data, 18)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "deploy"), [(ALEX, alexnet_deploy), (VGG8, fcn8s_deploy)])
 def test_scores_and_gradient_are_those_of_the_deploy_file(rng, module, deploy):
     image = rng.uniform(0, 255, (37, 52, 3)).astype(np.float32)

@@ -158,6 +158,7 @@ def batch(rng):
     return images, *rows
 
 
+@pytest.mark.slow
 def test_detection_loss_is_the_sum_of_its_terms_and_moves_every_weight(variables, batch):
     (loss, (terms, _)), gradient = evaluate(variables, jax.random.key(1), *batch)
     np.testing.assert_allclose(loss, sum(terms), rtol=1e-6)
