@@ -10,7 +10,7 @@ from dag_jax.detection.assign import (
 )
 from dag_jax.detection.boxes import clip_boxes, decode_boxes, encode_boxes, iou
 from dag_jax.detection.nms import nms, nms_per_class
-from dag_jax.detection.roi_pool import roi_max_pool
+from dag_jax.detection.roi_pool import max_windows, pool_windows, roi_max_pool
 
 __all__ = [
     "RATIOS",
@@ -23,8 +23,10 @@ __all__ = [
     "generate_anchors",
     "iou",
     "jitter_boxes",
+    "max_windows",
     "nms",
     "nms_per_class",
+    "pool_windows",
     "region_targets",
     "roi_max_pool",
     "tile_anchors",

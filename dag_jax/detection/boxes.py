@@ -103,7 +103,7 @@ def clip_boxes(boxes, shape: tuple[int, int]):
 
     Args:
       boxes: f32[*S, 4], boxes in pixels of the image.
-      shape: pixels (H, W) of the image.
+      shape: pixels (H, W) of the image: ints, or i32[2].
 
     Returns:
       f32[*S, 4], 0 <= x <= W - 1 and 0 <= y <= H - 1.
@@ -112,8 +112,8 @@ def clip_boxes(boxes, shape: tuple[int, int]):
       ValueError: where `boxes` is no list of boxes.
     """
     _check("boxes", boxes)
-    height, width = shape
+    bottom, right = (jnp.asarray(side - 1, jnp.float32) for side in shape)
     x0, y0, x1, y1 = (boxes[..., i] for i in range(4))
-    x0, x1 = (jnp.clip(x, 0, width - 1) for x in (x0, x1))
-    y0, y1 = (jnp.clip(y, 0, height - 1) for y in (y0, y1))
+    x0, x1 = (jnp.clip(x, 0, right) for x in (x0, x1))
+    y0, y1 = (jnp.clip(y, 0, bottom) for y in (y0, y1))
     return jnp.stack([x0, y0, x1, y1], axis=-1)

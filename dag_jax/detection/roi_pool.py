@@ -34,6 +34,13 @@ def _log2_table(longest: int) -> np.ndarray:
     return np.array([max(n, 1).bit_length() - 1 for n in range(longest + 1)], np.int32)
 
 
+def _limits(extent, size):
+    """Return the longest side that a region may have, and the longest bin, in cells."""
+    # A region may reach outside the map. Sides of more than twice the map's count as that long.
+    longest = 2 * extent + 1
+    return longest, min(extent, -(-longest // size) + 1)
+
+
 def _bins_along(first, last, scale, size, extent):
     """Place the bins of each region along one axis.
 
@@ -48,11 +55,8 @@ def _bins_along(first, last, scale, size, extent):
       starts: (i32[R, P], i32[R, P]), first cells of the two windows that cover each bin.
       level: i32[R, P], the windows are 2^level cells long.
       empty: bool[R, P], the bin has no cell.
-      num_levels: levels that can occur.
     """
-    # A region may reach outside the map. Sides of more than twice the map's count as that long.
-    longest = 2 * extent + 1
-    widest = min(extent, -(-longest // size) + 1)
+    longest, widest = _limits(extent, size)
     first = jnp.floor(first * scale + 0.5).astype(jnp.int32)
     last = jnp.floor(last * scale + 0.5).astype(jnp.int32)
     length = jnp.clip(last - first + 1, 1, longest)  # Caffe forces malformed regions to 1 x 1.
@@ -62,7 +66,7 @@ def _bins_along(first, last, scale, size, extent):
     level = jnp.asarray(_log2_table(widest))[end - begin]
     # An empty bin at the far border begins outside; its gather reads any cell and is dropped.
     starts = jnp.minimum(begin, extent - 1), jnp.maximum(end - (1 << level), 0)
-    return starts, level, end <= begin, widest.bit_length()
+    return starts, level, end <= begin
 
 
 def _doubled(x, count, axis):
@@ -134,6 +138,68 @@ def _gather_maxima_backward(residuals, cotangent):
 _gather_maxima.defvjp(_gather_maxima_forward, _gather_maxima_backward)
 
 
+def max_windows(features, *, size: int):
+    """Return the maxima over all windows of 2^k x 2^l cells that bins of `roi_max_pool` need.
+
+    Args:
+      features: f32[H, W, C].
+      size: P.
+
+    Returns:
+      f32[K, L, H, W, C]: at [k, l, y, x] that of the window which begins at cell (y, x), and zeros
+      where it would reach over the end.
+
+    Raises:
+      ValueError: where `features` has another number of axes.
+    """
+    if features.ndim != 3:
+        raise ValueError(f"features has shape {features.shape}, expected [H, W, C]")
+    row_levels, column_levels = (
+        _limits(extent, size)[1].bit_length() for extent in features.shape[:2]
+    )
+    return jnp.stack(
+        [
+            jnp.stack(_doubled(strips, column_levels, axis=1))
+            for strips in _doubled(features, row_levels, axis=0)
+        ]
+    )
+
+
+def pool_windows(windows, boxes, *, size: int, scale: float):
+    """Return `roi_max_pool` of the map whose `max_windows` are given; the rest is as there.
+
+    For those who pool one map's regions a part at a time.
+
+    Args:
+      windows: f32[K, L, H, W, C].
+      boxes: f32[R, 4].
+      size: P.
+      scale: cells per pixel.
+
+    Returns:
+      f32[R, P, P, C].
+
+    Raises:
+      ValueError: where `boxes` is no list of boxes.
+    """
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"boxes has shape {boxes.shape}, expected [R, 4]")
+    _, column_levels, height, width, channels = windows.shape
+    boxes = lax.stop_gradient(boxes)
+    tops, row_level, row_empty = _bins_along(boxes[:, 1], boxes[:, 3], scale, size, height)
+    lefts, column_level, column_empty = _bins_along(boxes[:, 0], boxes[:, 2], scale, size, width)
+    level = row_level[:, :, None] * column_levels + column_level[:, None, :]
+    rows = [
+        ((level * height + top[:, :, None]) * width + left[:, None, :]).reshape(-1)
+        for top in tops
+        for left in lefts
+    ]
+    empty = row_empty[:, :, None] | column_empty[:, None, :]
+    table = windows.reshape(-1, channels)
+    pooled = _gather_maxima(table, jnp.stack(rows), empty.reshape(-1))
+    return pooled.reshape(-1, size, size, channels)
+
+
 def roi_max_pool(features, boxes, *, size: int, scale: float):
     """Divide each region into size x size bins and take the maximum of each.
 
@@ -160,30 +226,4 @@ def roi_max_pool(features, boxes, *, size: int, scale: float):
 
     Reference: Caffe's ROIPoolingLayer (Girshick, Fast R-CNN, ICCV 2015).
     """
-    if features.ndim != 3:
-        raise ValueError(f"features has shape {features.shape}, expected [H, W, C]")
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"boxes has shape {boxes.shape}, expected [R, 4]")
-    height, width, channels = features.shape
-    boxes = lax.stop_gradient(boxes)
-    tops, row_level, row_empty, row_levels = _bins_along(
-        boxes[:, 1], boxes[:, 3], scale, size, height
-    )
-    lefts, column_level, column_empty, column_levels = _bins_along(
-        boxes[:, 0], boxes[:, 2], scale, size, width
-    )
-    table = [
-        maxima
-        for strips in _doubled(features, row_levels, axis=0)
-        for maxima in _doubled(strips, column_levels, axis=1)
-    ]
-    table = jnp.stack(table).reshape(-1, channels)
-    level = row_level[:, :, None] * column_levels + column_level[:, None, :]
-    rows = [
-        ((level * height + top[:, :, None]) * width + left[:, None, :]).reshape(-1)
-        for top in tops
-        for left in lefts
-    ]
-    empty = row_empty[:, :, None] | column_empty[:, None, :]
-    pooled = _gather_maxima(table, jnp.stack(rows), empty.reshape(-1))
-    return pooled.reshape(-1, size, size, channels)
+    return pool_windows(max_windows(features, size=size), boxes, size=size, scale=scale)

@@ -1,5 +1,25 @@
 """The networks: `load` one by name, give its `score_fn` to the engine, `predict` with it."""
 
-from dag_jax.networks.zoo import NAMES, Network, build, load, predict, propose, score_fn, unnamed
+from dag_jax.networks.zoo import (
+    NAMES,
+    Network,
+    bucket,
+    build,
+    load,
+    predict,
+    propose,
+    score_fn,
+    unnamed,
+)
 
-__all__ = ["NAMES", "Network", "build", "load", "predict", "propose", "score_fn", "unnamed"]
+__all__ = [
+    "NAMES",
+    "Network",
+    "bucket",
+    "build",
+    "load",
+    "predict",
+    "propose",
+    "score_fn",
+    "unnamed",
+]

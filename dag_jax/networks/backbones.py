@@ -3,38 +3,14 @@
 Shapes: `*B` no axis or one batch axis, `H W` pixels, `h w` cells, `C` channels.
 
 Each trunk is one Flax module for every size: a miniature gives other widths and strides. Layer
-names are Caffe's. `geometry()` says where a trunk's cells lie in the image, which FCN's crops need.
+names are Caffe's. Each map comes with its grid: FCN's crops follow from where the cells lie, and
+what an image's padding would make of the cells beyond it is put back to zero after every layer.
 """
-
-from typing import NamedTuple
 
 from flax import linen as nn
 
 from dag_jax.networks import layers, operations
-
-
-class Grid(NamedTuple):
-    """Where the cells of a map lie: cell j is centred at pixel `stride * j + origin`."""
-
-    stride: float
-    origin: float
-
-    def convolved(self, kernel_size: int, stride: int = 1, padding: int = 0) -> "Grid":
-        """Return the grid after a convolution or a pool."""
-        shift = self.stride * ((kernel_size - 1) / 2 - padding)
-        return Grid(self.stride * stride, self.origin + shift)
-
-    def upsampled(self, kernel_size: int, stride: int) -> "Grid":
-        """Return the grid after a transposed convolution."""
-        fine = self.stride / stride
-        return Grid(fine, self.origin - fine * (kernel_size - 1) / 2)
-
-    def offset(self, other: "Grid") -> int:
-        """Return which cell of this grid is cell 0 of `other` (Caffe's crop offset)."""
-        return round((other.origin - self.origin) / self.stride)
-
-
-PIXELS = Grid(1, 0)
+from dag_jax.networks.grids import Map, pixels
 
 
 class Vgg16(nn.Module):
@@ -53,36 +29,30 @@ class Vgg16(nn.Module):
     batch_norm: bool = False
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
-        """Map a mean-subtracted image f32[*B, H, W, 3] to a dict of each stage's map.
+    def __call__(self, x, train: bool = False, grid=None):
+        """Map a mean-subtracted image f32[*B, H, W, 3] to a dict of each stage's `Map`.
 
-        Stage n is at key "stage{n}", pooled where the stage is pooled.
+        Stage n is at key "stage{n}", pooled where the stage is pooled. `grid` is the image's; None
+        is that of an image without padding.
         """
+        grid = grid or pixels(x.shape)
         maps = {}
         for stage, width in enumerate(self.widths, start=1):
             for index in range(1, 3 if stage < 3 else 4):
-                first = stage == index == 1
+                padding = self.first_padding if stage == index == 1 else 1
                 conv = layers.Conv(
                     width,
-                    padding=self.first_padding if first else 1,
+                    padding=padding,
                     batch_norm=self.batch_norm,
                     name=f"conv{stage}_{index}",
                 )
-                x = conv(x, train)
+                grid = grid.convolved(3, 1, padding)
+                x = grid.cut(conv(x, train))
             if stage in self.pooled:
-                x = operations.max_pool(x, size=2, stride=2)
-            maps[f"stage{stage}"] = x
+                grid = grid.pooled(2, 2)
+                x = grid.cut(operations.max_pool(x, size=2, stride=2))
+            maps[f"stage{stage}"] = Map(x, grid)
         return maps
-
-    def geometry(self) -> dict[str, Grid]:
-        """Return the grid of each stage's map."""
-        grid = PIXELS.convolved(3, 1, self.first_padding)
-        grids = {}
-        for stage in range(1, 6):
-            if stage in self.pooled:
-                grid = grid.convolved(2, 2)
-            grids[f"stage{stage}"] = grid
-        return grids
 
 
 class AlexNet(nn.Module):
@@ -101,33 +71,37 @@ class AlexNet(nn.Module):
     batch_norm: bool = False
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
-        """Map a mean-subtracted image f32[*B, H, W, 3] to {"stage5": the map after pool5}."""
+    def __call__(self, x, train: bool = False, grid=None):
+        """Map a mean-subtracted image f32[*B, H, W, 3] to {"stage5": the `Map` after pool5}.
 
-        def conv(index, kernel_size, **options):
-            return layers.Conv(
+        `grid` is as in `Vgg16`.
+        """
+        grid = grid or pixels(x.shape)
+
+        def conv(x, grid, index, kernel_size, stride=1, padding=0, groups=1):
+            layer = layers.Conv(
                 self.widths[index - 1],
                 kernel_size,
-                batch_norm=self.batch_norm,
+                stride,
+                padding,
+                groups,
+                self.batch_norm,
                 name=f"conv{index}",
-                **options,
             )
+            grid = grid.convolved(kernel_size, stride, padding)
+            return grid.cut(layer(x, train)), grid
 
-        x = conv(1, 11, stride=self.first_stride, padding=self.first_padding)(x, train)
-        x = operations.lrn_across_channels(operations.max_pool(x, size=3, stride=2))
-        x = conv(2, 5, padding=2, groups=2)(x, train)
-        x = operations.lrn_across_channels(operations.max_pool(x, size=3, stride=2))
-        x = conv(3, 3, padding=1)(x, train)
-        x = conv(4, 3, padding=1, groups=2)(x, train)
-        x = conv(5, 3, padding=1, groups=2)(x, train)
-        return {"stage5": operations.max_pool(x, size=3, stride=2)}
+        def pool(x, grid):
+            grid = grid.pooled(3, 2)
+            return grid.cut(operations.max_pool(x, size=3, stride=2)), grid
 
-    def geometry(self) -> dict[str, Grid]:
-        """Return the grid of the map after pool5."""
-        grid = PIXELS.convolved(11, self.first_stride, self.first_padding)
-        for _ in range(3):
-            grid = grid.convolved(3, 2)
-        return {"stage5": grid}
+        x, grid = pool(*conv(x, grid, 1, 11, self.first_stride, self.first_padding))
+        x = operations.lrn_across_channels(x)
+        x, grid = pool(*conv(x, grid, 2, 5, padding=2, groups=2))
+        x = operations.lrn_across_channels(x)
+        x, grid = conv(x, grid, 3, 3, padding=1)
+        x, grid = conv(x, grid, 4, 3, padding=1, groups=2)
+        return {"stage5": Map(*pool(*conv(x, grid, 5, 3, padding=1, groups=2)))}
 
 
 class Zf(nn.Module):
@@ -144,23 +118,33 @@ class Zf(nn.Module):
     batch_norm: bool = False
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
-        """Map a mean-subtracted image f32[*B, H, W, 3] to {"stage5": the map of conv5}."""
+    def __call__(self, x, train: bool = False, grid=None):
+        """Map a mean-subtracted image f32[*B, H, W, 3] to {"stage5": the `Map` of conv5}.
 
-        def conv(index, kernel_size, stride=1):
-            return layers.Conv(
+        `grid` is as in `Vgg16`.
+        """
+        grid = grid or pixels(x.shape)
+
+        def conv(x, grid, index, kernel_size, stride=1):
+            padding = kernel_size // 2
+            layer = layers.Conv(
                 self.widths[index - 1],
                 kernel_size,
                 stride,
-                kernel_size // 2,
+                padding,
                 batch_norm=self.batch_norm,
                 name=f"conv{index}",
             )
+            grid = grid.convolved(kernel_size, stride, padding)
+            return grid.cut(layer(x, train)), grid
 
-        x = operations.lrn_within_channel(conv(1, 7, 2)(x, train))
-        x = operations.max_pool(x, size=3, stride=2, padding=1)
-        x = operations.lrn_within_channel(conv(2, 5, self.second_stride)(x, train))
-        x = operations.max_pool(x, size=3, stride=2, padding=1)
+        def norm_and_pool(x, grid):
+            grid = grid.pooled(3, 2, 1)
+            x = operations.lrn_within_channel(x)
+            return grid.cut(operations.max_pool(x, size=3, stride=2, padding=1)), grid
+
+        x, grid = norm_and_pool(*conv(x, grid, 1, 7, 2))
+        x, grid = norm_and_pool(*conv(x, grid, 2, 5, self.second_stride))
         for index in (3, 4, 5):
-            x = conv(index, 3)(x, train)
-        return {"stage5": x}
+            x, grid = conv(x, grid, index, 3)
+        return {"stage5": Map(x, grid)}

@@ -9,12 +9,27 @@ sees after resizing. Arguments and results are in the user's frame unless they s
 Reference: Ren, He, Girshick, Sun, Faster R-CNN, NIPS 2015; the py-faster-rcnn release.
 """
 
+import fractions
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from dag_jax import detection
 from dag_jax.networks import layers, operations
+from dag_jax.networks.grids import pixels
+from dag_jax.networks.rows import map_rows
+
+
+def _rounded_ratio(a, b):
+    """Return a / b as cv2 rounds it, halves to even; of ints, or of i32[]."""
+    if isinstance(a, int):
+        return round(fractions.Fraction(a, b))
+    quotient = operations.divide(a, b)
+    rest = a - quotient * b
+    up = (2 * rest > b) | ((2 * rest == b) & (quotient & 1 == 1))
+    return quotient + up.astype(jnp.int32)
 
 
 class FasterRCNN(nn.Module):
@@ -31,6 +46,7 @@ class FasterRCNN(nn.Module):
       rpn_width: channels of the proposal network.
       pool_size: bins along a region's side: 7 with VGG-16, 6 with ZF.
       fc_width: channels of fc6 and fc7.
+      head_chunk: regions that the heads take at a time, which bounds their memory; see `heads`.
       fc_multiplier: factor of fc6 and fc7 when testing. The authors' ZF does not scale its dropout
         while training, so it needs 0.5.
       delta_means: mean that the box offsets were normalised by.
@@ -40,6 +56,8 @@ class FasterRCNN(nn.Module):
       pre_nms: proposals that enter suppression, the best ones.
       post_nms: proposals that `detect` classifies.
       resize: short side of the canvas, and the most that its long side may have; None for none.
+      canvas_shape: pixels (height, width) of the array that the canvas lies in, at the top left,
+        where images come with an `extent`; None is the image's own shape, for `resize` None.
       mean_rgb: mean of the training set in grey levels.
       batch_norm: as in `layers.Conv`, for the RPN's convolution, fc6 and fc7.
     """
@@ -51,6 +69,7 @@ class FasterRCNN(nn.Module):
     rpn_width: int = 512
     pool_size: int = 7
     fc_width: int = 4096
+    head_chunk: int = 128
     fc_multiplier: float = 1.0
     delta_means: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
     delta_stds: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2)
@@ -58,6 +77,7 @@ class FasterRCNN(nn.Module):
     pre_nms: int = 6000
     post_nms: int = 300
     resize: tuple[int, int] | None = (600, 1000)
+    canvas_shape: tuple[int, int] | None = None
     mean_rgb: tuple[float, float, float] = (122.7717, 115.9465, 102.9801)
     batch_norm: bool = False
 
@@ -88,52 +108,68 @@ class FasterRCNN(nn.Module):
         height, width = self.canvas(image.shape)[0]
         return self.heads(features, jnp.float32([[0, 0, width - 1, height - 1]]))[0]
 
-    def canvas(self, shape: tuple[int, ...]) -> tuple[tuple[int, int], float]:
+    def canvas(self, shape: tuple[int, ...], extent=None):
         """Return the canvas's pixels (height, width) and its pixels per pixel of the image.
 
         Args:
           shape: (*B, H, W, 3), the shape of an image.
-        """
-        height, width = shape[-3:-1]
-        if self.resize is None:
-            return (height, width), 1.0
-        short, long = self.resize
-        factor = short / min(height, width)
-        if round(factor * max(height, width)) > long:
-            factor = long / max(height, width)
-        return (round(height * factor), round(width * factor)), factor
+          extent: i32[2], the rows and columns that are the image where padding follows them.
 
-    def features(self, image, train: bool = False):
+        Returns:
+          Ints and a float, or i32[] and f32[] where there is an `extent`.
+        """
+        height, width = shape[-3:-1] if extent is None else extent
+        numerator, denominator = self._scale(height, width)
+        sides = (_rounded_ratio(numerator * side, denominator) for side in (height, width))
+        return tuple(sides), numerator / denominator
+
+    def _scale(self, height, width):
+        """Return the canvas's pixels per pixel of the image as a ratio of whole numbers."""
+        if self.resize is None:
+            return 1, 1
+        short, long = self.resize
+        if isinstance(height, int):
+            least, most = min(height, width), max(height, width)
+            fits = _rounded_ratio(short * most, least) <= long
+            return (short, least) if fits else (long, most)
+        least, most = jnp.minimum(height, width), jnp.maximum(height, width)
+        fits = _rounded_ratio(short * most, least) <= long
+        return jnp.where(fits, short, long), jnp.where(fits, least, most)
+
+    def features(self, image, train: bool = False, extent=None):
         """Return the map that proposals and heads share.
 
         Args:
           image: f32[*B, H, W, 3], grey levels 0-255, RGB.
           train: whether batch normalisation, if the backbone has any, uses the batch's statistics.
+          extent: i32[2], the rows and columns that are the image where padding follows them; all
+            that the detector says is then what it says of the image alone. None: all are.
 
         Returns:
           f32[*B, h, w, channels].
 
         Raises:
-          ValueError: where `image` has not three channels.
+          ValueError: where `image` has not three channels, and for an extent where the network
+            resizes to no `canvas_shape`.
         """
+        return self._map(image, train, extent).cells
+
+    def _map(self, image, train=False, extent=None):
+        """Return `features` as a `Map`."""
         if image.ndim < 3 or image.shape[-1] != 3:
             raise ValueError(f"image has shape {image.shape}, expected [H, W, 3]")
-        (height, width), factor = self.canvas(image.shape)
-        image = operations.subtract_mean(image, self.mean_rgb)
+        start = pixels(image.shape, extent)
+        image = start.cut(operations.subtract_mean(image, self.mean_rgb))
         if self.resize is not None:
-            # As cv2.resize with fx = fy = factor: the factor is exact although sizes are rounded,
-            # and shrinking does not blur.
-            axes = (image.ndim - 3, image.ndim - 2)
-            image = jax.image.scale_and_translate(
-                image,
-                (*image.shape[:-3], height, width, 3),
-                axes,
-                jnp.full(2, factor, jnp.float32),
-                jnp.zeros(2, jnp.float32),
-                "linear",
-                antialias=False,
-            )
-        return self.backbone(image, train)["stage5"]
+            shape, _ = self.canvas(image.shape, extent)
+            ratio = self._scale(start.rows, start.columns)
+            start = start._replace(rows=shape[0], columns=shape[1])
+            if extent is not None:
+                if self.canvas_shape is None:
+                    raise ValueError("an extent needs a network with a canvas_shape")
+                shape, extent = self.canvas_shape, tuple(extent)
+            image = start.cut(operations.resize(image, shape, ratio=ratio, extent=extent))
+        return self.backbone(image, train, start)["stage5"]
 
     def rpn(self, features, train: bool = False):
         """Return what the region proposal network says at each anchor.
@@ -155,7 +191,10 @@ class FasterRCNN(nn.Module):
         return scores.reshape(*batch, -1, 2), self.rpn_bbox_pred(x).reshape(*batch, -1, 4)
 
     def heads(self, features, boxes):
-        """Classify regions.
+        """Classify regions, `head_chunk` at a time.
+
+        The gradient with respect to `features` costs what the regions do whose scores it is asked
+        of: an attack's, those that are active. See `rows.map_rows`.
 
         Args:
           features: f32[h, w, channels].
@@ -165,7 +204,18 @@ class FasterRCNN(nn.Module):
           scores: f32[N, C], pre-softmax.
           deltas: f32[N, C, 4], offsets in units of `delta_stds`.
         """
-        return self.classify(self.pool(features, boxes))
+        if boxes.shape[0] <= self.head_chunk:
+            return self.classify(self.pool(features, boxes))
+        module = self.clone(parent=None)
+
+        def classify(shared, boxes):
+            variables, windows = shared
+            bins = {"size": module.pool_size, "scale": 1 / module.stride}
+            pooled = detection.pool_windows(windows, boxes, **bins)
+            return module.apply(variables, pooled, method="classify")
+
+        shared = self.variables, detection.max_windows(features, size=self.pool_size)
+        return map_rows(classify, shared, boxes, chunk=self.head_chunk)
 
     def pool(self, features, boxes):
         """Return what `classify` reads of each region, f32[N, P, P, channels]; see `heads`."""
@@ -186,8 +236,9 @@ class FasterRCNN(nn.Module):
         self,
         rpn,
         map_shape: tuple[int, int],
-        image_shape: tuple[int, ...],
+        canvas,
         *,
+        grid=None,
         nms_threshold: float,
         max_proposals: int,
         pre_nms: int | None = None,
@@ -200,7 +251,8 @@ class FasterRCNN(nn.Module):
         Args:
           rpn: (scores, deltas) of `rpn`.
           map_shape: cells (h, w) of the map.
-          image_shape: (H, W, 3), of the user's image.
+          canvas: of `canvas`.
+          grid: the `Grid` of a map with padding, which has no anchors there.
           nms_threshold: largest IoU that two proposals may have.
           max_proposals: K.
           pre_nms: proposals that enter suppression, or None for the attribute.
@@ -211,21 +263,30 @@ class FasterRCNN(nn.Module):
           valid: bool[K], False at the padding.
         """
         scores, deltas = jax.lax.stop_gradient(rpn)
-        canvas, factor = self.canvas(image_shape)
+        shape, factor = canvas
         boxes = detection.decode_boxes(jnp.asarray(self.anchors(map_shape)), deltas)
-        boxes = detection.clip_boxes(boxes, canvas)
+        boxes = detection.clip_boxes(boxes, shape)
         sides = boxes[:, 2:] - boxes[:, :2] + 1
-        large = jnp.all(sides >= self.min_size * factor, axis=1)
-        margin = jnp.where(large, scores[:, 1] - scores[:, 0], -jnp.inf)
+        fit = jnp.all(sides >= self.min_size * factor, axis=1)
+        if grid is not None:
+            cells = grid.cut(jnp.ones((*map_shape, boxes.shape[0] // math.prod(map_shape))))
+            fit &= cells.reshape(-1) > 0
+        margin = jnp.where(fit, scores[:, 1] - scores[:, 0], -jnp.inf)
         margin, best = jax.lax.top_k(margin, min(pre_nms or self.pre_nms, margin.shape[0]))
-        boxes, valid = boxes[best], large[best]
+        boxes, valid = boxes[best], fit[best]
         kept, valid = detection.nms(
             boxes, margin, threshold=nms_threshold, max_outputs=max_proposals, valid=valid
         )
         return boxes[kept], jax.nn.sigmoid(margin[kept]), valid
 
     def propose(
-        self, image, *, nms_threshold: float, max_proposals: int, pre_nms: int | None = None
+        self,
+        image,
+        extent=None,
+        *,
+        nms_threshold: float,
+        max_proposals: int,
+        pre_nms: int | None = None,
     ):
         """Propose boxes that may hold an object.
 
@@ -234,6 +295,7 @@ class FasterRCNN(nn.Module):
 
         Args:
           image: f32[H, W, 3], grey levels 0-255, RGB.
+          extent: as in `features`.
           nms_threshold: largest IoU that two proposals may have.
           max_proposals: K.
           pre_nms: proposals that enter suppression, or None for the attribute.
@@ -243,32 +305,37 @@ class FasterRCNN(nn.Module):
           scores: f32[K], probability of an object.
           valid: bool[K], False at the padding.
         """
-        features = self.features(image)
+        features, grid = self._map(image, extent=extent)
+        canvas = self.canvas(image.shape, extent)
         boxes, scores, valid = self.select_proposals(
             self.rpn(features),
             features.shape[:2],
-            image.shape,
+            canvas,
+            grid=grid,
             nms_threshold=nms_threshold,
             max_proposals=max_proposals,
             pre_nms=pre_nms,
         )
-        return boxes / self.canvas(image.shape)[1], scores, valid
+        return boxes / canvas[1], scores, valid
 
-    def score(self, image, boxes):
+    def score(self, image, boxes, extent=None):
         """Score boxes: what an attack differentiates.
 
         Args:
           image: f32[H, W, 3], grey levels 0-255, RGB.
           boxes: f32[N, 4].
+          extent: as in `features`.
 
         Returns:
           f32[N, C], pre-softmax.
         """
-        return self.heads(self.features(image), boxes * self.canvas(image.shape)[1])[0]
+        factor = self.canvas(image.shape, extent)[1]
+        return self.heads(self.features(image, extent=extent), boxes * factor)[0]
 
     def detect(
         self,
         image,
+        extent=None,
         *,
         score_threshold: float = 0.05,
         nms_threshold: float = 0.3,
@@ -278,6 +345,7 @@ class FasterRCNN(nn.Module):
 
         Args:
           image: f32[H, W, 3], grey levels 0-255, RGB.
+          extent: as in `features`.
           score_threshold: probability that a detection must exceed.
           nms_threshold: largest IoU that two detections of a class may have.
           max_detections: K.
@@ -288,11 +356,13 @@ class FasterRCNN(nn.Module):
           scores: f32[K], probability of the class.
           valid: bool[K], False at the padding.
         """
-        features = self.features(image)
+        features, grid = self._map(image, extent=extent)
+        canvas = self.canvas(image.shape, extent)
         regions, _, found = self.select_proposals(
             self.rpn(features),
             features.shape[:2],
-            image.shape,
+            canvas,
+            grid=grid,
             nms_threshold=0.7,
             max_proposals=self.post_nms,
         )
@@ -301,9 +371,9 @@ class FasterRCNN(nn.Module):
             jnp.asarray(values, jnp.float32)[None, None, :]
             for values in (self.delta_stds, self.delta_means)
         )
-        regions = regions / self.canvas(image.shape)[1]
+        regions = regions / canvas[1]
         boxes = detection.decode_boxes(regions[:, None], deltas * stds + means)
-        boxes = detection.clip_boxes(boxes, image.shape[:2])
+        boxes = detection.clip_boxes(boxes, image.shape[:2] if extent is None else extent)
         # Class 0, background, is no detection.
         boxes, scores = jnp.swapaxes(boxes, 0, 1)[1:], jax.nn.softmax(scores).T[1:]
         boxes, classes, scores, valid = detection.nms_per_class(

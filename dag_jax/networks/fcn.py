@@ -8,7 +8,8 @@ fcn8s-heavy-pascal, whose crop offsets follow from the geometry here.
 
 from flax import linen as nn
 
-from dag_jax.networks import backbones, layers, operations
+from dag_jax.networks import layers, operations
+from dag_jax.networks.grids import pixels
 
 # FCN's own mean of PASCAL VOC in grey levels (not VGG's 123.68, 116.779, 103.939).
 MEAN_RGB = (122.67891434, 116.66876762, 104.00698793)
@@ -43,12 +44,14 @@ class Fcn(nn.Module):
     batch_norm: bool = False
 
     @nn.compact
-    def __call__(self, image, train: bool = False):
+    def __call__(self, image, train: bool = False, extent=None):
         """Score every pixel.
 
         Args:
           image: f32[*B, H, W, 3], RGB grey levels 0-255.
           train: whether batch normalisation uses the batch's statistics.
+          extent: i32[2], the rows and columns that are the image where padding follows them; its
+            scores are then those of the image alone, and zero in the padding. None: all are.
 
         Returns:
           f32[*B, H, W, C], pre-softmax.
@@ -59,21 +62,24 @@ class Fcn(nn.Module):
         """
         if unknown := set(self.dense) - set(self.upsamplings()):
             raise ValueError(f"dense has {sorted(unknown)}, there are {self.upsamplings()}")
-        maps = self.backbone(operations.subtract_mean(image, self.mean_rgb), train)
-        grids = self.backbone.geometry()
+        start = pixels(image.shape, extent)
+        image_less_mean = start.cut(operations.subtract_mean(image, self.mean_rgb))
+        maps = self.backbone(image_less_mean, train, start)
+        x, grid = maps["stage5"]
         x = layers.PatchDense(self.fc_width, self.fc_size, batch_norm=self.batch_norm, name="fc6")(
-            maps["stage5"], train
+            x, train
         )
+        grid = grid.convolved(self.fc_size)
         x = layers.Conv(self.fc_width, 1, batch_norm=self.batch_norm, name="fc7")(x, train)
-        x = self._score("score_fr", x)
-        grid = grids["stage5"].convolved(self.fc_size)
+        x = grid.cut(self._score("score_fr", x))
         for stage in self.skips:
             # Caffe upsamples by 2 without a crop and crops the skip to fit.
             shape = tuple(2 * n + 2 for n in x.shape[-3:-1])
             x = self._upsample(f"upscore_{stage}", x, shape, 2, 4, 0)
             grid = grid.upsampled(4, 2)
-            skip = self._score(f"score_{stage}", maps[stage])
-            offset = grids[stage].offset(grid)
+            skip, skip_grid = maps[stage]
+            skip = self._score(f"score_{stage}", skip)
+            offset = skip_grid.offset(grid)
             rows, columns = (slice(offset, offset + extent) for extent in x.shape[-3:-1])
             skip = skip[..., rows, columns, :]
             if offset < 0:
@@ -83,11 +89,13 @@ class Fcn(nn.Module):
                 )
             # With 100 pixels of padding the skip is always long enough; a miniature's may end
             # earlier than what it refines, beyond the image's own end.
-            x = x[..., : skip.shape[-3], : skip.shape[-2], :] + skip
+            grid = skip_grid.cropped(offset, grid)
+            x = grid.cut(x[..., : skip.shape[-3], : skip.shape[-2], :] + skip)
         stride = int(grid.stride)
         size = self.upsample_size or 2 * stride
-        offset = grid.upsampled(size, stride).offset(backbones.PIXELS)
-        return self._upsample("upscore", x, image.shape[-3:-1], stride, size, offset)
+        offset = grid.upsampled(size, stride).offset(start)
+        x = self._upsample("upscore", x, image.shape[-3:-1], stride, size, offset)
+        return start.cut(x)
 
     def upsamplings(self) -> tuple[str, ...]:
         """Return the names that `dense` may have."""

@@ -189,7 +189,8 @@ def detection_loss(
     features = apply(images, method="features")
     rpn = apply(features, method="rpn")
     shape = images.shape[1:]
-    truths = truths * module.canvas(shape)[1]
+    canvas = module.canvas(shape)
+    truths = truths * canvas[1]
     anchors = module.anchors(features.shape[1:3])
 
     def draw_regions(key, features, rpn, truths, classes, valid):
@@ -198,13 +199,13 @@ def detection_loss(
             variables,
             rpn,
             features.shape[:2],
-            shape,
+            canvas,
             nms_threshold=0.7,
             max_proposals=num_proposals,
             method="select_proposals",
         )
         copies = detection.jitter_boxes(jitter_key, truths, num_jittered)
-        copies = detection.clip_boxes(copies, module.canvas(shape)[0])
+        copies = detection.clip_boxes(copies, canvas[0])
         targets = detection.region_targets(
             head_key,
             jnp.concatenate([proposals, copies]),

@@ -88,12 +88,30 @@ def convolve(x, kernel, *, stride: int = 1, padding: int = 0):
     return _batched(lambda batch: _convolve(batch, kernel, stride, padding), x)
 
 
-def _pool_extent(extent: int, size: int, stride: int, padding: int) -> tuple[int, int]:
-    """Return the output extent of Caffe's pooling and the cells to add at the end (ceil mode)."""
-    out = -(-(extent + 2 * padding - size) // stride) + 1
-    if padding and (out - 1) * stride >= extent + padding:
-        out -= 1  # Caffe drops a last window that would start in the padding.
-    return out, (out - 1) * stride + size - extent - padding
+def divide(a, b):
+    """Return a // b of ints, or of i32[] that are not negative.
+
+    Where a or b is traced, `//` would bring a dozen operations for their signs. XLA fuses these
+    into whatever a mask touches, layer upon layer, and then compiles for half a minute.
+    """
+    return (
+        a // b if isinstance(a, int) and isinstance(b, int) else lax.div(a, jnp.asarray(b, a.dtype))
+    )
+
+
+def convolved_extent(extent, size: int, stride: int, padding: int):
+    """Return the cells along an axis after a convolution: an int, or i32[] of an i32[] `extent`."""
+    return divide(extent + 2 * padding - size, stride) + 1
+
+
+def pooled_extent(extent, size: int, stride: int, padding: int):
+    """Return the cells along an axis after Caffe's pooling (ceil mode), as `convolved_extent`."""
+    out = divide(extent + 2 * padding - size + stride - 1, stride) + 1
+    if not padding:
+        return out
+    # Caffe drops a last window that would start in the padding.
+    most = divide(extent + padding - 1, stride) + 1
+    return min(out, most) if isinstance(extent, int) else jnp.minimum(out, most)
 
 
 def _views(x, axis, size, stride, count):
@@ -139,7 +157,10 @@ _max_along.defvjp(_max_along_forward, _max_along_backward)
 
 
 def _max_pool(x, size, stride, padding):
-    config = [(padding, _pool_extent(n, size, stride, padding)[1], 0) for n in x.shape[1:3]]
+    config = []
+    for extent in x.shape[1:3]:
+        count = pooled_extent(extent, size, stride, padding)
+        config.append((padding, (count - 1) * stride + size - extent - padding, 0))
     x = lax.pad(x, jnp.float32(-jnp.inf), ((0, 0, 0), *config, (0, 0, 0)))
     # Columns first: then the first row with the maximum gets the gradient, and in it the first
     # column, which is Caffe's row-major order.
@@ -249,6 +270,17 @@ def bilinear_matrix(size: int, cells: int, *, stride: int, kernel_size: int, off
     return np.where((tap >= 0) & (tap < kernel_size), weight, 0).astype(np.float32)
 
 
+def _separable(x, rows, columns):
+    """Return rows @ x @ columns.T for each channel of f32[B, h, w, C]."""
+    # Two plain batched products: einsum would transpose, which costs four times as much.
+    count, height, width, channels = x.shape
+    y = x.reshape(count * height, width, channels)
+    y = jnp.broadcast_to(columns, (count * height, *columns.shape)) @ y
+    y = y.reshape(count, height, len(columns) * channels)
+    y = jnp.broadcast_to(rows, (count, *rows.shape)) @ y
+    return y.reshape(count, len(rows), len(columns), channels)
+
+
 def upsample(x, shape: tuple[int, int], *, stride: int, kernel_size: int, offset: int):
     """Upsample bilinearly by a transposed convolution and crop.
 
@@ -269,16 +301,7 @@ def upsample(x, shape: tuple[int, int], *, stride: int, kernel_size: int, offset
         for size, cells in zip(shape, x.shape[-3:-1], strict=True)
     )
 
-    def rise(batch):
-        # Two plain batched products: einsum would transpose, which costs four times as much.
-        count, height, width, channels = batch.shape
-        y = batch.reshape(count * height, width, channels)
-        y = jnp.broadcast_to(columns, (count * height, *columns.shape)) @ y
-        y = y.reshape(count, height, shape[1] * channels)
-        y = jnp.broadcast_to(rows, (count, *rows.shape)) @ y
-        return y.reshape(count, *shape, channels)
-
-    return _batched(rise, x)
+    return _batched(lambda batch: _separable(batch, rows, columns), x)
 
 
 def upsample_dense(x, kernel, shape: tuple[int, int], *, stride: int, offset: int):
@@ -319,6 +342,42 @@ def upsample_dense(x, kernel, shape: tuple[int, int], *, stride: int, offset: in
         return y[:, offset : offset + shape[0], offset : offset + shape[1]]
 
     return _batched(rise, x)
+
+
+def _resize_matrix(size, pixels, ratio, extent):
+    """Return f32[size, pixels]: where each pixel of a scaled axis is read from."""
+    numerator, denominator = ratio
+    # Pixel i is at (i + 1/2) denominator / numerator - 1/2, in whole numbers as far as it goes:
+    # float32 would misplace the last pixels of a long side.
+    places = (2 * jnp.arange(size) + 1) * denominator - numerator
+    first, rest = places // (2 * numerator), places % (2 * numerator)
+    rest = rest.astype(jnp.float32) / jnp.asarray(2 * numerator, jnp.float32)
+    cells = jnp.arange(pixels)[None, :]
+    matrix = jnp.zeros((size, pixels))
+    for place, weight in ((first, 1 - rest), (first + 1, rest)):
+        place = jnp.clip(place, 0, extent - 1)
+        matrix += jnp.where(place[:, None] == cells, weight[:, None], 0)
+    return matrix
+
+
+def resize(x, shape: tuple[int, int], *, ratio, extent=None):
+    """Scale bilinearly, the border continued and without a blur: cv2.resize with fx = fy = ratio.
+
+    Args:
+      x: f32[*B, h, w, C].
+      shape: pixels (H, W) of the result.
+      ratio: (numerator, denominator) of the scale; ints or i32[].
+      extent: rows and columns of `x` that are read, at the top left; None for all.
+
+    Returns:
+      f32[*B, H, W, C].
+    """
+    extent = x.shape[-3:-1] if extent is None else extent
+    rows, columns = (
+        _resize_matrix(size, pixels, ratio, end)
+        for size, pixels, end in zip(shape, x.shape[-3:-1], extent, strict=True)
+    )
+    return _batched(lambda batch: _separable(batch, rows, columns), x)
 
 
 def subtract_mean(image, mean_rgb: tuple[float, float, float]):

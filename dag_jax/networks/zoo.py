@@ -30,6 +30,7 @@ NAMES = (
     "fr_vgg_0712",
 )
 CHECKPOINTS = pathlib.Path(__file__).parent / "checkpoints"
+_BUCKET = 125  # pixels: a quarter of the longest side that VOC's images have
 _ANY_IMAGE = (128, 128, 3)  # parameters do not depend on the image's size
 
 
@@ -75,6 +76,7 @@ def build(name: str, *, miniature: bool = False, batch_norm: bool = False) -> nn
         "anchor_sizes": (28, 48, 80),
         "rpn_width": 64,
         "fc_width": 128,
+        "head_chunk": 512,
         "min_size": 8,
         "pre_nms": 600,
         "post_nms": 100,
@@ -152,22 +154,55 @@ def unnamed(network: Network) -> Network:
     return dataclasses.replace(network, name="")
 
 
+def bucket(network: Network, shape: tuple[int, ...]):
+    """Return the few shapes by which images of any size go through a network.
+
+    An image is padded, below and on the right, to the bucket's shape, and its own size goes along
+    as the last argument of `score_fn`, `predict` and `propose`:
+
+        network, (height, width) = bucket(network, image.shape)
+        labels = predict(network, np.pad(image, ...), np.int32(image.shape[:2]))
+
+    Layers take the padding for what lies outside the image, so that it changes neither scores nor
+    gradients, which are zero there.
+
+    Args:
+      network: from `load`.
+      shape: (H, W, ...) of an image.
+
+    Returns:
+      (Network, (H', W')): the network to use, and the shape to pad the image to. Both are the same
+      for all images of a bucket.
+    """
+
+    def raised(sides, step):
+        return tuple(-(-side // step) * step for side in sides)
+
+    height, width = shape[:2]
+    if not network.detects or network.module.resize is None:
+        return network, raised((height, width), _BUCKET)
+    (canvas, _), long = network.module.canvas((height, width, 3)), network.module.resize[1]
+    module = network.module.clone(canvas_shape=raised(canvas, long // 5))
+    # Only the canvas costs: images of any shape share one.
+    return dataclasses.replace(network, module=module), raised((height, width), 4 * _BUCKET)
+
+
 def _apply(network, *arguments, method=None, **options):
     return network.module.apply(
         {"params": network.parameters}, *arguments, method=method, **options
     )
 
 
-def _score_pixels(network, image):
-    return _apply(network, image)
+def _score_pixels(network, image, extent=None):
+    return _apply(network, image, extent=extent)
 
 
-def _score_boxes(network, image, boxes):
-    return _apply(network, image, boxes, method="score")
+def _score_boxes(network, image, boxes, extent=None):
+    return _apply(network, image, boxes, extent, method="score")
 
 
-def _score_fixed_boxes(network, boxes, image):
-    return _score_boxes(network, image, boxes)
+def _score_fixed_boxes(network, boxes, image, extent=None):
+    return _score_boxes(network, image, boxes, extent)
 
 
 def score_fn(network: Network, boxes=None):
@@ -181,7 +216,8 @@ def score_fn(network: Network, boxes=None):
 
     Returns:
       For an FCN image f32[H, W, 3] -> f32[H, W, C]; for a detector image -> f32[N, C], or
-      (image, boxes) -> f32[N, C] where `boxes` is None. Scores are pre-softmax.
+      (image, boxes) -> f32[N, C] where `boxes` is None. Scores are pre-softmax. Each takes an
+      `extent` i32[2] as one argument more, for an image with padding: see `bucket`.
 
     Raises:
       ValueError: where an FCN is given boxes, or boxes are not [N, 4].
@@ -197,28 +233,30 @@ def score_fn(network: Network, boxes=None):
     return jax.tree_util.Partial(_score_fixed_boxes, unnamed(network), boxes)
 
 
-def predict(network: Network, image):
+def predict(network: Network, image, extent=None):
     """Run a whole network, as an evaluation does.
 
     Args:
       network: from `load`.
       image: f32[H, W, 3], RGB grey levels.
+      extent: i32[2], the rows and columns that are the image where padding follows; see `bucket`.
 
     Returns:
       Labels i32[H, W] of an FCN; of a detector (boxes f32[K, 4], classes i32[K], scores f32[K],
       valid bool[K]), padded, after its own proposals, box regression and suppression.
     """
     if network.detects:
-        return _apply(network, image, method="detect")
-    return jnp.argmax(_apply(network, image), axis=-1).astype(jnp.int32)
+        return _apply(network, image, extent, method="detect")
+    return jnp.argmax(_apply(network, image, extent=extent), axis=-1).astype(jnp.int32)
 
 
-def propose(network: Network, image, *, nms_threshold: float, max_proposals: int):
+def propose(network: Network, image, extent=None, *, nms_threshold: float, max_proposals: int):
     """Return a detector's proposals: the paper attacks those at a threshold of 0.9.
 
     Args:
       network: a detector from `load`.
       image: f32[H, W, 3], RGB grey levels.
+      extent: as in `predict`.
       nms_threshold: IoU above which the lower of two proposals goes.
       max_proposals: K.
 
@@ -233,6 +271,7 @@ def propose(network: Network, image, *, nms_threshold: float, max_proposals: int
     return _apply(
         network,
         image,
+        extent,
         nms_threshold=nms_threshold,
         max_proposals=max_proposals,
         method="propose",

@@ -58,8 +58,8 @@ def test_kernels_have_caffes_names_and_shapes():
 
 def test_maps_have_caffes_sizes():
     stages = {
-        name: leaf.shape
-        for name, leaf in shapes(backbones.Vgg16(first_padding=100), 500, 375)[1].items()
+        name: stage.cells.shape
+        for name, stage in shapes(backbones.Vgg16(first_padding=100), 500, 375)[1].items()
     }
     # (500 + 198, 375 + 198), halved with ceil mode.
     assert stages == {
@@ -70,10 +70,10 @@ def test_maps_have_caffes_sizes():
         "stage5": (22, 18, 512),
     }
     detector = backbones.Vgg16(pooled=(1, 2, 3, 4))
-    assert shapes(detector, 600, 1000)[1]["stage5"].shape == (38, 63, 512)
-    assert shapes(ZF, 600, 1000)[1]["stage5"].shape == (39, 64, 256)
+    assert shapes(detector, 600, 1000)[1]["stage5"].cells.shape == (38, 63, 512)
+    assert shapes(ZF, 600, 1000)[1]["stage5"].cells.shape == (39, 64, 256)
     # CaffeNet's own pool5 for its crop of 227 pixels.
-    assert shapes(ALEX, 227, 227)[1]["stage5"].shape == (6, 6, 256)
+    assert shapes(ALEX, 227, 227)[1]["stage5"].cells.shape == (6, 6, 256)
 
 
 def test_batch_and_single_image_have_the_same_maps():
@@ -82,8 +82,8 @@ def test_batch_and_single_image_have_the_same_maps():
         image = jax.ShapeDtypeStruct((2, 96, 64, 3), jnp.float32)
         variables = jax.eval_shape(module.init, jax.random.key(0), image)
         batch = jax.eval_shape(module.apply, variables, image)
-        assert {name: leaf.shape for name, leaf in batch.items()} == {
-            name: (2, *leaf.shape) for name, leaf in single.items()
+        assert {name: one.cells.shape for name, one in batch.items()} == {
+            name: (2, *one.cells.shape) for name, one in single.items()
         }
 
 
@@ -129,9 +129,22 @@ GEOMETRIES = [
 ]
 
 
+def grid_of(module, stage):
+    """Return the grid of a stage, whose numbers are known before anything runs."""
+    grids = {}
+
+    def note(image):
+        maps, variables = module.init_with_output(jax.random.key(0), image)
+        grids.update({name: one.grid for name, one in maps.items()})
+        return variables
+
+    jax.eval_shape(note, jax.ShapeDtypeStruct((128, 128, 3), jnp.float32))
+    return grids[stage]
+
+
 @pytest.mark.parametrize(("module", "stage", "stack"), GEOMETRIES)
 def test_a_cell_is_centred_where_the_geometry_says(module, stage, stack):
-    grid = module.geometry()[stage]
+    grid = grid_of(module, stage)
     for cell, (first, last) in enumerate(reach(stack, 4)):
         assert grid.stride * cell + grid.origin == (first + last) / 2
 
@@ -146,7 +159,7 @@ def test_a_cell_is_centred_where_the_geometry_says(module, stage, stack):
 def test_the_map_moves_with_the_image(module, stage):
     # A patch on an image of zeros: without biases all the rest of every map is zero, so the padding
     # is invisible, and a patch moved by the trunk's stride moves the map by one cell.
-    stride = int(module.geometry()[stage].stride)
+    stride = int(grid_of(module, stage).stride)
     patch = np.random.default_rng(0).standard_normal((12, 12, 3)).astype(np.float32)
     images = np.zeros((2, 128, 96, 3), np.float32)
     images[0, 48:60, 40:52] = patch  # no cell that sees it lies outside the map
@@ -156,14 +169,6 @@ def test_the_map_moves_with_the_image(module, stage):
         lambda leaf: rng.standard_normal(leaf.shape, np.float32) * (len(leaf.shape) > 1),
         jax.eval_shape(module.init, jax.random.key(0), images),
     )
-    here, there = jax.jit(lambda v, x: module.apply(v, x)[stage])(variables, images)
+    here, there = jax.jit(lambda v, x: module.apply(v, x)[stage].cells)(variables, images)
     assert np.abs(here[1:-1]).max() > 0
     np.testing.assert_allclose(there[1:], here[:-1], rtol=1e-5, atol=1e-6 * np.abs(here).max())
-
-
-def test_offset_by_hand():
-    # Score map of FCN-8s's stride 16 inside pool4's: Caffe's crop of 5 cells.
-    assert backbones.Grid(16, 7.5 - 99).offset(backbones.Grid(16, 7.5 - 19)) == 5
-    assert backbones.PIXELS.convolved(3, 1, 1) == backbones.PIXELS
-    assert backbones.PIXELS.convolved(2, 2) == (2, 0.5)
-    assert backbones.PIXELS.convolved(2, 2).upsampled(4, 2) == (1, -1)

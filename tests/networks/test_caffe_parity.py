@@ -382,7 +382,11 @@ def everything(module, image, boxes):
     rpn = module.rpn(features)
     proposals = [
         module.select_proposals(
-            rpn, features.shape[:2], image.shape, nms_threshold=threshold, max_proposals=count
+            rpn,
+            features.shape[:2],
+            module.canvas(image.shape),
+            nms_threshold=threshold,
+            max_proposals=count,
         )
         for threshold, count in PROPOSALS
     ]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dag_jax import detection
-from dag_jax.networks import backbones, layers
+from dag_jax.networks import backbones, grids, layers
 from dag_jax.networks.faster_rcnn import FasterRCNN
 
 
@@ -15,17 +15,19 @@ class Trunk(nn.Module):
     """Two convolutions, stride 4: a backbone that compiles in no time."""
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
-        x = layers.Conv(6, stride=2, padding=1)(x, train)
-        return {"stage5": layers.Conv(8, stride=2, padding=1)(x, train)}
+    def __call__(self, x, train, grid):
+        for width in (6, 8):
+            grid = grid.convolved(3, 2, 1)
+            x = grid.cut(layers.Conv(width, stride=2, padding=1)(x, train))
+        return {"stage5": grids.Map(x, grid)}
 
 
 class Nothing(nn.Module):
     """A backbone that shows what the network's own preprocessing makes of an image."""
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
-        return {"stage5": x}
+    def __call__(self, x, train, grid):
+        return {"stage5": grids.Map(x, grid)}
 
 
 SMALL = FasterRCNN(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from dag_jax.networks import backbones, zoo
+from dag_jax.networks import backbones, grids, zoo
 from dag_jax.networks.fcn import MEAN_RGB, Fcn
 
 # Narrow networks of full depth, padding and strides.
@@ -45,13 +45,13 @@ def random_variables(module, image, rng):
 @pytest.mark.parametrize("size", [(33, 64), (500, 375)])
 def test_crop_offsets_are_those_of_the_deploy_files(monkeypatch, module, published, size):
     offsets = []
-    offset = backbones.Grid.offset
+    offset = grids.Grid.offset
 
     def spy(self, other):
         offsets.append(offset(self, other))
         return offsets[-1]
 
-    monkeypatch.setattr(backbones.Grid, "offset", spy)
+    monkeypatch.setattr(grids.Grid, "offset", spy)
     image = jax.ShapeDtypeStruct((*size, 3), jnp.float32)
     scores, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), image)
     assert offsets == published

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dag_jax import detection
-from dag_jax.networks import layers, losses, operations
+from dag_jax.networks import grids, layers, losses, operations
 from dag_jax.networks.faster_rcnn import FasterRCNN
 
 
@@ -105,9 +105,10 @@ class Trunk(nn.Module):
     """Two convolutions with batch normalisation, stride 4."""
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
+    def __call__(self, x, train, grid):
         x = layers.Conv(6, stride=2, padding=1, batch_norm=True, name="a")(x, train)
-        return {"stage5": layers.Conv(8, stride=2, padding=1, batch_norm=True, name="b")(x, train)}
+        x = layers.Conv(8, stride=2, padding=1, batch_norm=True, name="b")(x, train)
+        return {"stage5": grids.Map(x, grid)}
 
 
 MODULE = FasterRCNN(

@@ -1,0 +1,91 @@
+"""Where the cells of a map lie in the image, and how many of them are the image's.
+
+Images of many sizes go through few compiled shapes when each is padded, below and on the right, to
+a shape that it shares with others. A network's border then moves: its layers would see what they
+made of the padding where the image's own border has zeros. So the number of cells that the image
+alone would have goes with each map, layer by layer, and the cells beyond it are put back to zero.
+
+Shapes: `*B` no axis or one batch axis, `H W` cells of a map, `C` channels.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dag_jax.networks import operations
+
+
+class Grid(NamedTuple):
+    """The cells of a map: cell j is centred at pixel `stride * j + origin`, along both axes.
+
+    The numbers of rows and columns are ints where a map holds nothing but the image, and traced
+    i32[] where padding follows.
+    """
+
+    stride: float
+    origin: float
+    rows: int | jax.Array
+    columns: int | jax.Array
+
+    def convolved(self, kernel_size: int, stride: int = 1, padding: int = 0) -> "Grid":
+        """Return the grid after a convolution."""
+        return self._strided(operations.convolved_extent, kernel_size, stride, padding)
+
+    def pooled(self, size: int, stride: int, padding: int = 0) -> "Grid":
+        """Return the grid after a pool, whose last window may reach over the end."""
+        return self._strided(operations.pooled_extent, size, stride, padding)
+
+    def _strided(self, extent, size, stride, padding):
+        shift = self.stride * ((size - 1) / 2 - padding)
+        sides = (extent(side, size, stride, padding) for side in (self.rows, self.columns))
+        return Grid(self.stride * stride, self.origin + shift, *sides)
+
+    def upsampled(self, kernel_size: int, stride: int) -> "Grid":
+        """Return the grid after a transposed convolution."""
+        fine = self.stride / stride
+        sides = ((side - 1) * stride + kernel_size for side in (self.rows, self.columns))
+        return Grid(fine, self.origin - fine * (kernel_size - 1) / 2, *sides)
+
+    def offset(self, other: "Grid") -> int:
+        """Return which cell of this grid is cell 0 of `other` (Caffe's crop offset)."""
+        return round((other.origin - self.origin) / self.stride)
+
+    def cropped(self, offset: int, other: "Grid") -> "Grid":
+        """Return the grid from cell `offset` on, no longer than `other`."""
+        sides = (
+            _least(own - offset, others)
+            for own, others in ((self.rows, other.rows), (self.columns, other.columns))
+        )
+        return Grid(self.stride, self.origin + offset * self.stride, *sides)
+
+    def cut(self, x):
+        """Return f32[*B, H, W, C] with zeros where `x` has padding."""
+        inside = None
+        for axis, side in ((x.ndim - 3, self.rows), (x.ndim - 2, self.columns)):
+            if not isinstance(side, int):
+                within = lax.broadcasted_iota(jnp.int32, x.shape, axis) < side
+                inside = within if inside is None else inside & within
+        return x if inside is None else jnp.where(inside, x, 0)
+
+
+class Map(NamedTuple):
+    """A map and its grid."""
+
+    cells: jax.Array  # f32[*B, H, W, C], zero beyond the grid
+    grid: Grid
+
+
+def _least(a, b):
+    return min(a, b) if isinstance(a, int) and isinstance(b, int) else jnp.minimum(a, b)
+
+
+def pixels(shape: tuple[int, ...], extent=None) -> Grid:
+    """Return the grid of an image.
+
+    Args:
+      shape: (*B, H, W, C) of the image's array.
+      extent: i32[2], the rows and columns that are the image, at the top left; None for all.
+    """
+    return Grid(1, 0, *(shape[-3:-1] if extent is None else extent))

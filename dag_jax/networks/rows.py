@@ -1,0 +1,102 @@
+"""A function of many rows, a chunk at a time: bounded memory, and no gradient that nobody asks for.
+
+A detector's heads score thousands of regions, each alone. All at once they need gigabytes for a
+backward pass; and in an attack most regions have lost already, so that their gradient is zero.
+
+Shapes: `R` rows.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+
+def map_rows(function, shared, rows, *, chunk: int):
+    """Return function(shared, rows), computed `chunk` rows at a time.
+
+    The backward pass runs the function again, on the rows whose cotangent is not zero and on no
+    others: its cost is theirs, rounded up to whole chunks. Its memory is that of one chunk and of
+    `shared`'s gradient.
+
+    Args:
+      function: (shared, rows) -> pytree of arrays of R rows; each row must depend on its own alone.
+        It closes over no traced array.
+      shared: pytree of float arrays that all rows depend on; the leaves that are differentiated
+        are the only ones that a gradient is computed for.
+      rows: array of R rows. No gradient passes to it.
+      chunk: rows at a time.
+
+    Returns:
+      What `function` returns.
+    """
+    shared, rows = jax.tree.map(jnp.asarray, (shared, rows))  # NumPy's have no traced rows
+    if rows.shape[0] <= chunk:
+        return function(shared, lax.stop_gradient(rows))
+    return _map_rows(function, chunk, shared, rows)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _map_rows(function, chunk, shared, rows):
+    count = rows.shape[0]
+    parts = -(-count // chunk)
+    rows = jnp.pad(rows, [(0, parts * chunk - count)] + [(0, 0)] * (rows.ndim - 1))
+    parts = rows.reshape(parts, chunk, *rows.shape[1:])
+    results = lax.map(lambda part: function(shared, part), parts)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], results)
+
+
+def _forward(function, chunk, shared, rows):
+    leaves, structure = jax.tree.flatten(shared)
+    values = [leaf.value for leaf in leaves]
+    # None says in the tree's structure, which is known while tracing, which leaves are asked for.
+    asked = [leaf.value if leaf.perturbed else None for leaf in leaves]
+    others = [None if leaf.perturbed else leaf.value for leaf in leaves]
+    result = _map_rows(function, chunk, structure.unflatten(values), rows.value)
+    return result, (structure.unflatten(asked), structure.unflatten(others), rows.value)
+
+
+def _backward(function, chunk, residuals, cotangents):
+    asked, others, rows = residuals
+    count = rows.shape[0]
+    cotangents = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, SymbolicZero) else leaf,
+        cotangents,
+        is_leaf=lambda leaf: isinstance(leaf, SymbolicZero),
+    )
+    needed = [(leaf != 0).reshape(count, -1).any(axis=1) for leaf in jax.tree.leaves(cotangents)]
+    needed = functools.reduce(jnp.logical_or, needed)
+    total = needed.sum(dtype=jnp.int32)
+    order = jnp.argsort(~needed, stable=True).astype(jnp.int32)  # needed rows to the front
+    order = jnp.pad(order, (0, -count % chunk))
+
+    def merged(asked):
+        def one(leaf, other):
+            return other if leaf is None else leaf
+
+        return jax.tree.map(one, asked, others, is_leaf=lambda leaf: leaf is None)
+
+    def add(carry):
+        part, gradient = carry
+        start = part * chunk
+        here = lax.dynamic_slice_in_dim(order, start, chunk)
+        some = jnp.arange(chunk) < total - start
+
+        def seed(leaf):
+            mask = some.reshape(-1, *[1] * (leaf.ndim - 1))
+            return jnp.where(mask, leaf[here], 0)
+
+        _, vjp = jax.vjp(lambda leaves: function(merged(leaves), rows[here]), asked)
+        (more,) = vjp(jax.tree.map(seed, cotangents))
+        return part + 1, jax.tree.map(jnp.add, gradient, more)
+
+    # Counted one by one: XLA on CPU drops a loop whose counter's first stride passes its end.
+    parts = (total + (chunk - 1)) // chunk
+    start = jnp.int32(0), jax.tree.map(jnp.zeros_like, asked)
+    gradient = lax.while_loop(lambda carry: carry[0] < parts, add, start)[1]
+    return gradient, None
+
+
+_map_rows.defvjp(_forward, _backward, symbolic_zeros=True)
