@@ -11,6 +11,12 @@ The checkpoint's record holds the sources' SHA-256 and the layout they were read
 is the published network. An ImageNet classifier (VGG-16 or CaffeNet and ZF of Caffe, VGG-16 of
 torchvision) gives the layers that training starts from: `experiments.train --initial`. Converting
 VGG-16 takes 2 GB of memory and half a minute on one core.
+
+    python -m experiments.convert_weights --list --source=fcn8s-heavy-pascal.caffemodel
+
+prints what is in a file, safetensors too, and writes nothing: each tensor's name, shape, dtype and
+the SHA-256 of its bytes, and the file's own. Floats of Caffe and of torch are float32 there, as in
+a conversion.
 """
 
 import pathlib
@@ -31,11 +37,20 @@ flags.DEFINE_bool(
     "offsets_folded", True, "Whether bbox_pred gives offsets that are not normalised."
 )
 flags.DEFINE_bool("miniature", False, "The small network, or the full-size one.")
+flags.DEFINE_bool("list", False, "Only print what is in the files of --source, of any network.")
 
 
 def main(argv):
-    """Convert the files that the flags name."""
+    """Convert the files that the flags name, or list what is in them."""
     evaluation.start(argv)
+    if FLAGS.list:
+        if not FLAGS.source:
+            raise app.UsageError("--list needs --source")
+        try:
+            print(conversion.list_files(FLAGS.source))
+        except (ValueError, OSError) as error:
+            sys.exit(str(error))
+        return
     if not FLAGS.network or not FLAGS.source:
         raise app.UsageError("--network and --source are needed")
     output = pathlib.Path(FLAGS.output or f"{FLAGS.network}.safetensors")
