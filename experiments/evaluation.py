@@ -74,6 +74,25 @@ def progress(iterable=None, **options):
     return tqdm(iterable, file=sys.stderr, mininterval=1.0, dynamic_ncols=True, **options)
 
 
+def markdown(rows, columns):
+    """Return rows as a Markdown table, padded so that it is also a table in a terminal.
+
+    Args:
+      rows: anything.
+      columns: pairs (name, function of a row that returns its text).
+    """
+    cells = [[name for name, _ in columns]] + [[text(row) for _, text in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "| "
+        + " | ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        + " |"
+        for line in cells
+    ]
+    rule = "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
 def resize(example: dict, canvas: int) -> dict:
     """Scale an example to canvas x canvas pixels; its aspect ratio gives way.
 

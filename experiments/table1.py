@@ -196,20 +196,6 @@ PAPER_COLUMNS = tuple(
 )
 
 
-def markdown(rows, columns):
-    """Return rows as a Markdown table, padded so that it is also a table in a terminal."""
-    cells = [[name for name, _ in columns]] + [[text(row) for _, text in columns] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "| "
-        + " | ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        + " |"
-        for line in cells
-    ]
-    rule = "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
-
-
 def report(rows, settings):
     """Return table1.md."""
     scenes = settings["dataset"] == "scenes"
@@ -231,7 +217,7 @@ def report(rows, settings):
     if not scenes:
         notes.append(f"The columns '7' average over {classes} alone.")
     text = "\n".join(f"{note}  " for note in notes)
-    return f"# Table 1 ({size}, {kind})\n\n{text}\n\n{markdown(rows, columns)}\n"
+    return f"# Table 1 ({size}, {kind})\n\n{text}\n\n{evaluation.markdown(rows, columns)}\n"
 
 
 def picture(network, examples, perturbations, rounded):

@@ -26,8 +26,8 @@ def launch(cache):
 
     def run(name, *flags, fails=False, kill_at=None):
         command = [sys.executable, "-m", f"experiments.{name}", *flags]
-        # These read no dataset.
-        if name not in ("attack_image", "benchmark", "convert_weights", "fetch_weights"):
+        without = ("attack_image", "benchmark", "convert_weights", "fetch_weights", "full_size")
+        if name not in without:  # these read no dataset
             command.append(f"--cache_dir={cache}")
         options = {"cwd": ROOT, "env": os.environ | {"JAX_PLATFORMS": "cpu"}, "text": True}
         if kill_at is not None:

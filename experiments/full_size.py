@@ -1,0 +1,512 @@
+"""What an attack on full-size networks costs: seconds of an iteration, of compiling, and memory.
+
+    python -m experiments.full_size --images=one.jpg,two.jpg
+    python -m experiments.full_size --images=one.jpg --networks=fr_vgg_07 --proposals=300
+    python -m experiments.full_size --images=one.jpg --checkpoints=<folder of <network>.safetensors>
+
+One case for each network and photograph, of a detector one for each number of --proposals too.
+Without --checkpoints the weights are random: the work is the same, what the networks see means
+nothing. The targets are what the network itself says of the clean photograph: the class of every
+pixel, or of every proposal at an NMS threshold of 0.9, background included.
+
+Every target stays active by a margin that no label loses by, so that the figures are the upper
+bound of the paper's attack, whose targets rest once they are fooled. A detector has a second row:
+the same program from the clean photograph over and over, with every twentieth proposal active.
+Iterations are timed one by one: each is a call of the compiled loop that makes one iteration.
+
+Each case runs in a process of its own, so that the peak of the memory is that case's: on a CPU the
+largest resident set of the process while the attack is compiled and runs, else the most that the
+device's allocator held.
+
+Results go to --workdir: full_size.md, full_size.json, and a file for each case (cases/). The same
+command goes on where a killed one stopped; a folder with results of other settings, or of another
+device, is refused.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+from absl import app, flags
+from PIL import Image
+
+import dag_jax
+from dag_jax import networks
+from dag_jax.networks import zoo
+from experiments import evaluation, images, rundir
+
+MARGIN = 1e9  # logits; no label loses by so many, so every target stays active
+EVERY = 20  # of a detector's second row, one target in so many is active: 5%
+FEW_ITERATIONS = 5  # of the second row; all of them do the same
+GIB = 2**30
+ENVIRONMENT = "environment"  # the --case that measures nothing
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("images", None, "Photographs: JPEG, PNG, anything that Pillow reads.")
+flags.mark_flag_as_required("images")
+flags.DEFINE_list("networks", ["fcn_vgg", "fr_vgg_07"], "Networks to attack.")
+flags.DEFINE_string(
+    "checkpoints",
+    None,
+    "Folder of <network>.safetensors. Default: random weights, and of miniatures those shipped.",
+)
+flags.DEFINE_bool("miniature", False, "The small networks, or the full-size ones.")
+flags.DEFINE_list("proposals", ["300", "3000"], "The most proposals of a detector, one case each.")
+flags.DEFINE_string("fcn_size", "375x500", "HxW: scale to these pixels for an FCN; 0: as it is.")
+flags.DEFINE_string("detector_size", "600x1000", "The same for a detector.")
+flags.DEFINE_integer("steps", 20, "Iterations to time, which are the steps of the attack.", 1)
+flags.DEFINE_integer("seed", 0, "Seed of the adversarial labels.")
+flags.DEFINE_string("workdir", "runs/full_size", "Where to write.")
+flags.DEFINE_string("case", None, "For the launch's own use: measure this case, print its rows.")
+
+
+def parse_size(name):
+    """Return (H, W) of a flag, or None where photographs stay as they are."""
+    text = FLAGS[name].value
+    if text == "0":
+        return None
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match:
+        raise ValueError(f"--{name}={text} is not HxW in pixels, such as 375x500, nor 0")
+    size = tuple(map(int, match.groups()))
+    if min(size) < images.MIN_SIDE:
+        raise ValueError(f"--{name}={text}: a network needs at least {images.MIN_SIDE} a side")
+    return size
+
+
+def parse_proposals(texts):
+    """Return the numbers of --proposals."""
+    for text in texts:
+        if not text.isdecimal() or int(text) < 1:
+            raise ValueError(f"--proposals: {text!r} is not a whole number, 1 or more")
+    return [int(text) for text in texts]
+
+
+def scale(pixels, size):
+    """Return an image u8[H, W, 3] scaled to size (H, W), or as it is where that is None."""
+    if size is None:
+        return pixels
+    return np.array(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def memory():
+    """Return (GiB held now, most GiB held so far, by what): the process on a CPU, or the device.
+
+    GiB are None where a device does not say.
+    """
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        said = device.memory_stats() or {}
+        held, peak = (said.get(name) for name in ("bytes_in_use", "peak_bytes_in_use"))
+        return held and held / GIB, peak and peak / GIB, "device"
+    # Not getrusage, which counts for a child what its parent held when it started it.
+    status = pathlib.Path("/proc/self/status").read_text()
+    held, peak = (
+        int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) * 1024 / GIB
+        for name in ("VmRSS", "VmHWM")
+    )
+    return held, peak, "process"
+
+
+def forget_peak():
+    """Let the peak of this process start anew at what it holds, where the system allows it."""
+    with contextlib.suppress(OSError):
+        pathlib.Path("/proc/self/clear_refs").write_text("5")  # 5: man proc_pid_clear_refs
+
+
+def compile_timed(jitted, *arguments):
+    """Return (compiled function, seconds of tracing and lowering, seconds of compiling)."""
+    started = time.perf_counter()
+    lowered = jitted.lower(*arguments)
+    between = time.perf_counter()
+    compiled = lowered.compile()
+    return compiled, between - started, time.perf_counter() - between
+
+
+def run_timed(function, *arguments):
+    """Return (result, seconds until it is there)."""
+    started = time.perf_counter()
+    result = jax.block_until_ready(function(*arguments))
+    return result, time.perf_counter() - started
+
+
+def permuted(key, labels, valid=True):
+    """Return targets of these labels; all 21 classes are permuted, background too."""
+    adversarial = dag_jax.permute_labels(key, labels, evaluation.NUM_CLASSES)
+    return dag_jax.make_targets(labels, adversarial, valid)
+
+
+@jax.jit
+def pixel_targets(network, key, image):
+    """Return as targets the class that an FCN gives to each pixel."""
+    return permuted(key, networks.predict(network, image))
+
+
+@functools.partial(jax.jit, static_argnames="max_proposals")
+def box_targets(network, key, image, max_proposals):
+    """Return a detector's proposals as targets.
+
+    Returns:
+      (boxes f32[N, 4], targets with the class of the highest score for label, targets of which one
+      in EVERY has that label; the others have that of the lowest score, and so are not active).
+    """
+    boxes, _, valid = networks.propose(
+        network, image, nms_threshold=evaluation.ATTACK_NMS, max_proposals=max_proposals
+    )
+    scores = networks.score_fn(network, boxes)(image)
+    targets = permuted(key, jnp.argmax(scores, axis=1), valid)
+    active = targets.valid & ((jnp.cumsum(targets.valid) - 1) % EVERY == 0)
+    few = dag_jax.make_targets(
+        jnp.where(active, targets.labels, jnp.argmin(scores, axis=1)),
+        jnp.where(active, targets.adversarial, targets.labels),
+        targets.valid,
+    )
+    return boxes, targets, few
+
+
+@jax.jit
+def advance(score_fn, state, targets, margin, end):
+    """Advance an attack until it has made `end` steps or has stopped."""
+
+    def goes_on(state):
+        attack = state.attack
+        return (attack.status == dag_jax.Status.RUNNING) & (attack.num_steps < end)
+
+    def one(state):
+        return dag_jax.step(score_fn, state, targets, margin=margin)
+
+    return jax.lax.while_loop(goes_on, one, state)
+
+
+def measure(network, image, image_id, *, proposals, steps, seed, label):
+    """Measure one case, alone in its process.
+
+    Args:
+      network: a `Network`.
+      image: u8[H, W, 3].
+      image_id: name of the image, by which its classes are permuted.
+      proposals: the most proposals of a detector; else None.
+      steps: iterations.
+      seed: of the permutation.
+      label: what the progress bar is called.
+
+    Returns:
+      List of rows (dicts): all targets active; for a detector also few.
+    """
+    # 1. What the network says of the clean image, which is what it is to unlearn.
+    image = jnp.asarray(image, jnp.float32)
+    arguments = networks.unnamed(network), dag_jax.image_key(seed, image_id), image
+    if network.detects:
+        predict, *_ = compile_timed(box_targets, *arguments, proposals)
+        (boxes, targets, few), clean_seconds = run_timed(predict, *arguments)
+        score_fn = networks.score_fn(network, boxes)
+    else:
+        predict, *_ = compile_timed(pixel_targets, *arguments)
+        targets, clean_seconds = run_timed(predict, *arguments)
+        score_fn = networks.score_fn(network)
+    count = int(targets.valid.sum())
+    if not count:
+        raise ValueError(f"{label}: the network proposes no box, so there is nothing to attack")
+    held, peak_before, peak_of = memory()
+    forget_peak()  # random weights take more to make than an attack on a small image
+
+    # 2. The attack with all targets active. Margin and labels are arguments, so one program does
+    # for the other rows and for counting.
+    everything, paper, one = jnp.float32(MARGIN), jnp.float32(0), jnp.int32(1)
+    clean = dag_jax.init(image, targets, max_steps=steps)
+    engine, trace_seconds, compile_seconds = compile_timed(
+        advance, score_fn, clean, targets, everything, one
+    )
+
+    def count_active(targets, perturbation):
+        start = dataclasses.replace(clean.attack, perturbation=jnp.asarray(perturbation))
+        start = dataclasses.replace(clean, attack=start)
+        return int(engine(score_fn, start, targets, paper, one).attack.active.sum())
+
+    # This call is also the program's first, which takes longer than those that are timed.
+    active_clean = count_active(targets, clean.attack.perturbation)
+    state, seconds = clean, []
+    for end in evaluation.progress(
+        range(1, steps + 1), desc=label, unit="step", position=1, leave=False
+    ):
+        state, elapsed = run_timed(engine, score_fn, state, targets, everything, jnp.int32(end))
+        if int(state.attack.num_steps) < end:  # it has stopped; what it did is no iteration
+            break
+        seconds.append(elapsed)
+    attack = jax.device_get(state.attack)
+
+    def costs(seconds):
+        return {
+            "iterations": len(seconds),
+            "iteration_seconds_median": statistics.median(seconds) if seconds else None,
+            "iteration_seconds": seconds,
+            "peak_gib": memory()[1],
+        }
+
+    account = engine.memory_analysis()
+    row = {
+        "network": network.name,
+        "size": list(image.shape[:2]),
+        "canvas": list(network.module.canvas(image.shape)[0]) if network.detects else None,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(network.parameters)),
+        "proposals": proposals,
+        "targets": count,
+        "active": count,
+        "clean_seconds": clean_seconds,
+        "trace_seconds": trace_seconds,
+        "compile_seconds": compile_seconds,
+        **costs(seconds),
+        "peak_before_gib": peak_before,
+        "held_gib": held,
+        "peak_of": peak_of,
+        "arguments_gib": account and account.argument_size_in_bytes / GIB,
+        "outputs_gib": account and account.output_size_in_bytes / GIB,
+        "temporaries_gib": account and account.temp_size_in_bytes / GIB,
+        "steps": int(attack.num_steps),
+        "status": dag_jax.Status(int(attack.status)).name,  # RUNNING: it could go on
+        "active_clean": active_clean,
+        "active_last": count_active(targets, attack.perturbation),
+        "perturbation_finite": bool(np.isfinite(attack.perturbation).all()),
+        "largest": float(np.abs(attack.perturbation).max()),
+    }
+    if not network.detects:
+        return [row]
+
+    # 3. The same with few, over and over from the clean image, where their number is known.
+    iterations = min(steps, FEW_ITERATIONS)
+    seconds = [run_timed(engine, score_fn, clean, few, paper, one)[1] for _ in range(iterations)]
+    active = count_active(few, clean.attack.perturbation)
+    attacked = ("steps", "status", "active_last", "perturbation_finite", "largest")
+    return [
+        row,
+        row | {"active": active, "active_clean": active} | costs(seconds) | dict.fromkeys(attacked),
+    ]
+
+
+def environment():
+    """Return what figures depend on beside the settings."""
+    device = jax.devices()[0]
+    return {
+        "platform": device.platform,
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "cores": len(os.sched_getaffinity(0)),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+    }
+
+
+def in_child(case):
+    """Return what this launch, called again for one case, prints.
+
+    Raises:
+      RuntimeError: where the child fails; what it says itself stands above.
+    """
+    command = [sys.executable, "-m", "experiments.full_size", *sys.argv[1:], f"--case={case}"]
+    child = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if child.returncode < 0:
+        raise RuntimeError(
+            f"{case}: its process was ended by signal {-child.returncode}; 9 is most often a "
+            "system without memory left"
+        )
+    if child.returncode:
+        raise RuntimeError(f"{case} failed (exit code {child.returncode}); its message is above")
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def gib(name):
+    """Return the text of a row's memory."""
+    return lambda row: "-" if row[name] is None else f"{row[name]:.2f}"
+
+
+def image_text(row):
+    """Return the name and size of a row's image, and that which a detector gives it inside."""
+    text = f"{row['image']} {'x'.join(map(str, row['size']))}"
+    inside = row["canvas"]
+    return text if inside in (None, row["size"]) else f"{text} ({'x'.join(map(str, inside))})"
+
+
+def seconds_text(row):
+    """Return the median and range of a row's iterations."""
+    seconds = row["iteration_seconds"]
+    if not seconds:
+        return "-"
+    median = row["iteration_seconds_median"]
+    return f"{median:.3g} ({min(seconds):.3g} to {max(seconds):.3g})"
+
+
+def left_text(row):
+    """Return the targets active by the paper's rule, on the clean image and after the last step."""
+    if row["active_last"] is None:
+        return "-"
+    return f"{row['active_clean']} to {row['active_last']}"
+
+
+def largest_text(row):
+    """Return the largest value of r."""
+    if row["largest"] is None:
+        return "-"
+    return f"{row['largest']:.1f}" if row["perturbation_finite"] else "not finite"
+
+
+COLUMNS = (
+    ("network", lambda row: evaluation.TITLES[row["network"]]),
+    ("image", image_text),
+    ("proposals", lambda row: str(row["proposals"] or "-")),
+    ("targets", lambda row: str(row["targets"])),
+    ("active", lambda row: str(row["active"])),
+    ("trace s", lambda row: f"{row['trace_seconds']:.1f}"),
+    ("compile s", lambda row: f"{row['compile_seconds']:.1f}"),
+    ("iterations", lambda row: str(row["iterations"])),
+    ("iteration s", seconds_text),
+    ("arguments", gib("arguments_gib")),
+    ("outputs", gib("outputs_gib")),
+    ("temporaries", gib("temporaries_gib")),
+    ("peak before", gib("peak_before_gib")),
+    ("held", gib("held_gib")),
+    ("peak", gib("peak_gib")),
+    ("margin 0", left_text),
+    ("largest", largest_text),
+)
+
+
+def report(rows, settings):
+    """Return full_size.md."""
+    kind = "miniatures" if settings["miniature"] else "full-size networks"
+    found = settings[ENVIRONMENT]
+    on_cpu = rows[0]["peak_of"] == "process"
+    random = None in settings["weights_sha256"].values()
+    notes = [
+        f"{kind.capitalize()}, {'random weights' if random else 'weights of checkpoints'}. Device: "
+        f"{found['device']}; CPU cores: {found['cores']}; jax {found['jax']}, Python "
+        f"{found['python']}.",
+        "active: targets whose gradient is taken; by a margin that no label loses by, these are "
+        "all. The second row of a detector: the same program with every twentieth target active.",
+        "iteration s: median (range), one iteration a call of the compiled loop. image: its "
+        "height x width, and in brackets those that the detector scales it to.",
+        "Memory in GiB. arguments (the weights in use among them), outputs, temporaries: the "
+        "compiler's account of the loop. Measured, of the " + rows[0]["peak_of"] + ": peak before, "
+        "while weights were made or read and the clean image predicted; held, after that; peak, "
+        "while the attack was compiled and ran"
+        + ("." if on_cpu else ", or before, where that was more."),
+        "margin 0: targets active by the paper's rule, on the clean image and after the last step. "
+        "largest: of r, in grey levels.",
+    ]
+    text = "\n".join(f"{note}  " for note in notes)
+    return f"# Cost of an attack ({kind})\n\n{text}\n\n{evaluation.markdown(rows, COLUMNS)}\n"
+
+
+def main(argv):
+    """Measure each case in a process of its own, print the table, write everything."""
+    evaluation.start(argv)
+    # A compilation that another run left would be no compilation.
+    jax.config.update("jax_enable_compilation_cache", False)
+
+    # 1. Everything that can be wrong is read before any long work.
+    unknown = [name for name in FLAGS.networks if name not in networks.NAMES]
+    if unknown or not FLAGS.networks:
+        raise app.UsageError(
+            f"--networks: unknown {', '.join(unknown) or 'nothing'}; known: "
+            f"{', '.join(networks.NAMES)}"
+        )
+    if not FLAGS.images:
+        raise app.UsageError("--images is empty")
+    sizes = {False: parse_size("fcn_size"), True: parse_size("detector_size")}
+    proposals = parse_proposals(FLAGS.proposals)
+    photographs = [images.read_photograph(path) for path in FLAGS.images]
+    checkpoints = {
+        name: pathlib.Path(FLAGS.checkpoints or zoo.CHECKPOINTS) / f"{name}.safetensors"
+        if FLAGS.miniature or FLAGS.checkpoints
+        else None
+        for name in FLAGS.networks
+    }
+    for path in filter(None, checkpoints.values()):
+        if not path.is_file():
+            raise ValueError(f"{path}: no such checkpoint file")
+    cases = {}
+    for name in FLAGS.networks:
+        for number, photograph in enumerate(photographs, start=1):
+            for most in proposals if name.startswith("fr_") else [None]:
+                case = f"{name}_image{number}" + (f"_{most}" if most else "")
+                cases[case] = name, photograph, most
+    if any(name.startswith("fr_") for name in FLAGS.networks) and not proposals:
+        raise app.UsageError("--proposals is empty, and a detector is attacked on its proposals")
+
+    def load(name):
+        return networks.load(name, miniature=FLAGS.miniature, checkpoint=checkpoints[name])
+
+    # 2. In a child: one case, or what runs here and whether the checkpoints do.
+    if FLAGS.case == ENVIRONMENT:
+        for name, path in checkpoints.items():
+            if path:
+                load(name)
+        print(json.dumps(environment()))
+        return
+    if FLAGS.case:
+        name, photograph, most = cases[FLAGS.case]
+        network = load(name)
+        rows = measure(
+            network,
+            scale(photograph.pixels, sizes[network.detects]),
+            pathlib.Path(photograph.name).stem,
+            proposals=most,
+            steps=FLAGS.steps,
+            seed=FLAGS.seed,
+            label=FLAGS.case,
+        )
+        print(json.dumps([{"image": photograph.name, **row} for row in rows]))
+        return
+
+    # 3. In the parent, which leaves the device alone: a case at a time; a finished one is kept.
+    settings = rundir.settings_of(FLAGS, sys.argv[0], without=("workdir", "checkpoints", "case"))
+    settings |= {
+        "images": [photograph.name for photograph in photographs],
+        "images_sha256": [photograph.sha256 for photograph in photographs],
+        "weights_sha256": {
+            name: path and hashlib.sha256(path.read_bytes()).hexdigest()
+            for name, path in checkpoints.items()
+        },
+        ENVIRONMENT: in_child(ENVIRONMENT),
+    }
+    workdir = rundir.claim(FLAGS.workdir, settings)
+    (workdir / "cases").mkdir(exist_ok=True)
+    rows = []
+    with evaluation.progress(cases, unit="case") as bar:
+        for case in bar:
+            bar.set_description(case)
+            path = workdir / "cases" / f"{case}.json"
+            if not path.exists():
+                rundir.write(path, json.dumps(in_child(case), indent=2) + "\n")
+            of_case = json.loads(path.read_text())
+            rows += of_case
+            times = ", ".join(f"{seconds_text(row)} with {row['active']} active" for row in of_case)
+            peak = gib("peak_gib")(of_case[-1])
+            bar.write(f"{case}: seconds an iteration {times}; peak {peak} GiB", file=sys.stderr)
+
+    # 4. The table.
+    text = report(rows, settings)
+    rundir.write(workdir / "full_size.md", text)
+    content = {"settings": settings, "rows": rows}
+    rundir.write(workdir / "full_size.json", json.dumps(content, indent=2) + "\n")
+    print(text)
+    print(f"results: {workdir}/")
+
+
+if __name__ == "__main__":
+    app.run(main)
