@@ -88,7 +88,7 @@ def strong(detections):
 def own_truth(network, example):
     """Return an example with what the network says of it for ground truth, and that prediction."""
     image = example["image"][None]
-    (prediction,) = evaluation.predict(network, image, batch=1)
+    (prediction,) = evaluation.predict(network, image)
     if not network.detects:
         mask = prediction[:, :, None].astype(np.uint8)
         return {**example, "mask": mask, "has_mask": True}, prediction
@@ -224,7 +224,7 @@ def read_back(path, network, score_fn, clean, before, targets, margin):
     adversarial = images.read_photograph(path).pixels
     image = adversarial.astype(np.float32)
     change = image - clean
-    (after,) = evaluation.predict(network, image[None], batch=1)
+    (after,) = evaluation.predict(network, image[None])
     facts, text = outcome(before, after, targets)
     active = int(count_active(score_fn, image, targets, margin))
     count = int(targets.valid.sum())

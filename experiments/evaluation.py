@@ -1,9 +1,12 @@
-"""What launches share: examples of one shape, the targets of an attack, predictions and scores.
+"""What launches share: examples, the targets of an attack, predictions and scores.
 
 Shapes: `M` examples, `H W` pixels, `N` targets, `G` ground-truth boxes, `C` classes.
 """
 
+import dataclasses
 import functools
+import math
+import operator
 import os
 import sys
 
@@ -16,6 +19,8 @@ from tqdm import tqdm
 
 import dag_jax
 from dag_jax import datasets, metrics, networks
+from dag_jax.metrics.segmentation import VOID
+from experiments import buckets
 
 NUM_CLASSES = len(datasets.CLASS_NAMES)
 # The classes that the small VOC folder is made of; scores on it are given for these beside all.
@@ -42,7 +47,8 @@ MAX_STEPS = {False: 200, True: 150}  # the paper's M_0, for segmentation and det
 # Proposals of an attack: the paper keeps 3,000 at 0.9 from an RPN that sees 600 x 1,000 pixels.
 ATTACK_NMS = 0.9
 ATTACK_PROPOSALS = {True: 300, False: 3000}  # miniature or not
-_BATCH = 20  # images predicted at a time
+_BATCH = 20  # images predicted at a time, if they are small
+_BATCH_PIXELS = 2**20  # pixels predicted at a time, if they are large
 _TARGETS = 32  # rows by which lists of targets are padded
 
 
@@ -129,8 +135,9 @@ def load_examples(
     canvas=None,
     network=None,
     image_ids=None,
+    one_size=True,
 ) -> list[dict]:
-    """Read examples of one shape, with what the network is scored on.
+    """Read examples, with what the network is scored on.
 
     Args:
       dataset: 'scenes' or 'voc'.
@@ -141,13 +148,14 @@ def load_examples(
       canvas: pixels of the square to scale to; None leaves images as they are.
       image_ids: names of the images to use; None for all.
       network: a `Network`; if it segments, examples without a mask are left out.
+      one_size: whether images must be of one size.
 
     Returns:
       List of example dicts.
 
     Raises:
       ValueError: for what `datasets.open_dataset` names, for an image that no split has, where
-        images differ in shape, and where nothing is left.
+        images differ in shape but must not, and where nothing is left.
     """
     examples, seen = [], set()
     for split in splits:
@@ -169,7 +177,7 @@ def load_examples(
     if not examples:
         raise ValueError(f"{dataset} {','.join(splits)} has no example to use")
     shapes = {example["image"].shape for example in examples}
-    if len(shapes) > 1:
+    if one_size and len(shapes) > 1:
         raise ValueError(
             f"the images of {dataset} have {len(shapes)} different sizes; --canvas scales them to "
             "one"
@@ -177,41 +185,52 @@ def load_examples(
     return examples
 
 
-def stack_images(examples) -> np.ndarray:
-    """Return the images of examples, f32[M, H, W, 3]."""
-    return np.stack([example["image"] for example in examples]).astype(np.float32)
+def clean_images(examples) -> buckets.Computed:
+    """Return the images u8[H, W, 3] of examples."""
+    return buckets.Computed(lambda example: example["image"], examples)
 
 
-_predict_batch = jax.jit(jax.vmap(networks.predict, (None, 0)))
+@jax.jit
+def _predict_batch(network, images, *extents):
+    axes = (None, 0) + (0,) * len(extents)
+    return jax.vmap(networks.predict, axes)(network, images, *extents)
 
 
-def predict(network, images, *, batch=_BATCH) -> list:
+def predict(network, images, *, label=None) -> list:
     """Run a whole network over images.
 
     Args:
       network: a `Network`.
-      images: f32[M, H, W, 3], grey levels.
-      batch: images at a time; the last ones are padded to as many.
+      images: sequence of M images [H, W, 3], grey levels; of one size or of many.
+      label: name of a progress bar; None for no bar.
 
     Returns:
       List of M predictions: labels i32[H, W], or `metrics.Detections`.
     """
-    predictions = []
-    model = networks.unnamed(network)
-    for start in range(0, len(images), batch):
-        some = np.asarray(images[start : start + batch], np.float32)
-        count = len(some)
-        some = np.concatenate([some, np.repeat(some[-1:], batch - count, axis=0)])
-        result = jax.device_get(_predict_batch(model, some))
-        if network.detects:
-            boxes, classes, scores, valid = result
-            predictions += [
-                metrics.Detections(boxes[i][valid[i]], classes[i][valid[i]], scores[i][valid[i]])
-                for i in range(count)
-            ]
-        else:
-            predictions += list(result[:count])
+    predictions: list = [None] * len(images)
+    shapes = [np.shape(image) for image in images]
+    with progress(total=len(images), desc=label, unit="image", disable=label is None) as bar:
+        for group in buckets.group(network, shapes):
+            batch = min(len(group.rows), max(1, _BATCH_PIXELS // math.prod(group.shape)), _BATCH)
+            for start in range(0, len(group.rows), batch):
+                rows = group.rows[start : start + batch]
+                some = rows + rows[-1:] * (batch - len(rows))  # the last batch is as long as all
+                padded = np.stack([group.pad(np.float32(images[row])) for row in some])
+                extents = (np.int32([shapes[row][:2] for row in some]),) if group.padded else ()
+                result = jax.device_get(_predict_batch(group.network, padded, *extents))
+                for place, row in enumerate(rows):
+                    one = jax.tree.map(operator.itemgetter(place), result)
+                    predictions[row] = _prediction(network, one, shapes[row])
+                bar.update(len(rows))
     return predictions
+
+
+def _prediction(network, result, shape):
+    """Return the prediction for an image of a shape from what `networks.predict` returned."""
+    if not network.detects:
+        return result[: shape[0], : shape[1]]
+    boxes, classes, scores, valid = result
+    return metrics.Detections(boxes[valid], classes[valid], scores[valid])
 
 
 def score(examples, predictions, classes=None) -> float:
@@ -246,14 +265,15 @@ def score(examples, predictions, classes=None) -> float:
 
 
 @jax.jit
-def _find_targets(network, key, image, truth_boxes, truth_labels, truth_valid):
+def _find_targets(network, key, image, truth_boxes, truth_labels, truth_valid, *extent):
     boxes, _, valid = networks.propose(
         network,
         image,
+        *extent,
         nms_threshold=ATTACK_NMS,
         max_proposals=ATTACK_PROPOSALS[network.miniature],
     )
-    scores = networks.score_fn(network, boxes)(image)
+    scores = networks.score_fn(network, boxes)(image, *extent)
     labels, valid = dag_jax.label_proposals(
         boxes, scores, valid, truth_boxes, truth_labels, truth_valid
     )
@@ -282,35 +302,39 @@ def attack_inputs(network, examples, seed: int) -> list:
     Returns:
       List of M tuples, arrays being NumPy's.
     """
+    groups = buckets.group(network, [example["image"].shape for example in examples])
     if not network.detects:
-        inputs = []
-        for index, example in enumerate(examples):
-            key = dag_jax.image_key(seed, example["image_id"])
-            mask = example["mask"][:, :, 0].astype(np.int32)
-            targets = jax.device_get(_pixel_targets(key, mask, NUM_CLASSES))
-            inputs.append((index, example["image"], targets, ()))
+        inputs: list = [None] * len(examples)
+        for group in groups:
+            for index in group.rows:
+                example = examples[index]
+                key = dag_jax.image_key(seed, example["image_id"])
+                mask = group.pad(example["mask"][:, :, 0].astype(np.int32), VOID)
+                targets = jax.device_get(_pixel_targets(key, mask, NUM_CLASSES))
+                targets = buckets.crop(targets, example["image"].shape, group.shape)
+                inputs[index] = index, example["image"], targets, ()
         return inputs
     rows = 8 * -(-max(len(example["objects"]["label"]) for example in examples) // 8) or 8
-    found = []
-    model = networks.unnamed(network)
-    for example in examples:
-        key = dag_jax.image_key(seed, example["image_id"])
-        objects = example["objects"]
-        count = len(objects["label"])
-        truth = np.zeros((rows, 4), np.float32), np.zeros(rows, np.int32), np.arange(rows) < count
-        truth[0][:count], truth[1][:count] = objects["boxes"], objects["label"]
-        image = example["image"].astype(np.float32)
-        found.append(jax.device_get(_find_targets(model, key, image, *truth)))
-    # All lists as short as the longest allows; padding costs work and changes nothing.
-    most = max(int(targets.valid.sum()) for targets, _ in found)
-    keep = min(_TARGETS * -(-max(most, 1) // _TARGETS), found[0][1].shape[0])
+    found: list = [None] * len(examples)
+    for group in groups:
+        for index in group.rows:
+            example = examples[index]
+            key = dag_jax.image_key(seed, example["image_id"])
+            objects, shape = example["objects"], example["image"].shape
+            count = len(objects["label"])
+            boxes, labels = np.zeros((rows, 4), np.float32), np.zeros(rows, np.int32)
+            boxes[:count], labels[:count] = objects["boxes"], objects["label"]
+            truth = boxes, labels, np.arange(rows) < count
+            image = group.pad(example["image"].astype(np.float32))
+            targets = _find_targets(group.network, key, image, *truth, *group.extent(shape))
+            found[index] = jax.device_get(targets)
+        # All lists as short as the longest allows; padding costs work and changes nothing.
+        most = max(int(found[index][0].valid.sum()) for index in group.rows)
+        keep = min(_TARGETS * -(-max(most, 1) // _TARGETS), found[group.rows[0]][1].shape[0])
+        for index in group.rows:
+            found[index] = jax.tree.map(operator.itemgetter(slice(keep)), found[index])
     return [
-        (
-            index,
-            example["image"],
-            jax.tree.map(lambda leaf: leaf[:keep], targets),
-            (boxes[:keep],),
-        )
+        (index, example["image"], targets, (boxes,))
         for index, (example, (targets, boxes)) in enumerate(zip(examples, found, strict=True))
     ]
 
@@ -330,24 +354,42 @@ def attack_examples(network, inputs, *, slots, label, mesh, **options) -> list:
       List of `Attack`, in the order of `inputs`.
     """
     results: list = [None] * len(inputs)
-    slots = mesh.size * min(slots, -(-len(inputs) // mesh.size))
-    stream = dag_jax.attack_stream(
-        networks.score_fn(network), inputs, slots=slots, mesh=mesh, **options
-    )
-    for index, result in progress(stream, total=len(inputs), desc=label, unit="image"):
-        results[index] = result
+    groups = buckets.group(network, [image.shape for _, image, *_ in inputs])
+
+    def padded(group):
+        for row in group.rows:
+            index, image, targets, extra = inputs[row]
+            if not network.detects:
+                targets = jax.tree.map(group.pad, targets)  # False where there is no image
+            yield index, group.pad(image), targets, (*extra, *group.extent(image.shape))
+
+    with progress(total=len(inputs), desc=label, unit="image") as bar:
+        for group in groups:
+            score_fn = networks.score_fn(group.network)
+            shared = mesh.size * min(slots, -(-len(group.rows) // mesh.size))
+            stream = dag_jax.attack_stream(
+                score_fn, padded(group), slots=shared, mesh=mesh, **options
+            )
+            for index, result in stream:
+                image = inputs[index][1]
+                # The image as it was given: an eighth of the memory, of thousands of images.
+                result = buckets.crop(result, image.shape, group.shape)
+                results[index] = dataclasses.replace(result, image=image)
+                bar.update()
     return results
+
+
+def perturbed(attack, *, rounded: bool = False) -> np.ndarray:
+    """Return the adversarial image f32[H, W, 3], rounded to whole grey levels where asked."""
+    image = np.asarray(attack.image, np.float32)
+    return np.asarray(dag_jax.perturb(image, attack.perturbation, rounded=rounded))
 
 
 def change(attack, *, rounded: bool = False) -> np.ndarray:
     """Return f32[H, W, 3], what an attack changes in the image, which ends at 0 and 255."""
-    return np.asarray(dag_jax.perturb(attack.image, attack.perturbation, rounded=rounded)) - (
-        np.asarray(attack.image)
-    )
+    return perturbed(attack, rounded=rounded) - np.asarray(attack.image, np.float32)
 
 
-def perturbed_images(attacks, *, rounded: bool = False) -> np.ndarray:
-    """Return the adversarial images f32[M, H, W, 3], rounded to whole grey levels where asked."""
-    return np.stack(
-        [np.asarray(dag_jax.perturb(a.image, a.perturbation, rounded=rounded)) for a in attacks]
-    )
+def perturbed_images(attacks, *, rounded: bool = False) -> buckets.Computed:
+    """Return the adversarial images f32[H, W, 3] of attacks."""
+    return buckets.Computed(lambda attack: perturbed(attack, rounded=rounded), attacks)

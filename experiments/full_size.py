@@ -6,8 +6,9 @@
 
 One case for each network and photograph, of a detector one for each number of --proposals too.
 Without --checkpoints the weights are random: the work is the same, what the networks see means
-nothing. The targets are what the network itself says of the clean photograph: the class of every
-pixel, or of every proposal at an NMS threshold of 0.9, background included.
+nothing. A random detector's proposals are its anchors, as random offsets would throw nearly all
+boxes out of the image. The targets are what the network itself says of the clean photograph: the
+class of every pixel, or of every proposal at an NMS threshold of 0.9, background included.
 
 Every target stays active by a margin that no label loses by, so that the figures are the upper
 bound of the paper's attack, whose targets rest once they are fooled. A detector has a second row:
@@ -449,7 +450,12 @@ def main(argv):
         raise app.UsageError("--proposals is empty, and a detector is attacked on its proposals")
 
     def load(name):
-        return networks.load(name, miniature=FLAGS.miniature, checkpoint=checkpoints[name])
+        network = networks.load(name, miniature=FLAGS.miniature, checkpoint=checkpoints[name])
+        if network.detects and checkpoints[name] is None:
+            network.parameters["rpn_bbox_pred"] = jax.tree.map(
+                jnp.zeros_like, network.parameters["rpn_bbox_pred"]
+            )
+        return network
 
     # 2. In a child: one case, or what runs here and whether the checkpoints do.
     if FLAGS.case == ENVIRONMENT:

@@ -5,6 +5,11 @@
     python -m experiments.table1 --rounded       attack the image as the saved PNG will be
     python -m experiments.table1 --dataset=voc --data_dir=VOCdevkit --split=voc2012_seg_val \
         --canvas=128 --checkpoints=runs/photographs --networks=fcn_vgg,fr_vgg_07
+    python -m experiments.table1 --nominiature --dataset=voc --data_dir=VOCdevkit --limit=0 \
+        --checkpoints=runs/weights       the paper's own table: full-size networks, all of its lists
+
+Photographs keep their sizes unless --canvas scales them: they go through a few compiled shapes, by
+padding that changes no score. A thousand images take about 3 GB of memory beside the networks.
 
 Results go to --workdir: table1.md, table1.json, figure1.png, and for each network a record per
 image (records/), the perturbations by image id (perturbations/) and its row (rows/). The same
@@ -12,6 +17,7 @@ command goes on where a killed one stopped, and --networks adds rows to those th
 folder with results of other settings is refused.
 """
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -25,7 +31,7 @@ from absl import app, flags
 import dag_jax
 from dag_jax import metrics, networks
 from dag_jax.networks import zoo
-from experiments import evaluation, figures, rundir
+from experiments import buckets, evaluation, figures, rundir
 
 # ORIG, ADVR, PERM of Xie et al., ICCV 2017, table 1: full-size networks on PASCAL VOC.
 PAPER = {
@@ -38,9 +44,10 @@ PAPER = {
     "fr_vgg_07": (69.14, 5.92, 68.68),
     "fr_vgg_0712": (72.07, 3.36, 71.97),
 }
-# The test split of each kind of network (segments, detects) on scenes.
+# The paper's test split of each kind of network (segments, detects); scenes have the same names.
 TEST_SPLITS = {False: "seg11valid", True: "voc07_test"}
 SLOTS = {"cpu": 2}  # a core gains nothing from more lanes, and the last images waste fewer
+SHOWN_OF = 100  # images that the one in the picture is chosen from
 PERMUTATIONS = 3  # shuffles whose mean is PERM
 # Flags that change no row; whose weights a row is of, it says itself.
 UNRECORDED = ("networks", "checkpoints", "cache_dir", "slots", "workdir")
@@ -48,14 +55,14 @@ UNRECORDED = ("networks", "checkpoints", "cache_dir", "slots", "workdir")
 FLAGS = flags.FLAGS
 flags.DEFINE_list("networks", list(networks.NAMES), "Networks to attack.")
 flags.DEFINE_enum("dataset", "scenes", ["scenes", "voc"], "What to attack them on.")
-flags.DEFINE_string("split", None, "Split to attack. Default on scenes: each network's own.")
+flags.DEFINE_string("split", None, "Split to attack. Default: each network's own.")
 flags.DEFINE_string("data_dir", None, "Folder of VOC and SBD, extracted or not, for --dataset=voc.")
 flags.DEFINE_string("cache_dir", None, "Where prepared datasets lie. Default: ~/.cache/dag_jax.")
-flags.DEFINE_integer("canvas", None, "Scale images to this square; photographs need it.", 32)
+flags.DEFINE_integer("canvas", None, "Scale images to this square. Default: as they are.", 32)
 flags.DEFINE_string("checkpoints", None, "Folder of <network>.safetensors to use instead.")
 flags.DEFINE_bool("miniature", True, "The small networks, or the full-size ones.")
 flags.DEFINE_list("image_ids", None, "Names of the images to use. Default: all of the split.")
-flags.DEFINE_integer("limit", 40, "Images a network, the first of the split.", 1)
+flags.DEFINE_integer("limit", 40, "Images a network, the first of the split; 0 is all.", 0)
 flags.DEFINE_integer("max_steps", None, "M_0. Default: 200 for FCN, 150 for detectors.", 1)
 flags.DEFINE_float("step_size", 0.5, "gamma, grey levels.")
 flags.DEFINE_float("margin", None, "Logits a label must lose by. Default: 0 FCN, 3 detectors.")
@@ -68,13 +75,16 @@ flags.DEFINE_string("workdir", "runs/table1", "Where to write.")
 
 
 def permuted_images(attacks, examples, seed, shuffle, rounded):
-    """Return the images f32[M, H, W, 3] with each perturbation's rows and columns shuffled."""
-    images = []
-    for attack, example in zip(attacks, examples, strict=True):
+    """Return the images f32[H, W, 3] with each perturbation's rows and columns shuffled."""
+
+    def permuted(attack, example):
         key = jax.random.fold_in(dag_jax.image_key(seed, example["image_id"]), 1 + shuffle)
-        permuted = metrics.permute(key, attack.perturbation)
-        images.append(dag_jax.perturb(attack.image, permuted, rounded=rounded))
-    return np.stack(images)
+        shuffled = metrics.permute(key, attack.perturbation)
+        return evaluation.perturbed(
+            dataclasses.replace(attack, perturbation=shuffled), rounded=rounded
+        )
+
+    return buckets.Computed(permuted, attacks, examples)
 
 
 def measure(network, examples, *, margin, max_steps, step_size, rounded, seed, slots, mesh):
@@ -86,8 +96,8 @@ def measure(network, examples, *, margin, max_steps, step_size, rounded, seed, s
     """
     title = evaluation.TITLES[network.name]
 
-    def score(images):
-        predictions = evaluation.predict(network, images)
+    def score(images, column):
+        predictions = evaluation.predict(network, images, label=f"{title} {column}")
         return {
             subset: evaluation.score(examples, predictions, classes)
             for subset, classes in (("", None), ("_frequent", evaluation.FREQUENT))
@@ -107,18 +117,17 @@ def measure(network, examples, *, margin, max_steps, step_size, rounded, seed, s
         )
 
     inputs = evaluation.attack_inputs(network, examples, seed)
+    columns = {"orig": score(evaluation.clean_images(examples), "ORIG")}
+    if margin:  # first, so that its perturbations are gone before the others come
+        by_paper = evaluation.perturbed_images(run(0.0), rounded=rounded)
+        columns["advr_margin_0"] = score(by_paper, "ADVR margin 0")
+        del by_paper
     attacks = run(margin)
-    by_paper = attacks if margin == 0 else run(0.0)
-    columns = {
-        "orig": score(evaluation.stack_images(examples)),
-        "advr": score(evaluation.perturbed_images(attacks, rounded=rounded)),
-        "advr_uint8": score(evaluation.perturbed_images(attacks, rounded=True)),
-    }
-    columns["advr_margin_0"] = (
-        score(evaluation.perturbed_images(by_paper, rounded=rounded)) if margin else columns["advr"]
-    )
+    columns["advr"] = score(evaluation.perturbed_images(attacks, rounded=rounded), "ADVR")
+    columns.setdefault("advr_margin_0", columns["advr"])
+    columns["advr_uint8"] = score(evaluation.perturbed_images(attacks, rounded=True), "uint8")
     shuffled = [
-        score(permuted_images(attacks, examples, seed, shuffle, rounded))
+        score(permuted_images(attacks, examples, seed, shuffle, rounded), "PERM")
         for shuffle in range(PERMUTATIONS)
     ]
     columns["perm"] = {
@@ -126,9 +135,11 @@ def measure(network, examples, *, margin, max_steps, step_size, rounded, seed, s
     }
     status = np.array([attack.status for attack in attacks])
     with_targets = status != dag_jax.Status.NO_TARGETS
-    changes = [evaluation.change(attack, rounded=rounded) for attack in attacks]
-    largest = np.array([np.abs(change).max() for change in changes])
-    perceptibility = np.array([metrics.perceptibility(change) for change in changes])
+    sizes = [
+        (np.abs(change).max(), metrics.perceptibility(change))
+        for change in (evaluation.change(attack, rounded=rounded) for attack in attacks)
+    ]
+    largest, perceptibility = np.array(sizes).T
 
     def over(values, function):
         return float(function(values[with_targets])) if with_targets.any() else 0.0
@@ -199,12 +210,15 @@ PAPER_COLUMNS = tuple(
 def report(rows, settings):
     """Return table1.md."""
     scenes = settings["dataset"] == "scenes"
-    size = "miniatures" if settings["miniature"] else "full-size networks"
-    kind = "rendered scenes" if scenes else f"{settings['dataset']} {settings['split']}"
+    small = settings["miniature"]
+    size = "miniatures" if small else "full-size networks"
+    splits = settings["split"] or ", ".join(TEST_SPLITS.values())
+    kind = "rendered scenes" if scenes else f"{settings['dataset']} {splits}"
     columns = COLUMNS + (() if scenes else FREQUENT_COLUMNS) + PAPER_COLUMNS
     classes = ", ".join(evaluation.datasets.CLASS_NAMES[i] for i in evaluation.FREQUENT)
     notes = [
-        f"These are {size} on {kind}: compare rows with each other, not with published figures.",
+        f"These are {size} on {kind}"
+        + (": compare rows with each other, not with published figures." if small else "."),
         "mIoU (FCN) and 11-point VOC mAP (FR) in percent. ADVR at the row's margin; margin 0 is "
         "the paper's rule. PERM: mean over 3 shuffles of the rows and columns of the perturbation.",
         "uint8: the same images rounded to whole grey levels. steps, largest (grey levels): "
@@ -225,13 +239,12 @@ def picture(network, examples, perturbations, rounded):
 
     If no image is like that, it is the one that loses most.
     """
-    clean = evaluation.stack_images(examples)
-    adversarial = np.stack(
-        [
-            np.asarray(dag_jax.perturb(image, perturbations[example["image_id"]], rounded=rounded))
-            for image, example in zip(clean, examples, strict=True)
-        ]
-    )
+    examples = examples[:SHOWN_OF]
+    clean = [example["image"].astype(np.float32) for example in examples]
+    adversarial = [
+        np.asarray(dag_jax.perturb(image, perturbations[example["image_id"]], rounded=rounded))
+        for image, example in zip(clean, examples, strict=True)
+    ]
     before, after = (evaluation.predict(network, images) for images in (clean, adversarial))
     scores = np.nan_to_num(
         [
@@ -263,8 +276,8 @@ def main(argv):
             f"--networks: unknown {', '.join(unknown) or 'nothing'}; known: "
             f"{', '.join(networks.NAMES)}"
         )
-    if FLAGS.dataset != "scenes" and not FLAGS.split:
-        raise app.UsageError(f"--dataset={FLAGS.dataset} needs --split")
+    if not (FLAGS.miniature or FLAGS.checkpoints):
+        raise app.UsageError("--nominiature needs --checkpoints: no full-size weights are shipped")
     dag_jax.check_numbers(FLAGS.max_steps or 1, FLAGS.step_size, FLAGS.margin or 0)
 
     # 1. Everything that can be wrong is read before anything is written. Rows that the folder has
@@ -273,8 +286,6 @@ def main(argv):
     names = [name for name in networks.NAMES if name in finished | set(FLAGS.networks)]
     paths = {
         name: pathlib.Path(FLAGS.checkpoints or zoo.CHECKPOINTS) / f"{name}.safetensors"
-        if FLAGS.miniature or FLAGS.checkpoints
-        else None
         for name in names
     }
     loaded = {
@@ -288,16 +299,15 @@ def main(argv):
             [FLAGS.split or TEST_SPLITS[detects]],
             data_dir=FLAGS.data_dir,
             cache_dir=FLAGS.cache_dir,
-            limit=FLAGS.limit,
+            limit=FLAGS.limit or None,
             image_ids=FLAGS.image_ids,
             canvas=FLAGS.canvas,
             network=next(n for n in loaded.values() if n.detects == detects),
+            one_size=False,
         )
     settings = rundir.settings_of(FLAGS, sys.argv[0], without=UNRECORDED)
     workdir = rundir.claim(FLAGS.workdir, settings)
-    weights = {
-        name: path and hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()
-    }
+    weights = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
     for name in (name for name in names if name in finished):
         path = workdir / "rows" / f"{name}.json"
         if json.loads(path.read_text())["weights_sha256"] != weights[name]:

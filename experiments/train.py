@@ -317,7 +317,7 @@ def main(argv):
         return dataclasses.replace(network, parameters=parameters)
 
     def scored(state, examples):
-        images = evaluation.stack_images(examples)
+        images = evaluation.clean_images(examples)
         return evaluation.score(examples, evaluation.predict(folded(state), images))
 
     # 3. The updates. The examples of one depend on the seed and its number alone.
@@ -373,7 +373,7 @@ def main(argv):
         record["initial_record"] = store.load(FLAGS.initial)[1]
     store.save(path, folded(state).parameters, record, half=True)
     reread = networks.load(FLAGS.network, miniature=FLAGS.miniature, checkpoint=path)
-    result = evaluation.score(test, evaluation.predict(reread, evaluation.stack_images(test)))
+    result = evaluation.score(test, evaluation.predict(reread, evaluation.clean_images(test)))
     record |= {"score": round(result, 2), "test_images": len(test)}
     for target in [path] + [zoo.CHECKPOINTS / path.name] * FLAGS.publish:
         store.save(target, folded(state).parameters, record, half=True)

@@ -1,0 +1,76 @@
+"""Images of many sizes, grouped by the compiled shapes that they go through.
+
+Shapes: `H W` pixels of an image, `H' W'` pixels of its group.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from dag_jax import networks
+
+
+class Group(NamedTuple):
+    """Images that share what is compiled."""
+
+    network: networks.Network  # the one to call for them
+    shape: tuple[int, int]  # H' W', what each of them is padded to
+    padded: bool  # whether it takes their extents
+    rows: list[int]  # which images
+
+    def pad(self, array, value=0):
+        """Return [H, W, ...] as [H', W', ...]."""
+        grow = [(0, after - now) for after, now in zip(self.shape, array.shape[:2], strict=True)]
+        return np.pad(array, grow + [(0, 0)] * (array.ndim - 2), constant_values=value)
+
+    def extent(self, shape) -> tuple:
+        """Return what the network takes after an image of shape [H, W, ...]: i32[2] or nothing."""
+        return (np.int32(shape[:2]),) if self.padded else ()
+
+
+def group(network, shapes) -> list[Group]:
+    """Group images: all in one if they have one shape, else by `networks.bucket`.
+
+    Args:
+      network: a `Network`.
+      shapes: [H, W, ...] of each image.
+
+    Returns:
+      List of Group; `rows` of all of them are those of `shapes`.
+    """
+    shapes = [tuple(shape[:2]) for shape in shapes]
+    network = networks.unnamed(network)
+    if len(set(shapes)) == 1:
+        return [Group(network, shapes[0], False, list(range(len(shapes))))]
+    groups = {}
+    for row, shape in enumerate(shapes):
+        model, bucket = networks.bucket(network, shape)
+        # Modules tell themselves apart; the parameters are the same for all.
+        groups.setdefault((model.module, bucket), Group(model, bucket, True, [])).rows.append(row)
+    return list(groups.values())
+
+
+class Computed(Sequence):
+    """A sequence whose items are made when they are asked for: thousands of images need no room."""
+
+    def __init__(self, function: Callable, *columns: Sequence):
+        """Make item i function(*(column[i] for column in columns))."""
+        self._function, self._columns = function, columns
+
+    def __len__(self):
+        return len(self._columns[0])
+
+    def __getitem__(self, index):
+        return self._function(*(column[index] for column in self._columns))
+
+
+def crop(tree, shape, padded_shape):
+    """Return a tree with each array of H' W' cut to H W; other arrays stay as they are."""
+    height, width = shape[:2]
+
+    def cut(leaf):
+        return leaf[:height, :width] if leaf.shape[:2] == padded_shape else leaf
+
+    return jax.tree.map(cut, tree)
