@@ -25,14 +25,14 @@ class Published:
       addresses: where it lies, to be tried in turn.
       page: where the authors say so.
       members: the end of the name of each file that is wanted of an archive; () for no archive.
-      md5: its published checksum, if there is one.
+      checksum: the one that is published, as "md5:..." or "sha1:...", or None.
     """
 
     file: str
     addresses: tuple[str, ...]
     page: str
     members: tuple[str, ...] = ()
-    md5: str | None = None
+    checksum: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +40,18 @@ class Trained:
     """A network that was never published.
 
     Attributes:
-      command: how to train it.
+      initial: the ImageNet classifier that its training starts from.
+      command: how to train it, once that is fetched.
     """
 
+    initial: Published
     command: str
 
 
 _FCN = "https://github.com/shelhamer/fcn.berkeleyvision.org"  # each folder's caffemodel-url
 _PY = "https://github.com/rbgirshick/py-faster-rcnn"  # data/scripts/fetch_faster_rcnn_models.sh
+_CAFFE = "https://github.com/BVLC/caffe"  # models/bvlc_reference_caffenet/readme.md
+_VGG = "http://www.robots.ox.ac.uk/~vgg/research/very_deep/"
 _MATLAB = "https://github.com/ShaoqingRen/faster_rcnn"  # README.md, fetch_data
 
 
@@ -57,8 +61,8 @@ def _fcn(name):
 
 def _py_faster_rcnn(name):
     address = "https://dl.dropboxusercontent.com/s/o6ii098bu51d139/faster_rcnn_models.tgz?dl=0"
-    md5 = "ac116844f66aefe29587214272054668"
-    return Published("faster_rcnn_models.tgz", (address,), _PY, (name,), md5)
+    checksum = "md5:ac116844f66aefe29587214272054668"
+    return Published("faster_rcnn_models.tgz", (address,), _PY, (name,), checksum)
 
 
 def _matlab(name):
@@ -71,19 +75,36 @@ def _matlab(name):
     return Published("faster_rcnn_final_model.zip", addresses, _MATLAB, members)
 
 
+_CAFFENET = Published(
+    "bvlc_reference_caffenet.caffemodel",
+    ("http://dl.caffe.berkeleyvision.org/bvlc_reference_caffenet.caffemodel",),
+    _CAFFE,
+    checksum="sha1:4c8d77deb20ea792f84eb5e6d0a11ca0a8660a46",
+)
+_VGG16 = Published(
+    "VGG_ILSVRC_16_layers.caffemodel",
+    ("http://www.robots.ox.ac.uk/~vgg/software/very_deep/caffe/VGG_ILSVRC_16_layers.caffemodel",),
+    _VGG,
+    checksum="sha1:9363e1f6d65f7dba68c4f27a1e62105cdf6c4e24",
+)
+
+
 def _star(name, initial):
+    # Photographs come from ImageNet: no weight against background, no noise, unlike scenes.
     return Trained(
+        initial,
         f"python -m experiments.train --network={name} --nominiature --nobatch_norm --dataset=voc "
-        "--data_dir=VOCdevkit --canvas=512 --splits=voc2012_seg_train_aug "
-        f"--test_split=voc2012_seg_val --augment --initial={initial}.safetensors"
+        "--data_dir=VOCdevkit --canvas=512 --augment --noise=0 --background_weight=1 "
+        "--steps=20000 --score_every=1000 --learning_rate=1e-3 "
+        f"--initial=runs/weights/{name}_imagenet.safetensors",
     )
 
 
 ORIGINS = {
     "fcn_alex": _fcn("fcn-alexnet-pascal.caffemodel"),
-    "fcn_alex_star": _star("fcn_alex_star", "fcn_alex"),
+    "fcn_alex_star": _star("fcn_alex_star", _CAFFENET),
     "fcn_vgg": _fcn("fcn8s-heavy-pascal.caffemodel"),
-    "fcn_vgg_star": _star("fcn_vgg_star", "fcn_vgg"),
+    "fcn_vgg_star": _star("fcn_vgg_star", _VGG16),
     "fr_zf_07": _py_faster_rcnn("ZF_faster_rcnn_final.caffemodel"),
     "fr_zf_0712": _matlab("faster_rcnn_VOC0712_ZF"),
     "fr_vgg_07": _py_faster_rcnn("VGG16_faster_rcnn_final.caffemodel"),
@@ -95,25 +116,25 @@ def table() -> str:
     """Return Markdown that says where each network's weights come from."""
     lines = ["| network | weights |", "|---|---|"]
     for name, origin in ORIGINS.items():
-        if isinstance(origin, Trained):
-            text = f"never published; `{origin.command}`"
-        else:
-            of = f"{', '.join(f'`{member}`' for member in origin.members)} of " * bool(
-                origin.members
-            )
-            checksum = f", MD5 {origin.md5}" if origin.md5 else ""
-            text = f"{of}[{origin.file}]({origin.addresses[0]}){checksum}; from {origin.page}"
+        trained = isinstance(origin, Trained)
+        file = origin.initial if trained else origin
+        text = " and ".join(f"`{member}`" for member in file.members) + " of " * bool(file.members)
+        text += f"[{file.file}]({file.addresses[0]})"
+        text += f", {file.checksum.replace(':', ' ', 1)}" if file.checksum else ""
+        text += f"; from {file.page}"
+        if trained:
+            text = f"never published; ImageNet's {text}, and then `{origin.command}`"
         lines.append(f"| {evaluation.TITLES[name]} | {text} |")
     return "\n".join(lines) + "\n"
 
 
-def download(address: str, path, *, md5: str | None = None) -> None:
+def download(address: str, path, *, checksum: str | None = None) -> None:
     """Download a file; what an earlier call left in <path>.part is not fetched again.
 
     Args:
       address: http or https.
       path: the file, which is there only when it is whole.
-      md5: checksum that it has to have.
+      checksum: "md5:..." or "sha1:..." that it has to have.
 
     Raises:
       ValueError: where the server has no such file, gives a web page instead, or the file has
@@ -133,7 +154,7 @@ def download(address: str, path, *, md5: str | None = None) -> None:
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing is left to fetch
             part.unlink(), tag.unlink()
-            return download(address, path, md5=md5)
+            return download(address, path, checksum=checksum)
         raise ValueError(f"{address} answers {error.code} {error.reason}") from error
     with response:
         kind = response.headers.get_content_type()
@@ -156,18 +177,19 @@ def download(address: str, path, *, md5: str | None = None) -> None:
                 bar.update(len(block))
     if total is not None and part.stat().st_size != total:
         raise ConnectionError(f"{address}: {part.stat().st_size} of {total} bytes came")
-    if md5 is not None and (found := checksum(part)) != md5:
+    if checksum is not None and (found := checksum_of(part, checksum)) != checksum:
         part.unlink()
         tag.unlink(missing_ok=True)
-        raise ValueError(f"{address}: the file has the MD5 {found}, published is {md5}")
+        raise ValueError(f"{address}: the file has {found}, published is {checksum}")
     part.replace(path)
     tag.unlink(missing_ok=True)
 
 
-def checksum(path) -> str:
-    """Return the MD5 of a file."""
+def checksum_of(path, like: str) -> str:
+    """Return the checksum of a file, of the kind of another one: "md5:..." or "sha1:..."."""
+    kind = like.partition(":")[0]
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+        return f"{kind}:{hashlib.file_digest(file, kind).hexdigest()}"
 
 
 def unpack(archive, members, folder) -> list[pathlib.Path]:
@@ -206,7 +228,7 @@ def unpack(archive, members, folder) -> list[pathlib.Path]:
 
 
 def fetch(name, workdir, *, addresses=(), miniature=False) -> pathlib.Path:
-    """Download and convert the weights of one network.
+    """Download and convert the weights of one network, or of what its training starts from.
 
     Args:
       name: one of `networks.NAMES`.
@@ -221,36 +243,38 @@ def fetch(name, workdir, *, addresses=(), miniature=False) -> pathlib.Path:
       ValueError: with what to do by hand, where the weights cannot be had.
     """
     origin, workdir = ORIGINS[name], pathlib.Path(workdir)
-    output = workdir / f"{name}.safetensors"
-    if isinstance(origin, Trained):
-        raise ValueError(
-            f"{name} was never published. It can be trained:\n  {origin.command}\nWith a "
-            "caffemodel of your own, run python -m experiments.convert_weights."
-        )
+    trained = isinstance(origin, Trained)
+    if trained:
+        print(f"{name} was never published; what its training starts from can be fetched")
+    published = origin.initial if trained else origin
+    output = workdir / f"{name}{'_imagenet' * trained}.safetensors"
     if output.exists():
         raise ValueError(f"{output} exists already; remove it to make it anew")
-    file = workdir / "downloads" / origin.file
+    file = workdir / "downloads" / published.file
     failures = []
-    for address in () if file.exists() else addresses or origin.addresses:
+    for address in () if file.exists() else addresses or published.addresses:
         try:
-            download(address, file, md5=origin.md5)
+            download(address, file, checksum=published.checksum)
             break
         except (ValueError, OSError, http.client.HTTPException) as error:
             failures.append(f"{type(error).__name__}: {error}")
+    members = published.members
     if not file.exists():
-        sources = ",".join(pathlib.PurePosixPath(m).name for m in origin.members or [file.name])
+        sources = ",".join(pathlib.PurePosixPath(m).name for m in members or [file.name])
         raise ValueError(
-            f"{origin.file} could not be fetched:\n  "
+            f"{file.name} could not be fetched:\n  "
             + "\n  ".join(failures)
             + "\nIf the connection broke, the same command goes on. If the file is gone, get it in "
-            f"another way (its authors: {origin.page}), put it at {file} and start again, or run\n"
-            f"  python -m experiments.convert_weights --network={name} --source={sources}"
+            f"another way (its authors: {published.page}), put it at {file} and start again, or "
+            f"run\n  python -m experiments.convert_weights --network={name} --source={sources} "
+            f"--output={output}"
         )
-    if origin.md5 and checksum(file) != origin.md5:
-        raise ValueError(f"{file} has not the MD5 {origin.md5} that is published; remove it")
-    sources = [file]
-    if origin.members:
-        sources = unpack(file, origin.members, file.parent / name)
+    known = published.checksum
+    if known and (found := checksum_of(file, known)) != known:
+        raise ValueError(f"{file} has {found}, published is {known}; remove it")
+    sources = unpack(file, members, file.parent / name) if members else [file]
     converted = conversion.convert_files(name, sources, output, miniature=miniature)
     print(conversion.describe(name, output, converted))
+    if trained:
+        print(f"train {name} with\n  {origin.command}")
     return output

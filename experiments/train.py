@@ -3,6 +3,8 @@ r"""Train one network of Table 1, miniature or full size.
     python -m experiments.train --network=fcn_vgg
     python -m experiments.train --network=fcn_vgg --dataset=voc --data_dir=VOCdevkit --canvas=128 \
         --splits=voc2012_seg_train_aug --test_split=voc2012_seg_val --augment
+    python -m experiments.train --network=fcn_vgg_star --nominiature --nobatch_norm ...
+                    full size, from ImageNet: `experiments.fetch_weights --list` has the whole line
 
 Results go to --workdir, runs/train/<network>: the checkpoint, curve.png, curve.jsonl, and the state
 that a killed run goes on from when the same command is started again; a folder of another run is
@@ -54,8 +56,8 @@ flags.DEFINE_bool("miniature", True, "The small network, or the full-size one.")
 flags.DEFINE_enum("dataset", "scenes", ["scenes", "voc"], "What to train on.")
 flags.DEFINE_string("data_dir", None, "Folder of VOC and SBD, extracted or not, for --dataset=voc.")
 flags.DEFINE_string("cache_dir", None, "Where prepared datasets lie. Default: ~/.cache/dag_jax.")
-flags.DEFINE_list("splits", None, "Splits to train on. Default: the network's, on scenes.")
-flags.DEFINE_string("test_split", None, "Split to score on. Default: the network's, on scenes.")
+flags.DEFINE_list("splits", None, "Splits to train on. Default: the network's.")
+flags.DEFINE_string("test_split", None, "Split to score on. Default: the network's.")
 flags.DEFINE_integer("canvas", None, "Scale images to this square; photographs need it.", 32)
 flags.DEFINE_integer("steps", 700, "Updates.", 2)
 flags.DEFINE_integer("batch_size", 16, "Images of an update.", 1)
@@ -236,14 +238,9 @@ def restore_state(path, state, settings):
 def main(argv):
     """Train, score, save."""
     evaluation.start(argv)
-    splits, test_split = FLAGS.splits, FLAGS.test_split
-    if FLAGS.dataset == "scenes":
-        splits = splits or list(SPLITS[FLAGS.network])
-        test_split = test_split or (
-            "seg11valid" if FLAGS.network.startswith("fcn") else "voc07_test"
-        )
-    elif not (splits and test_split and FLAGS.data_dir):
-        raise app.UsageError(f"--dataset={FLAGS.dataset} needs --data_dir, --splits, --test_split")
+    splits = FLAGS.splits or list(SPLITS[FLAGS.network])
+    segments = FLAGS.network.startswith("fcn")
+    test_split = FLAGS.test_split or ("seg11valid" if segments else "voc07_test")
     names = [
         *("network", "miniature", "dataset", "canvas", "steps", "batch_size", "learning_rate"),
         *(

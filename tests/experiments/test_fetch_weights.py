@@ -1,6 +1,7 @@
 """Downloads from a server on this machine: whole, in parts, damaged, gone."""
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import http.server
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from dag_jax import networks
+from dag_jax.weights import store
 from experiments import origins
 
 
@@ -73,7 +75,7 @@ def test_a_download_goes_on_where_it_broke_off(server, tmp_path, rng):
         origins.download(f"{address}/a.bin", path)
     assert not path.exists() and 0 < (tmp_path / "new" / "a.bin.part").stat().st_size <= 1_000_000
     most.clear()
-    origins.download(f"{address}/a.bin", path, md5=hashlib.md5(content).hexdigest())
+    origins.download(f"{address}/a.bin", path, checksum="sha1:" + hashlib.sha1(content).hexdigest())
     assert path.read_bytes() == content
     assert requests[0] is None and requests[1] == "bytes=1000000-"
     assert [file.name for file in path.parent.iterdir()] == ["a.bin"]
@@ -103,8 +105,8 @@ def test_a_whole_part_is_fetched_anew(server, tmp_path, rng):
 def test_what_is_not_the_file_is_refused(server, tmp_path):
     address, files, _, _ = server
     files |= {"/a.bin": b"damaged", "/page.html": b"<html>sign in</html>"}
-    with pytest.raises(ValueError, match="has the MD5 [0-9a-f]{32}, published is 0123"):
-        origins.download(f"{address}/a.bin", tmp_path / "a.bin", md5="0123")
+    with pytest.raises(ValueError, match="has md5:[0-9a-f]{32}, published is md5:0123"):
+        origins.download(f"{address}/a.bin", tmp_path / "a.bin", checksum="md5:0123")
     with pytest.raises(ValueError, match="answers with a web page, not with the file"):
         origins.download(f"{address}/page.html", tmp_path / "a.bin")
     with pytest.raises(ValueError, match="answers 404"):
@@ -169,8 +171,31 @@ def test_a_file_that_is_gone_names_the_way_by_hand(server, tmp_path):
     assert f"{address}/gone answers 404" in text
     assert "--network=fr_vgg_0712 --source=proposal_final,detection_final" in text
     assert origins.ORIGINS["fr_vgg_0712"].page in text
-    with pytest.raises(ValueError, match="never published.*\n  python -m experiments.train"):
-        origins.fetch("fcn_vgg_star", tmp_path)
+
+
+def test_what_was_never_published_starts_from_imagenet(
+    server, tmp_path, write_caffemodel, caffe_blobs, monkeypatch, capsys
+):
+    address, files, _, _ = server
+    blobs = caffe_blobs(networks.load("fcn_alex_star", miniature=True).parameters)
+    blobs = {name: blob for name, blob in blobs.items() if not name.startswith("score")}
+    blobs["fc8"] = [np.zeros((1000, 128), np.float32), np.zeros(1000, np.float32)]
+    path = write_caffemodel(tmp_path / "classifier.caffemodel", blobs)
+    files["/net.caffemodel"] = content = path.read_bytes()
+    options = {"addresses": [f"{address}/net.caffemodel"], "miniature": True}
+    with pytest.raises(ValueError, match="has sha1:.*, published is sha1:4c8d77de"):
+        origins.fetch("fcn_alex_star", tmp_path, **options)
+    origin = origins.ORIGINS["fcn_alex_star"]
+    known = "sha1:" + hashlib.sha1(content).hexdigest()
+    own = dataclasses.replace(origin, initial=dataclasses.replace(origin.initial, checksum=known))
+    monkeypatch.setitem(origins.ORIGINS, "fcn_alex_star", own)
+    output = origins.fetch("fcn_alex_star", tmp_path, **options)
+    assert output.name == "fcn_alex_star_imagenet.safetensors"
+    said = capsys.readouterr().out
+    assert "never published" in said and f"train fcn_alex_star with\n  {origin.command}" in said
+    assert f"--initial=runs/weights/{output.name}" in origin.command
+    parameters, record = store.load(output)
+    assert record["partial"] and "fc7" in parameters and "score_fr" not in parameters
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path):
@@ -181,6 +206,6 @@ def test_a_server_that_is_not_there_is_named(tmp_path):
 def test_every_network_has_an_origin():
     assert tuple(origins.ORIGINS) == networks.NAMES
     table = origins.table()
-    assert table.count("\n") == 10 and "FCN-VGG* | never published" in table
+    assert table.count("\n") == 10 and "FCN-VGG* | never published; ImageNet's" in table
     readme = pathlib.Path(__file__).resolve().parents[2] / "README.md"
     assert table in readme.read_text()

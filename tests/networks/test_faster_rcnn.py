@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dag_jax import detection
+from dag_jax import detection, networks
 from dag_jax.networks import backbones, grids, layers
 from dag_jax.networks.faster_rcnn import FasterRCNN
 
@@ -189,6 +189,55 @@ def test_score_knows_neither_the_other_boxes_nor_their_order(variables, image):
     together = score(variables, image, BOXES)
     np.testing.assert_allclose(score(variables, image, BOXES[::-1]), together[::-1], rtol=1e-5)
     np.testing.assert_allclose(score(variables, image, BOXES[:1]), together[:1], rtol=1e-4)
+
+
+def test_heads_by_chunks_equal_heads_at_once(variables, image, rng):
+    features = call(SMALL, "features")(variables, image)
+    corners = np.sort(rng.uniform(0, 31, (23, 2, 2)), axis=1)
+    boxes = corners.reshape(-1, 4).astype(np.float32)
+    weights = rng.normal(size=(23, 5)).astype(np.float32)
+    weights[rng.permutation(23)[:15]] = 0  # regions that have lost already
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(module, variables, features):
+        def loss(variables, features):
+            scores, deltas = module.apply(variables, features, boxes, method="heads")
+            return (weights * (scores + deltas.sum(axis=2))).sum(), (scores, deltas)
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(variables, features)
+
+    expected = run(SMALL.clone(head_chunk=64), variables, features)
+    for chunk in (1, 8, 22):
+        found = run(SMALL.clone(head_chunk=chunk), variables, features)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected
+        )
+    assert np.abs(expected[0][1]).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_memory_of_three_thousand_regions_is_bounded():
+    # What the compiler sets aside for VGG-16's heads on the map of a 600 x 1,000 canvas, forward
+    # and backward: a chunk of regions, the windows and their gradient. The weights are 0.45 GiB.
+    module = networks.build("fr_vgg_07")
+    image = jax.ShapeDtypeStruct((64, 64, 3), jnp.float32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), image)
+
+    def gradient(variables, features, boxes, weights):
+        def loss(features):
+            return (weights * module.apply(variables, features, boxes, method="heads")[0]).sum()
+
+        return jax.value_and_grad(loss)(features)
+
+    def temporaries(count):
+        shapes = (38, 63, 512), (count, 4), (count, 21)
+        arguments = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+        compiled = jax.jit(gradient).lower(variables, *arguments).compile()
+        return compiled.memory_analysis().temp_size_in_bytes / 2**30
+
+    few, many = temporaries(300), temporaries(3000)
+    assert many < 0.5
+    assert many < few + 0.01  # GiB; it does not grow with the regions
 
 
 @pytest.mark.parametrize("module", [SMALL, DOUBLED])
