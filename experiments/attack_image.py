@@ -258,8 +258,10 @@ def main(argv):
     # 1. Everything that can be wrong is read before any work.
     if not (FLAGS.miniature or FLAGS.checkpoint):
         raise app.UsageError("--nominiature needs --checkpoint: no full-size weights are shipped")
-    if 0 < (FLAGS.canvas or 0) < images.MIN_SIDE:
-        raise app.UsageError(f"--canvas is {FLAGS.canvas}; it is 0, or {images.MIN_SIDE} or more")
+    if 0 < (FLAGS.canvas or 0) < evaluation.MIN_CANVAS:
+        raise app.UsageError(
+            f"--canvas is {FLAGS.canvas}; it is 0, or {evaluation.MIN_CANVAS} or more"
+        )
     photograph = images.read_photograph(FLAGS.image)
     drawing, drawing_sha256 = read_drawing(FLAGS.target, photograph.pixels.shape[:2])
     weights = FLAGS.checkpoint or zoo.CHECKPOINTS / f"{FLAGS.network}.safetensors"

@@ -5,6 +5,7 @@ Shapes: `M` examples, `H W` pixels, `N` targets, `G` ground-truth boxes, `C` cla
 
 import dataclasses
 import functools
+import itertools
 import math
 import operator
 import os
@@ -47,9 +48,11 @@ MAX_STEPS = {False: 200, True: 150}  # the paper's M_0, for segmentation and det
 # Proposals of an attack: the paper keeps 3,000 at 0.9 from an RPN that sees 600 x 1,000 pixels.
 ATTACK_NMS = 0.9
 ATTACK_PROPOSALS = {True: 300, False: 3000}  # miniature or not
+MIN_CANVAS = 48  # pixels: the FCN-VGG miniature sees no less
 _BATCH = 20  # images predicted at a time, if they are small
 _BATCH_PIXELS = 2**20  # pixels predicted at a time, if they are large
-_TARGETS = 32  # rows by which lists of targets are padded
+_TARGETS = 32  # rows by which the longest list of targets is padded
+_LENGTHS = 512  # rows by which those are padded that are much shorter
 
 
 def start(argv) -> None:
@@ -328,11 +331,13 @@ def attack_inputs(network, examples, seed: int) -> list:
             image = group.pad(example["image"].astype(np.float32))
             targets = _find_targets(group.network, key, image, *truth, *group.extent(shape))
             found[index] = jax.device_get(targets)
-        # All lists as short as the longest allows; padding costs work and changes nothing.
-        most = max(int(found[index][0].valid.sum()) for index in group.rows)
-        keep = min(_TARGETS * -(-max(most, 1) // _TARGETS), found[group.rows[0]][1].shape[0])
-        for index in group.rows:
-            found[index] = jax.tree.map(operator.itemgetter(slice(keep)), found[index])
+        # Padding costs work and changes nothing: a list is as long as the longest, or as its own
+        # steps allow, as each length is a compilation.
+        counts = {index: max(int(found[index][0].valid.sum()), 1) for index in group.rows}
+        longest = _TARGETS * -(-max(counts.values()) // _TARGETS)
+        for index, count in counts.items():
+            keep = slice(min(_LENGTHS * -(-count // _LENGTHS), longest))
+            found[index] = jax.tree.map(operator.itemgetter(keep), found[index])
     return [
         (index, example["image"], targets, (boxes,))
         for index, (example, (targets, boxes)) in enumerate(zip(examples, found, strict=True))
@@ -356,6 +361,14 @@ def attack_examples(network, inputs, *, slots, label, mesh, **options) -> list:
     results: list = [None] * len(inputs)
     groups = buckets.group(network, [image.shape for _, image, *_ in inputs])
 
+    def by_length(group):
+        """Part a group by the number of targets."""
+        parts = {}
+        for row in group.rows:
+            length = inputs[row][2].valid.shape[0] if network.detects else None
+            parts.setdefault(length, []).append(row)
+        return [group._replace(rows=rows) for rows in parts.values()]
+
     def padded(group):
         for row in group.rows:
             index, image, targets, extra = inputs[row]
@@ -364,7 +377,7 @@ def attack_examples(network, inputs, *, slots, label, mesh, **options) -> list:
             yield index, group.pad(image), targets, (*extra, *group.extent(image.shape))
 
     with progress(total=len(inputs), desc=label, unit="image") as bar:
-        for group in groups:
+        for group in itertools.chain.from_iterable(map(by_length, groups)):
             score_fn = networks.score_fn(group.network)
             shared = mesh.size * min(slots, -(-len(group.rows) // mesh.size))
             stream = dag_jax.attack_stream(

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from dag_jax.datasets import CLASS_NAMES, VOID
 from experiments import figures
 
-MIN_SIDE = 32  # pixels: the least that --canvas allows too
+MIN_SIDE = 32  # pixels
 _WHITE_16 = 65535  # the largest grey level of 16 bits
 
 

@@ -249,7 +249,8 @@ def fetch(name, workdir, *, addresses=(), miniature=False) -> pathlib.Path:
     published = origin.initial if trained else origin
     output = workdir / f"{name}{'_imagenet' * trained}.safetensors"
     if output.exists():
-        raise ValueError(f"{output} exists already; remove it to make it anew")
+        print(f"{output} is there already, and is kept")
+        return output
     file = workdir / "downloads" / published.file
     failures = []
     for address in () if file.exists() else addresses or published.addresses:

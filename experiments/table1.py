@@ -58,7 +58,9 @@ flags.DEFINE_enum("dataset", "scenes", ["scenes", "voc"], "What to attack them o
 flags.DEFINE_string("split", None, "Split to attack. Default: each network's own.")
 flags.DEFINE_string("data_dir", None, "Folder of VOC and SBD, extracted or not, for --dataset=voc.")
 flags.DEFINE_string("cache_dir", None, "Where prepared datasets lie. Default: ~/.cache/dag_jax.")
-flags.DEFINE_integer("canvas", None, "Scale images to this square. Default: as they are.", 32)
+flags.DEFINE_integer(
+    "canvas", None, "Scale images to this square. Default: as they are.", evaluation.MIN_CANVAS
+)
 flags.DEFINE_string("checkpoints", None, "Folder of <network>.safetensors to use instead.")
 flags.DEFINE_bool("miniature", True, "The small networks, or the full-size ones.")
 flags.DEFINE_list("image_ids", None, "Names of the images to use. Default: all of the split.")

@@ -58,7 +58,9 @@ flags.DEFINE_string("data_dir", None, "Folder of VOC and SBD, extracted or not, 
 flags.DEFINE_string("cache_dir", None, "Where prepared datasets lie. Default: ~/.cache/dag_jax.")
 flags.DEFINE_list("splits", None, "Splits to train on. Default: the network's.")
 flags.DEFINE_string("test_split", None, "Split to score on. Default: the network's.")
-flags.DEFINE_integer("canvas", None, "Scale images to this square; photographs need it.", 32)
+flags.DEFINE_integer(
+    "canvas", None, "Scale images to this square; photographs need it.", evaluation.MIN_CANVAS
+)
 flags.DEFINE_integer("steps", 700, "Updates.", 2)
 flags.DEFINE_integer("batch_size", 16, "Images of an update.", 1)
 flags.DEFINE_float("learning_rate", 4e-3, "Largest learning rate, cosine schedule.", 0)
@@ -259,6 +261,8 @@ def main(argv):
     settings |= {"splits": splits, "test_split": test_split}
     # 1. The network as it trains and as it ends, and the examples. All that can be wrong is read
     # before anything is written.
+    if FLAGS.initial:
+        store.load(FLAGS.initial)
     module = networks.build(FLAGS.network, miniature=FLAGS.miniature, batch_norm=FLAGS.batch_norm)
     final = networks.build(FLAGS.network, miniature=FLAGS.miniature)
     network = networks.Network(FLAGS.network, final, {}, FLAGS.miniature)

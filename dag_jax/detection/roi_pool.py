@@ -197,7 +197,7 @@ def pool_windows(windows, boxes, *, size: int, scale: float):
     empty = row_empty[:, :, None] | column_empty[:, None, :]
     table = windows.reshape(-1, channels)
     pooled = _gather_maxima(table, jnp.stack(rows), empty.reshape(-1))
-    return pooled.reshape(-1, size, size, channels)
+    return pooled.reshape(boxes.shape[0], size, size, channels)
 
 
 def roi_max_pool(features, boxes, *, size: int, scale: float):

@@ -18,7 +18,7 @@ from flax import linen as nn
 
 from dag_jax import detection
 from dag_jax.networks import layers, operations
-from dag_jax.networks.grids import pixels
+from dag_jax.networks.grids import pixels, poison
 from dag_jax.networks.rows import map_rows
 
 
@@ -118,7 +118,7 @@ class FasterRCNN(nn.Module):
         Returns:
           Ints and a float, or i32[] and f32[] where there is an `extent`.
         """
-        height, width = shape[-3:-1] if extent is None else extent
+        _, _, height, width = pixels(shape, extent)
         numerator, denominator = self._scale(height, width)
         sides = (_rounded_ratio(numerator * side, denominator) for side in (height, width))
         return tuple(sides), numerator / denominator
@@ -149,8 +149,8 @@ class FasterRCNN(nn.Module):
           f32[*B, h, w, channels].
 
         Raises:
-          ValueError: where `image` has not three channels, and for an extent where the network
-            resizes to no `canvas_shape`.
+          ValueError: where `image` has not three channels, for an extent where the network resizes
+            to no `canvas_shape`, and as `grids.pixels` says.
         """
         return self._map(image, train, extent).cells
 
@@ -159,16 +159,18 @@ class FasterRCNN(nn.Module):
         if image.ndim < 3 or image.shape[-1] != 3:
             raise ValueError(f"image has shape {image.shape}, expected [H, W, 3]")
         start = pixels(image.shape, extent)
-        image = start.cut(operations.subtract_mean(image, self.mean_rgb))
+        image = poison(start.cut(operations.subtract_mean(image, self.mean_rgb)), start)
         if self.resize is not None:
             shape, _ = self.canvas(image.shape, extent)
-            ratio = self._scale(start.rows, start.columns)
+            extent_read = start.rows, start.columns
+            ratio = self._scale(*extent_read)
             start = start._replace(rows=shape[0], columns=shape[1])
             if extent is not None:
                 if self.canvas_shape is None:
                     raise ValueError("an extent needs a network with a canvas_shape")
-                shape, extent = self.canvas_shape, tuple(extent)
-            image = start.cut(operations.resize(image, shape, ratio=ratio, extent=extent))
+                shape = self.canvas_shape
+            image = start.cut(operations.resize(image, shape, ratio=ratio, extent=extent_read))
+            image = poison(image, start)  # the canvas of another bucket
         return self.backbone(image, train, start)["stage5"]
 
     def rpn(self, features, train: bool = False):
@@ -224,8 +226,9 @@ class FasterRCNN(nn.Module):
     def classify(self, pooled, train: bool = False):
         """Classify pooled regions f32[N, P, P, channels]; the rest is as in `heads`."""
         x = self.fc_multiplier * self.fc6(pooled, train)
-        x = (self.fc_multiplier * self.fc7(x, train)).reshape(x.shape[0], -1)
-        return self.cls_score(x), self.bbox_pred(x).reshape(-1, self.num_classes, 4)
+        count = pooled.shape[0]  # it may be 0
+        x = (self.fc_multiplier * self.fc7(x, train)).reshape(count, self.fc_width)
+        return self.cls_score(x), self.bbox_pred(x).reshape(count, self.num_classes, 4)
 
     def anchors(self, shape: tuple[int, int]):
         """Return the anchors f32[h * w * A, 4] of a map of (h, w) cells, in canvas pixels."""

@@ -9,7 +9,7 @@ fcn8s-heavy-pascal, whose crop offsets follow from the geometry here.
 from flax import linen as nn
 
 from dag_jax.networks import layers, operations
-from dag_jax.networks.grids import pixels
+from dag_jax.networks.grids import pixels, poison
 
 # FCN's own mean of PASCAL VOC in grey levels (not VGG's 123.68, 116.779, 103.939).
 MEAN_RGB = (122.67891434, 116.66876762, 104.00698793)
@@ -57,14 +57,14 @@ class Fcn(nn.Module):
           f32[*B, H, W, C], pre-softmax.
 
         Raises:
-          ValueError: where the image is smaller than the network can see, and for an unknown name
-            in `dense`.
+          ValueError: where the image is smaller than the network can see, for an unknown name in
+            `dense`, and as `grids.pixels` says of an extent.
         """
         if unknown := set(self.dense) - set(self.upsamplings()):
             raise ValueError(f"dense has {sorted(unknown)}, there are {self.upsamplings()}")
         start = pixels(image.shape, extent)
-        image_less_mean = start.cut(operations.subtract_mean(image, self.mean_rgb))
-        maps = self.backbone(image_less_mean, train, start)
+        less_mean = start.cut(operations.subtract_mean(image, self.mean_rgb))
+        maps = self.backbone(poison(less_mean, start), train, start)
         x, grid = maps["stage5"]
         x = layers.PatchDense(self.fc_width, self.fc_size, batch_norm=self.batch_norm, name="fc6")(
             x, train

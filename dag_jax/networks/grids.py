@@ -8,10 +8,12 @@ alone would have goes with each map, layer by layer, and the cells beyond it are
 Shapes: `*B` no axis or one batch axis, `H W` cells of a map, `C` channels.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from dag_jax.networks import operations
@@ -86,6 +88,39 @@ def pixels(shape: tuple[int, ...], extent=None) -> Grid:
 
     Args:
       shape: (*B, H, W, C) of the image's array.
-      extent: i32[2], the rows and columns that are the image, at the top left; None for all.
+      extent: i32[2], the rows and columns that are the image, at the top left; None for all. It is
+        one image's: `vmap` gives each its own.
+
+    Raises:
+      ValueError: where `extent` is not two whole numbers, or, if they are known while tracing,
+        does not lie in the array.
     """
-    return Grid(1, 0, *(shape[-3:-1] if extent is None else extent))
+    if extent is None:
+        return Grid(1, 0, *shape[-3:-1])
+    if np.shape(extent) != (2,) or not jnp.issubdtype(jnp.result_type(extent), jnp.integer):
+        raise ValueError(
+            f"extent is {jnp.result_type(extent)}{list(np.shape(extent))}; it must be i32[2], the "
+            "rows and columns of one image"
+        )
+    if not isinstance(extent, jax.core.Tracer):
+        rows, columns = (int(side) for side in extent)
+        height, width = shape[-3:-1]
+        if not (1 <= rows <= height and 1 <= columns <= width):
+            raise ValueError(
+                f"extent {(rows, columns)} does not lie in an array of {height} x {width} pixels"
+            )
+        extent = np.int32([rows, columns])
+    return Grid(1, 0, *jnp.asarray(extent).astype(jnp.int32))
+
+
+def poison(x, grid: Grid):
+    """Return NaN where a grid does not lie in its array, f32[*B, H, W, C]; `x` where it does.
+
+    Traced numbers cannot raise; an attack that meets a NaN says so by its status.
+    """
+    sides = ((grid.rows, x.shape[-3]), (grid.columns, x.shape[-2]))
+    traced = [(side, most) for side, most in sides if not isinstance(side, int)]
+    if not traced:
+        return x
+    fits = [(side >= 1) & (side <= most) for side, most in traced]
+    return jnp.where(functools.reduce(jnp.logical_and, fits), x, jnp.nan)

@@ -90,7 +90,7 @@ class PatchDense(nn.Module):
         kernel = self.param("kernel", he, (size, size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         if height == width == 1:  # the patch is the map: a region's bins, say
-            patches = x.reshape(*x.shape[:-3], 1, 1, -1)
+            patches = x.reshape(*x.shape[:-3], 1, 1, size * size * x.shape[-1])
         else:
             patches = jnp.concatenate(
                 [

@@ -10,6 +10,7 @@ comparisons here.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 def _batched(function, x):
     """Call `function` on [B, H, W, C] and give back the batch axes that `x` had."""
-    y = function(x.reshape(-1, *x.shape[-3:]))
+    y = function(x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:]))
     return y.reshape(*x.shape[:-3], *y.shape[1:])
 
 

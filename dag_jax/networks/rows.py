@@ -22,8 +22,8 @@ def map_rows(function, shared, rows, *, chunk: int):
     `shared`'s gradient.
 
     Args:
-      function: (shared, rows) -> pytree of arrays of R rows; each row must depend on its own alone.
-        It closes over no traced array.
+      function: (shared, rows) -> pytree of float arrays of R rows; each row must depend on its own
+        alone. It closes over no traced array. Only its gradient is defined, and only once.
       shared: pytree of float arrays that all rows depend on; the leaves that are differentiated
         are the only ones that a gradient is computed for.
       rows: array of R rows. No gradient passes to it.
@@ -31,7 +31,12 @@ def map_rows(function, shared, rows, *, chunk: int):
 
     Returns:
       What `function` returns.
+
+    Raises:
+      ValueError: where `chunk` is less than 1.
     """
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}; it must be at least 1")
     shared, rows = jax.tree.map(jnp.asarray, (shared, rows))  # NumPy's have no traced rows
     if rows.shape[0] <= chunk:
         return function(shared, lax.stop_gradient(rows))

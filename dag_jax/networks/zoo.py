@@ -154,6 +154,12 @@ def unnamed(network: Network) -> Network:
     return dataclasses.replace(network, name="")
 
 
+@functools.lru_cache(maxsize=1024)
+def _check_size(module, shape):
+    """Let a network say, without computing anything, whether it can see an image of a shape."""
+    jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((*shape, 3), jnp.float32))
+
+
 def bucket(network: Network, shape: tuple[int, ...]):
     """Return the few shapes by which images of any size go through a network.
 
@@ -171,14 +177,20 @@ def bucket(network: Network, shape: tuple[int, ...]):
       shape: (H, W, ...) of an image.
 
     Returns:
-      (Network, (H', W')): the network to use, and the shape to pad the image to. Both are the same
-      for all images of a bucket.
+      (Network, (H', W')): the network to use, and the shape to pad the image to. Images are of one
+      bucket where both are the same: a detector of another bucket gives NaN where the image's
+      canvas does not fit into its own.
+
+    Raises:
+      ValueError: where the image is smaller than the network can see.
     """
 
     def raised(sides, step):
         return tuple(-(-side // step) * step for side in sides)
 
     height, width = shape[:2]
+    if not network.detects and min(height, width) < _BUCKET:
+        _check_size(network.module, (height, width))
     if not network.detects or network.module.resize is None:
         return network, raised((height, width), _BUCKET)
     (canvas, _), long = network.module.canvas((height, width, 3)), network.module.resize[1]

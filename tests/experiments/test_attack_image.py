@@ -183,7 +183,7 @@ def test_nothing_found_is_nothing_to_attack(launch, tmp_path):
         (("--target={tmp}/cut.jpg",), "cut.jpg (700 bytes) is"),
         (("--target={tmp}/map.png",), "map.png has 40 x 50 pixels, the upright photograph has 96"),
         (("--nominiature",), "--nominiature needs --checkpoint"),
-        (("--canvas=31",), "--canvas is 31; it is 0, or 32 or more"),
+        (("--canvas=47",), "--canvas is 47; it is 0, or 48 or more"),
         (("--step_size=0",), "step_size is 0"),
     ],
 )

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import dag_jax
 from dag_jax import datasets, metrics, networks
@@ -114,6 +115,75 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(run, launch):
     process = launch("table1", *flags, "--seed=1", fails=True)
     assert "other settings (seed)" in process.stderr
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory, cache):
+    """A VOC2012 of three photographs, each of a size of its own."""
+    year = tmp_path_factory.mktemp("voc") / "VOC2012"
+    for folder in ("JPEGImages", "Annotations", "SegmentationClass", "ImageSets/Segmentation"):
+        (year / folder).mkdir(parents=True)
+    source = datasets.open_dataset("scenes", "seg11valid", cache_dir=cache)
+    names = []
+    for index, (height, width) in enumerate([(100, 128), (120, 90), (96, 110)]):
+        example, name = source[index], f"2012_00000{index}"
+        Image.fromarray(example["image"][:height, :width]).save(year / f"JPEGImages/{name}.jpg")
+        mask = Image.fromarray(example["mask"][:height, :width, 0], "L")
+        mask.save(year / f"SegmentationClass/{name}.png")
+        objects = example["objects"]
+        items = "".join(
+            f"<object><name>{datasets.CLASS_NAMES[label]}</name><difficult>0</difficult><bndbox>"
+            f"<xmin>{x0 + 1:g}</xmin><ymin>{y0 + 1:g}</ymin><xmax>{x1 + 1:g}</xmax>"
+            f"<ymax>{y1 + 1:g}</ymax></bndbox></object>"
+            for label, (x0, y0, x1, y1) in zip(objects["label"], objects["boxes"], strict=True)
+            if x1 < width and y1 < height
+        )
+        (year / f"Annotations/{name}.xml").write_text(f"<annotation>{items}</annotation>")
+        names.append(name)
+    (year / "ImageSets/Segmentation/val.txt").write_text("\n".join(names) + "\n")
+    return year.parent
+
+
+def check_voc_run(workdir, networks_of_run):
+    """Assert that a table is whole, and of the three photographs at their own sizes."""
+    rows = json.loads((workdir / "table1.json").read_text())["rows"]
+    assert [row["network"] for row in rows] == networks_of_run
+    assert all(row["images"] == 3 for row in rows)
+    for name in networks_of_run:
+        with np.load(workdir / "perturbations" / f"{name}.npz") as perturbations:
+            shapes = {key: perturbations[key].shape for key in perturbations}
+        assert shapes == {
+            "2012_000000": (100, 128, 3),
+            "2012_000001": (120, 90, 3),
+            "2012_000002": (96, 110, 3),
+        }
+    return rows
+
+
+def test_photographs_keep_their_sizes(launch, voc, tmp_path):
+    workdir, names = tmp_path / "run", ["fcn_vgg", "fr_vgg_07"]
+    flags = ("--dataset=voc", f"--data_dir={voc}", "--split=voc2012_seg_val", "--max_steps=4")
+    launch("table1", *flags, f"--networks={','.join(names)}", f"--workdir={workdir}")
+    segmenter, detector = check_voc_run(workdir, names)
+    assert segmenter["orig"] > 2 * segmenter["advr"] or segmenter["steps_median"] == 4
+    assert segmenter["no_targets"] == 0 < segmenter["largest_change_median"] <= 2
+    assert detector["no_targets"] < 3
+
+
+def test_a_full_size_network_is_attacked_on_photographs(launch, voc, tmp_path):
+    network = networks.load("fcn_alex")
+    store.save(tmp_path / "fcn_alex.safetensors", network.parameters, {"network": "fcn_alex"})
+    workdir = tmp_path / "run"
+    launch(
+        "table1",
+        *("--nominiature", "--networks=fcn_alex", f"--checkpoints={tmp_path}", "--limit=0"),
+        *("--dataset=voc", f"--data_dir={voc}", "--split=voc2012_seg_val", "--max_steps=1"),
+        f"--workdir={workdir}",
+    )
+    (row,) = check_voc_run(workdir, ["fcn_alex"])
+    assert row["orig"] < 20  # random weights
+    assert "full-size networks on voc" in (workdir / "table1.md").read_text()
+    (tmp_path / "fcn_alex.safetensors").unlink()  # a quarter of a gigabyte
 
 
 @pytest.mark.parametrize(

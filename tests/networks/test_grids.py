@@ -122,8 +122,12 @@ def scores_and_gradient(score_fn, image, weights, *inputs):
     return scores, gradient
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["fcn_alex", "fcn_vgg", "mini fcn_alex", "mini fcn_vgg"])
+_SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("fcn_alex", "fcn_vgg", "mini fcn_alex")
+]
+
+
+@pytest.mark.parametrize("name", ["mini fcn_vgg", *_SLOW])
 def test_padding_changes_no_segmentation(name, rng, assert_equal):
     network = load(name)
     model, shape = networks.bucket(network, (64, 120))
@@ -208,6 +212,53 @@ def test_an_extent_needs_somewhere_to_lie():
     network = narrow("fr_zf_07")
     with pytest.raises(ValueError, match="canvas_shape"):
         networks.predict(network, np.zeros((90, 90, 3), np.float32), np.int32([50, 50]))
+
+
+@pytest.mark.parametrize(
+    ("extent", "message"),
+    [
+        (np.int32([60, 131]), r"extent \(60, 131\) does not lie in an array of 125 x 125 pixels"),
+        (np.int32([0, 60]), r"extent \(0, 60\)"),
+        (np.float32([60, 60]), r"extent is float32\[2\]; it must be i32\[2\]"),
+        (np.int32([[60, 60]]), r"extent is int32\[1, 2\]"),
+    ],
+)
+@pytest.mark.parametrize("name", ["fcn_vgg", "fr_vgg_07"])
+def test_a_wrong_extent_is_named(name, extent, message):
+    network = networks.load(name, miniature=True)
+    with pytest.raises(ValueError, match=message):
+        networks.predict(network, np.zeros((125, 125, 3), np.float32), extent)
+
+
+def test_an_extent_may_have_the_dtype_of_a_shape():
+    assert pixels((9, 8, 3), np.array([7, 6])) == pixels((9, 8, 3), np.int32([7, 6]))
+
+
+def test_an_image_that_is_too_small_is_named():
+    network = networks.load("fcn_vgg", miniature=True)
+    with pytest.raises(ValueError, match="the image is too small"):
+        networks.bucket(network, (40, 120))
+    assert networks.bucket(network, (48, 120))[1] == (125, 125)
+
+
+def test_what_lies_in_another_bucket_gives_nan():
+    # 90 x 150 pixels of canvas do not fit into 120 x 120, which only the traced numbers say.
+    network = narrow("fr_zf_07")
+    module = network.module.clone(canvas_shape=(120, 120))
+    model = dataclasses.replace(network, module=module)
+    score = jax.jit(
+        lambda image, extent: networks.score_fn(model, np.float32([[0, 0, 50, 50]]))(image, extent)
+    )
+    image = np.zeros((125, 125, 3), np.float32)
+    assert np.isfinite(score(image, np.int32([90, 100]))).all()
+    assert np.isnan(score(image, np.int32([66, 110]))).all()
+    assert np.isnan(score(image, np.int32([126, 120]))).all()
+
+
+def test_no_boxes_have_no_scores():
+    network = networks.load("fr_vgg_07", miniature=True)
+    score_fn = networks.score_fn(network, np.zeros((0, 4), np.float32))
+    assert jax.eval_shape(score_fn, jnp.zeros((64, 64, 3))).shape == (0, 21)
 
 
 @pytest.mark.slow
