@@ -206,6 +206,7 @@ def test_batch_equals_single_images(rng, attacked):
         np.testing.assert_allclose(alone.perturbation, batch.perturbation[i], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_step_can_be_differentiated(rng):
     weights, bias = linear_model(rng, scale=3e-4)
     image = rng.uniform(50, 200, (H, W, 3)).astype(np.float32)

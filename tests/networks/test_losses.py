@@ -172,6 +172,7 @@ def test_detection_loss_is_the_sum_of_its_terms_and_moves_every_weight(variables
             assert np.abs(leaf).max() > 0, name
 
 
+@pytest.mark.slow
 def test_descending_the_gradient_lowers_the_loss(variables, batch):
     params, first = variables["params"], None
     for _ in range(15):
@@ -181,6 +182,7 @@ def test_descending_the_gradient_lowers_the_loss(variables, batch):
     assert loss < 0.7 * first
 
 
+@pytest.mark.slow
 def test_batch_normalisation_sees_the_whole_batch(variables, batch):
     images = batch[0] * np.float32([1, 2, 3, 4]).reshape(4, 1, 1, 1)
     (_, (_, statistics)), _ = evaluate(variables, jax.random.key(1), images, *batch[1:])

@@ -181,6 +181,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow  # seconds each
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_take_little_time_and_memory(name):
     start = time.process_time()
