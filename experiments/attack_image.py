@@ -34,7 +34,7 @@ from PIL import Image
 import dag_jax
 from dag_jax import datasets, detection, metrics, networks
 from dag_jax.networks import zoo
-from experiments import evaluation, figures, images, rundir
+from experiments import console, evaluation, figures, images, rundir
 
 CANVAS = 128  # pixels: what the miniatures were trained at
 LONG_NAME = 24  # letters of a file's name that the panels have room for
@@ -174,7 +174,7 @@ def count_active(score_fn, image, targets, margin):
 def attack(score_fn, image, targets, *, max_steps, step_size, margin, label):
     """Attack one image with a progress bar of steps and active targets; return its `Attack`."""
     state = dag_jax.init(image, targets, max_steps=max_steps)
-    with evaluation.progress(total=max_steps, desc=label, unit="step") as bar:
+    with console.progress(total=max_steps, desc=label, unit="step") as bar:
         while int(state.attack.status) == dag_jax.Status.RUNNING:
             state = advance(score_fn, state, targets, step_size, margin)
             steps = int(state.attack.num_steps)
@@ -253,7 +253,7 @@ def listed(detections):
 
 def main(argv):
     """Read the photograph, ask the network, attack, save, read back, record."""
-    evaluation.start(argv)
+    console.start(argv)
 
     # 1. Everything that can be wrong is read before any work.
     if not (FLAGS.miniature or FLAGS.checkpoint):

@@ -21,7 +21,7 @@ from absl import app, flags
 
 import dag_jax
 from dag_jax import networks
-from experiments import evaluation, rundir
+from experiments import console, evaluation, rundir
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list(
@@ -91,7 +91,7 @@ def measure(name, *, miniature, size, iterations, pairs, proposals):
 
 def main(argv):
     """Measure each case and print a table."""
-    evaluation.start(argv)
+    console.start(argv)
     cases = [case.partition(":") for case in FLAGS.cases]
     for name, _, size in cases:
         if name not in networks.NAMES or size not in ("miniature", "full"):
@@ -105,7 +105,7 @@ def main(argv):
             pairs=FLAGS.pairs,
             proposals=FLAGS.proposals,
         )
-        for name, _, size in evaluation.progress(cases, desc="cases", unit="case")
+        for name, _, size in console.progress(cases, desc="cases", unit="case")
     ]
     workdir = pathlib.Path(FLAGS.workdir)
     workdir.mkdir(parents=True, exist_ok=True)

@@ -71,6 +71,7 @@ def crop(tree, shape, padded_shape):
     height, width = shape[:2]
 
     def cut(leaf):
-        return leaf[:height, :width] if leaf.shape[:2] == padded_shape else leaf
+        # A copy: a view would keep the padding in memory.
+        return leaf[:height, :width].copy() if leaf.shape[:2] == padded_shape else leaf
 
     return jax.tree.map(cut, tree)

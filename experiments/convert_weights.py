@@ -26,7 +26,7 @@ from absl import app, flags
 
 from dag_jax import networks
 from dag_jax.weights import convert
-from experiments import conversion, evaluation
+from experiments import console, conversion
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("network", None, networks.NAMES, "Which network the weights are of.")
@@ -42,7 +42,7 @@ flags.DEFINE_bool("list", False, "Only print what is in the files of --source, o
 
 def main(argv):
     """Convert the files that the flags name, or list what is in them."""
-    evaluation.start(argv)
+    console.start(argv)
     if FLAGS.list:
         if not FLAGS.source:
             raise app.UsageError("--list needs --source")

@@ -8,20 +8,16 @@ import functools
 import itertools
 import math
 import operator
-import os
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, logging
 from PIL import Image
-from tqdm import tqdm
 
 import dag_jax
 from dag_jax import datasets, metrics, networks
 from dag_jax.metrics.segmentation import VOID
-from experiments import buckets
+from experiments import buckets, console
 
 NUM_CLASSES = len(datasets.CLASS_NAMES)
 # The classes that the small VOC folder is made of; scores on it are given for these beside all.
@@ -53,53 +49,6 @@ _BATCH = 20  # images predicted at a time, if they are small
 _BATCH_PIXELS = 2**20  # pixels predicted at a time, if they are large
 _TARGETS = 32  # rows by which the longest list of targets is padded
 _LENGTHS = 512  # rows by which those are padded that are much shorter
-
-
-def start(argv) -> None:
-    """Set up a launch: float32 throughout, quiet logs, no stray arguments.
-
-    Accelerators multiply in bfloat16 or TF32 by default, which changes the number of steps.
-    """
-    logging.set_verbosity(logging.WARNING)
-    jax.config.update("jax_default_matmul_precision", "highest")
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument(s): {' '.join(argv[1:])}")
-
-
-def open_mesh() -> jax.sharding.Mesh:
-    """Return all devices of this process, a CPU being one for each core it may use.
-
-    XLA shares out one small convolution badly between cores: two devices of a core each attacked
-    the miniatures 2 to 3 times as fast as one of two cores. To be called before JAX does anything.
-    """
-    given = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not given and jax.config.jax_num_cpu_devices < 1:
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
-    return jax.make_mesh((jax.local_device_count(),), ("images",), devices=jax.local_devices())
-
-
-def progress(iterable=None, **options):
-    """Return a progress bar: what, how many, how long left."""
-    return tqdm(iterable, file=sys.stderr, mininterval=1.0, dynamic_ncols=True, **options)
-
-
-def markdown(rows, columns):
-    """Return rows as a Markdown table, padded so that it is also a table in a terminal.
-
-    Args:
-      rows: anything.
-      columns: pairs (name, function of a row that returns its text).
-    """
-    cells = [[name for name, _ in columns]] + [[text(row) for _, text in columns] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "| "
-        + " | ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        + " |"
-        for line in cells
-    ]
-    rule = "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def resize(example: dict, canvas: int) -> dict:
@@ -212,7 +161,9 @@ def predict(network, images, *, label=None) -> list:
     """
     predictions: list = [None] * len(images)
     shapes = [np.shape(image) for image in images]
-    with progress(total=len(images), desc=label, unit="image", disable=label is None) as bar:
+    with console.progress(
+        total=len(images), desc=label, unit="image", disable=label is None
+    ) as bar:
         for group in buckets.group(network, shapes):
             batch = min(len(group.rows), max(1, _BATCH_PIXELS // math.prod(group.shape)), _BATCH)
             for start in range(0, len(group.rows), batch):
@@ -352,7 +303,7 @@ def attack_examples(network, inputs, *, slots, label, mesh, **options) -> list:
       inputs: from `attack_inputs`.
       slots: images under way at a time on each device.
       label: what the bar is called.
-      mesh: from `open_mesh`.
+      mesh: from `console.open_mesh`.
       **options: of `dag_jax.attack_stream`.
 
     Returns:
@@ -376,7 +327,7 @@ def attack_examples(network, inputs, *, slots, label, mesh, **options) -> list:
                 targets = jax.tree.map(group.pad, targets)  # False where there is no image
             yield index, group.pad(image), targets, (*extra, *group.extent(image.shape))
 
-    with progress(total=len(inputs), desc=label, unit="image") as bar:
+    with console.progress(total=len(inputs), desc=label, unit="image") as bar:
         for group in itertools.chain.from_iterable(map(by_length, groups)):
             score_fn = networks.score_fn(group.network)
             shared = mesh.size * min(slots, -(-len(group.rows) // mesh.size))
@@ -385,7 +336,7 @@ def attack_examples(network, inputs, *, slots, label, mesh, **options) -> list:
             )
             for index, result in stream:
                 image = inputs[index][1]
-                # The image as it was given: an eighth of the memory, of thousands of images.
+                # The image as it was given, in whole grey levels: a quarter of the memory.
                 result = buckets.crop(result, image.shape, group.shape)
                 results[index] = dataclasses.replace(result, image=image)
                 bar.update()

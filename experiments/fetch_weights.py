@@ -13,7 +13,7 @@ import sys
 
 from absl import app, flags
 
-from experiments import evaluation, origins
+from experiments import console, origins
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("networks", [], "Which networks to fetch.")
@@ -25,7 +25,7 @@ flags.DEFINE_bool("miniature", False, "The small networks, of files of your own:
 
 def main(argv):
     """Fetch what the flags name."""
-    evaluation.start(argv)
+    console.start(argv)
     if FLAGS.list:
         print(origins.table(), end="")
         return

@@ -24,7 +24,7 @@ from PIL import Image
 
 import dag_jax
 from dag_jax import metrics, networks
-from experiments import evaluation, figures, rundir
+from experiments import console, evaluation, figures, rundir
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("fcn", "fcn_vgg", networks.NAMES, "The network that segments.")
@@ -52,7 +52,7 @@ def joint_scores(fcn, detector, boxes, image):
 
 def main(argv):
     """Attack images until one makes the figure; draw it."""
-    evaluation.start(argv)
+    console.start(argv)
     folder = FLAGS.checkpoints and pathlib.Path(FLAGS.checkpoints)
     fcn, detector = (
         networks.load(name, miniature=True, checkpoint=folder and folder / f"{name}.safetensors")
@@ -90,7 +90,7 @@ def main(argv):
     )
     best = None
     for example, (pixels, regions) in zip(
-        evaluation.progress(examples, desc="images tried", unit="image"), pairs, strict=True
+        console.progress(examples, desc="images tried", unit="image"), pairs, strict=True
     ):
         image = example["image"].astype(np.float32)
         score_fn = jax.tree_util.Partial(

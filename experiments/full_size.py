@@ -42,7 +42,7 @@ from PIL import Image
 
 from dag_jax import networks
 from dag_jax.networks import zoo
-from experiments import cost, evaluation, images, rundir
+from experiments import console, cost, evaluation, images, rundir
 
 ENVIRONMENT = "environment"  # the --case that measures nothing
 
@@ -206,12 +206,12 @@ def report(rows, settings):
         "largest: of r, in grey levels.",
     ]
     text = "\n".join(f"{note}  " for note in notes)
-    return f"# Cost of an attack ({kind})\n\n{text}\n\n{evaluation.markdown(rows, COLUMNS)}\n"
+    return f"# Cost of an attack ({kind})\n\n{text}\n\n{console.markdown(rows, COLUMNS)}\n"
 
 
 def main(argv):
     """Measure each case in a process of its own, print the table, write everything."""
-    evaluation.start(argv)
+    console.start(argv)
     # A compilation that another run left would be no compilation.
     jax.config.update("jax_enable_compilation_cache", False)
 
@@ -289,7 +289,7 @@ def main(argv):
     workdir = rundir.claim(FLAGS.workdir, settings)
     (workdir / "cases").mkdir(exist_ok=True)
     rows = []
-    with evaluation.progress(cases, unit="case") as bar:
+    with console.progress(cases, unit="case") as bar:
         for case in bar:
             bar.set_description(case)
             path = workdir / "cases" / f"{case}.json"

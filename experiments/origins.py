@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 import zipfile
 
-from experiments import conversion, evaluation
+from experiments import console, conversion, evaluation
 
 _SECONDS = 60  # without a byte, after which a server counts as gone
 _BLOCK = 1 << 20
@@ -168,7 +168,7 @@ def download(address: str, path, *, checksum: str | None = None) -> None:
         start = part.stat().st_size if resumed else 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
-        bar = evaluation.progress(
+        bar = console.progress(
             total=total, initial=start, desc=path.name, unit="B", unit_scale=True
         )
         with bar, open(part, "ab" if resumed else "wb") as file:

@@ -31,7 +31,7 @@ from absl import app, flags
 import dag_jax
 from dag_jax import metrics, networks
 from dag_jax.networks import zoo
-from experiments import buckets, evaluation, figures, rundir
+from experiments import buckets, console, evaluation, figures, rundir
 
 # ORIG, ADVR, PERM of Xie et al., ICCV 2017, table 1: full-size networks on PASCAL VOC.
 PAPER = {
@@ -233,7 +233,7 @@ def report(rows, settings):
     if not scenes:
         notes.append(f"The columns '7' average over {classes} alone.")
     text = "\n".join(f"{note}  " for note in notes)
-    return f"# Table 1 ({size}, {kind})\n\n{text}\n\n{evaluation.markdown(rows, columns)}\n"
+    return f"# Table 1 ({size}, {kind})\n\n{text}\n\n{console.markdown(rows, columns)}\n"
 
 
 def picture(network, examples, perturbations, rounded):
@@ -269,8 +269,8 @@ def picture(network, examples, perturbations, rounded):
 
 def main(argv):
     """Attack each network, print the table, write everything."""
-    evaluation.start(argv)
-    mesh = evaluation.open_mesh()
+    console.start(argv)
+    mesh = console.open_mesh()
     started = time.monotonic()
     unknown = [name for name in FLAGS.networks if name not in networks.NAMES]
     if unknown or not FLAGS.networks:

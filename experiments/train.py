@@ -35,7 +35,7 @@ from flax import serialization, traverse_util
 from dag_jax import datasets, networks
 from dag_jax.networks import layers, losses, zoo
 from dag_jax.weights import store
-from experiments import batches, evaluation, figures, rundir
+from experiments import batches, console, evaluation, figures, rundir
 
 # The lists of the paper, by network, and what each is tested on.
 SPLITS = {
@@ -239,7 +239,7 @@ def restore_state(path, state, settings):
 
 def main(argv):
     """Train, score, save."""
-    evaluation.start(argv)
+    console.start(argv)
     splits = FLAGS.splits or list(SPLITS[FLAGS.network])
     segments = FLAGS.network.startswith("fcn")
     test_split = FLAGS.test_split or ("seg11valid" if segments else "voc07_test")
@@ -329,7 +329,7 @@ def main(argv):
         else []
     )
     curve = [point for point in curve if point["step"] <= int(state.step)]
-    bar = evaluation.progress(total=FLAGS.steps, initial=int(state.step), desc=FLAGS.network)
+    bar = console.progress(total=FLAGS.steps, initial=int(state.step), desc=FLAGS.network)
     started, recent = time.monotonic(), []
     for step in range(int(state.step), FLAGS.steps):
         rng = np.random.default_rng([FLAGS.seed, step])
