@@ -51,8 +51,8 @@ def open_folder(path) -> epath.Path:
             path.exists()
     except (ImportError, KeyError, NotImplementedError) as error:
         raise ValueError(
-            f"{path} cannot be opened ({error}). A bucket is gs://, s3:// or az:// and needs gcsfs, "
-            "s3fs or adlfs, or TensorFlow"
+            f"{path} cannot be opened ({error}). A bucket is gs://, s3:// or az:// and needs "
+            "gcsfs, s3fs or adlfs, or TensorFlow"
         ) from error
     return path
 
@@ -192,9 +192,15 @@ def load_image(path: epath.Path, digest: str) -> np.ndarray:
 
 
 def load_json(path: epath.Path) -> dict:
-    """Return the dict in a JSON file; ValueError where it is none."""
-    with _undamaged(path):
+    """Return the dict in a JSON file; ValueError where it is none or not there."""
+    try:
         return dict(json.loads(path.read_text()))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file") from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}). Put it back as it was, or remove its folder"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -22,13 +22,10 @@ A folder is local, or gs://bucket/folder (s3://, az://), as in TFDS: see `files`
 Shapes: `H W` pixels.
 """
 
-import collections
 import contextlib
 import dataclasses
 import json
 import platform
-import re
-import urllib.parse
 from importlib import metadata
 
 import numpy as np
@@ -36,6 +33,7 @@ from etils import epath
 
 from experiments import files
 from experiments.files import write
+from experiments.layout import Entry, Layout
 
 FORMAT = "dag_jax results 1"
 MANIFEST = "manifest.json"
@@ -48,7 +46,6 @@ UNITS = {
     "seconds": "wall-clock seconds",
 }
 _MOST_NAMED = 5  # differing settings in one message
-_LONGEST_NAME = 230  # bytes of a file name; 255 is the limit of most systems, .tmp-... comes on top
 
 
 def environment() -> dict:
@@ -146,16 +143,6 @@ def saved_pixels(image, perturbation) -> np.ndarray:
     return np.rint(np.clip(perturbed, 0, 255)).astype(np.uint8)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Entry:
-    """An image that is done: the file that holds it, and what is said of it there."""
-
-    path: epath.Path
-    record: dict
-    pixels_sha256: str
-    seconds: float | dict | None = None  # in a part; a shard has its timings apart
-
-
 class Run:
     """What a folder of `Results` holds; see `read`.
 
@@ -163,7 +150,7 @@ class Run:
       folder: the folder.
       manifest: dict, what the results are of.
       keys: list of the images that are done, in the order of the run.
-      records: list of their records (dicts), in the order of `keys`.
+      records: list of their records, dicts that name the key, in the order of `keys`.
     """
 
     def __init__(self, folder):
@@ -171,10 +158,12 @@ class Run:
         self.manifest = files.load_json(self.folder / MANIFEST)
         if self.manifest.get("format") != FORMAT:
             raise ValueError(f"{self.folder} holds no '{FORMAT}', which Results writes")
-        layout = _Layout(self.folder, self.manifest["keys"], self.manifest["shard_size"])
+        layout = Layout(self.folder, self.manifest["keys"], self.manifest["shard_size"])
         found = layout.scan(range(layout.num_shards), whole=False)
         self.keys = [layout.keys[index] for index in sorted(found)]
-        self.records = [found[index].record for index in sorted(found)]
+        self.records = [
+            {"key": layout.keys[index]} | found[index].record for index in sorted(found)
+        ]
         self._layout = layout
         self._entries = {layout.keys[index]: entry for index, entry in found.items()}
 
@@ -239,7 +228,7 @@ class Results:
         if not 0 <= process < processes or shard_size < 1:
             raise ValueError(f"process {process} of {processes}, shards of {shard_size} images")
         self.folder = files.open_folder(folder)
-        self._layout = _Layout(self.folder, self.keys, shard_size)
+        self._layout = Layout(self.folder, self.keys, shard_size)
         own = {"format": FORMAT, "units": UNITS, "shard_size": shard_size, "keys": self.keys}
         claim(self.folder, manifest | own)
         self._shards = range(process, self._layout.num_shards, processes)
@@ -290,7 +279,7 @@ class Results:
             write(self._layout.image(key), files.pack_image(pixels))
             path = self._layout.part(index)
             write(path, part)  # after the image: a part says that all is there
-            self._entries[index] = _Entry(path, **said)
+            self._entries[index] = Entry(path, **said)
             self._done.add(index)
             self._compact(self._layout.shard_of(index))
 
@@ -325,16 +314,18 @@ class Results:
         """
         layout = self._layout
         found = layout.scan(range(layout.num_shards), whole=False)
-        done = [i for i in layout.with_image(found) if found[i].path.parent.name != "parts"]
-        if len(done) < len(self.keys):
+        done = layout.with_image(found)
+        parts = [index for index in done if found[index].path == layout.part(index)]
+        if len(done) < len(self.keys) or parts:
             raise ValueError(
                 f"{self.folder}: {len(self.keys) - len(done)} of {len(self.keys)} images are not "
-                "done, or their process has still to make a shard of them; the same command goes on"
+                f"done, and of {len(parts)} that are, their process has still to make the shard; "
+                "the same command goes on with them"
             )
-        records = [{"key": key} | found[i].record for i, key in enumerate(self.keys)]
+        records = [{"key": key} | found[index].record for index, key in enumerate(self.keys)]
         seconds = {}
         for shard in range(layout.num_shards):
-            seconds |= layout.timings(shard)
+            seconds |= layout.seconds(shard)
         timings = [{"key": key, "seconds": seconds.get(key)} for key in self.keys]
         with self._kept():
             for name, lines in (("records", records), ("timings", timings)):
@@ -392,91 +383,3 @@ class Results:
                 f"{error.strerror}. {len(self._done)} of the {len(self._own())} images of this "
                 "process are finished and kept; then the same command goes on with the rest",
             ) from error
-
-
-class _Layout:
-    """Where each image's files are, and what is in them."""
-
-    def __init__(self, folder, keys, shard_size):
-        self.folder, self.keys, self.shard_size = folder, keys, shard_size
-        self.num_shards = -(-len(keys) // shard_size)
-        if not keys:
-            raise ValueError(f"{folder}: there is no image to attack")
-        key, count = collections.Counter(keys).most_common(1)[0]
-        if count > 1:
-            raise ValueError(f"{folder}: there are {count} images of the id {key!r}")
-        for key in keys:  # __metadata__ is what safetensors calls something else
-            if key in ("", "__metadata__") or len(self.image(key).name) > _LONGEST_NAME:
-                raise ValueError(f"{folder}: an image id that can name no file: {key!r:.80}")
-
-    def indices(self, shard):
-        return range(len(self.keys))[shard * self.shard_size : (shard + 1) * self.shard_size]
-
-    def shard_of(self, index):
-        return index // self.shard_size if index in range(len(self.keys)) else None
-
-    def name(self, shard):
-        return f"{shard:05d}-of-{self.num_shards:05d}"
-
-    def image(self, key):
-        return self.folder / "images" / f"{urllib.parse.quote(key, safe='')}.png"
-
-    def part(self, index):
-        return self.folder / "parts" / f"{index:06d}.safetensors"
-
-    def paths(self, index):
-        return self.image(self.keys[index]), self.part(index)
-
-    def shard(self, shard):
-        return self.folder / "perturbations" / f"{self.name(shard)}.safetensors"
-
-    def timing(self, shard):
-        return self.folder / "timings" / f"{self.name(shard)}.json"
-
-    def scores(self, name, shard):
-        if not re.fullmatch(r"\w+", name) or shard not in range(self.num_shards):
-            raise ValueError(f"{self.folder} can have no scores {name!r} of shard {shard}")
-        return self.folder / "scores" / f"{name}-{self.name(shard)}.safetensors"
-
-    def seconds(self, shard):
-        """Return {key: seconds} of a shard; lost timings are worth no error."""
-        try:
-            return files.load_json(self.timing(shard))
-        except ValueError:
-            return {}
-
-    def with_image(self, indices):
-        """Return the set of those indices whose PNG is there."""
-        present = files.names_in(self.folder / "images")
-        return {index for index in indices if self.image(self.keys[index]).name in present}
-
-    def scan(self, shards, *, whole):
-        """Return {index: _Entry} of what is there; a part is newer than its shard.
-
-        With `whole`, perturbations and images are read and compared with their digests, too.
-        """
-        found, wrong = {}, []
-
-        def look(path, indices):
-            keys = [self.keys[index] for index in indices]
-            try:
-                said, _ = files.load(path, keys if whole else ())
-                found.update({i: _Entry(path, **said[self.keys[i]]) for i in indices})
-            except ValueError as error:
-                wrong.append(str(error))
-
-        parts, complete = (files.names_in(self.folder / d) for d in ("parts", "perturbations"))
-        for shard in shards:
-            if self.shard(shard).name in complete:
-                look(self.shard(shard), self.indices(shard))
-            for index in self.indices(shard):
-                if self.part(index).name in parts:
-                    look(self.part(index), [index])
-        for index in self.with_image(found) if whole else ():
-            try:
-                files.load_image(self.image(self.keys[index]), found[index].pixels_sha256)
-            except ValueError as error:
-                wrong.append(str(error))
-        if wrong:
-            raise ValueError("\n".join(wrong))
-        return found
