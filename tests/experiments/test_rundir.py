@@ -2,12 +2,15 @@
 
 import collections
 import errno
+import importlib.util
+import inspect
+import io
 import json
 import os
 import pathlib
 import random
 import re
-import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +22,7 @@ import pytest
 from PIL import Image
 
 import dag_jax
-from experiments import files, rundir
+from experiments import rundir
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MANIFEST = {"network": "fcn_alex", "weights_sha256": "ab", "margin": 0.0}
@@ -271,7 +274,7 @@ def test_two_processes_share_a_folder(whole, tmp_path):
     second.put("confusion", 1, {"counts": np.arange(6).reshape(2, 3).T, "flag": np.bool_(True)})
     with pytest.raises(ValueError, match="another process"):
         first.add(5, attack_of(5), record_of(5), 0.0)
-    with pytest.raises(ValueError, match="4 of 10 images are not done"):
+    with pytest.raises(ValueError, match="3 of 10 .* not done, and of 1 that are, their process"):
         first.finalise()
     # What the second is writing is not the first's to tidy up.
     partial = tmp_path / "run" / "images" / "000005.png.tmp-0123abcd"
@@ -333,7 +336,7 @@ def test_damage_is_named_and_made_good(whole, tmp_path, name, damage):
     assert str(error.value).startswith(f"{path} is damaged (")
     assert "Nothing was changed. Delete that file: the same command" in str(error.value)
     assert bytes_of(folder) == before
-    key = {SHARD: KEYS[4], PART: KEYS[9], PNG: KEYS[6]}[name]
+    key = {SHARD: KEYS[7], PART: KEYS[9], PNG: KEYS[6]}[name]
     with pytest.raises(ValueError, match=re.escape(f"{path} is damaged")):
         run = rundir.read(folder)
         run.perturbation(key), run.image(key)
@@ -415,23 +418,281 @@ def test_death_before_any_change_of_a_file(whole, tmp_path, die_at):
         add(results, results.todo())
         results.finalise()
         expected = expected or bytes_of(folder)
-        # A manifest that was never there leaves what it was being written as; all else is tidied.
         assert bytes_of(folder) == expected, moment
         if not died:
             break
     assert moment > 30 and not died
 
 
-CHILD = """
-import json, random, sys, time
-sys.path.insert(0, {tests!r})
-from test_rundir import add, open_results
-folder, seed, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+def in_child(script, *arguments, prefix=()):
+    """Start a script that has the functions above; it imports no JAX, so that it starts fast."""
+    shared = "\n\n".join(map(inspect.getsource, (attack_of, record_of, open_results, add)))
+    head = (
+        "import collections, errno, json, os, pathlib, random, resource, shutil, subprocess, sys\n"
+        "import time\n"
+        "import numpy as np\n"
+        "from experiments import rundir\n"
+        f"MANIFEST, KEYS = {MANIFEST!r}, {KEYS!r}\n"
+        "Attack = collections.namedtuple('Attack', 'image perturbation')\n"
+    )
+    command = [*prefix, sys.executable, "-c", f"{head}{shared}\n{script}", *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, **pipes)
+
+
+SLOW_RUN = """
+folder, seed, keys = sys.argv[1], int(sys.argv[2]), [str(number) for number in range(120)]
 rng = random.Random(seed)
 print("ready", flush=True)
-results = open_results(folder, [str(i) for i in range(count)])
+results = open_results(folder, keys)
 for index in results.todo():
-    time.sleep(rng.uniform(0, 0.01))
+    time.sleep(rng.uniform(0.005, 0.015))
     add(results, [index])
+    print(index, flush=True)
 results.finalise()
 """
+
+
+def finish(child):
+    """Return what a child printed."""
+    stdout, stderr = child.communicate(timeout=120)
+    assert child.returncode == 0, stderr
+    return stdout
+
+
+def test_killed_at_ten_random_moments(tmp_path):
+    rng = random.Random(0)
+    finish(in_child(SLOW_RUN, tmp_path / "whole", 0))
+    done = [0]
+    for kill in range(10):
+        with in_child(SLOW_RUN, tmp_path / "run", kill) as child:
+            for _ in range(1 + rng.choice([0, 3, 6, 9])):  # with 0, while it is opened
+                assert child.stdout.readline(), child.stderr.read()
+            time.sleep(rng.uniform(0, 0.02))
+            child.kill()
+        assert child.returncode == -signal.SIGKILL, "it was done before it was killed"
+        if (tmp_path / "run" / "manifest.json").exists():
+            done.append(len(rundir.read(tmp_path / "run").keys))
+    assert done == sorted(done) and len(set(done)) > 4 and done[-1] < 120, done
+    finish(in_child(SLOW_RUN, tmp_path / "run", 10))
+    assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "whole")
+
+
+TROUBLE = """
+trouble, folder, out = sys.argv[1], pathlib.Path(sys.argv[2]), sys.argv[3]
+
+def mount(*options):
+    subprocess.run(["mount", *options, str(folder)], check=True)
+
+def begin():
+    if trouble == "limited":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, resource.RLIM_INFINITY))
+    elif trouble == "read-only":
+        mount("-o", "remount,ro")
+
+def end():
+    if trouble == "limited":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+    else:
+        mount("-o", "remount,rw,size=1m")
+
+if trouble != "limited":
+    mount("-t", "tmpfs", "-o", "size=56k" if trouble == "full" else "size=1m", "none")
+results = open_results(folder / "run")
+add(results, [5, 0])
+begin()
+finished, error = [0, 5], None
+for index in [1, 2, 3, 4, 6, 7, 8]:
+    try:
+        add(results, [index])
+        finished.append(index)
+    except OSError as found:
+        error = found
+        break
+left = [path.name for path in folder.rglob("*.tmp-*")]
+kept = [int(key) for key in rundir.read(folder / "run").keys]
+end()
+results = open_results(folder / "run")
+todo = results.todo()
+add(results, todo)
+results.finalise()
+shutil.copytree(folder / "run", out)
+print(json.dumps([finished, error.errno, str(error), left, kept, todo]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("trouble", "number", "reason"),
+    [
+        ("full", errno.ENOSPC, "No space left on device (make room on that disk)"),
+        ("read-only", errno.EROFS, "Read-only file system (make it writable)"),
+        ("limited", errno.EFBIG, "File too large (raise the limit on the size of a file)"),
+    ],
+)
+def test_a_folder_that_cannot_be_written(whole, tmp_path, trouble, number, reason):
+    prefix, folder = [], tmp_path / "disk"
+    folder.mkdir()
+    if trouble != "limited":
+        prefix = ["unshare", "--map-root-user", "--mount"]
+        probe = [*prefix, "mount", "-t", "tmpfs", "none", folder]
+        if not shutil.which("unshare") or subprocess.run(probe, capture_output=True).returncode:
+            pytest.skip("this user can mount no file system of its own")
+    stdout = finish(in_child(TROUBLE, trouble, folder, tmp_path / "out", prefix=prefix))
+    finished, found, message, left, kept, todo = json.loads(stdout)
+    assert found == number and str(folder / "run") in message and reason in message
+    # Where the shard was too much, its last image is kept in a part, though add() raised.
+    assert set(kept) >= set(finished) and len(kept) - len(finished) == (trouble == "limited")
+    assert f"{len(kept)} of the 10 images of this process are finished and kept; " in message
+    assert left == [] and todo == sorted(set(range(10)) - set(kept))
+    assert 2 <= len(kept) < 9 and bytes_of(tmp_path / "out") == bytes_of(whole)
+
+
+def test_a_full_disk_at_any_write(whole, tmp_path, monkeypatch):
+    fsync = os.fsync
+    for moment in range(6, 27, 2):
+        left = [moment]
+
+        def full(file, left=left):
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            fsync(file)
+
+        folder = tmp_path / f"run{moment}"
+        monkeypatch.setattr(os, "fsync", full)
+        results = open_results(folder)
+        with pytest.raises(OSError, match=r"cannot be written: No space left .* finished and kept"):
+            add(results, results.todo())
+            results.finalise()
+        monkeypatch.setattr(os, "fsync", fsync)
+        assert not list(folder.rglob("*.tmp-*"))
+        add(results, results.todo())  # and the same object goes on
+        open_results(folder).finalise()
+        assert bytes_of(folder) == bytes_of(whole)
+
+
+def test_a_folder_that_is_gone(tmp_path):
+    results = open_results(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match="its folder is gone") as error:
+        add(results, [0])
+    assert "kept" not in str(error.value)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file/run cannot be written: Not a directory"):
+        rundir.claim(tmp_path / "file" / "run", {})
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """The objects of s3://, which epath opens by fsspec; they are in memory, and whole or not."""
+    if importlib.util.find_spec("tensorflow"):
+        pytest.skip("with TensorFlow installed, epath opens buckets by it and not by fsspec")
+    fsspec = pytest.importorskip("fsspec")
+    objects = {}
+
+    class Upload(io.BytesIO):
+        def close(self):
+            if not self.closed:
+                objects[self.name] = self.getvalue()
+            super().close()
+
+    class Bucket(fsspec.AbstractFileSystem):
+        protocol, cachable = "s3", False
+
+        def _open(self, path, mode="rb", **kwargs):
+            if mode != "rb":
+                file = Upload()
+                file.name = path
+                return file
+            if path not in objects:
+                raise FileNotFoundError(path)
+            return io.BytesIO(objects[path])
+
+        def ls(self, path, detail=True, **kwargs):
+            path = self._strip_protocol(path).rstrip("/")
+            found = {}
+            for name in objects:
+                if name == path:
+                    found[name] = "file"
+                elif name.startswith(path + "/"):
+                    child, _, deeper = name[len(path) + 1 :].partition("/")
+                    found[f"{path}/{child}"] = "directory" if deeper else "file"
+            if not found:
+                raise FileNotFoundError(path)
+            rows = [
+                {"name": n, "type": kind, "size": len(objects.get(n, b""))}
+                for n, kind in found.items()
+            ]
+            return rows if detail else list(found)
+
+        def rm_file(self, path):
+            del objects[path]
+
+    fsspec.register_implementation("s3", Bucket, clobber=True)
+    from etils.epath import backend
+
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    yield objects
+    backend.fsspec_backend._get_filesystem.cache_clear()
+
+
+def test_a_bucket_holds_the_same_bytes(bucket, whole):
+    folder = "s3://bucket/runs/fcn_alex"
+    results = open_results(folder, process=1, processes=2)
+    add(results, [6, 4])
+    results.put("confusion", 1, {"counts": np.arange(3)})
+    assert bucket.keys() == {
+        f"bucket/runs/fcn_alex/{name}"
+        for name in ("manifest.json", "images/000004.png", "images/000006.png")
+        + ("parts/000004.safetensors", "parts/000006.safetensors")
+        + ("scores/confusion-00001-of-00003.safetensors",)
+    }
+    np.testing.assert_array_equal(results.get("confusion", 1)["counts"], np.arange(3))
+    run = rundir.read(folder)
+    assert run.keys == [KEYS[4], KEYS[6]]
+    results = open_results(folder)
+    assert results.has("confusion", 1) and not results.has("confusion", 0)
+    assert results.todo() == [0, 1, 2, 3, 5, 7, 8, 9]
+    add(results, results.todo())
+    results.finalise()
+    found = {name.removeprefix("bucket/runs/fcn_alex/"): bucket[name] for name in bucket}
+    left = {name for name in found if not name.startswith(("timings", "scores"))}
+    assert {name: found[name] for name in left} == bytes_of(whole)
+    run = rundir.read(folder)
+    for index, key in enumerate(KEYS):
+        np.testing.assert_array_equal(run.perturbation(key), attack_of(index).perturbation)
+        np.testing.assert_array_equal(run.image(key), rundir.read(whole).image(key))
+    with pytest.raises(ValueError, match="other settings"):
+        open_results(folder, KEYS[:9])
+    with pytest.raises(ValueError, match="not empty"):
+        rundir.claim("s3://bucket/runs", {})
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, flip_record, empty])
+def test_damage_in_a_bucket_is_named(bucket, damage):
+    add(open_results("s3://bucket/run"), [0, 1, 2, 3])
+    name = "bucket/run/perturbations/00000-of-00003.safetensors"
+    bucket[name] = damage(bucket[name])
+    with pytest.raises(ValueError, match=f"s3://{name} is damaged"):
+        open_results("s3://bucket/run")
+
+
+def test_a_bucket_that_cannot_be_written(bucket, monkeypatch):
+    results = open_results("s3://bucket/run")
+    add(results, [0, 1])
+
+    def refuse(path, data):
+        raise RuntimeError("403: quota")  # a client's own exception
+
+    monkeypatch.setattr(type(results.folder), "write_bytes", refuse)
+    with pytest.raises(OSError, match=r"s3://bucket/run/.* 403: quota\. 2 of the 10 images"):
+        add(results, [2])
+
+
+def test_a_bucket_that_nothing_can_open():
+    if any(map(importlib.util.find_spec, ("gcsfs", "tensorflow"))):
+        pytest.skip("gcsfs or TensorFlow is installed, and would go to the network")
+    with pytest.raises(ValueError, match="gs://bucket/run cannot be opened .* needs gcsfs"):
+        rundir.claim("gs://bucket/run", {})
+    with pytest.raises(ValueError, match="ftp://bucket/run cannot be opened .* A bucket is gs://"):
+        rundir.read("ftp://bucket/run")
