@@ -161,9 +161,7 @@ class Run:
         layout = Layout(self.folder, self.manifest["keys"], self.manifest["shard_size"])
         found = layout.scan(range(layout.num_shards), whole=False)
         self.keys = [layout.keys[index] for index in sorted(found)]
-        self.records = [
-            {"key": layout.keys[index]} | found[index].record for index in sorted(found)
-        ]
+        self.records = [found[index].record for index in sorted(found)]
         self._layout = layout
         self._entries = {layout.keys[index]: entry for index, entry in found.items()}
 
@@ -259,7 +257,8 @@ class Results:
         Args:
           index: of the image in `keys`.
           attack: a `dag_jax.Attack`, its image f32 or u8[H, W, 3].
-          record: what JSON can hold and another run of the same would say again.
+          record: what JSON can hold and another run of the same would say again; its entry "key"
+            is the image's id, whatever it says.
           seconds: what it took: a number, or a dict of numbers.
 
         Raises:
@@ -269,6 +268,7 @@ class Results:
         if self._layout.shard_of(index) not in self._shards:
             raise ValueError(f"image {index} is of another process, or not of these results")
         key = self.keys[index]
+        record = record | {"key": key}
         try:
             pixels = saved_pixels(attack.image, attack.perturbation)
             said = {"record": record, "pixels_sha256": files.sha256(pixels), "seconds": seconds}
@@ -322,7 +322,7 @@ class Results:
                 f"done, and of {len(parts)} that are, their process has still to make the shard; "
                 "the same command goes on with them"
             )
-        records = [{"key": key} | found[index].record for index, key in enumerate(self.keys)]
+        records = [found[index].record for index in range(len(self.keys))]
         seconds = {}
         for shard in range(layout.num_shards):
             seconds |= layout.seconds(shard)
