@@ -109,8 +109,7 @@ def main(argv):
     ]
     workdir = pathlib.Path(FLAGS.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    content = {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "rows": rows}
-    content["machine"] = platform.machine()
+    content = rundir.environment() | {"machine": platform.machine(), "rows": rows}
     rundir.write(workdir / "benchmark.json", json.dumps(content, indent=2) + "\n")
     print(f"{'case':34} {'engine ms':>10} {'bare ms':>10} {'ratio':>7}  range")
     for row in rows:

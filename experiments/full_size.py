@@ -35,7 +35,6 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 from absl import app, flags
 from PIL import Image
@@ -96,16 +95,10 @@ def scale(pixels, size):
 
 def environment():
     """Return what figures depend on beside the settings."""
-    device = jax.devices()[0]
-    return {
-        "platform": device.platform,
-        "device": device.device_kind,
+    return rundir.environment() | {
         "devices": jax.device_count(),
         "cores": len(os.sched_getaffinity(0)),
         "machine": platform.machine(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
     }
 
 
@@ -191,8 +184,8 @@ def report(rows, settings):
     random = None in settings["weights_sha256"].values()
     notes = [
         f"{kind.capitalize()}, {'random weights' if random else 'weights of checkpoints'}. Device: "
-        f"{found['device']}; CPU cores: {found['cores']}; jax {found['jax']}, Python "
-        f"{found['python']}.",
+        f"{found['device']}; CPU cores: {found['cores']}; jax {found['versions']['jax']}, Python "
+        f"{found['versions']['python']}.",
         "active: targets whose gradient is taken; by a margin that no label loses by, these are "
         "all. The second row of a detector: the same program with every twentieth target active.",
         "iteration s: median (range), one iteration a call of the compiled loop. image: its "
