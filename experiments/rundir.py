@@ -115,6 +115,12 @@ def claim(workdir, manifest: dict) -> epath.Path:
     return workdir
 
 
+def folders_in(workdir, name) -> set[str]:
+    """Return the names of the folders of a run, if it is there, that have a file of this name."""
+    workdir = files.open_folder(workdir)
+    return {one for one in files.names_in(workdir) if (workdir / one / name).exists()}
+
+
 def _leaves(value, name=""):
     """Yield ('a.b', JSON of the leaf) of nested dicts and lists."""
     for key, one in value.items() if isinstance(value, dict) else enumerate(value):
@@ -205,6 +211,7 @@ class Results:
     Attributes:
       folder: the folder.
       keys: list of all images.
+      num_shards: number of shards, all processes'.
 
     Args:
       folder: a folder of these results alone; it is made.
@@ -227,6 +234,7 @@ class Results:
             raise ValueError(f"process {process} of {processes}, shards of {shard_size} images")
         self.folder = files.open_folder(folder)
         self._layout = Layout(self.folder, self.keys, shard_size)
+        self.num_shards = self._layout.num_shards
         own = {"format": FORMAT, "units": UNITS, "shard_size": shard_size, "keys": self.keys}
         claim(self.folder, manifest | own)
         self._shards = range(process, self._layout.num_shards, processes)
