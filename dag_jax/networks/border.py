@@ -21,7 +21,8 @@ from jax import lax
 from dag_jax.networks import operations
 from dag_jax.networks.grids import Grid, Map
 
-# A window above this part of its map is left: reading its neighbours costs more than it saves.
+# A window above this part of its map is left: on CPU, anything from 0.75 to 0.9 is as fast, for
+# miniatures, too, and reading the neighbours of a larger one costs what it saves.
 _WORTH = 0.85
 
 
