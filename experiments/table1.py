@@ -8,13 +8,17 @@
     python -m experiments.table1 --nominiature --dataset=voc --data_dir=VOCdevkit --limit=0 \
         --checkpoints=runs/weights       the paper's own table: full-size networks, all of its lists
 
-Photographs keep their sizes unless --canvas scales them: they go through a few compiled shapes, by
-padding that changes no score. A thousand images take about 3 GB of memory beside the networks.
+    python -m experiments.table1 --distributed ...      one of many processes: see BUILD.md
 
-Results go to --workdir: table1.md, table1.json, figure1.png, and for each network a record per
-image (records/), the perturbations by image id (perturbations/) and its row (rows/). The same
-command goes on where a killed one stopped, and --networks adds rows to those that are there; a
-folder with results of other settings is refused.
+Photographs keep their sizes unless --canvas scales them: they go through a few compiled shapes, by
+padding that changes no score.
+
+Results go to --workdir: table1.md, table1.json, figure1.png, and for each network a folder of what
+was attacked (for detectors a second one, with margin 0): its manifest, a record for each image, the
+perturbations, the adversarial images as PNG, and its row. `experiments.rundir.read` reads one. An
+image is kept as soon as it is finished: whatever kills a launch, the same command goes on with the
+next image, and ends with the same files. --networks adds rows to those that are there; one with
+results of other settings, weights, versions or devices is refused.
 """
 
 import hashlib
@@ -48,7 +52,7 @@ TEST_SPLITS = {False: "seg11valid", True: "voc07_test"}
 SLOTS = {"cpu": 2}  # a core gains nothing from more lanes, and the last images waste fewer
 SHOWN_OF = 100  # images that the one in the picture is chosen from
 # Flags that change no row; whose weights a row is of, it says itself.
-UNRECORDED = ("networks", "checkpoints", "cache_dir", "slots", "workdir")
+UNRECORDED = ("networks", "checkpoints", "cache_dir", "slots", "workdir", "data_dir")
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("networks", list(networks.NAMES), "Networks to attack.")
@@ -67,6 +71,12 @@ flags.DEFINE_integer("max_steps", None, "M_0. Default: 200 for FCN, 150 for dete
 flags.DEFINE_float("step_size", 0.5, "gamma, grey levels.")
 flags.DEFINE_float("margin", None, "Logits a label must lose by. Default: 0 FCN, 3 detectors.")
 flags.DEFINE_bool("rounded", False, "Attack the image as it will be saved, in whole grey levels.")
+flags.DEFINE_enum(
+    "precision",
+    "float32",
+    networks.PRECISIONS,
+    "In which networks multiply; scores and perturbation are float32.",
+)
 flags.DEFINE_integer("seed", 0, "Seed of adversarial labels and permutations.")
 flags.DEFINE_integer(
     "slots", None, "Images at a time on each device. Default: 2 CPU, 16 others.", 1
@@ -239,7 +249,9 @@ def main(argv):
         for name in names
     }
     loaded = {
-        name: networks.load(name, miniature=FLAGS.miniature, checkpoint=path)
+        name: networks.load(
+            name, miniature=FLAGS.miniature, checkpoint=path, precision=FLAGS.precision
+        )
         for name, path in paths.items()
     }
     examples = {}

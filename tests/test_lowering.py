@@ -54,3 +54,25 @@ def test_the_compiled_engine_lowers_for_tpu_and_cuda(name):
     shapes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(states[0])]
     out = [(aval.shape, aval.dtype) for aval in exported.out_avals]
     assert out == [*shapes, ((1, 2), jnp.int32)]
+
+
+def flops(function, *arguments):
+    return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fcn_vgg", "fcn_alex"])
+def test_an_iteration_is_a_forward_and_a_gradient_of_the_image(name):
+    network = whole_network(name)
+    labels = np.zeros((SIZE, SIZE), np.int32)
+    targets = dag_jax.make_targets(labels, labels + 1)
+    image = np.full((SIZE, SIZE, 3), 99, np.float32)
+    score_fn = structs(networks.score_fn(network))
+    state = dag_jax.init(image, targets, max_steps=200)
+
+    def loss(score_fn, image):
+        return dag_jax.margin_loss(score_fn(image), targets).sum()
+
+    least = flops(jax.value_and_grad(loss, argnums=1), score_fn, image)
+    ours = flops(lambda score_fn, state: dag_jax.step(score_fn, state, targets), score_fn, state)
+    assert ours <= 1.05 * least

@@ -2,6 +2,7 @@
 
 from dag_jax.networks.zoo import (
     NAMES,
+    PRECISIONS,
     Network,
     bucket,
     bucket_score_fn,
@@ -15,6 +16,7 @@ from dag_jax.networks.zoo import (
 
 __all__ = [
     "NAMES",
+    "PRECISIONS",
     "Network",
     "bucket",
     "bucket_score_fn",

@@ -1,5 +1,6 @@
 """Launches are run as their users run them: in a process of their own, from the project's root."""
 
+import functools
 import os
 import pathlib
 import signal
@@ -32,7 +33,11 @@ def launch(cache):
             command.append(f"--cache_dir={cache}")
         options = {"cwd": ROOT, "env": os.environ | {"JAX_PLATFORMS": "cpu"}, "text": True}
         if kill_at is not None:
-            process = subprocess.Popen(command, stderr=subprocess.DEVNULL, **options)
+            # A shell's background jobs ignore Ctrl-C, and hand that down.
+            listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+            process = subprocess.Popen(
+                command, stderr=subprocess.DEVNULL, preexec_fn=listen, **options
+            )
             while not kill_at.exists():
                 assert process.poll() is None, f"ended before it wrote {kill_at}"
                 time.sleep(0.01)
