@@ -29,6 +29,7 @@ NAMES = (
     "fr_vgg_07",
     "fr_vgg_0712",
 )
+PRECISIONS = ("float32", "bfloat16")
 CHECKPOINTS = pathlib.Path(__file__).parent / "checkpoints"
 _BUCKET = 125  # pixels: a quarter of the longest side that VOC's images have
 _ANY_IMAGE = (128, 128, 3)  # parameters do not depend on the image's size
@@ -109,7 +110,14 @@ def build(name: str, *, miniature: bool = False, batch_norm: bool = False) -> nn
     return FasterRCNN(backbones.Vgg16(pooled=pooled, **widths, **norm), **detector_small, **norm)
 
 
-def load(name: str, *, miniature: bool = False, checkpoint=None, seed: int = 0) -> Network:
+def load(
+    name: str,
+    *,
+    miniature: bool = False,
+    checkpoint=None,
+    seed: int = 0,
+    precision: str = "float32",
+) -> Network:
     """Load a network.
 
     Args:
@@ -117,15 +125,23 @@ def load(name: str, *, miniature: bool = False, checkpoint=None, seed: int = 0) 
       miniature: whether to load the small one, whose trained checkpoint ships with the package.
       checkpoint: path of a safetensors file of ours to read instead.
       seed: of the random parameters that a full-size network has without a checkpoint.
+      precision: one of `PRECISIONS`, in which convolutions and fully connected layers multiply;
+        the first one, which sees the image, and a detector's last ones are float32 in both, as are
+        sums, scores, boxes and parameters.
 
     Returns:
       Network.
 
     Raises:
-      ValueError: for an unknown name, and for a checkpoint that is missing, damaged or of another
-        network.
+      ValueError: for an unknown name or precision, and for a checkpoint that is missing, damaged
+        or of another network.
     """
+    if precision not in PRECISIONS:
+        known = ", ".join(PRECISIONS)
+        raise ValueError(f"unknown precision {precision!r}; the known ones are {known}")
     module = build(name, miniature=miniature)
+    if precision != "float32":
+        module = module.clone(backbone=module.backbone.clone(dtype=precision))
     init = functools.partial(module.init, jax.random.key(seed))
     image = jax.ShapeDtypeStruct(_ANY_IMAGE, jnp.float32)
     if checkpoint is None and miniature:
