@@ -137,8 +137,9 @@ def load(
       miniature: whether to load the small one, whose trained checkpoint ships with the package.
       checkpoint: path of a safetensors file of ours to read instead.
       seed: of the random parameters that a full-size network has without a checkpoint.
-      precision: as in `build`: "float32", or "bfloat16", which accelerators multiply faster and
-        which moves scores by about a hundredth of their range.
+      precision: one of `PRECISIONS`, in which convolutions and fully connected layers multiply;
+        the first one, which sees the image, and a detector's last ones are float32 in both, as are
+        sums, scores, boxes and parameters.
 
     Returns:
       Network.
@@ -147,7 +148,12 @@ def load(
       ValueError: for an unknown name or precision, and for a checkpoint that is missing, damaged
         or of another network.
     """
-    module = build(name, miniature=miniature, precision=precision)
+    if precision not in PRECISIONS:
+        known = ", ".join(PRECISIONS)
+        raise ValueError(f"unknown precision {precision!r}; the known ones are {known}")
+    module = build(name, miniature=miniature)
+    if precision != "float32":
+        module = module.clone(backbone=module.backbone.clone(dtype=precision))
     init = functools.partial(module.init, jax.random.key(seed))
     image = jax.ShapeDtypeStruct(_ANY_IMAGE, jnp.float32)
     if checkpoint is None and miniature:

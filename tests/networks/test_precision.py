@@ -38,7 +38,13 @@ def scores_and_gradient(name, precision):
 COSINES = {"fcn_alex": 0.98, "fcn_vgg": 0.94, "fr_zf_07": 0.98, "fr_vgg_07": 0.94}
 
 
-@pytest.mark.parametrize(("name", "cosine"), COSINES.items())
+@pytest.mark.parametrize(
+    ("name", "cosine"),
+    [
+        pytest.param(*case, marks=() if case[0] in ("fcn_vgg", "fr_zf_07") else pytest.mark.slow)
+        for case in COSINES.items()
+    ],
+)
 def test_bfloat16_is_close(name, cosine):
     network, scores, gradient = scores_and_gradient(name, "bfloat16")
     _, expected, expected_gradient = scores_and_gradient(name, "float32")
