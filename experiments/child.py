@@ -9,6 +9,8 @@ import sys
 import jax
 import jaxlib
 
+from experiments import console
+
 
 def environment() -> dict:
     """Return what figures depend on beside the settings."""
@@ -17,7 +19,7 @@ def environment() -> dict:
         "platform": device.platform,
         "device": device.device_kind,
         "devices": jax.device_count(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": console.cores(),
         "machine": platform.machine(),
         "python": platform.python_version(),
         "jax": jax.__version__,
@@ -37,9 +39,7 @@ def call(launch: str, case: str, **variables: str):
       RuntimeError: where the child fails; what it says itself stands above.
     """
     command = [sys.executable, "-m", f"experiments.{launch}", *sys.argv[1:], f"--case={case}"]
-    process = subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, env=os.environ | variables
-    )
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=os.environ | variables)
     if process.returncode < 0:
         raise RuntimeError(
             f"{case}: its process was ended by signal {-process.returncode}; 9 is most often a "

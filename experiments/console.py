@@ -19,6 +19,11 @@ def start(argv) -> None:
         raise app.UsageError(f"unexpected argument(s): {' '.join(argv[1:])}")
 
 
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def open_mesh() -> jax.sharding.Mesh:
     """Return all devices of this process, a CPU being one for each core it may use.
 
@@ -27,7 +32,7 @@ def open_mesh() -> jax.sharding.Mesh:
     """
     given = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not given and jax.config.jax_num_cpu_devices < 1:
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", cores())
     return jax.make_mesh((jax.local_device_count(),), ("images",), devices=jax.local_devices())
 
 

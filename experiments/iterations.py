@@ -182,10 +182,7 @@ def curves(*, lanes, sizes, counts, repeats, miniature, size):
         *(("lanes", name, True, size, None, lane, repeats) for name in fcns for lane in lanes),
         *(("lanes", name, False, size, None, lane, 0) for name in fcns for lane in lanes),
         *(("sizes", name, miniature, side, None, 1, repeats) for name in fcns for side in sizes),
-        *(
-            ("proposals", "fr_vgg_07", miniature, size, count, 1, repeats)
-            for count in counts
-        ),
+        *(("proposals", "fr_vgg_07", miniature, size, count, 1, repeats) for count in counts),
     ]
     if miniature:  # nothing of full size, not even its memory
         cases = [case for case in cases if case[2]]
@@ -193,8 +190,6 @@ def curves(*, lanes, sizes, counts, repeats, miniature, size):
     for curve, name, small, side, count, lane, times in console.progress(
         cases, desc="scaling", position=1, leave=False
     ):
-        point = cost(
-            name, miniature=small, size=side, proposals=count, lanes=lane, repeats=times
-        )
+        point = cost(name, miniature=small, size=side, proposals=count, lanes=lane, repeats=times)
         points.setdefault(curve, []).append(point)
     return points

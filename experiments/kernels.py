@@ -4,6 +4,7 @@ Shapes are those that FCN-8s and FCN-32s of AlexNet have at 128 x 128 pixels; `s
 channels, for tests.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -130,8 +131,7 @@ def value_and_gradient(function, looped: bool):
 def difference(found, expected) -> float:
     """Return the largest difference of arrays, relative to the largest value expected."""
     return max(
-        float(jnp.abs(a - b).max() / jnp.abs(b).max())
-        for a, b in zip(found, expected, strict=True)
+        float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in zip(found, expected, strict=True)
     )
 
 
@@ -144,7 +144,7 @@ def measure(*, pairs, shrink):
             value_and_gradient(function, kernel.looped) for function in (kernel.plain, kernel.ours)
         )
         control = difference(ours(*inputs), plain(*inputs))
-        calls = [lambda plain=plain: plain(*inputs), lambda ours=ours: ours(*inputs)]
+        calls = [functools.partial(form, *inputs) for form in (plain, ours)]
         # The control was the first call of both, in which they were compiled.
         found = timing.compare(timing.alternate(calls, pairs, warm=False))
         plain_ms, ours_ms = (1000 * seconds for seconds in found["seconds"])

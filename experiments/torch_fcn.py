@@ -18,17 +18,18 @@ from dag_jax.networks.fcn import MEAN_RGB
 
 
 @functools.cache
-def bilinear(channels, size):
+def bilinear(channels, size, device):
     """Return the kernel of a bilinear Deconvolution, f32[channels, channels, size, size]."""
     factor = (size + 1) // 2
     centre = factor - 1 if size % 2 else factor - 0.5
     line = 1 - (torch.arange(size) - centre).abs() / factor
-    return torch.eye(channels)[:, :, None, None] * torch.outer(line, line)
+    kernel = torch.eye(channels)[:, :, None, None] * torch.outer(line, line)
+    return kernel.to(device)
 
 
 def upsample(x, size, stride):
     """Upsample f32[B, C, h, w] by a bilinear transposed convolution."""
-    return functional.conv_transpose2d(x, bilinear(x.shape[1], size), stride=stride)
+    return functional.conv_transpose2d(x, bilinear(x.shape[1], size, x.device), stride=stride)
 
 
 def crop(x, offset, like):
@@ -87,20 +88,20 @@ def flat(tree):
 class Fcn:
     """An FCN of `FCNS` with the geometry and the parameters of ours."""
 
-    def __init__(self, name, module, parameters):
-        """Take a network's name, its module, and its parameters as NumPy arrays."""
+    def __init__(self, name, module, parameters, device="cpu"):
+        """Take a network's name, its module, its parameters, and where to keep them."""
         self.forward = FCNS[name]
         self.padding = module.backbone.first_padding
         self.stride = getattr(module.backbone, "first_stride", 1)
         self.fc_size, self.upsample_size = module.fc_size, module.upsample_size
         self.weights = {
             layer: (
-                torch.from_numpy(np.asarray(leaves["kernel"]).transpose(3, 2, 0, 1).copy()),
-                torch.from_numpy(np.array(leaves["bias"])),
+                torch.tensor(np.asarray(leaves["kernel"]).transpose(3, 2, 0, 1), device=device),
+                torch.tensor(np.asarray(leaves["bias"]), device=device),
             )
             for layer, leaves in flat(parameters).items()
         }
-        self.mean_bgr = torch.tensor(MEAN_RGB[::-1])
+        self.mean_bgr = torch.tensor(MEAN_RGB[::-1], device=device)
 
     def scores(self, images):
         """Map RGB images f32[B, H, W, 3], grey levels, to scores f32[B, C, H, W]."""
@@ -137,7 +138,15 @@ def active_margins(scores, labels, adversarial, valid):
     return active, torch.where(active, of_label - of_adversarial, 0).sum()
 
 
-def attack(fcn, images, labels, adversarial, valid, *, max_steps=200, step_size=0.5, advance=None):
+def gradient(fcn, seen, labels, adversarial, valid):
+    """Return which images have active targets, bool[B], and the gradient where one has, or None."""
+    seen = seen.requires_grad_()
+    active, loss = active_margins(fcn.scores(seen), labels, adversarial, valid)
+    left = active.flatten(1).any(1)
+    return left, torch.autograd.grad(loss, seen)[0] if left.any() else None
+
+
+def attack(fcn, images, labels, adversarial, valid, *, max_steps=200, step_size=0.5):
     """Attack a batch until its last image is done; images that finish leave the batch.
 
     Args:
@@ -148,30 +157,25 @@ def attack(fcn, images, labels, adversarial, valid, *, max_steps=200, step_size=
       valid: bool[B, H, W], whether a pixel is a target.
       max_steps: M_0.
       step_size: gamma in grey levels.
-      advance: called after every iteration, where given.
 
     Returns:
       (perturbations f32[B, H, W, 3] in grey levels, steps i64[B] that each image took).
     """
     perturbations = torch.zeros_like(images)
-    steps = torch.zeros(len(images), dtype=torch.int64)
-    rows = torch.arange(len(images))  # those still under way
+    steps = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    rows = torch.arange(len(images), device=images.device)  # those still under way
     batch = images, labels, adversarial, valid
     for step in range(max_steps + 1):
         image, *targets = batch
-        seen = (image + perturbations[rows]).clamp(0, 255).requires_grad_()
-        active, loss = active_margins(fcn.scores(seen), *targets)
-        left = active.flatten(1).any(1)
+        seen = (image + perturbations[rows]).clamp(0, 255)
+        left, slope = gradient(fcn, seen, *targets)
         steps[rows] = step
-        if step == max_steps or not left.any():
+        if step == max_steps or slope is None:
             break
-        (gradient,) = torch.autograd.grad(loss, seen)
         if not left.all():
-            rows, gradient = rows[left], gradient[left]
+            rows, slope = rows[left], slope[left]
             batch = tuple(array[left] for array in batch)
-        largest = gradient.abs().amax((1, 2, 3), keepdim=True)
-        # A zero gradient moves nothing; ours stops such an image, here it runs to the last step.
-        perturbations[rows] -= step_size * gradient / torch.where(largest > 0, largest, 1)
-        if advance is not None:
-            advance()
+        largest = slope.abs().amax((1, 2, 3), keepdim=True)
+        # A zero gradient moves nothing: ours stops such an image, here it runs to the last step.
+        perturbations[rows] -= step_size * slope / torch.where(largest > 0, largest, 1)
     return perturbations, steps
