@@ -161,7 +161,7 @@ def measure_stream(slots, lanes, **options):
         network, title = networks.load(name, miniature=True), evaluation.TITLES[name]
         inputs = evaluation.attack_inputs(network, scenes, FLAGS.seed)
         row, busy[title] = throughput.measure(
-            network, inputs, lanes=slots, parts=FLAGS.turns, **options
+            network, inputs, lanes=slots, turns=FLAGS.turns, **options
         )
         rows.append(row)
         speed[title] = throughput.by_slots(
@@ -183,7 +183,7 @@ def measure_torch(lanes, **options):
         full_steps=FLAGS.full_steps,
         full_size=FLAGS.size,
         iteration_size=FLAGS.iteration_size,
-        parts=FLAGS.turns,
+        turns=FLAGS.turns,
         pairs=FLAGS.pairs,
         seed=FLAGS.seed,
         **options,

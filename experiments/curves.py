@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 _DPI = 150
 _MARKERS = "os^Dv"
-_WINDOWS = 50  # of the plot over time; single chunks would be a black band
+_WINDOWS = 12  # of the means over time; single chunks are a band
 
 
 def draw(points: dict, folder) -> list[str]:
@@ -172,10 +172,15 @@ def _busy_over_time(by_network):
     figure, panels = _panels(len(by_network), "Slots with an image under way")
     for axes, (network, kinds) in zip(panels, by_network.items(), strict=True):
         last = max(points[-1][0] for points in kinds.values() if points)
-        for kind, points in kinds.items():
-            if points:
-                edges, means = _windowed(points, last / _WINDOWS)
-                axes.stairs(means, edges, label=kind, linewidth=1.8, baseline=None)
+        for (kind, points), colour in zip(kinds.items(), ("C0", "C1"), strict=True):
+            if not points:
+                continue
+            ends, values = zip(*points, strict=True)
+            axes.stairs(values, (0, *ends), color=colour, alpha=0.3, linewidth=0.7, baseline=None)
+            edges, means = _windowed(points, last / _WINDOWS)
+            mean = _windowed(points, ends[-1])[1][0]
+            label = f"{kind}, mean {mean:.2f}"
+            axes.stairs(means, edges, color=colour, linewidth=2.2, label=label, baseline=None)
         axes.set(xlabel="iterations since the start", ylabel="busy slots", ylim=(0, None))
         axes.set_title(network, fontsize=10)
         axes.grid(alpha=0.3)

@@ -133,7 +133,7 @@ def steps_of(found, count) -> np.ndarray:
     return steps
 
 
-def measure(network, inputs, *, lanes, mesh, max_steps, parts):
+def measure(network, inputs, *, lanes, mesh, max_steps, turns):
     """Run the stream and lockstep batches over the same images, part by part in turns.
 
     Args:
@@ -142,7 +142,7 @@ def measure(network, inputs, *, lanes, mesh, max_steps, parts):
       lanes: slots of each device.
       mesh: from `console.open_mesh`.
       max_steps: M_0.
-      parts: turns.
+      turns: parts of a run after which the other has its turn.
 
     Returns:
       (row of the table, {"stream": points, "lockstep": points} of busy slots over iterations).
@@ -157,7 +157,7 @@ def measure(network, inputs, *, lanes, mesh, max_steps, parts):
             stream(score_fn, inputs, chunks=chunks, **options),
             lockstep(score_fn, inputs, **options),
         ],
-        timing.split(count, parts, slots),
+        timing.split(count, turns, slots),
     )
     steps, control = steps_of(streamed, count), steps_of(batched, count)
     iterations = (control + 1).tolist()  # the last one only scores
@@ -183,7 +183,7 @@ def by_slots(network, inputs, *, lanes, mesh, max_steps):
     """Return {"slots", "stream", "lockstep"} for each number of lanes: images per second."""
     points = []
     for count in lanes:
-        row, _ = measure(network, inputs, lanes=count, mesh=mesh, max_steps=max_steps, parts=1)
+        row, _ = measure(network, inputs, lanes=count, mesh=mesh, max_steps=max_steps, turns=1)
         points.append({"slots": count * mesh.size, **{k: row[k] for k in ("stream", "lockstep")}})
     return points
 

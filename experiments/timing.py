@@ -66,18 +66,19 @@ def split(count: int, parts: int, multiple: int = 1) -> list[int]:
 
 
 def pull_in_turns(iterators, sizes):
-    """Take items of iterators in turns, one part of each after the other.
+    """Take items of generators in turns, one part of each after the other, and close them.
 
-    An iterator computes only while it is asked, so several whole runs alternate within one.
+    A generator computes while it is asked, so several long runs alternate. One that leaves its
+    devices at work while it hands out results goes on for a moment, a stream for a chunk: parts
+    should be long against that, or be whole runs.
 
     Args:
-      iterators: of as many items as `sizes` have in all, or of more.
+      iterators: generators of as many items as `sizes` have in all, or of more.
       sizes: items of each part.
 
     Returns:
       (times, items): for each part the seconds of each iterator, and for each iterator its items.
     """
-    iterators = [iter(iterator) for iterator in iterators]
     times, items = [], [[] for _ in iterators]
     for size in sizes:
         row = []
@@ -86,6 +87,8 @@ def pull_in_turns(iterators, sizes):
             found.extend(next(iterator) for _ in range(size))
             row.append(time.perf_counter() - started)
         times.append(tuple(row))
+    for iterator in iterators:
+        iterator.close()
     return times, items
 
 

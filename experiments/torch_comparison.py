@@ -17,7 +17,8 @@ import dag_jax
 from dag_jax import networks
 from experiments import console, cost, evaluation, iterations, throughput, timing, torch_fcn
 
-SEARCH_STEPS = 5  # of the attacks by which the numbers of images at a time are chosen
+SEARCH_STEPS = 20  # of the miniatures' attacks by which the numbers at a time are chosen
+FULL_RUNS = 2  # of each side over the full-size networks' images
 
 
 def open_device(cores: int) -> torch.device:
@@ -27,6 +28,7 @@ def open_device(cores: int) -> torch.device:
       RuntimeError: where JAX has an accelerator and this PyTorch has none.
     """
     torch.set_num_threads(cores)
+    torch.set_flush_denormal(True)  # as XLA does; threads to come inherit it
     if jax.devices()[0].platform == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -80,7 +82,9 @@ def own_targets(network, images, seed):
     return found
 
 
-def attacks(network, inputs, *, lanes, batch_sizes, mesh, device, max_steps, search_steps, parts):
+def attacks(
+    network, inputs, *, lanes, batch_sizes, mesh, device, max_steps, search_steps, turns, runs=1
+):
     """Return a row: images per second to completion, ours and PyTorch's, part by part in turns.
 
     Args:
@@ -92,7 +96,8 @@ def attacks(network, inputs, *, lanes, batch_sizes, mesh, device, max_steps, sea
       device: from `open_device`.
       max_steps: M_0.
       search_steps: M_0 of the attacks by which is chosen.
-      parts: turns.
+      turns: parts of a run after which the other has its turn.
+      runs: how often all images are attacked.
     """
     count = len(inputs)
     fcn = torch_fcn.Fcn(network.name, network.module, network.parameters, device)
@@ -103,13 +108,16 @@ def attacks(network, inputs, *, lanes, batch_sizes, mesh, device, max_steps, sea
     options = {"slots": best * mesh.size, "mesh": mesh, "max_steps": max_steps}
     score_fn = networks.score_fn(network)
     list(throughput.stream(score_fn, throughput.idle(inputs[: options["slots"]]), **options))
-    times, (own, theirs) = timing.pull_in_turns(
-        [
-            throughput.stream(score_fn, inputs, **options),
-            batches(fcn, inputs, batch=batch, max_steps=max_steps),
-        ],
-        timing.split(count, parts, batch),
-    )
+    times, sizes = [], timing.split(count, turns, batch)
+    for _ in range(runs):
+        of_run, (own, theirs) = timing.pull_in_turns(
+            [
+                throughput.stream(score_fn, inputs, **options),
+                batches(fcn, inputs, batch=batch, max_steps=max_steps),
+            ],
+            sizes,
+        )
+        times += of_run
     steps = throughput.steps_of(own, count)
     control = np.array([found for _, found in sorted(theirs)])
     seconds = np.sum(times, axis=0)
@@ -120,8 +128,8 @@ def attacks(network, inputs, *, lanes, batch_sizes, mesh, device, max_steps, sea
         "max_steps": max_steps,
         "slots": options["slots"],
         "batch": batch,
-        "ours": count / float(seconds[0]),
-        "torch": count / float(seconds[1]),
+        "ours": runs * count / float(seconds[0]),
+        "torch": runs * count / float(seconds[1]),
         "ratio": float(seconds[1] / seconds[0]),
         "range": timing.compare([pair[::-1] for pair in times])["range"],
         "steps": [float(np.median(steps)), float(np.median(control))],
@@ -178,7 +186,7 @@ def measure(
     full_steps,
     full_size,
     iteration_size,
-    parts,
+    turns,
     pairs,
     seed,
 ):
@@ -195,12 +203,12 @@ def measure(
       full_steps: their M_0.
       full_size: pixels of a side of these images.
       iteration_size: pixels of the side for an iteration alone.
-      parts: turns.
+      turns: as in `attacks`.
       pairs: pairs of single iterations.
       seed: of adversarial labels and images.
     """
     device = open_device(console.cores())
-    options = {"batch_sizes": batch_sizes, "mesh": mesh, "device": device, "parts": parts}
+    options = {"batch_sizes": batch_sizes, "mesh": mesh, "device": device, "lanes": lanes}
     rows = []
     cases = [
         (name, small) for name in names for small in ((True, False) if full_images else (True,))
@@ -212,9 +220,9 @@ def measure(
             row = attacks(
                 network,
                 inputs,
-                lanes=lanes,
                 max_steps=max_steps,
-                search_steps=4 * SEARCH_STEPS,
+                search_steps=SEARCH_STEPS,
+                turns=turns,
                 **options,
             )
             rows.append(row)
@@ -224,9 +232,10 @@ def measure(
         row = attacks(
             network,
             own_targets(network, images, seed),
-            lanes=lanes,
             max_steps=full_steps,
             search_steps=1,
+            turns=1,  # a run is too short to be parted
+            runs=FULL_RUNS,
             **options,
         )
         rows += [row, one_iteration(network, size=iteration_size, pairs=pairs, device=device)]
