@@ -67,7 +67,7 @@ flags.DEFINE_integer("pairs", 5, "Pairs of timings.", 1)
 flags.DEFINE_integer("proposals", 128, "engine, work: boxes of a detector.", 1)
 flags.DEFINE_list("fcns", ["fcn_vgg", "fcn_alex"], "stream, torch, precision: networks.")
 flags.DEFINE_integer("images", 100, "stream, torch: scenes to attack.", 1)
-flags.DEFINE_integer("few_images", 24, "stream, precision: scenes to attack again and again.", 1)
+flags.DEFINE_integer("few_images", 16, "stream, precision: scenes to attack again and again.", 1)
 flags.DEFINE_integer("max_steps", 200, "stream, torch, precision: M_0.", 1)
 flags.DEFINE_integer("turns", 4, "stream, torch: parts of a run between which both take turns.", 1)
 flags.DEFINE_integer(
