@@ -3,76 +3,49 @@
 One image needs 10 steps, another 200; a batch that waits for its slowest image wastes most of its
 work. Here a fixed number of images is advanced together, a chunk of iterations at a time, and
 between chunks the finished ones leave and new ones take their slots, without a new compilation.
+The host reads, checks and pads the next images meanwhile, and hands out those that are done.
+
+What comes of an image depends on nothing but the image: not on its neighbours, nor on their order,
+nor on the number of slots and devices (to the last bit on a CPU, whose kernels do not differ
+between two lanes and more; lanes are never fewer).
 
 Shapes: `S` slots; otherwise as in `dag_jax.attack`.
 """
 
+import collections
 import dataclasses
-import functools
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
-from dag_jax.attack import Attack, Status, init, step
-from dag_jax.checks import check_image, check_margin, check_numbers, check_targets
+from dag_jax.attack import Attack
+from dag_jax.checks import check_numbers
+from dag_jax.feed import Example, Failure, Feed, Prepare
+from dag_jax.lanes import Lanes, spread
 
-
-@functools.partial(jax.jit, static_argnames=("chunk", "rounded", "optimizer", "mesh"))
-def _advance(score_fn, lanes, step_size, margin, *, chunk, rounded, optimizer, mesh):
-    """Advance all slots by up to `chunk` iterations; each device its own, until they are done."""
-    options = {"chunk": chunk, "rounded": rounded, "optimizer": optimizer}
-    advance = functools.partial(_advance_slots, **options)
-    if mesh is not None:
-        slots = P(mesh.axis_names)
-        in_specs = (P(), slots, P(), P())
-        advance = jax.shard_map(
-            advance, mesh=mesh, in_specs=in_specs, out_specs=slots, check_vma=False
-        )
-    return advance(score_fn, lanes, step_size, margin)
+_AHEAD = 4  # examples read ahead for each slot: with several shapes, enough to fill one's slots
+_FIRST_WAIT = 1.0  # seconds that the first chunk waits for its slots to fill
+_WAIT = (
+    0.05  # of a chunk's time, what the next one waits: an empty slot costs as much as a full one
+)
+_PATIENCE = 16  # chunks that images of a rare shape wait for, when others have more
+_SHOWN = 5  # failures that the last error spells out
 
 
-def _advance_slots(score_fn, lanes, step_size, margin, *, chunk, rounded, optimizer):
-    def one(state, targets, inputs):
-        return step(
-            lambda image: score_fn(image, *inputs),
-            state,
-            targets,
-            step_size=step_size,
-            margin=margin,
-            rounded=rounded,
-            optimizer=optimizer,
-        )
+class Chunk(NamedTuple):
+    """What a stream did between two looks at its slots, for those who measure it."""
 
-    states, targets, inputs = lanes
-
-    def running(carry):
-        count, states = carry
-        return (count < chunk) & jnp.any(states.attack.status == Status.RUNNING)
-
-    def body(carry):
-        count, states = carry
-        return count + 1, jax.vmap(one)(states, targets, inputs)
-
-    return lax.while_loop(running, body, (jnp.int32(0), states))[1]
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _insert(lanes, slot, lane):
-    return jax.tree.map(lambda all_, one: all_.at[slot].set(one), lanes, lane)
-
-
-@jax.jit
-def _take(states, slot):
-    return jax.tree.map(lambda leaf: leaf[slot], states.attack)
-
-
-def _shapes(tree):
-    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype.name), tree)
+    shape: tuple[int, int]  # pixels H W of the images that advanced, padding included
+    slots: int  # S
+    taken: int  # slots with an image in them
+    iterations: int  # of the device that made most
+    busy: int  # slots with an attack that ran, summed over the iterations
+    ended: bool  # whether the input had ended before
 
 
 def attack_stream(
@@ -87,16 +60,25 @@ def attack_stream(
     optimizer=None,
     chunk: int = 4,
     mesh: Mesh | None = None,
+    bucket: Callable | None = None,
+    read_ahead: int | None = None,
+    on_failure: Callable | None = None,
+    monitor: Callable[[Chunk], None] | None = None,
 ) -> Iterator[tuple[object, Attack]]:
     """Attack a stream of images.
+
+    An example that no attack can be made of costs no other: it is handed to `on_failure`, or named
+    by an error after the last result. Where the input itself raises, or Ctrl-C is pressed, what has
+    finished is yielded first, and then that is raised.
 
     Args:
       score_fn: image f32[H, W, 3] -> scores, as in `attack`; with further arguments where the
         examples bring them. A `jax.tree_util.Partial` has its parameters traced.
       examples: yields (key, image, targets), or (key, image, targets, inputs) where `inputs` is a
-        tuple of arrays that `score_fn` takes after the image (a detector's boxes). All of one
-        shape. A key is anything; it comes back with the result.
-      slots: S, images under way at a time.
+        tuple of arrays that `score_fn` takes after the image (a detector's boxes). A key is
+        anything; it comes back with the result. May be endless. It is read in another thread.
+      slots: S, images under way at a time. Images of each shape have slots of their own, and one
+        shape advances at a time: the one with most to do.
       max_steps: as in `attack`.
       step_size: as in `attack`.
       margin: as in `attack`.
@@ -105,81 +87,197 @@ def attack_stream(
       chunk: iterations between two looks at which images have finished.
       mesh: devices to spread the slots over, each with as many; None is one device. No device
         waits for another within a chunk.
+      bucket: (score_fn, (H, W)) -> (score_fn, (H', W')), by which images of many sizes share few
+        compiled shapes: what scores an image of H x W pixels, and what to pad it to, below and on
+        the right. Such a `score_fn` takes i32[2], H and W, as its last argument. Targets of shape
+        [H, W] are padded too, and results are of the image alone. `networks.bucket_score_fn` is
+        one. None: each shape is compiled.
+      read_ahead: examples read before there is a slot for them; None is four for each slot.
+      on_failure: called with (key, ValueError) for an example that cannot be attacked. None: one
+        ValueError that names them, after all results.
+      monitor: called after each chunk.
 
     Yields:
       (key, Attack) in the order in which images finish; arrays are NumPy's.
 
     Raises:
-      ValueError: for what `checks.check` names, for an example of another shape than the first,
-        for fewer than 1 slot or iteration, and for slots that the devices cannot share evenly.
+      ValueError: at once for numbers that no attack can have, for fewer than 1 slot, iteration or
+        example ahead, and for slots that the devices cannot share evenly; after the last result
+        for examples that failed, if there is no `on_failure`.
     """
     check_numbers(max_steps, step_size, margin)
-    for name, value in (("slots", slots), ("chunk", chunk)):
+    read_ahead = _AHEAD * slots if read_ahead is None else read_ahead
+    for name, value in (("slots", slots), ("chunk", chunk), ("read_ahead", read_ahead)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
-    if mesh is not None:
-        if slots % mesh.size:
-            raise ValueError(f"{slots} slots cannot be shared evenly by {mesh.size} devices")
-        mesh = Mesh(mesh.devices, mesh.axis_names)  # whatever kind of axes it had
+    if mesh is None:
+        (device,) = jnp.zeros(()).devices()  # the one that is used where none is named
+        mesh = Mesh([device], ("images",))
+    elif slots % mesh.size:
+        raise ValueError(f"{slots} slots cannot be shared evenly by {mesh.size} devices")
     if jax.tree_util.all_leaves([score_fn]):  # a plain function is no pytree of parameters
         score_fn = jax.tree_util.Partial(score_fn)
-    return _stream(
-        score_fn,
-        iter(examples),
-        slots=slots,
-        max_steps=max_steps,
-        numbers=jax.tree.map(jnp.float32, (step_size, margin)),
-        options={"chunk": chunk, "rounded": rounded, "optimizer": optimizer, "mesh": mesh},
-    )
+    options = {
+        "slots": slots,
+        "mesh": Mesh(mesh.devices, mesh.axis_names),  # whatever kind of axes it had
+        "max_steps": max_steps,
+        "chunk": chunk,
+        "rounded": rounded,
+        "optimizer": optimizer,
+    }
+    numbers = jax.tree.map(np.float32, (step_size, margin))
+    prepare = Prepare(score_fn, bucket, margin)
+
+    def stream():
+        # The thread starts when somebody asks for a result, and ends when nobody does any more.
+        feed = Feed(prepare, iter(examples), ahead=read_ahead)
+        under_way = _Stream(feed, numbers, options, on_failure, monitor)
+        try:
+            yield from under_way.run()
+        except GeneratorExit:
+            raise
+        except BaseException:
+            yield from under_way.finished()
+            raise
+        finally:
+            feed.close()
+
+    return stream()
 
 
-def _stream(score_fn, examples, *, slots, max_steps, numbers, options):
-    lanes = first = scores = None
-    keys: list = [None] * slots
-    free = list(range(slots))
-    while True:
-        while free and (example := next(examples, None)) is not None:
-            key, image, targets, inputs = (*example, ())[:4]
-            image = np.asarray(image, np.float32)
-            check_image(image)
-            shapes = _shapes((image, targets, inputs))
-            if first is None:
-                first = shapes
-                scores = jax.eval_shape(
-                    score_fn, jax.ShapeDtypeStruct(image.shape, jnp.float32), *inputs
-                )
-            if shapes != first:
-                raise ValueError(f"example {key!r} has shapes {shapes}, the first has {first}")
-            check_targets(targets, scores)
-            check_margin(numbers[1], targets)
-            state = init(image, targets, max_steps=max_steps, optimizer=options["optimizer"])
-            lane = jax.tree.map(jnp.asarray, (state, targets, inputs))
-            if lanes is None:
-                lanes = _idle_lanes(lane, slots)
-                if options["mesh"] is not None:
-                    spread = NamedSharding(options["mesh"], P(options["mesh"].axis_names))
-                    lanes = jax.device_put(lanes, spread)
-            slot = free.pop()
-            keys[slot] = key
-            lanes = _insert(lanes, jnp.int32(slot), lane)
-        if len(free) == slots:
-            return
-        states = _advance(score_fn, lanes, *numbers, **options)
-        lanes = (states, *lanes[1:])
-        status = np.asarray(states.attack.status)
-        for slot in range(slots):
-            if slot not in free and status[slot] != Status.RUNNING:
-                yield keys[slot], jax.device_get(_take(states, jnp.int32(slot)))
-                free.append(slot)
+@dataclasses.dataclass
+class _Bucket:
+    """The examples of one compiled shape."""
+
+    lanes: Lanes
+    slots: list  # the Example in each slot, or None
+    queue: collections.deque = dataclasses.field(default_factory=collections.deque)
+    passed_over: int = 0  # chunks that went to others since its last
+
+    def taken(self):
+        return sum(example is not None for example in self.slots)
+
+    def load(self):
+        """Return how many slots a chunk would have images in."""
+        return min(self.taken() + len(self.queue), len(self.slots))
 
 
-def _idle_lanes(lane, slots):
-    """Return S copies of a lane, all stopped."""
-    state, targets, inputs = jax.tree.map(
-        lambda leaf: jnp.broadcast_to(leaf, (slots, *leaf.shape)), lane
-    )
-    # A bare enum member would make the status weakly typed, and the loop compile a second time.
-    stopped = jnp.full(slots, int(Status.NO_TARGETS), jnp.int32)
-    attack = dataclasses.replace(state.attack, status=stopped)
-    state = dataclasses.replace(state, attack=attack)
-    return jax.tree.map(jnp.copy, (state, targets, inputs))
+class _Stream:
+    """A stream under way."""
+
+    def __init__(self, feed, numbers, options, on_failure, monitor):
+        self._feed, self._numbers, self._options = feed, numbers, options
+        self._on_failure, self._monitor = on_failure, monitor
+        self._buckets: dict = {}
+        self._copies: dict = {}
+        self._failures: list[Failure] = []
+        # By the identity of its example, so that a result which is there is never made twice.
+        self._results: dict[int, tuple] = {}
+
+    def run(self):
+        """Yield (key, attack) until the input has ended and all are done."""
+        wait = _FIRST_WAIT
+        while True:
+            bucket = self._choose()
+            if bucket is None:
+                self._feed.wait(1)
+            if free := self._options["slots"] - (bucket.load() if bucket else 0):
+                self._feed.wait(free, wait)
+            ended = self._feed.ended  # before the last look at what is ready
+            self._receive()
+            bucket = self._choose()
+            if bucket is None:
+                if ended:
+                    break
+                continue
+            self._refill(bucket)
+            started = time.perf_counter()
+            taken = bucket.taken()
+            bucket.lanes.advance()
+            yield from self._hand_out()  # while the devices work
+            iterations, busy = bucket.lanes.wait()
+            wait = _WAIT * (time.perf_counter() - started)
+            self._harvest(bucket)
+            if self._monitor is not None:
+                size = bucket.lanes.shape
+                slots = self._options["slots"]
+                self._monitor(Chunk(size, slots, taken, iterations, busy, ended))
+        yield from self._hand_out()
+        if self._feed.error is not None:
+            raise self._feed.error
+        if self._failures:
+            raise ValueError(_account(self._failures))
+
+    def finished(self):
+        """Yield what has finished and was not yet handed out, after an interruption."""
+        for bucket in self._buckets.values():
+            try:
+                self._harvest(bucket)
+            except RuntimeError:  # its lanes went with the chunk that was interrupted
+                continue
+        yield from self._hand_out()
+
+    def _hand_out(self):
+        while self._results:
+            yield self._results.pop(next(iter(self._results)))
+
+    def _receive(self):
+        """Sort what has been read into buckets."""
+        for ready in self._feed.pop():
+            if isinstance(ready, Failure):
+                self._feed.taken(1)
+                if self._on_failure is None:
+                    self._failures.append(ready)
+                else:
+                    self._on_failure(ready.key, ready.error)
+                continue
+            name = ready.bucket()
+            if name not in self._buckets:
+                lanes = self._lanes(ready)
+                self._buckets[name] = _Bucket(lanes, [None] * self._options["slots"])
+            self._buckets[name].queue.append(ready)
+
+    def _lanes(self, example: Example):
+        mesh = self._options["mesh"]
+        score_fn = spread(example.score_fn, mesh, self._copies)
+        numbers = spread(self._numbers, mesh, self._copies)
+        return Lanes(score_fn, example.arrays, numbers, **self._options)
+
+    def _choose(self):
+        """Return the bucket with most to do, or one that has waited for long; None if none has."""
+        some = [bucket for bucket in self._buckets.values() if bucket.load()]
+
+        def urgency(bucket):
+            return bucket.passed_over > _PATIENCE, bucket.load()
+
+        return max(some, key=urgency, default=None)
+
+    def _refill(self, bucket):
+        entering = {}
+        for slot, example in enumerate(bucket.slots):
+            if example is None and bucket.queue:
+                entering[slot] = bucket.queue.popleft()
+        bucket.lanes.insert({slot: example.arrays for slot, example in entering.items()})
+        for slot, example in entering.items():
+            bucket.slots[slot] = example
+        self._feed.taken(len(entering))
+        for other in self._buckets.values():
+            other.passed_over = 0 if other is bucket else other.passed_over + bool(other.load())
+
+    def _harvest(self, bucket):
+        """Take out the results of a bucket's slots that have stopped."""
+        stopped = bucket.lanes.stopped()
+        done = [slot for slot, one in enumerate(bucket.slots) if one is not None and stopped[slot]]
+        for slot, attack in bucket.lanes.take(done).items():
+            example = bucket.slots[slot]
+            self._results[id(example)] = example.key, example.crop(attack)
+        for slot in done:
+            bucket.slots[slot] = None
+
+
+def _account(failures):
+    """Return one message about all examples that failed."""
+    shown = [f"{failure.key!r}: {failure.error}" for failure in failures[:_SHOWN]]
+    rest = [f"and {len(failures) - _SHOWN} more"] if len(failures) > _SHOWN else []
+    count = f"{len(failures)} example{'s' if len(failures) > 1 else ''}"
+    return f"{count} could not be attacked (all others were): {'; '.join(shown + rest)}"

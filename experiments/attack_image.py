@@ -34,7 +34,7 @@ from PIL import Image
 import dag_jax
 from dag_jax import datasets, detection, metrics, networks
 from dag_jax.networks import zoo
-from experiments import console, evaluation, figures, images, rundir
+from experiments import attacks, console, evaluation, figures, images, rundir
 
 CANVAS = 128  # pixels: what the miniatures were trained at
 LONG_NAME = 24  # letters of a file's name that the panels have room for
@@ -128,7 +128,7 @@ def aimed(targets, key, target, drawing, *, first_class):
     """Return targets with the adversarial labels of --target.
 
     Args:
-      targets: Targets of `evaluation.attack_inputs`, which are permuted.
+      targets: Targets of `attacks.attack_inputs`, which are permuted.
       key: JAX key of the image.
       target: the flag: 'permute', 'absent', a class's name; else `drawing` counts.
       drawing: u8[H, W] classes, or None.
@@ -303,7 +303,7 @@ def main(argv):
             file=sys.stderr,
         )
         return 2
-    ((_, clean, targets, inputs),) = evaluation.attack_inputs(network, [example], FLAGS.seed)
+    ((_, clean, targets, inputs),) = attacks.attack_inputs(network, [example], FLAGS.seed)
     key = dag_jax.image_key(FLAGS.seed, example["image_id"])
     targets = aimed(targets, key, FLAGS.target, drawing, first_class=int(network.detects))
     if not targets.valid.any():

@@ -33,6 +33,7 @@ from absl import app, flags
 
 from dag_jax import networks
 from experiments import (
+    attacks,
     child,
     console,
     curves,
@@ -159,7 +160,7 @@ def measure_stream(slots, lanes, **options):
     scenes, rows, busy, speed = load_scenes(FLAGS.images), [], {}, {}
     for name in console.progress(FLAGS.fcns, desc="stream", position=1, leave=False):
         network, title = networks.load(name, miniature=True), evaluation.TITLES[name]
-        inputs = evaluation.attack_inputs(network, scenes, FLAGS.seed)
+        inputs = list(attacks.attack_inputs(network, scenes, FLAGS.seed))
         row, busy[title] = throughput.measure(
             network, inputs, lanes=slots, turns=FLAGS.turns, **options
         )

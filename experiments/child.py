@@ -7,23 +7,16 @@ import subprocess
 import sys
 
 import jax
-import jaxlib
 
-from experiments import console
+from experiments import console, rundir
 
 
 def environment() -> dict:
     """Return what figures depend on beside the settings."""
-    device = jax.devices()[0]
-    return {
-        "platform": device.platform,
-        "device": device.device_kind,
+    return rundir.environment() | {
         "devices": jax.device_count(),
         "cores": console.cores(),
         "machine": platform.machine(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
     }
 
 

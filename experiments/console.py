@@ -1,22 +1,70 @@
-"""What every launch does first, and what it shows: devices, progress, tables."""
+"""What every launch does first, and what it shows: processes, devices, progress, tables."""
 
 import os
+import pathlib
 import sys
+import time
 
 import jax
-from absl import app, logging
+from absl import app, flags, logging
 from tqdm import tqdm
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Folder to keep compiled programs in: the next launch on such a machine starts at once.",
+)
+flags.DEFINE_bool(
+    "distributed",
+    False,
+    "One of several processes that share the images out (where a launch does so). Address, number "
+    "and rank are found out on TPU, Slurm and Kubernetes; else give the next three.",
+)
+flags.DEFINE_string("coordinator", None, "host:port of process 0, for --distributed.")
+flags.DEFINE_integer("processes", None, "Number of processes, for --distributed.", 1)
+flags.DEFINE_integer("process", None, "This process's number, from 0, for --distributed.", 0)
 
 
 def start(argv) -> None:
-    """Set up a launch: float32 throughout, quiet logs, no stray arguments.
+    """Set up a launch: float32 throughout, quiet logs, no stray arguments, other processes.
 
     Accelerators multiply in bfloat16 or TF32 by default, which changes the number of steps.
+
+    Raises:
+      app.UsageError: for a stray argument, or flags of processes that are incomplete.
     """
     logging.set_verbosity(logging.WARNING)
-    jax.config.update("jax_default_matmul_precision", "highest")
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument(s): {' '.join(argv[1:])}")
+    jax.config.update("jax_default_matmul_precision", "highest")
+    if FLAGS.compilation_cache:
+        pathlib.Path(FLAGS.compilation_cache).mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", FLAGS.compilation_cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    by_hand = [FLAGS.coordinator, FLAGS.processes, FLAGS.process]
+    given = [value is not None for value in by_hand]
+    if any(given) and not (all(given) and FLAGS.distributed):
+        raise app.UsageError(
+            "--coordinator, --processes and --process go together, with --distributed"
+        )
+    if FLAGS.distributed:
+        jax.distributed.initialize(*by_hand)
+
+
+def wait_until(ready, what) -> None:
+    """Wait for other processes, by what they write; nothing else connects them.
+
+    Args:
+      ready: function that returns whether it is there.
+      what: text of what is waited for.
+    """
+    said = time.monotonic()
+    while not ready():
+        time.sleep(0.2)
+        if time.monotonic() - said > 30:
+            said = time.monotonic()
+            print(f"waiting for {what}", file=sys.stderr)
 
 
 def cores() -> int:
@@ -33,7 +81,7 @@ def open_mesh() -> jax.sharding.Mesh:
     given = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not given and jax.config.jax_num_cpu_devices < 1:
         jax.config.update("jax_num_cpu_devices", cores())
-    return jax.make_mesh((jax.local_device_count(),), ("images",), devices=jax.local_devices())
+    return jax.sharding.Mesh(jax.local_devices(), ("images",))
 
 
 def progress(iterable=None, **options):

@@ -1,22 +1,19 @@
-"""What launches share: examples, the targets of an attack, predictions and scores.
+"""What launches share: examples, predictions and scores.
 
-Shapes: `M` examples, `H W` pixels, `N` targets, `G` ground-truth boxes, `C` classes.
+Shapes: `M` examples, `H W` pixels, `G` ground-truth boxes, `C` classes.
 """
 
-import dataclasses
 import functools
-import itertools
 import math
 import operator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from PIL import Image
 
-import dag_jax
 from dag_jax import datasets, metrics, networks
-from dag_jax.metrics.segmentation import VOID
 from experiments import buckets, console
 
 NUM_CLASSES = len(datasets.CLASS_NAMES)
@@ -45,10 +42,8 @@ MAX_STEPS = {False: 200, True: 150}  # the paper's M_0, for segmentation and det
 ATTACK_NMS = 0.9
 ATTACK_PROPOSALS = {True: 300, False: 3000}  # miniature or not
 MIN_CANVAS = 48  # pixels: the FCN-VGG miniature sees no less
-_BATCH = 20  # images predicted at a time, if they are small
-_BATCH_PIXELS = 2**20  # pixels predicted at a time, if they are large
-_TARGETS = 32  # rows by which the longest list of targets is padded
-_LENGTHS = 512  # rows by which those are padded that are much shorter
+_BATCH = 16  # images predicted at a time on a device, if they are small
+_BATCH_PIXELS = 2**20  # pixels predicted at a time on a device, if they are large
 
 
 def resize(example: dict, canvas: int) -> dict:
@@ -142,41 +137,62 @@ def clean_images(examples) -> buckets.Computed:
     return buckets.Computed(lambda example: example["image"], examples)
 
 
-@jax.jit
-def _predict_batch(network, images, *extents):
-    axes = (None, 0) + (0,) * len(extents)
-    return jax.vmap(networks.predict, axes)(network, images, *extents)
+@functools.partial(jax.jit, static_argnames="mesh")
+def _predict_batch(network, images, *extents, mesh):
+    def one_by_one(network, images, *extents):
+        axes = (None, 0) + (0,) * len(extents)
+        return jax.vmap(networks.predict, axes)(network, images, *extents)
+
+    parts = P(mesh.axis_names)
+    in_specs = (P(), parts) + (parts,) * len(extents)
+    predict = jax.shard_map(
+        one_by_one, mesh=mesh, in_specs=in_specs, out_specs=parts, check_vma=False
+    )
+    return predict(network, images, *extents)
 
 
-def predict(network, images, *, label=None) -> list:
+def predict(network, images, *, label=None, mesh=None) -> list:
+    """Run a whole network over images; see `predict_each`."""
+    predictions: list = [None] * len(images)
+    for row, prediction in predict_each(network, images, label=label, mesh=mesh):
+        predictions[row] = prediction
+    return predictions
+
+
+def predict_each(network, images, *, shapes=None, label=None, mesh=None):
     """Run a whole network over images.
 
     Args:
       network: a `Network`.
       images: sequence of M images [H, W, 3], grey levels; of one size or of many.
+      shapes: theirs, if an image costs something to make; None asks the images.
       label: name of a progress bar; None for no bar.
+      mesh: devices to share the images out to; None is the first.
 
-    Returns:
-      List of M predictions: labels i32[H, W], or `metrics.Detections`.
+    Yields:
+      (row of `images`, its prediction), those of one shape together: labels i32[H, W], or
+      `metrics.Detections`.
     """
-    predictions: list = [None] * len(images)
-    shapes = [np.shape(image) for image in images]
+    shapes = shapes or [np.shape(image) for image in images]
+    if mesh is None:
+        mesh = Mesh(jax.local_devices()[:1], ("images",))
     with console.progress(
         total=len(images), desc=label, unit="image", disable=label is None
     ) as bar:
         for group in buckets.group(network, shapes):
-            batch = min(len(group.rows), max(1, _BATCH_PIXELS // math.prod(group.shape)), _BATCH)
+            most = min(max(1, _BATCH_PIXELS // math.prod(group.shape)), _BATCH)
+            batch = mesh.size * min(-(-len(group.rows) // mesh.size), most)
             for start in range(0, len(group.rows), batch):
                 rows = group.rows[start : start + batch]
                 some = rows + rows[-1:] * (batch - len(rows))  # the last batch is as long as all
                 padded = np.stack([group.pad(np.float32(images[row])) for row in some])
                 extents = (np.int32([shapes[row][:2] for row in some]),) if group.padded else ()
-                result = jax.device_get(_predict_batch(group.network, padded, *extents))
+                result = _predict_batch(group.network, padded, *extents, mesh=mesh)
+                result = jax.device_get(result)
                 for place, row in enumerate(rows):
                     one = jax.tree.map(operator.itemgetter(place), result)
-                    predictions[row] = _prediction(network, one, shapes[row])
+                    yield row, _prediction(network, one, shapes[row])
                 bar.update(len(rows))
-    return predictions
 
 
 def _prediction(network, result, shape):
@@ -187,173 +203,54 @@ def _prediction(network, result, shape):
     return metrics.Detections(boxes[valid], classes[valid], scores[valid])
 
 
-def score(examples, predictions, classes=None) -> float:
-    """Score predictions as the paper's table does, in percent.
+def evidence(example, prediction) -> dict[str, np.ndarray]:
+    """Return what a prediction adds to the score of its set.
 
     Args:
-      examples: what was predicted, as many as predictions.
-      predictions: from `predict`.
+      example: what was predicted.
+      prediction: from `predict`.
+
+    Returns:
+      {"confusion": i64[C, C]} of labels, {"boxes", "classes", "scores"} of detections.
+    """
+    if isinstance(prediction, metrics.Detections):
+        return {
+            "boxes": np.asarray(prediction.boxes),
+            "classes": np.asarray(prediction.classes),
+            "scores": np.asarray(prediction.scores),
+        }
+    mask = example["mask"][:, :, 0]
+    return {"confusion": metrics.confusion_matrix(mask, prediction, NUM_CLASSES)}
+
+
+def score(examples, predictions, classes=None) -> float:
+    """Score predictions as the paper's table does, in percent; see `score_evidence`."""
+    found = [evidence(*pair) for pair in zip(examples, predictions, strict=True)]
+    return score_evidence(examples, found, classes)
+
+
+def score_evidence(examples, found, classes=None) -> float:
+    """Score a set as the paper's table does, in percent.
+
+    Args:
+      examples: what was predicted.
+      found: `evidence` of each, in the same order.
       classes: classes to average over; None for all.
 
     Returns:
       mIoU of the whole set for labels, 11-point VOC mAP for detections.
     """
-    if isinstance(predictions[0], metrics.Detections):
+    if "confusion" in found[0]:
+        values = metrics.class_iou(sum(one["confusion"] for one in found))
+    else:
         detections, truths = {}, {}
-        for example, prediction in zip(examples, predictions, strict=True):
+        for example, one in zip(examples, found, strict=True):
             objects = example["objects"]
-            detections[example["image_id"]] = prediction
+            detections[example["image_id"]] = metrics.Detections(**one)
             truths[example["image_id"]] = metrics.Truths(
                 objects["boxes"], objects["label"], objects["difficult"]
             )
         values = metrics.voc_ap(detections, truths).per_class
-    else:
-        confusion = sum(
-            metrics.confusion_matrix(example["mask"][:, :, 0], labels, NUM_CLASSES)
-            for example, labels in zip(examples, predictions, strict=True)
-        )
-        values = metrics.class_iou(confusion)
     if classes is not None:
         values = values[list(classes)]
     return float(100 * np.nanmean(values)) if not np.isnan(values).all() else float("nan")
-
-
-@jax.jit
-def _find_targets(network, key, image, truth_boxes, truth_labels, truth_valid, *extent):
-    boxes, _, valid = networks.propose(
-        network,
-        image,
-        *extent,
-        nms_threshold=ATTACK_NMS,
-        max_proposals=ATTACK_PROPOSALS[network.miniature],
-    )
-    scores = networks.score_fn(network, boxes)(image, *extent)
-    labels, valid = dag_jax.label_proposals(
-        boxes, scores, valid, truth_boxes, truth_labels, truth_valid
-    )
-    adversarial = dag_jax.permute_labels(key, labels, NUM_CLASSES, first_class=1)
-    targets = dag_jax.make_targets(labels, adversarial, valid)
-    first = jnp.argsort(~targets.valid, stable=True)  # targets to the front
-    return jax.tree.map(lambda leaf: leaf[first], (targets, boxes))
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _pixel_targets(key, mask, num_classes):
-    return dag_jax.make_targets(mask, dag_jax.permute_labels(key, mask, num_classes))
-
-
-def attack_inputs(network, examples, seed: int) -> list:
-    """Return what `attack_stream` takes: (index, image, targets, inputs) of each example.
-
-    The targets of an FCN are all pixels that are not void; a detector's are its own proposals on
-    the clean image that find an object. Labels and adversarial labels are the paper's.
-
-    Args:
-      network: a `Network`.
-      examples: from `load_examples`.
-      seed: of the permutations.
-
-    Returns:
-      List of M tuples, arrays being NumPy's.
-    """
-    groups = buckets.group(network, [example["image"].shape for example in examples])
-    if not network.detects:
-        inputs: list = [None] * len(examples)
-        for group in groups:
-            for index in group.rows:
-                example = examples[index]
-                key = dag_jax.image_key(seed, example["image_id"])
-                mask = group.pad(example["mask"][:, :, 0].astype(np.int32), VOID)
-                targets = jax.device_get(_pixel_targets(key, mask, NUM_CLASSES))
-                targets = buckets.crop(targets, example["image"].shape, group.shape)
-                inputs[index] = index, example["image"], targets, ()
-        return inputs
-    rows = 8 * -(-max(len(example["objects"]["label"]) for example in examples) // 8) or 8
-    found: list = [None] * len(examples)
-    for group in groups:
-        for index in group.rows:
-            example = examples[index]
-            key = dag_jax.image_key(seed, example["image_id"])
-            objects, shape = example["objects"], example["image"].shape
-            count = len(objects["label"])
-            boxes, labels = np.zeros((rows, 4), np.float32), np.zeros(rows, np.int32)
-            boxes[:count], labels[:count] = objects["boxes"], objects["label"]
-            truth = boxes, labels, np.arange(rows) < count
-            image = group.pad(example["image"].astype(np.float32))
-            targets = _find_targets(group.network, key, image, *truth, *group.extent(shape))
-            found[index] = jax.device_get(targets)
-        # Padding costs work and changes nothing: a list is as long as the longest, or as its own
-        # steps allow, as each length is a compilation.
-        counts = {index: max(int(found[index][0].valid.sum()), 1) for index in group.rows}
-        longest = _TARGETS * -(-max(counts.values()) // _TARGETS)
-        for index, count in counts.items():
-            keep = slice(min(_LENGTHS * -(-count // _LENGTHS), longest))
-            found[index] = jax.tree.map(operator.itemgetter(keep), found[index])
-    return [
-        (index, example["image"], targets, (boxes,))
-        for index, (example, (targets, boxes)) in enumerate(zip(examples, found, strict=True))
-    ]
-
-
-def attack_examples(network, inputs, *, slots, label, mesh, **options) -> list:
-    """Attack examples with a progress bar.
-
-    Args:
-      network: a `Network`.
-      inputs: from `attack_inputs`.
-      slots: images under way at a time on each device.
-      label: what the bar is called.
-      mesh: from `console.open_mesh`.
-      **options: of `dag_jax.attack_stream`.
-
-    Returns:
-      List of `Attack`, in the order of `inputs`.
-    """
-    results: list = [None] * len(inputs)
-    groups = buckets.group(network, [image.shape for _, image, *_ in inputs])
-
-    def by_length(group):
-        """Part a group by the number of targets."""
-        parts = {}
-        for row in group.rows:
-            length = inputs[row][2].valid.shape[0] if network.detects else None
-            parts.setdefault(length, []).append(row)
-        return [group._replace(rows=rows) for rows in parts.values()]
-
-    def padded(group):
-        for row in group.rows:
-            index, image, targets, extra = inputs[row]
-            if not network.detects:
-                targets = jax.tree.map(group.pad, targets)  # False where there is no image
-            yield index, group.pad(image), targets, (*extra, *group.extent(image.shape))
-
-    with console.progress(total=len(inputs), desc=label, unit="image") as bar:
-        for group in itertools.chain.from_iterable(map(by_length, groups)):
-            score_fn = networks.score_fn(group.network)
-            shared = mesh.size * min(slots, -(-len(group.rows) // mesh.size))
-            stream = dag_jax.attack_stream(
-                score_fn, padded(group), slots=shared, mesh=mesh, **options
-            )
-            for index, result in stream:
-                image = inputs[index][1]
-                # The image as it was given, in whole grey levels: a quarter of the memory.
-                result = buckets.crop(result, image.shape, group.shape)
-                results[index] = dataclasses.replace(result, image=image)
-                bar.update()
-    return results
-
-
-def perturbed(attack, *, rounded: bool = False) -> np.ndarray:
-    """Return the adversarial image f32[H, W, 3], rounded to whole grey levels where asked."""
-    image = np.asarray(attack.image, np.float32)
-    return np.asarray(dag_jax.perturb(image, attack.perturbation, rounded=rounded))
-
-
-def change(attack, *, rounded: bool = False) -> np.ndarray:
-    """Return f32[H, W, 3], what an attack changes in the image, which ends at 0 and 255."""
-    return perturbed(attack, rounded=rounded) - np.asarray(attack.image, np.float32)
-
-
-def perturbed_images(attacks, *, rounded: bool = False) -> buckets.Computed:
-    """Return the adversarial images f32[H, W, 3] of attacks."""
-    return buckets.Computed(lambda attack: perturbed(attack, rounded=rounded), attacks)

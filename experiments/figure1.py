@@ -24,7 +24,7 @@ from PIL import Image
 
 import dag_jax
 from dag_jax import metrics, networks
-from experiments import console, evaluation, figures, rundir
+from experiments import attacks, console, evaluation, figures, rundir
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("fcn", "fcn_vgg", networks.NAMES, "The network that segments.")
@@ -84,8 +84,8 @@ def main(argv):
         )
     )
     pairs = zip(
-        evaluation.attack_inputs(fcn, examples, FLAGS.seed),
-        evaluation.attack_inputs(detector, examples, FLAGS.seed),
+        attacks.attack_inputs(fcn, examples, FLAGS.seed),
+        attacks.attack_inputs(detector, examples, FLAGS.seed),
         strict=True,
     )
     best = None
@@ -97,8 +97,8 @@ def main(argv):
             joint_scores, networks.score_fn(fcn), networks.score_fn(detector), *regions[3]
         )
         result = jax.device_get(attack(score_fn, image, {"fcn": pixels[2], "detector": regions[2]}))
-        adversarial = evaluation.perturbed_images([result], rounded=True)[0]
-        change = evaluation.change(result, rounded=True)
+        adversarial = attacks.perturbed(result, rounded=True)
+        change = attacks.change(result, rounded=True)
         row = {"image_id": example["image_id"], "largest_change": 0.0}
         predictions = {}
         for name, network in (("fcn", fcn), ("detector", detector)):

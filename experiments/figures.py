@@ -13,6 +13,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from etils import epath
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
@@ -161,7 +162,8 @@ def attack_figure(rows, path):
         )
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png")
+    with epath.Path(path).open("wb") as file:  # a bucket's, too
+        figure.savefig(file, format="png")
 
 
 def class_legend(classes):
@@ -309,4 +311,5 @@ def training_curve(points, title, path):
     right.plot(steps, [point["score"] for point in points], color="C1", marker="s", ms=3)
     right.set_ylabel("test score (%)", color="C1")
     right.set_ylim(0, 100)
-    figure.savefig(path, dpi=_DPI)
+    with epath.Path(path).open("wb") as file:
+        figure.savefig(file, format="png", dpi=_DPI)

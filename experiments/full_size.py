@@ -154,8 +154,8 @@ def report(rows, settings):
     random = None in settings["weights_sha256"].values()
     notes = [
         f"{kind.capitalize()}, {'random weights' if random else 'weights of checkpoints'}. Device: "
-        f"{found['device']}; CPU cores: {found['cores']}; jax {found['jax']}, Python "
-        f"{found['python']}.",
+        f"{found['device']}; CPU cores: {found['cores']}; jax {found['versions']['jax']}, Python "
+        f"{found['versions']['python']}.",
         "active: targets whose gradient is taken; by a margin that no label loses by, these are "
         "all. The second row of a detector: the same program with every twentieth target active.",
         "iteration s: median (range), one iteration a call of the compiled loop. image: its "

@@ -5,8 +5,8 @@ import time
 import numpy as np
 
 import dag_jax
-from dag_jax import metrics
-from experiments import evaluation, throughput
+from dag_jax import metrics, networks
+from experiments import attacks, console, evaluation, throughput
 
 
 def measure(networks_by_precision, examples, *, slots, mesh, max_steps, seed):
@@ -26,19 +26,21 @@ def measure(networks_by_precision, examples, *, slots, mesh, max_steps, seed):
     rows, first = [], None
     for precision, network in networks_by_precision.items():
         title = f"{evaluation.TITLES[network.name]} {precision}"
-        inputs = evaluation.attack_inputs(network, examples, seed)
+        inputs = list(attacks.attack_inputs(network, examples, seed))
         clean = evaluation.predict(network, evaluation.clean_images(examples))
-        options = {"slots": slots, "mesh": mesh, "max_steps": max_steps}
-        few = throughput.idle(inputs[: slots * mesh.size])
-        evaluation.attack_examples(network, few, label=f"{title} compiles", **options)
+        options = {"slots": slots * mesh.size, "mesh": mesh, "max_steps": max_steps}
+        score_fn = networks.score_fn(network)
+        list(throughput.stream(score_fn, throughput.idle(inputs[:1]), **options))  # compiles
         started = time.perf_counter()
-        attacks = evaluation.attack_examples(network, inputs, label=title, **options)
+        stream = throughput.stream(score_fn, inputs, **options)
+        found = dict(console.progress(stream, total=len(inputs), desc=title, leave=False))
         seconds = time.perf_counter() - started
-        adversarial = evaluation.predict(network, evaluation.perturbed_images(attacks))
-        steps = np.array([attack.num_steps for attack in attacks])
+        found = [found[index] for index in range(len(inputs))]
+        adversarial = evaluation.predict(network, [attacks.perturbed(one) for one in found])
+        steps = np.array([attack.num_steps for attack in found])
         first = steps if first is None else first
-        changes = [evaluation.change(attack) for attack in attacks]
-        fooled = [attack.status == dag_jax.Status.FOOLED for attack in attacks]
+        changes = [attacks.change(attack) for attack in found]
+        fooled = [attack.status == dag_jax.Status.FOOLED for attack in found]
         rows.append(
             {
                 "case": f"{title}, {len(examples)} images",

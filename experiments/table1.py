@@ -17,7 +17,6 @@ command goes on where a killed one stopped, and --networks adds rows to those th
 folder with results of other settings is refused.
 """
 
-import dataclasses
 import hashlib
 import json
 import pathlib
@@ -29,9 +28,9 @@ import numpy as np
 from absl import app, flags
 
 import dag_jax
-from dag_jax import metrics, networks
+from dag_jax import networks
 from dag_jax.networks import zoo
-from experiments import buckets, console, evaluation, figures, rundir
+from experiments import attacks, buckets, console, evaluation, figures, rundir, scores
 
 # ORIG, ADVR, PERM of Xie et al., ICCV 2017, table 1: full-size networks on PASCAL VOC.
 PAPER = {
@@ -48,7 +47,6 @@ PAPER = {
 TEST_SPLITS = {False: "seg11valid", True: "voc07_test"}
 SLOTS = {"cpu": 2}  # a core gains nothing from more lanes, and the last images waste fewer
 SHOWN_OF = 100  # images that the one in the picture is chosen from
-PERMUTATIONS = 3  # shuffles whose mean is PERM
 # Flags that change no row; whose weights a row is of, it says itself.
 UNRECORDED = ("networks", "checkpoints", "cache_dir", "slots", "workdir")
 
@@ -76,77 +74,48 @@ flags.DEFINE_integer(
 flags.DEFINE_string("workdir", "runs/table1", "Where to write.")
 
 
-def permuted_images(attacks, examples, seed, shuffle, rounded):
-    """Return the images f32[H, W, 3] with each perturbation's rows and columns shuffled."""
-
-    def permuted(attack, example):
-        key = jax.random.fold_in(dag_jax.image_key(seed, example["image_id"]), 1 + shuffle)
-        shuffled = metrics.permute(key, attack.perturbation)
-        return evaluation.perturbed(
-            dataclasses.replace(attack, perturbation=shuffled), rounded=rounded
-        )
-
-    return buckets.Computed(permuted, attacks, examples)
-
-
-def measure(network, examples, *, margin, max_steps, step_size, rounded, seed, slots, mesh):
-    """Attack the examples and score the network on what comes out.
-
-    Returns:
-      (row, attacks, advr at each margin): the row of the table as a dict, the `Attack` of each
-      example.
-    """
-    title = evaluation.TITLES[network.name]
-
-    def score(images, column):
-        predictions = evaluation.predict(network, images, label=f"{title} {column}")
-        return {
-            subset: evaluation.score(examples, predictions, classes)
-            for subset, classes in (("", None), ("_frequent", evaluation.FREQUENT))
-        }
-
-    def run(margin):
-        return evaluation.attack_examples(
-            network,
-            inputs,
-            slots=slots,
-            mesh=mesh,
-            label=f"{title} margin {margin:g}",
-            max_steps=max_steps,
-            step_size=step_size,
-            rounded=rounded,
-            margin=margin,
-        )
-
-    inputs = evaluation.attack_inputs(network, examples, seed)
-    columns = {"orig": score(evaluation.clean_images(examples), "ORIG")}
-    if margin:  # first, so that its perturbations are gone before the others come
-        by_paper = evaluation.perturbed_images(run(0.0), rounded=rounded)
-        columns["advr_margin_0"] = score(by_paper, "ADVR margin 0")
-        del by_paper
-    attacks = run(margin)
-    columns["advr"] = score(evaluation.perturbed_images(attacks, rounded=rounded), "ADVR")
-    columns.setdefault("advr_margin_0", columns["advr"])
-    columns["advr_uint8"] = score(evaluation.perturbed_images(attacks, rounded=True), "uint8")
-    shuffled = [
-        score(permuted_images(attacks, examples, seed, shuffle, rounded), "PERM")
-        for shuffle in range(PERMUTATIONS)
-    ]
-    columns["perm"] = {
-        subset: float(np.mean([scores[subset] for scores in shuffled])) for subset in shuffled[0]
+def manifest_of(name, margin, weights, settings):
+    """Return what a folder of perturbations is of: one network, attacked with one margin."""
+    detects = name.startswith("fr_")
+    return {
+        "launch": "table1",
+        "network": name,
+        "weights_sha256": weights,
+        "margin": margin,
+        "max_steps": settings["max_steps"] or evaluation.MAX_STEPS[detects],
+        "splits": settings["split"] or TEST_SPLITS[detects],
+        "settings": settings,
+        **rundir.environment(),
     }
-    status = np.array([attack.status for attack in attacks])
-    with_targets = status != dag_jax.Status.NO_TARGETS
-    sizes = [
-        (np.abs(change).max(), metrics.perceptibility(change))
-        for change in (evaluation.change(attack, rounded=rounded) for attack in attacks)
-    ]
-    largest, perceptibility = np.array(sizes).T
 
-    def over(values, function):
-        return float(function(values[with_targets])) if with_targets.any() else 0.0
 
-    row = {
+def make_row(network, examples, results, by_paper, *, margin):
+    """Return the row of a network once all its images are there.
+
+    Args:
+      network: a `Network`.
+      examples: all of them.
+      results: `rundir.Results` at the row's margin.
+      by_paper: those at margin 0, which may be the same.
+      margin: of the row.
+    """
+    columns = {name: scores.join(examples, results, name) for name in ("orig", "advr")}
+    columns["advr_margin_0"] = scores.join(examples, by_paper, "advr")
+    columns["advr_uint8"] = scores.join(examples, results, "advr_uint8")
+    shuffled = [scores.join(examples, results, f"perm_{i}") for i in range(scores.PERMUTATIONS)]
+    columns["perm"] = {
+        subset: float(np.mean([one[subset] for one in shuffled])) for subset in shuffled[0]
+    }
+    by_paper.finalise()
+    records = results.finalise()
+    status = np.array([record["status"] for record in records])
+    with_targets = status != dag_jax.Status.NO_TARGETS.name
+
+    def over(name, function):
+        values = np.array([record[name] for record in records])[with_targets]
+        return float(function(values)) if len(values) else 0.0
+
+    return {
         "network": network.name,
         **{
             f"{name}{subset}": round(value, 2)
@@ -154,33 +123,14 @@ def measure(network, examples, *, margin, max_steps, step_size, rounded, seed, s
             for subset, value in values.items()
         },
         "margin": margin,
-        "steps_median": over(np.array([attack.num_steps for attack in attacks]), np.median),
-        "perceptibility": over(perceptibility, np.mean),
-        "largest_change_median": over(largest, np.median),
-        "noticeable": over(largest >= evaluation.NOTICEABLE, np.mean),
-        "unfinished": int((with_targets & (status != dag_jax.Status.FOOLED)).sum()),
+        "steps_median": over("num_steps", np.median),
+        "perceptibility": over("perceptibility", np.mean),
+        "largest_change_median": over("largest_change", np.median),
+        "noticeable": over("largest_change", lambda v: np.mean(v >= evaluation.NOTICEABLE)),
+        "unfinished": int((with_targets & (status != dag_jax.Status.FOOLED.name)).sum()),
         "no_targets": int((~with_targets).sum()),
         "images": len(examples),
     }
-    return row, attacks
-
-
-def records(examples, attacks, rounded):
-    """Return one JSON line per image."""
-    lines = []
-    for example, attack in zip(examples, attacks, strict=True):
-        steps = int(attack.num_steps)
-        change = evaluation.change(attack, rounded=rounded)
-        line = {
-            "image_id": example["image_id"],
-            "status": dag_jax.Status(int(attack.status)).name,
-            "num_steps": steps,
-            "active_counts": attack.active_counts[: steps + 1].tolist(),
-            "perceptibility": float(metrics.perceptibility(change)),
-            "largest_change": float(np.abs(change).max()),
-        }
-        lines.append(json.dumps(line) + "\n")
-    return "".join(lines)
 
 
 COLUMNS = (
@@ -236,34 +186,32 @@ def report(rows, settings):
     return f"# Table 1 ({size}, {kind})\n\n{text}\n\n{console.markdown(rows, columns)}\n"
 
 
-def picture(network, examples, perturbations, rounded):
+def picture(network, examples, run, rounded):
     """Return the `AttackRow` of the first image whose objects the network finds and loses.
 
     If no image is like that, it is the one that loses most.
     """
     examples = examples[:SHOWN_OF]
-    clean = [example["image"].astype(np.float32) for example in examples]
-    adversarial = [
-        np.asarray(dag_jax.perturb(image, perturbations[example["image_id"]], rounded=rounded))
-        for image, example in zip(clean, examples, strict=True)
-    ]
-    before, after = (evaluation.predict(network, images) for images in (clean, adversarial))
-    scores = np.nan_to_num(
+    attacked = buckets.Computed(lambda example: scores.adversarial(run, example, rounded), examples)
+    clean = evaluation.clean_images(examples)
+    before, after = (evaluation.predict(network, images) for images in (clean, attacked))
+    found = np.nan_to_num(
         [
             [evaluation.score([example], [one]) for one in pair]
             for example, *pair in zip(examples, before, after, strict=True)
         ]
     )
     several = np.array([len(example["objects"]["label"]) > 1 for example in examples])
-    fit = several & (scores[:, 0] > 60) & (scores[:, 1] < 10)
-    index = int(np.argmax(fit)) if fit.any() else int(np.argmax(scores[:, 0] - scores[:, 1]))
+    fit = several & (found[:, 0] > 60) & (found[:, 1] < 10)
+    index = int(np.argmax(fit)) if fit.any() else int(np.argmax(found[:, 0] - found[:, 1]))
     example = examples[index]
     unit = "mAP" if network.detects else "mIoU"
     title = (
         f"{evaluation.TITLES[network.name]} on {example['image_id']}: "
-        f"{unit} {scores[index, 0]:.0f} before, {scores[index, 1]:.0f} after"
+        f"{unit} {found[index, 0]:.0f} before, {found[index, 1]:.0f} after"
     )
-    images = clean[index], adversarial[index], perturbations[example["image_id"]]
+    clean = example["image"].astype(np.float32)
+    images = clean, attacked[index], run.perturbation(example["image_id"])
     return figures.AttackRow(title, *images, before[index], after[index])
 
 
@@ -284,7 +232,7 @@ def main(argv):
 
     # 1. Everything that can be wrong is read before anything is written. Rows that the folder has
     # stay in the table.
-    finished = {path.stem for path in pathlib.Path(FLAGS.workdir).glob("rows/*.json")}
+    finished = rundir.folders_in(FLAGS.workdir, "row.json")
     names = [name for name in networks.NAMES if name in finished | set(FLAGS.networks)]
     paths = {
         name: pathlib.Path(FLAGS.checkpoints or zoo.CHECKPOINTS) / f"{name}.safetensors"
@@ -308,46 +256,63 @@ def main(argv):
             one_size=False,
         )
     settings = rundir.settings_of(FLAGS, sys.argv[0], without=UNRECORDED)
-    workdir = rundir.claim(FLAGS.workdir, settings)
-    weights = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
-    for name in (name for name in names if name in finished):
-        path = workdir / "rows" / f"{name}.json"
-        if json.loads(path.read_text())["weights_sha256"] != weights[name]:
-            raise ValueError(
-                f"{path} is the row of another checkpoint than {paths[name]}: give another "
-                "--workdir, or remove the row"
-            )
-    for folder in ("rows", "records", "perturbations"):
-        (workdir / folder).mkdir(exist_ok=True)
+    workdir = rundir.claim(FLAGS.workdir, {"settings": settings, **rundir.environment()})
+    results = {}
+    for name in sorted(names, key=lambda name: name not in finished):  # rows that are there first
+        weights = hashlib.sha256(paths[name].read_bytes()).hexdigest()
+        margin = (
+            evaluation.MARGINS[name.startswith("fr_")] if FLAGS.margin is None else FLAGS.margin
+        )
+        keys = [example["image_id"] for example in examples[loaded[name].detects]]
+        for folder, logits in ((name, margin), (f"{name}_margin_0", 0.0)):
+            if folder == name or margin:
+                results[name, logits] = rundir.Results(
+                    workdir / folder,
+                    manifest_of(name, logits, weights, settings),
+                    keys,
+                    process=jax.process_index(),
+                    processes=jax.process_count(),
+                )
 
-    # 2. A row at a time; a finished one is kept, if it is of the same weights.
+    # 2. A row at a time; images that are finished are kept, by every process its own.
     rows = []
     for name, network in loaded.items():
-        path = workdir / "rows" / f"{name}.json"
+        path = workdir / name / "row.json"
+        chosen = examples[network.detects]
+        own = {margin: found for (of, margin), found in results.items() if of == name}
         if not path.exists():
-            chosen = examples[network.detects]
-            row, attacks = measure(
-                network,
-                chosen,
-                margin=evaluation.MARGINS[network.detects]
-                if FLAGS.margin is None
-                else FLAGS.margin,
-                max_steps=FLAGS.max_steps or evaluation.MAX_STEPS[network.detects],
-                step_size=FLAGS.step_size,
-                rounded=FLAGS.rounded,
-                seed=FLAGS.seed,
-                slots=FLAGS.slots or SLOTS.get(jax.default_backend(), 16),
-                mesh=mesh,
-            )
-            rundir.write(
-                workdir / "records" / f"{name}.jsonl", records(chosen, attacks, FLAGS.rounded)
-            )
-            np.savez(
-                workdir / "perturbations" / f"{name}.npz",
-                **{e["image_id"]: a.perturbation for e, a in zip(chosen, attacks, strict=True)},
-            )
-            row["weights_sha256"] = weights[name]
-            rundir.write(path, json.dumps(row, indent=2) + "\n")
+            for margin, found in sorted(own.items()):
+                attacks.attack_all(
+                    network,
+                    chosen,
+                    found,
+                    seed=FLAGS.seed,
+                    slots=FLAGS.slots or SLOTS.get(jax.default_backend(), 16),
+                    mesh=mesh,
+                    label=f"{evaluation.TITLES[name]} margin {margin:g}",
+                    rounded=FLAGS.rounded,
+                    max_steps=FLAGS.max_steps or evaluation.MAX_STEPS[network.detects],
+                    step_size=FLAGS.step_size,
+                    margin=margin,
+                )
+                scores.keep(
+                    network,
+                    chosen,
+                    found,
+                    seed=FLAGS.seed,
+                    rounded=FLAGS.rounded,
+                    all_of_them=margin == max(own),
+                    mesh=mesh,
+                )
+            if jax.process_index():
+                console.wait_until(path.exists, f"{path}, which process 0 writes")
+            else:
+                console.wait_until(
+                    lambda own=own: all(map(scores.are_there, own.values())),
+                    f"the other processes' images of {evaluation.TITLES[name]}",
+                )
+                row = make_row(network, chosen, own[max(own)], own[0.0], margin=max(own))
+                rundir.write(path, json.dumps(row, indent=2) + "\n")
         rows.append(json.loads(path.read_text()))
         done = f"{len(rows)} of {len(loaded)} networks, {time.monotonic() - started:.0f} s"
         print(
@@ -355,6 +320,9 @@ def main(argv):
             f"PERM {rows[-1]['perm']:.2f}  ({done})",
             file=sys.stderr,
         )
+    if jax.process_index():
+        print(f"process {jax.process_index()} is done; process 0 writes the table: {workdir}/")
+        return
 
     # 3. The table and the pictures.
     text = report(rows, settings)
@@ -364,11 +332,8 @@ def main(argv):
     shown = {name.rsplit("_", 1)[0] if "fr_" in name else name[:7]: name for name in loaded}
     pictures = []
     for name in shown.values():
-        with np.load(workdir / "perturbations" / f"{name}.npz") as perturbations:
-            network = loaded[name]
-            pictures.append(
-                picture(network, examples[network.detects], perturbations, FLAGS.rounded)
-            )
+        run, network = rundir.read(workdir / name), loaded[name]
+        pictures.append(picture(network, examples[network.detects], run, FLAGS.rounded))
     figures.attack_figure(pictures, workdir / "figure1.png")
     print(text)
     print(f"{time.monotonic() - started:.0f} s; results: {workdir}/")

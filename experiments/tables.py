@@ -151,11 +151,12 @@ def report(found: dict, environment: dict, plots) -> str:
       environment: from `child.environment`.
       plots: names of PNGs.
     """
+    versions = environment["versions"]
     lines = [
         "# Benchmark",
         f"Device: {environment['device']}; CPU cores: {environment['cores']}; jax "
-        f"{environment['jax']}, Python {environment['python']}. A figure and its control ran in "
-        "turns in one process; figures are medians of the pairs, beside their range.",
+        f"{versions['jax']}, Python {versions['python']}. A figure and its control ran in turns in "
+        "one process; figures are medians of the pairs, beside their range.",
     ]
     for part, content in found.items():
         lines.append(f"## {TITLES[part]}")

@@ -8,7 +8,6 @@ Shapes: `S` slots of all devices together, `M` images.
 
 import dataclasses
 import functools
-import inspect
 import itertools
 import time
 
@@ -88,7 +87,7 @@ def lockstep(score_fn, inputs, *, slots, mesh, max_steps):
 
     Args:
       score_fn: of an FCN.
-      inputs: from `evaluation.attack_inputs`.
+      inputs: from `attacks.attack_inputs`.
       slots: S.
       mesh: from `console.open_mesh`.
       max_steps: M_0.
@@ -110,10 +109,9 @@ def lockstep(score_fn, inputs, *, slots, mesh, max_steps):
 
 def stream(score_fn, inputs, *, slots, mesh, max_steps, chunks=None):
     """Attack images by `attack_stream`; `chunks` is a list that takes what its monitor is told."""
-    known = inspect.signature(dag_jax.attack_stream).parameters
-    monitor = {"monitor": chunks.append} if chunks is not None and "monitor" in known else {}
+    monitor = None if chunks is None else chunks.append
     return dag_jax.attack_stream(
-        score_fn, inputs, slots=slots, mesh=mesh, max_steps=max_steps, **monitor
+        score_fn, inputs, slots=slots, mesh=mesh, max_steps=max_steps, monitor=monitor
     )
 
 
@@ -138,7 +136,7 @@ def measure(network, inputs, *, lanes, mesh, max_steps, turns):
 
     Args:
       network: an FCN.
-      inputs: from `evaluation.attack_inputs`.
+      inputs: from `attacks.attack_inputs`.
       lanes: slots of each device.
       mesh: from `console.open_mesh`.
       max_steps: M_0.

@@ -15,7 +15,7 @@ import torch
 
 import dag_jax
 from dag_jax import networks
-from experiments import console, cost, evaluation, iterations, throughput, timing, torch_fcn
+from experiments import attacks, console, cost, iterations, throughput, timing, torch_fcn
 
 SEARCH_STEPS = 20  # of the miniatures' attacks by which the numbers at a time are chosen
 FULL_RUNS = 2  # of each side over the full-size networks' images
@@ -38,7 +38,7 @@ def open_device(cores: int) -> torch.device:
 
 
 def arrays(inputs, device):
-    """Return what `torch_fcn.attack` takes of `evaluation.attack_inputs`: four tensors."""
+    """Return what `torch_fcn.attack` takes of `attacks.attack_inputs`: four tensors."""
     images = np.stack([np.float32(image) for _, image, *_ in inputs])
     labels, adversarial, valid = (
         np.stack([getattr(targets, name) for _, _, targets, *_ in inputs])
@@ -72,7 +72,7 @@ def best_batch(fcn, inputs, candidates, *, max_steps) -> int:
 
 
 def own_targets(network, images, seed):
-    """Return what `evaluation.attack_inputs` would, with what a network sees for ground truth."""
+    """Return what `attacks.attack_inputs` would, with what a network sees for ground truth."""
     network = networks.unnamed(network)
     found = []
     for index, image in enumerate(images):
@@ -82,14 +82,14 @@ def own_targets(network, images, seed):
     return found
 
 
-def attacks(
+def compare(
     network, inputs, *, lanes, batch_sizes, mesh, device, max_steps, search_steps, turns, runs=1
 ):
     """Return a row: images per second to completion, ours and PyTorch's, part by part in turns.
 
     Args:
       network: an FCN.
-      inputs: from `evaluation.attack_inputs` or `own_targets`.
+      inputs: from `attacks.attack_inputs` or `own_targets`.
       lanes: numbers of slots of a device to choose from.
       batch_sizes: PyTorch's batches to choose from.
       mesh: from `console.open_mesh`.
@@ -195,15 +195,15 @@ def measure(
     Args:
       names: of FCNs, which PyTorch has: `torch_fcn.FCNS`.
       scenes: examples for the miniatures.
-      lanes: as in `attacks`.
-      batch_sizes: as in `attacks`.
-      mesh: as in `attacks`.
+      lanes: as in `compare`.
+      batch_sizes: as in `compare`.
+      mesh: as in `compare`.
       max_steps: M_0 of the miniatures.
       full_images: images for the full-size networks; 0 leaves those out.
       full_steps: their M_0.
       full_size: pixels of a side of these images.
       iteration_size: pixels of the side for an iteration alone.
-      turns: as in `attacks`.
+      turns: as in `compare`.
       pairs: pairs of single iterations.
       seed: of adversarial labels and images.
     """
@@ -216,8 +216,8 @@ def measure(
     for name, small in console.progress(cases, desc="torch", position=1, leave=False):
         network = networks.load(name, miniature=small)
         if small:
-            inputs = evaluation.attack_inputs(network, scenes, seed)
-            row = attacks(
+            inputs = list(attacks.attack_inputs(network, scenes, seed))
+            row = compare(
                 network,
                 inputs,
                 max_steps=max_steps,
@@ -229,7 +229,7 @@ def measure(
             continue
         rng = np.random.default_rng(seed)
         images = rng.integers(0, 256, (full_images, full_size, full_size, 3), np.uint8)
-        row = attacks(
+        row = compare(
             network,
             own_targets(network, images, seed),
             max_steps=full_steps,

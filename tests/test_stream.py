@@ -3,6 +3,9 @@
 import dataclasses
 import functools
 import itertools
+import signal
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -111,13 +114,24 @@ def test_an_endless_input_is_taken_as_it_is_needed(score_fn, examples):
             taken.append(number)
             yield (number, *example[1:])
 
-    stream = dag_jax.attack_stream(score_fn, endless(), slots=3, max_steps=MAX_STEPS)
+    options = dict(slots=3, read_ahead=5, max_steps=MAX_STEPS)
+    stream = dag_jax.attack_stream(score_fn, endless(), **options)
     assert not taken  # nothing before somebody asks
     keys = set()
     for received, (key, _) in enumerate(itertools.islice(stream, 20)):
         keys.add(key)
-        assert len(taken) <= 3 + received  # those under way, and those that have left
+        # Those that have left (which may wait to be handed out), are under way, or wait.
+        assert len(taken) <= received + 2 * 3 + 5
     assert len(keys) == 20
+    before = threading.active_count()
+    stream.close()  # and nobody reads on
+    for _ in range(100):
+        if threading.active_count() < before:
+            break
+        time.sleep(0.05)
+    number = len(taken)
+    time.sleep(0.1)
+    assert len(taken) == number
 
 
 def test_one_compilation_serves_other_numbers_and_other_images(caplog, score_fn, examples):
@@ -215,6 +229,7 @@ def test_no_examples_no_results(score_fn):
     [
         (dict(slots=0), "slots is 0; it must be at least 1"),
         (dict(chunk=0), "chunk is 0"),
+        (dict(read_ahead=0), "read_ahead is 0"),
         (dict(max_steps=0), "max_steps is 0"),
         (dict(step_size=-0.5), "step_size is -0.5"),
         (dict(margin=float("nan")), "margin is nan"),
@@ -225,24 +240,192 @@ def test_bad_numbers_are_named_at_once(score_fn, examples, change, message):
         dag_jax.attack_stream(score_fn, examples, **change)
 
 
-@pytest.mark.parametrize(
+BAD = pytest.mark.parametrize(
     ("image", "targets", "message"),
     [
-        (np.full((H, W + 1, 3), 9, np.float32), {}, r"'second' has shapes .*8, 7, 3.*first has"),
-        (None, dict(valid=np.ones(N - 1, bool)), "'second' has shapes .*first has"),
+        (None, dict(valid=np.ones(N - 1, bool)), r"targets.valid has shape \(4,\), scores have"),
         (np.full((H, W, 3), 0.5, np.float32), {}, "multiply the image by 255"),
         (np.full((H, W, 3), 256, np.float32), {}, "before any mean"),
+        (np.full((H, W, 3), np.nan, np.float32), {}, "not finite"),
         (np.full((H, W), 9, np.float32), {}, r"must be \[H, W, 3\]"),
+        (np.full((H, W, 3), "x"), {}, "must be grey levels"),
         (None, dict(labels=np.full(N, C, np.int32)), "has class 4, scores have 4 classes"),
         (None, dict(adversarial=np.full(N, -1, np.int32)), "has class -1"),
     ],
 )
-def test_a_bad_example_is_named(score_fn, examples, image, targets, message):
+
+
+def with_a_bad_one(examples, image, targets):
     good = examples[1]
-    bad = (
-        "second",
-        good[1] if image is None else image,
-        dataclasses.replace(good[2], **targets),
-    )
+    bad = "bad", good[1] if image is None else image, dataclasses.replace(good[2], **targets)
+    return [examples[0], bad, *examples[1:]]
+
+
+@BAD
+def test_a_bad_example_is_named_and_costs_no_other(score_fn, examples, image, targets, message):
+    inputs = with_a_bad_one(examples, image, targets)
+    results = {}
+    with pytest.raises(ValueError, match=rf"1 example could not be attacked.*'bad': .*{message}"):
+        for key, result in dag_jax.attack_stream(score_fn, inputs, slots=3, max_steps=MAX_STEPS):
+            results[key] = result
+    assert set(results) == {key for key, *_ in examples}
+    for key, image, targets in examples:
+        assert_same(results[key], attack_alone()(score_fn, image, targets))
+
+
+@BAD
+def test_failures_are_reported_as_they_come(score_fn, examples, image, targets, message):
+    inputs, failures = with_a_bad_one(examples, image, targets), []
+    options = dict(slots=3, max_steps=5, on_failure=lambda *failure: failures.append(failure))
+    results = dict(dag_jax.attack_stream(score_fn, inputs, **options))
+    assert set(results) == {key for key, *_ in examples}
+    ((key, error),) = failures
+    assert key == "bad" and isinstance(error, ValueError)
     with pytest.raises(ValueError, match=message):
-        list(dag_jax.attack_stream(score_fn, [good, bad], slots=3, max_steps=MAX_STEPS))
+        raise error
+
+
+def test_an_image_that_the_network_cannot_score_says_so_by_its_status(score_fn, examples):
+    key, image, targets = examples[1]
+    poisoned = [(*example, (jnp.zeros((N, C)),)) for example in examples]
+    poisoned.insert(2, ("nan", image, targets, (jnp.full((N, C), jnp.nan),)))
+    results = dict(dag_jax.attack_stream(score_fn, poisoned, slots=3, max_steps=MAX_STEPS))
+    assert results.pop("nan").status == Status.NON_FINITE
+    for key, image, targets in examples:
+        assert_same(results[key], attack_alone()(score_fn, image, targets))
+
+
+def broken(examples, error):
+    yield from examples
+    raise error
+
+
+@pytest.mark.parametrize("error", [OSError("the disk is gone"), ValueError("no such image")])
+def test_input_that_raises_loses_nothing(score_fn, examples, error):
+    results = {}
+    with pytest.raises(type(error), match=str(error)):
+        stream = dag_jax.attack_stream(
+            score_fn, broken(examples, error), slots=3, max_steps=MAX_STEPS
+        )
+        for key, result in stream:
+            results[key] = result
+    assert set(results) == {key for key, *_ in examples}
+
+
+def test_an_interruption_returns_what_is_finished(score_fn, examples):
+    """Ctrl-C while the devices work: here it is pressed after each chunk in turn."""
+
+    def pressed(after):
+        chunks, results = [], {}
+
+        def monitor(chunk):
+            chunks.append(chunk)
+            if len(chunks) == after:
+                signal.raise_signal(signal.SIGINT)
+
+        try:
+            for key, result in dag_jax.attack_stream(
+                score_fn, examples, slots=4, chunk=2, max_steps=MAX_STEPS, monitor=monitor
+            ):
+                results[key] = result
+        except KeyboardInterrupt:
+            return results
+        assert len(chunks) < after
+        return None
+
+    counts = []
+    for after in itertools.count(1):
+        results = pressed(after)
+        if results is None:
+            break
+        counts.append(len(results))
+        for key, image, targets in examples:
+            if key in results:
+                assert_same(results[key], attack_alone()(score_fn, image, targets))
+            else:  # it could not have been done: after so many chunks it has had too few steps
+                alone = attack_alone()(score_fn, image, targets)
+                entered = examples.index((key, image, targets)) >= 4
+                assert entered or int(alone.num_steps) + 1 > 2 * after
+    assert counts == sorted(counts) and counts[-1] == len(examples) and counts[0] < len(examples)
+
+
+def pixel_score(weights, image, extent=None):
+    """Scores [H, W, C] of each pixel, that see how large the image is."""
+    scores = image @ weights
+    if extent is None:
+        return scores + 0.01 * (image.shape[0] + 2 * image.shape[1])
+    return scores + 0.01 * (extent[0] + 2 * extent[1]).astype(jnp.float32)
+
+
+def to_multiples_of_eight(score_fn, shape):
+    return score_fn, tuple(8 * -(-side // 8) for side in shape)
+
+
+def sized(rng, count):
+    """Images of many sizes, whose targets are their pixels."""
+    for i in range(count):
+        shape = rng.choice([5, 13], 2)
+        image = rng.uniform(28, 228, (*shape, 3)).astype(np.float32)
+        labels = rng.integers(0, C, shape)
+        yield i, image, dag_jax.make_targets(labels, (labels + 1 + i % 3) % C)
+
+
+@pytest.mark.parametrize("mesh_size", [1, 2])
+def test_images_of_many_sizes_share_few_shapes(caplog, rng, mesh_size):
+    weights = jnp.asarray(rng.standard_normal((3, C)), jnp.float32)
+    score_fn = jax.tree_util.Partial(pixel_score, weights)
+    chunks, examples = [], list(sized(rng, 20))
+    options = dict(slots=4, max_steps=MAX_STEPS, bucket=to_multiples_of_eight)
+    mesh = jax.make_mesh((mesh_size,), ("images",))
+    with jax.log_compiles():
+        stream = dag_jax.attack_stream(
+            score_fn, examples, mesh=mesh, monitor=chunks.append, **options
+        )
+        results = dict(stream)
+        shapes = {chunk.shape for chunk in chunks}
+        assert len(shapes) == 4
+        assert caplog.text.count("Compiling jit(_advance)") == 4
+        assert caplog.text.count("Compiling jit(_insert)") == 4
+        assert caplog.text.count("Compiling jit(_take)") == 4
+    assert len(results) == 20
+    for key, image, targets in examples:
+        assert results[key].image.shape == image.shape
+        assert_same(results[key], attack_alone()(score_fn, image, targets))
+
+
+def test_without_buckets_each_shape_is_its_own(rng):
+    weights = jnp.asarray(rng.standard_normal((3, C)), jnp.float32)
+    score_fn = jax.tree_util.Partial(pixel_score, weights)
+    examples = list(sized(rng, 6))
+    results = dict(dag_jax.attack_stream(score_fn, examples, slots=2, max_steps=MAX_STEPS))
+    for key, image, targets in examples:
+        assert_same(results[key], attack_alone()(score_fn, image, targets))
+
+
+def test_a_rare_shape_does_not_wait_for_ever(rng):
+    weights = jnp.asarray(rng.standard_normal((3, C)), jnp.float32)
+    score_fn = jax.tree_util.Partial(pixel_score, weights)
+    image = np.full((5, 4, 3), 99, np.float32)
+    labels = np.asarray(score_fn(image)).argmax(-1)
+    rare = "rare", image, dag_jax.make_targets(labels, (labels + 1) % C)
+
+    def endless():
+        yield rare
+        image = rng.uniform(28, 228, (8, 8, 3)).astype(np.float32)
+        labels = rng.integers(0, C, (8, 8))
+        for number in itertools.count():
+            yield number, image, dag_jax.make_targets(labels, (labels + 1) % C)
+
+    stream = dag_jax.attack_stream(score_fn, endless(), slots=2, max_steps=MAX_STEPS)
+    assert "rare" in [key for key, _ in itertools.islice(stream, 200)]
+
+
+def test_the_monitor_accounts_for_every_iteration(score_fn, examples):
+    chunks = []
+    options = dict(slots=4, max_steps=MAX_STEPS, chunk=3, monitor=chunks.append)
+    results = dict(dag_jax.attack_stream(score_fn, examples, **options))
+    needed = sum(int(result.num_steps) + 1 for result in results.values())
+    assert sum(chunk.busy for chunk in chunks) == needed
+    assert all(chunk.busy <= chunk.taken * chunk.iterations for chunk in chunks)
+    assert all(chunk.iterations <= 3 and chunk.slots == 4 for chunk in chunks)
+    assert chunks[-1].ended and chunks[0].taken == 4

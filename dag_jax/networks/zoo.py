@@ -245,6 +245,26 @@ def score_fn(network: Network, boxes=None):
     return jax.tree_util.Partial(_score_fixed_boxes, unnamed(network), boxes)
 
 
+def bucket_score_fn(score_fn, shape: tuple[int, ...]):
+    """Do what `bucket` does with a network to what `score_fn` made of it.
+
+    It is what `dag_jax.attack_stream` takes as `bucket` for images of many sizes.
+
+    Args:
+      score_fn: from `score_fn`.
+      shape: (H, W, ...) of an image.
+
+    Returns:
+      (what scores an image of that bucket and takes its extent as a last argument, (H', W')).
+
+    Raises:
+      ValueError: as `bucket` says.
+    """
+    network, *rest = score_fn.args
+    network, shape = bucket(network, shape)
+    return jax.tree_util.Partial(score_fn.func, network, *rest), shape
+
+
 def predict(network: Network, image, extent=None):
     """Run a whole network, as an evaluation does.
 

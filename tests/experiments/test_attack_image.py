@@ -44,7 +44,7 @@ def result_of(workdir):
     assert record["targets_active"] == pytest.approx(record["active_counts"][-1], abs=3)
     assert (workdir / "attack_image.png").stat().st_size > 10_000
     assert {path.name for path in workdir.iterdir()} == {
-        "settings.json",
+        "manifest.json",
         *record["files"].values(),
     }
     return record, clean, adversarial
@@ -122,7 +122,7 @@ def test_the_folder_belongs_to_this_attack(run, launch):
     again = launch("attack_image", *flags)
     assert "this attack is done" in again.stdout
     process = launch("attack_image", *flags, "--seed=1", fails=True)
-    assert "other settings (seed)" in process.stderr
+    assert "other settings (seed: now 1, there 0)" in process.stderr
     assert {path: path.read_bytes() for path in workdir.iterdir()} == before
 
 

@@ -108,7 +108,7 @@ def test_a_finished_part_is_kept_and_other_settings_are_refused(run, launch):
     assert list(content_of(workdir)["parts"])[:2] == ["engine", "work"]
     assert "kept" in (workdir / "benchmark.md").read_text()
     process = launch("benchmark", *FLAGS, "--pairs=3", f"--workdir={workdir}", fails=True)
-    assert "other settings (pairs)" in process.stderr
+    assert "other settings (pairs: now 3, there 2)" in process.stderr
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_means_in_windows():
 
 def test_the_report_says_what_was_left_out_and_leaves_no_gap():
     row = {"case": "a", "iteration": "b", "control": "c", "flops": None, "control_flops": 1e9}
-    environment = {"device": "cpu", "cores": 2, "jax": "1", "python": "3"}
+    environment = {"device": "cpu", "cores": 2, "versions": {"jax": "1", "python": "3"}}
     found = {"work": {"rows": [row]}, "torch": {"absent": "PyTorch is not installed"}}
     text = tables.report(found, environment, ["one.png"])
     assert "| c | 1 | - |" in " ".join(text.split())

@@ -8,7 +8,7 @@ import pytest
 
 import dag_jax
 from dag_jax import datasets, metrics, networks
-from experiments import buckets, evaluation
+from experiments import attacks, buckets, evaluation
 
 SIZES = {1: (100, 128), 2: (128, 90), 0: (120, 128)}  # of scenes; two share a bucket
 
@@ -60,21 +60,26 @@ def test_groups_hold_every_image_once():
 def test_a_run_of_many_sizes_equals_runs_of_one(examples, name):
     network = networks.load(name, miniature=True)
     mesh = jax.make_mesh((1,), ("images",), devices=jax.devices()[:1])
-    options = {"slots": 2, "label": name, "mesh": mesh, "max_steps": 6, "margin": 3.0}
+    options = {"slots": 2, "mesh": mesh, "max_steps": 6, "margin": 3.0}
 
     def run(some):
-        inputs = evaluation.attack_inputs(network, some, seed=0)
-        attacks = evaluation.attack_examples(network, inputs, **options)
-        images = evaluation.perturbed_images(attacks)
-        return attacks, [
+        stream = dag_jax.attack_stream(
+            networks.score_fn(network),
+            attacks.attack_inputs(network, some, seed=0),
+            bucket=attacks.bucket_for(some),
+            **options,
+        )
+        found = [attack for _, attack in sorted(stream, key=lambda pair: pair[0])]
+        images = [attacks.perturbed(attack) for attack in found]
+        return found, [
             evaluation.predict(network, column)
             for column in (evaluation.clean_images(some), images)
         ]
 
-    attacks, predictions = run(examples)
+    together, predictions = run(examples)
     for row, example in enumerate(examples[:2]):
         ((alone,), predicted) = run([example])
-        found = attacks[row]
+        found = together[row]
         assert found.status == alone.status != dag_jax.Status.NO_TARGETS
         assert found.num_steps == alone.num_steps > 3
         np.testing.assert_array_equal(found.active_counts, alone.active_counts)

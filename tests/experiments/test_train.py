@@ -32,7 +32,7 @@ def test_a_killed_run_goes_on_to_the_same_checkpoint(launch, tmp_path):
     assert [point["step"] for point in points] == [2, 4, 6]
     assert (whole / "curve.png").stat().st_size > 5_000
     process = launch("train", *FLAGS, "--steps=6", "--seed=1", f"--workdir={parts}", fails=True)
-    assert "other settings (seed)" in process.stderr
+    assert "other settings (seed: now 1, there 0)" in process.stderr
 
 
 @pytest.mark.slow

@@ -1,0 +1,192 @@
+"""The host's side of a stream: examples read, checked and padded while the devices work.
+
+Shapes: `H W` pixels of an image, `H' W'` pixels of its bucket; otherwise as in `dag_jax.attack`.
+"""
+
+import collections
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dag_jax.attack import Attack
+from dag_jax.checks import check_image, check_margin, check_targets
+from dag_jax.targets import Targets, map_targets
+
+
+class Example(NamedTuple):
+    """An example that is ready for a lane."""
+
+    key: object
+    score_fn: Callable  # the one of its bucket
+    arrays: tuple  # image f32[H', W', 3], targets, inputs; NumPy's
+    shape: tuple[int, int]  # H W
+
+    def bucket(self):
+        """Return what examples share that are compiled together."""
+        leaves, structure = jax.tree.flatten(self.arrays)
+        shapes = tuple((leaf.shape, leaf.dtype.name) for leaf in leaves)
+        return jax.tree.structure(self.score_fn), structure, shapes
+
+    def crop(self, attack: Attack) -> Attack:
+        """Return an attack on the padded image as one on the image."""
+        padded = self.arrays[0].shape[:2]
+        if padded == self.shape:
+            return attack
+
+        def cut(leaf):
+            # A copy: a view would keep the padding in memory.
+            return leaf[: self.shape[0], : self.shape[1]].copy()
+
+        return dataclasses.replace(
+            attack,
+            image=cut(attack.image),
+            perturbation=cut(attack.perturbation),
+            active=jax.tree.map(
+                lambda leaf: cut(leaf) if leaf.shape[:2] == padded else leaf, attack.active
+            ),
+        )
+
+
+class Failure(NamedTuple):
+    """An example that cannot be attacked."""
+
+    key: object
+    error: ValueError
+
+
+class Prepare:
+    """What makes an `Example` of what a user gives."""
+
+    def __init__(self, score_fn, bucket, margin):
+        """Take what all examples share: see `dag_jax.attack_stream`."""
+        self._score_fn, self._bucket, self._margin = score_fn, bucket, margin
+        self._scores = {}
+
+    def __call__(self, example) -> Example | Failure:
+        """Check and pad an example (key, image, targets) or (key, image, targets, inputs)."""
+        key, image, targets, inputs = (*example, ())[:4]
+        try:
+            return self._prepare(key, image, targets, inputs)
+        except ValueError as error:
+            return Failure(key, error)
+
+    def _prepare(self, key, image, targets, inputs):
+        image = np.asarray(image)
+        if image.dtype.kind not in "buif":
+            raise ValueError(f"image is {image.dtype}; it must be grey levels [H, W, 3]")
+        check_image(image)
+        image = image.astype(np.float32)
+        shape = image.shape[:2]
+        targets, inputs = jax.tree.map(_canonical, (targets, inputs))
+        score_fn = self._score_fn
+        if self._bucket is not None:
+            score_fn, padded = self._bucket(score_fn, shape)
+            if padded[0] < shape[0] or padded[1] < shape[1]:
+                raise ValueError(f"its bucket {padded} is smaller than the image, {shape}")
+            targets = map_targets(lambda one: _pad_pixels(one, shape, padded), targets)
+            image = _pad(image, shape, padded)
+            inputs = (*inputs, np.int32(shape))
+        ready = Example(key, score_fn, (image, targets, inputs), shape)
+        bucket = ready.bucket()
+        if bucket not in self._scores:
+            seen = jax.ShapeDtypeStruct(image.shape, jnp.float32)
+            self._scores[bucket] = jax.eval_shape(score_fn, seen, *inputs)
+        check_targets(targets, self._scores[bucket])
+        check_margin(self._margin, targets)
+        return ready
+
+
+def _canonical(leaf):
+    """Return an array as NumPy's, of the width that JAX gives it."""
+    leaf = np.asarray(leaf)
+    return leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False)
+
+
+def _pad(array, shape, padded):
+    grow = [(0, after - now) for now, after in zip(shape, padded, strict=True)]
+    return np.pad(array, grow + [(0, 0)] * (array.ndim - 2))
+
+
+def _pad_pixels(targets: Targets, shape, padded):
+    """Pad targets that are an image's pixels; there is no target where there is no image."""
+    if targets.valid.shape[:2] != shape:
+        return targets
+    return jax.tree.map(lambda leaf: _pad(leaf, shape, padded), targets)
+
+
+_END = object()
+
+
+class Feed:
+    """A thread that prepares examples, never more than `ahead` that nobody has taken."""
+
+    def __init__(self, prepare, examples: Iterator, *, ahead: int):
+        """Start to read.
+
+        Args:
+          prepare: example -> `Example` or `Failure`.
+          examples: what to read; nothing else may read it.
+          ahead: the most examples that wait.
+        """
+        self._prepare, self._examples, self._ahead = prepare, examples, ahead
+        self._ready: collections.deque = collections.deque()
+        self._change = threading.Condition()
+        self._waiting = 0  # read, and not yet in a lane
+        self._closed = False
+        self.ended = False  # whether all examples have been read
+        self.error: BaseException | None = None  # what the examples raised
+        # A daemon: examples that never come must not keep the interpreter from ending.
+        self._thread = threading.Thread(target=self._run, name="dag_jax examples", daemon=True)
+        self._thread.start()
+
+    def _run(self):
+        error = None
+        try:
+            while self._room() and (example := next(self._examples, _END)) is not _END:
+                ready = self._prepare(example)
+                with self._change:
+                    self._waiting += 1
+                    self._ready.append(ready)
+                    self._change.notify_all()
+        except BaseException as raised:  # whatever it is, it is the consumer's to see
+            error = raised
+        with self._change:
+            self.error, self.ended = error, True
+            self._change.notify_all()
+
+    def _room(self):
+        with self._change:
+            self._change.wait_for(lambda: self._closed or self._waiting < self._ahead)
+            return not self._closed
+
+    def wait(self, number: int, seconds: float | None = None) -> None:
+        """Wait until that many examples are ready, no more can be, or the time is over."""
+        with self._change:
+            self._change.wait_for(
+                lambda: len(self._ready) >= number or self.ended or self._waiting >= self._ahead,
+                seconds,
+            )
+
+    def pop(self) -> list[Example | Failure]:
+        """Return what is ready; `taken` says when it waits no longer."""
+        with self._change:
+            ready = list(self._ready)
+            self._ready.clear()
+            return ready
+
+    def taken(self, number: int) -> None:
+        """Say that so many of the examples have left the queue, so that others may come."""
+        with self._change:
+            self._waiting -= number
+            self._change.notify_all()
+
+    def close(self) -> None:
+        """Read no more."""
+        with self._change:
+            self._closed = True
+            self._change.notify_all()

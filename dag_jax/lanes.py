@@ -1,0 +1,268 @@
+"""The device's side of a stream: lanes that advance together, each with an image of its own.
+
+Three programs, each compiled once for a shape: one puts images into free lanes, one advances all
+lanes, one takes results out. None has a collective: each device owns its lanes, and none waits for
+another inside a program.
+
+Shapes: `D` devices, `L` lanes of each, `S = D L` in all; otherwise as in `dag_jax.attack`.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dag_jax.attack import Attack, Status, init, step
+
+# A lane alone would be compiled into other kernels than several are, and differ in the last bits.
+_FEWEST_LANES = 2
+
+
+def _on_each(mesh, function, whole, parts):
+    """Run a function on each device, on all of the arguments `whole` and its part of `parts`."""
+    mine = P(mesh.axis_names)
+    specs = (P(),) * len(whole) + (mine,) * len(parts)
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=mine, check_vma=False)
+    return mapped(*whole, *parts)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("chunk", "rounded", "optimizer", "mesh"), donate_argnames="states"
+)
+def _advance(score_fn, numbers, states, targets, inputs, *, chunk, rounded, optimizer, mesh):
+    """Advance all lanes by up to `chunk` iterations; each device's own, until they have stopped.
+
+    Returns:
+      The states; i32[D, 2], each device's iterations, and the lanes that ran summed over these.
+    """
+
+    def advance(score_fn, numbers, states, targets, inputs):
+        step_size, margin = numbers
+
+        def one(state, targets, inputs):
+            return step(
+                lambda image: score_fn(image, *inputs),
+                state,
+                targets,
+                step_size=step_size,
+                margin=margin,
+                rounded=rounded,
+                optimizer=optimizer,
+            )
+
+        def goes_on(carry):
+            count, _, states = carry
+            return (count < chunk) & jnp.any(states.attack.status == Status.RUNNING)
+
+        def body(carry):
+            count, busy, states = carry
+            running = (states.attack.status == Status.RUNNING).sum(dtype=jnp.int32)
+            return count + 1, busy + running, jax.vmap(one)(states, targets, inputs)
+
+        count, busy, states = lax.while_loop(goes_on, body, (jnp.int32(0), jnp.int32(0), states))
+        return states, jnp.stack([count, busy])[None]
+
+    return _on_each(mesh, advance, (score_fn, numbers), (states, targets, inputs))
+
+
+@functools.partial(
+    jax.jit, static_argnames=("max_steps", "optimizer", "mesh"), donate_argnames="lanes"
+)
+def _insert(lanes, slot, example, *, max_steps, optimizer, mesh):
+    """Put one example a device into its lane `slot`, i32[D]; nowhere where it has no such lane."""
+
+    def insert(lanes, slot, example):
+        (slot,) = slot
+        image, targets, inputs = jax.tree.map(lambda leaf: leaf[0], example)
+        lane = init(image, targets, max_steps=max_steps, optimizer=optimizer), targets, inputs
+        return jax.tree.map(lambda all_, one: all_.at[slot].set(one, mode="drop"), lanes, lane)
+
+    return _on_each(mesh, insert, (), (lanes, slot, example))
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _take(states, slot, *, mesh):
+    """Return each device's attack in its lane `slot`, i32[D], along a first axis of D."""
+
+    def take(states, slot):
+        return jax.tree.map(lambda leaf: leaf[slot], states.attack)
+
+    return _on_each(mesh, take, (), (states, slot))
+
+
+def _idle(example, *, max_steps, optimizer, lanes):
+    """Return that many lanes of an example's shapes in which nothing runs."""
+    image, targets, inputs = example
+    state = init(image, targets, max_steps=max_steps, optimizer=optimizer)
+    lanes = jax.tree.map(
+        lambda leaf: jnp.zeros((lanes, *leaf.shape), leaf.dtype), (state, targets, inputs)
+    )
+    # A bare enum member would make the status weakly typed, and the loop compile a second time.
+    stopped = jnp.full_like(lanes[0].attack.status, int(Status.NO_TARGETS))
+    attack = dataclasses.replace(lanes[0].attack, status=stopped)
+    return dataclasses.replace(lanes[0], attack=attack), *lanes[1:]
+
+
+class Lanes:
+    """The lanes of one compiled shape.
+
+    Attributes:
+      slots: S, those that may be filled. A device that has one of them has an idle one beside it.
+      shape: pixels of the images, padding included.
+    """
+
+    def __init__(self, score_fn, example, numbers, *, slots, mesh, max_steps, **options):
+        """Make room for examples like this one, and compile what moves them in and out.
+
+        Args:
+          score_fn: its leaves on all devices of the mesh.
+          example: (image, targets, inputs), NumPy's.
+          numbers: (step_size, margin), f32[].
+          slots: S.
+          mesh: devices.
+          max_steps: as in `attack`.
+          **options: chunk, rounded, optimizer.
+        """
+        self.slots, self.shape = slots, example[0].shape[:2]
+        self._score_fn, self._numbers, self._options = score_fn, numbers, options
+        self._mesh, self._devices = mesh, list(mesh.devices.flat)
+        self._sharding = NamedSharding(mesh, P(mesh.axis_names))
+        self._per_device = max(slots // mesh.size, _FEWEST_LANES)
+        self._new = {"max_steps": max_steps, "optimizer": options["optimizer"]}
+        self._nothing = [
+            jax.tree.map(lambda leaf, to=device: self._put(np.zeros_like(leaf), to), example)
+            for device in self._devices
+        ]
+        make = functools.partial(_idle, lanes=mesh.size * self._per_device, **self._new)
+        self._lanes = jax.jit(make, out_shardings=self._sharding)(example)
+        self._used = None
+        nowhere = [None] * mesh.size
+        self._insert_round(nowhere, self._nothing)
+        self._take_round(nowhere)
+
+    @staticmethod
+    def _put(leaf, device):
+        return jax.device_put(np.asarray(leaf)[None], device)
+
+    def _gather(self, parts):
+        """Return one array of the parts that the devices hold."""
+        shape = (len(parts), *parts[0].shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, self._sharding, parts)
+
+    def _slot_array(self, lanes):
+        lanes = [self._per_device if lane is None else lane for lane in lanes]
+        return jax.device_put(np.int32(lanes), self._sharding)
+
+    def _place(self, slot):
+        """Return (device, its lane) of a slot: neighbours are on different devices."""
+        return slot % len(self._devices), slot // len(self._devices)
+
+    def _rounds(self, slots):
+        """Return lists of slots, at most one of a device in each."""
+        rounds = []
+        for slot in slots:
+            device, _ = self._place(slot)
+            for taken in rounds:
+                if device not in taken:
+                    taken[device] = slot
+                    break
+            else:
+                rounds.append({device: slot})
+        return rounds
+
+    def insert(self, examples: dict) -> None:
+        """Put examples into slots.
+
+        Args:
+          examples: by slot, (image, targets, inputs), NumPy's.
+        """
+        for taken in self._rounds(examples):
+            lanes, parts = [None] * len(self._devices), list(self._nothing)
+            for device, slot in taken.items():
+                lanes[device] = self._place(slot)[1]
+                put = functools.partial(self._put, device=self._devices[device])
+                parts[device] = jax.tree.map(put, examples[slot])
+            self._insert_round(lanes, parts)
+
+    def _insert_round(self, lanes, parts):
+        example = jax.tree.map(lambda *leaves: self._gather(leaves), *parts)
+        slot = self._slot_array(lanes)
+        self._lanes = _insert(self._lanes, slot, example, mesh=self._mesh, **self._new)
+
+    def _loop(self):
+        """Return what `_advance` takes."""
+        arguments = self._score_fn, self._numbers, *self._lanes
+        return arguments, {"mesh": self._mesh, **self._options}
+
+    def lower(self) -> jax.stages.Lowered:
+        """Return the program of a chunk, for those who want to know what it costs."""
+        arguments, options = self._loop()
+        return _advance.lower(*arguments, **options)
+
+    def advance(self) -> None:
+        """Start a chunk on all devices; `wait` waits for it."""
+        arguments, options = self._loop()
+        states, self._used = _advance(*arguments, **options)
+        self._lanes = states, *self._lanes[1:]
+
+    def wait(self) -> tuple[int, int]:
+        """Wait for the chunk.
+
+        Returns:
+          (iterations of the device that made most, lanes that ran summed over all iterations).
+        """
+        used = np.asarray(self._used)
+        return int(used[:, 0].max()), int(used[:, 1].sum())
+
+    def stopped(self) -> np.ndarray:
+        """Return bool[S], whether a slot's attack has stopped, or there is none."""
+        status = np.asarray(self._lanes[0].attack.status).reshape(len(self._devices), -1)
+        places = map(self._place, range(self.slots))
+        return np.array([status[place] != Status.RUNNING for place in places])
+
+    def take(self, slots) -> dict[int, Attack]:
+        """Return the attacks in these slots, arrays being NumPy's."""
+        results = {}
+        for taken in self._rounds(slots):
+            lanes = [None] * len(self._devices)
+            for device, slot in taken.items():
+                lanes[device] = self._place(slot)[1]
+            found = self._take_round(lanes)
+            for device, slot in taken.items():
+                results[slot] = jax.tree.map(
+                    lambda leaf, one=device: np.array(_part_of(leaf, self._devices[one])[0]), found
+                )
+        return results
+
+    def _take_round(self, lanes):
+        return _take(self._lanes[0], self._slot_array(lanes), mesh=self._mesh)
+
+
+def _part_of(array, device):
+    """Return what a device holds of an array, without asking the others."""
+    (part,) = (part.data for part in array.addressable_shards if part.device == device)
+    return np.asarray(part)
+
+
+def spread(tree, mesh: Mesh, copies: dict):
+    """Return a pytree with each leaf on all devices of a mesh.
+
+    Args:
+      tree: pytree of arrays.
+      mesh: devices.
+      copies: by identity, the leaves that are there already; those of this tree are added. Trees
+        that share leaves, such as one network's for several shapes, then share the copies.
+    """
+
+    def copy(leaf):
+        if id(leaf) not in copies:
+            # The leaf itself is kept, too: its identity is only its own while it lives.
+            copies[id(leaf)] = leaf, jax.device_put(jnp.asarray(leaf), NamedSharding(mesh, P()))
+        return copies[id(leaf)][1]
+
+    return jax.tree.map(copy, tree)

@@ -1,0 +1,108 @@
+"""What the scores of a table are made of: each column of each image, by whichever process has it.
+
+A column is one way to change the images: not at all, by the attack, by its permutation. What a
+network says of an image is kept beside the attack (`rundir.Results.put`), and one process joins
+what all have kept.
+
+Shapes: `H W` pixels.
+"""
+
+import jax
+import numpy as np
+
+import dag_jax
+from dag_jax import metrics
+from experiments import buckets, evaluation, rundir
+
+PERMUTATIONS = 3  # shuffles whose mean is PERM
+_LAST = "advr"  # the column that is kept last: where it is, all are
+
+
+def permuted(run, example, seed, shuffle, rounded):
+    """Return the image f32[H, W, 3] with its perturbation's rows and columns shuffled."""
+    key = jax.random.fold_in(dag_jax.image_key(seed, example["image_id"]), 1 + shuffle)
+    shuffled = metrics.permute(key, run.perturbation(example["image_id"]))
+    image = example["image"].astype(np.float32)
+    return np.asarray(dag_jax.perturb(image, np.asarray(shuffled), rounded=rounded))
+
+
+def adversarial(run, example, rounded):
+    """Return the image f32[H, W, 3] that was attacked last."""
+    image = example["image"].astype(np.float32)
+    return np.asarray(
+        dag_jax.perturb(image, run.perturbation(example["image_id"]), rounded=rounded)
+    )
+
+
+def _columns(run, seed, rounded, *, all_of_them):
+    """Return {column: function of an example that returns the image to score}.
+
+    The images of the column uint8 are the PNGs of the folder, as they are read back.
+    """
+    columns = {}
+    if all_of_them:
+        columns["orig"] = lambda example: example["image"]
+        columns["advr_uint8"] = lambda example: run.image(example["image_id"])
+        for shuffle in range(PERMUTATIONS):
+            columns[f"perm_{shuffle}"] = lambda example, shuffle=shuffle: permuted(
+                run, example, seed, shuffle, rounded
+            )
+    return columns | {_LAST: lambda example: adversarial(run, example, rounded)}
+
+
+def keep(network, examples, results, *, seed, rounded, all_of_them, mesh):
+    """Run the network on this process's images, and keep what their scores are made of.
+
+    Args:
+      network: a `Network`.
+      examples: all of them.
+      results: `rundir.Results`, this process's images all attacked.
+      seed: of the permutations.
+      rounded: whether the image was attacked in whole grey levels.
+      all_of_them: every column, or ADVR alone.
+      mesh: from `console.open_mesh`.
+    """
+    run = rundir.read(results.folder)
+    title = evaluation.TITLES[network.name]
+    for column, image_of in _columns(run, seed, rounded, all_of_them=all_of_them).items():
+        shards = [shard for shard in results.shards() if not results.has(column, shard)]
+        rows = [row for shard in shards for row in results.indices(shard)]
+        if not rows:
+            continue
+        images = buckets.Computed(image_of, [examples[row] for row in rows])
+        found = {}
+        for place, prediction in evaluation.predict_each(
+            network,
+            images,
+            shapes=[examples[row]["image"].shape for row in rows],
+            label=f"{title} {column}",
+            mesh=mesh,
+        ):
+            row = rows[place]
+            for name, array in evaluation.evidence(examples[row], prediction).items():
+                found[row, name] = array
+        for shard in shards:
+            own = results.indices(shard)
+            results.put(
+                column,
+                shard,
+                {f"{row} {name}": array for (row, name), array in found.items() if row in own},
+            )
+
+
+def are_there(results) -> bool:
+    """Return whether every process has kept its scores, all columns of them."""
+    return all(results.has(_LAST, shard) for shard in range(results.num_shards))
+
+
+def join(examples, results, column):
+    """Return {"": the score of all processes' images, "_frequent": the same of some classes}."""
+    found: list = [{} for _ in examples]
+    for shard in range(results.num_shards):
+        for name, array in results.get(column, shard).items():
+            row, kind = name.split(" ")
+            found[int(row)][kind] = array
+    return {
+        subset: evaluation.score_evidence(examples, found, classes)
+        for subset, classes in (("", None), ("_frequent", evaluation.FREQUENT))
+    }

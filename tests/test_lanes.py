@@ -1,0 +1,172 @@
+"""Devices share nothing: results to the last bit, no collective, work that falls as 1 / n."""
+
+import functools
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dag_jax
+from dag_jax import lanes, networks
+
+SIZE = 48
+COLLECTIVES = r"all-(reduce|gather|to-all)|collective-permute|reduce-scatter|send|recv"
+
+
+def in_child(function, *arguments, devices=8):
+    """Call a function of this file in a process whose CPU shows as so many devices."""
+    code = (
+        f"import importlib.util, json, jax; jax.config.update('jax_num_cpu_devices', {devices})\n"
+        f"spec = importlib.util.spec_from_file_location('child', {__file__!r})\n"
+        "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)\n"
+        f"print(json.dumps(module.{function.__name__}(*{arguments!r})))\n"
+    )
+    root = pathlib.Path(dag_jax.__file__).parents[1]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+    child = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert child.returncode == 0, child.stderr
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def examples(network, count, size=SIZE, seed=0):
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        image = rng.uniform(0, 255, (size, size, 3)).astype(np.float32)
+        if network.detects:
+            corners = np.sort(rng.uniform(0, size - 1, (20, 2, 2)), axis=1).reshape(-1, 4)
+            labels = rng.integers(1, 21, 20)
+            targets = dag_jax.make_targets(labels, labels % 20 + 1)
+            yield i, image, targets, (corners.astype(np.float32),)
+        else:
+            labels = rng.integers(0, 21, (size, size))
+            yield i, image, dag_jax.make_targets(labels, (labels + 1) % 21)
+
+
+def mesh_of(count):
+    return jax.make_mesh((count,), ("images",), devices=jax.devices()[:count])
+
+
+def bytes_of(results):
+    leaves = jax.tree.leaves([results[key] for key in sorted(results)])
+    return [np.asarray(leaf).tobytes().hex() for leaf in leaves]
+
+
+def differing(name):
+    """Return the (devices, slots) whose results are not those of one device and 16 slots."""
+    network = networks.load(name, miniature=True)
+    made = list(examples(network, 16))
+    run = functools.partial(dag_jax.attack_stream, networks.score_fn(network), max_steps=2)
+    expected = bytes_of(dict(run(made, slots=16)))
+    cases = [(2, 16), (8, 16), (1, 3)]
+    return [
+        (devices, slots)
+        for devices, slots in cases
+        if bytes_of(dict(run(made[::-1], slots=slots, mesh=mesh_of(devices)))) != expected
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fcn_alex", "fcn_vgg", "fr_zf_07", "fr_vgg_07"])
+def test_devices_slots_and_order_change_no_bit(name):
+    assert in_child(differing, name) == []
+
+
+def programs(name, slots):
+    """Return [flops of a device, collectives] of the compiled loop on 1, 2 and 8 devices."""
+    network = networks.load(name, miniature=True)
+    ((_, *arrays),) = examples(network, 1)
+    arrays = tuple(arrays) if network.detects else (*arrays, ())
+    found = []
+    for devices in (1, 2, 8):
+        mesh = mesh_of(devices)
+        score_fn = lanes.spread(networks.score_fn(network), mesh, {})
+        made = lanes.Lanes(
+            score_fn,
+            jax.tree.map(np.asarray, arrays),
+            (jnp.float32(0.5), jnp.float32(0)),
+            slots=slots,
+            mesh=mesh,
+            max_steps=9,
+            chunk=4,
+            rounded=False,
+            optimizer=None,
+        )
+        compiled = made.lower().compile()
+        collectives = re.findall(rf"= \S+ ({COLLECTIVES})\S*\(", compiled.as_text())
+        found.append([compiled.cost_analysis()["flops"], collectives])
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fcn_vgg", "fr_vgg_07"])
+def test_no_collective_and_a_share_of_the_work(name):
+    (one, _), *_ = found = in_child(programs, name, 16)
+    assert all(not collectives for _, collectives in found)
+    for count, (flops, _) in zip((1, 2, 8), found, strict=True):
+        assert flops == pytest.approx(one / count, rel=0.01)
+
+
+def test_lanes_are_never_alone(rng):
+    network = networks.load("fcn_vgg", miniature=True)
+    made = list(examples(network, 3, size=48))
+    run = functools.partial(dag_jax.attack_stream, networks.score_fn(network), made, max_steps=3)
+    assert bytes_of(dict(run(slots=1))) == bytes_of(dict(run(slots=2)))
+
+
+def held():
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1])
+
+
+def score_pixels(weights, image):
+    return image @ weights
+
+
+def stream_many(count):
+    """Return the memory (kB) after each hundred of many images of two sizes, and the compiles."""
+    import logging
+
+    compiled = []
+    handler = logging.Handler()
+    handler.emit = lambda record: compiled.append(record.getMessage())
+    logging.getLogger("jax._src.interpreters.pxla").addHandler(handler)
+    jax.config.update("jax_log_compiles", True)
+    rng = np.random.default_rng(0)
+    weights = jnp.asarray(rng.standard_normal((3, 5)), jnp.float32)
+    score_fn = jax.tree_util.Partial(score_pixels, weights)
+
+    def many():
+        for key in range(count):
+            size = (12, 16)[key % 2]
+            labels = rng.integers(0, 5, (size, size)).astype(np.int32)
+            image = rng.uniform(0, 255, (size, size, 3)).astype(np.float32)
+            yield key, image, dag_jax.make_targets(labels, (labels + 1) % 5)
+
+    memory, after, first = [], [], set()
+    for number, (_, result) in enumerate(
+        dag_jax.attack_stream(score_fn, many(), slots=32, max_steps=8)
+    ):
+        first.add(result.image.shape)
+        if len(first) == 2 and not after:
+            after.append(len(compiled))
+        if number % 100 == 99:
+            memory.append(held())
+    assert number == count - 1
+    return memory, len(compiled) - after[0]
+
+
+@pytest.mark.slow
+def test_ten_thousand_images_leave_memory_flat_and_compile_nothing():
+    memory, compiled = in_child(stream_many, 10_000)
+    assert len(memory) == 100
+    assert max(memory[1:]) <= 1.05 * memory[0]
+    assert compiled == 0
