@@ -10,6 +10,7 @@ what an image's padding would make of the cells beyond it is put back to zero af
 from flax import linen as nn
 
 from dag_jax.networks import layers, operations
+from dag_jax.networks.border import Reach
 from dag_jax.networks.grids import Map, pixels
 
 
@@ -21,12 +22,15 @@ class Vgg16(nn.Module):
       pooled: the stages (1 to 5) that end with a 2x2 pool of stride 2.
       first_padding: zero pixels around the image; FCN has 100.
       batch_norm: as in `layers.Conv`.
+      everywhere: whether to compute what the image does not reach, too, cell by cell. The maps are
+        the same; with `batch_norm` they are always computed so, as its statistics see every cell.
     """
 
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
     pooled: tuple[int, ...] = (1, 2, 3, 4, 5)
     first_padding: int = 1
     batch_norm: bool = False
+    everywhere: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool = False, grid=None):
@@ -35,7 +39,8 @@ class Vgg16(nn.Module):
         Stage n is at key "stage{n}", pooled where the stage is pooled. `grid` is the image's; None
         is that of an image without padding.
         """
-        grid = grid or pixels(x.shape)
+        everywhere = self.everywhere or self.batch_norm
+        reach = Reach.start(x, grid or pixels(x.shape), everywhere=everywhere)
         maps = {}
         for stage, width in enumerate(self.widths, start=1):
             for index in range(1, 3 if stage < 3 else 4):
@@ -46,12 +51,10 @@ class Vgg16(nn.Module):
                     batch_norm=self.batch_norm,
                     name=f"conv{stage}_{index}",
                 )
-                grid = grid.convolved(3, 1, padding)
-                x = grid.cut(conv(x, train))
+                reach = reach.convolved(conv, train)
             if stage in self.pooled:
-                grid = grid.pooled(2, 2)
-                x = grid.cut(operations.max_pool(x, size=2, stride=2))
-            maps[f"stage{stage}"] = Map(x, grid)
+                reach = reach.pooled(2, 2)
+            maps[f"stage{stage}"] = reach.whole()
         return maps
 
 
@@ -63,12 +66,14 @@ class AlexNet(nn.Module):
       first_stride: pixels between two outputs of the 11x11 convolution.
       first_padding: zero pixels around the image; FCN has 100.
       batch_norm: as in `layers.Conv`.
+      everywhere: as in `Vgg16`.
     """
 
     widths: tuple[int, ...] = (96, 256, 384, 384, 256)
     first_stride: int = 4
     first_padding: int = 0
     batch_norm: bool = False
+    everywhere: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool = False, grid=None):
@@ -76,9 +81,10 @@ class AlexNet(nn.Module):
 
         `grid` is as in `Vgg16`.
         """
-        grid = grid or pixels(x.shape)
+        everywhere = self.everywhere or self.batch_norm
+        reach = Reach.start(x, grid or pixels(x.shape), everywhere=everywhere)
 
-        def conv(x, grid, index, kernel_size, stride=1, padding=0, groups=1):
+        def conv(reach, index, kernel_size, stride=1, padding=0, groups=1):
             layer = layers.Conv(
                 self.widths[index - 1],
                 kernel_size,
@@ -88,20 +94,16 @@ class AlexNet(nn.Module):
                 self.batch_norm,
                 name=f"conv{index}",
             )
-            grid = grid.convolved(kernel_size, stride, padding)
-            return grid.cut(layer(x, train)), grid
+            return reach.convolved(layer, train)
 
-        def pool(x, grid):
-            grid = grid.pooled(3, 2)
-            return grid.cut(operations.max_pool(x, size=3, stride=2)), grid
-
-        x, grid = pool(*conv(x, grid, 1, 11, self.first_stride, self.first_padding))
-        x = operations.lrn_across_channels(x)
-        x, grid = pool(*conv(x, grid, 2, 5, padding=2, groups=2))
-        x = operations.lrn_across_channels(x)
-        x, grid = conv(x, grid, 3, 3, padding=1)
-        x, grid = conv(x, grid, 4, 3, padding=1, groups=2)
-        return {"stage5": Map(*pool(*conv(x, grid, 5, 3, padding=1, groups=2)))}
+        reach = conv(reach, 1, 11, self.first_stride, self.first_padding).pooled(3, 2)
+        reach = reach.each(operations.lrn_across_channels)
+        reach = conv(reach, 2, 5, padding=2, groups=2).pooled(3, 2)
+        reach = reach.each(operations.lrn_across_channels)
+        reach = conv(reach, 3, 3, padding=1)
+        reach = conv(reach, 4, 3, padding=1, groups=2)
+        reach = conv(reach, 5, 3, padding=1, groups=2).pooled(3, 2)
+        return {"stage5": reach.whole()}
 
 
 class Zf(nn.Module):

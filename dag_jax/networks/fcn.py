@@ -78,15 +78,14 @@ class Fcn(nn.Module):
             x = self._upsample(f"upscore_{stage}", x, shape, 2, 4, 0)
             grid = grid.upsampled(4, 2)
             skip, skip_grid = maps[stage]
-            skip = self._score(f"score_{stage}", skip)
             offset = skip_grid.offset(grid)
-            rows, columns = (slice(offset, offset + extent) for extent in x.shape[-3:-1])
-            skip = skip[..., rows, columns, :]
             if offset < 0:
                 raise ValueError(
                     f"{stage} would be read from cell {offset}: fc_size {self.fc_size} is too "
                     "small for this skip"
                 )
+            rows, columns = (slice(offset, offset + extent) for extent in x.shape[-3:-1])
+            skip = self._score(f"score_{stage}", skip[..., rows, columns, :])
             # With 100 pixels of padding the skip is always long enough; a miniature's may end
             # earlier than what it refines, beyond the image's own end.
             grid = skip_grid.cropped(offset, grid)

@@ -40,8 +40,11 @@ class Conv(nn.Module):
     scale: float = 1.0
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
-        """Map f32[*B, H, W, C] to f32[*B, H', W', features]."""
+    def __call__(self, x, train: bool = False, padding=None):
+        """Map f32[*B, H, W, C] to f32[*B, H', W', features].
+
+        `padding`, as in `operations.convolve`, takes the attribute's place.
+        """
         shape = (self.kernel_size,) * 2 + (x.shape[-1] // self.groups, self.features)
         he = nn.initializers.variance_scaling(2.0 * self.scale**2, "fan_in", "normal")
         kernel = self.param("kernel", he, shape)
@@ -49,9 +52,10 @@ class Conv(nn.Module):
         parts = zip(
             jnp.split(x, self.groups, axis=-1), jnp.split(kernel, self.groups, axis=-1), strict=True
         )
+        padding = self.padding if padding is None else padding
         x = jnp.concatenate(
             [
-                operations.convolve(part, weights, stride=self.stride, padding=self.padding)
+                operations.convolve(part, weights, stride=self.stride, padding=padding)
                 for part, weights in parts
             ],
             axis=-1,
