@@ -7,7 +7,7 @@
 
 Parts:
   engine     an iteration inside the engine's compiled loop; a bare call of value-and-gradient
-  work       flops of an iteration; those of the network's forward and gradient alone
+  work       flops of an iteration; of forward and gradient alone; of every cell of an FCN's maps
   stream     images per second of attack_stream; of lockstep batches of as many slots
   torch      images per second, and an iteration; the same attack in PyTorch's eager mode
   precision  ADVR, steps and perceptibility in bfloat16; in float32
@@ -136,9 +136,13 @@ def measure_cases(part):
     options = {"size": FLAGS.size, "proposals": FLAGS.proposals}
     if part == "engine":
         options |= {"iterations": FLAGS.iterations, "pairs": FLAGS.pairs}
-    function = {"engine": iterations.engine, "work": iterations.work}[part]
-    cases = console.progress(parse_cases(), desc=part, position=1, leave=False)
-    return {"rows": [function(name, miniature=small, **options) for name, small in cases]}
+    rows = []
+    for name, small in console.progress(parse_cases(), desc=part, position=1, leave=False):
+        if part == "engine":
+            rows.append(iterations.engine(name, miniature=small, **options))
+        else:
+            rows += iterations.work(name, miniature=small, **options)
+    return {"rows": rows}
 
 
 def measure_scaling():

@@ -3,6 +3,7 @@
 Shapes: `H W` pixels, `N` boxes, `L` lanes of a vmap.
 """
 
+import dataclasses
 import functools
 import math
 import statistics
@@ -112,24 +113,51 @@ def engine(name, *, miniature, size, iterations, pairs, proposals):
     }
 
 
+def _flops(function, *arguments):
+    return timing.account(function.lower(*arguments).compile())["flops"]
+
+
+def _work_row(case, size, names, flops):
+    iteration, control = flops
+    return {
+        "case": f"{case}, {size} px",
+        "iteration": names[0],
+        "control": names[1],
+        "flops": iteration,
+        "control_flops": control,
+        "ratio": iteration / control if iteration and control else None,
+    }
+
+
 def work(name, *, miniature, size, proposals):
-    """Return a row: flops of an iteration against forward and gradient alone. Nothing is run."""
+    """Return rows: flops of an iteration, and of the same network in another way. Nothing is run.
+
+    The controls: forward and gradient alone; of an FCN also an iteration that computes what lies
+    out of the image's reach, too.
+    """
+    network = functools.partial(networks.load, name, miniature=miniature)
     score_fn, image, targets = problem(
         name, miniature=miniature, size=size, proposals=proposals, abstract=not miniature
     )
     state = dag_jax.init(image, targets, max_steps=1)
-    iteration, alone = (
-        timing.account(function.lower(score_fn, argument, targets).compile())["flops"]
-        for function, argument in ((advance, state), (forward_and_gradient, image))
-    )
-    return {
-        "case": f"{title(name, miniature)}, {size} px",
-        "iteration": "an iteration",
-        "control": "forward and gradient",
-        "flops": iteration,
-        "control_flops": alone,
-        "ratio": iteration / alone if iteration and alone else None,
-    }
+    iteration = _flops(advance, score_fn, state, targets)
+    alone = _flops(forward_and_gradient, score_fn, image, targets)
+    case = title(name, miniature)
+    names = "an iteration", "forward and gradient"
+    rows = [_work_row(case, size, names, (iteration, alone))]
+    network = jax.eval_shape(network)
+    if not network.detects:
+        naive = networks.score_fn(everywhere(network))
+        names = "bordered", "every cell computed"
+        flops = iteration, _flops(advance, naive, state, targets)
+        rows.append(_work_row(case, size, names, flops))
+    return rows
+
+
+def everywhere(network):
+    """Return an FCN that computes every cell of its padded maps: the same scores, naively."""
+    backbone = network.module.backbone.clone(everywhere=True)
+    return dataclasses.replace(network, module=network.module.clone(backbone=backbone))
 
 
 def cost(name, *, miniature, size, proposals=None, lanes=1, repeats=0):

@@ -121,7 +121,8 @@ NOTES = {
     "value-and-gradient of the same loss that Python calls. Aim: 1.05 where an iteration takes "
     "100 ms or more.",
     "work": "Nothing is run. The control is the network's forward pass and the gradient of the "
-    "margins with respect to the image. A loop's body counts once, on both sides.",
+    "margins with respect to the image; of an FCN also an iteration that computes every cell of "
+    "its padded maps. A loop's body counts once, on both sides.",
     "stream": "Both attack all images to completion on the same devices, with the same slots. gain "
     "and its share of the best: of the whole runs; range: of the turns they took. best gain: slots "
     "x the sum of each batch's longest iterations / the sum of all iterations. busy: share of "
