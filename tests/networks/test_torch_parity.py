@@ -121,21 +121,21 @@ def run(module, parameters, image, labels, adversarial):
     targets = dag_jax.make_targets(labels, adversarial)
 
     def loss(image):
-        scores, state = module.apply(
-            {"params": parameters},
-            image,
-            capture_intermediates=lambda layer, _: isinstance(
-                layer, layers.Conv | layers.PatchDense
-            ),
-        )
+        scores = module.apply({"params": parameters}, image)
         active = dag_jax.active_targets(scores, targets)
         margins = dag_jax.margin_loss(scores, targets)
-        maps = state["intermediates"]
-        maps = {layer: kept["__call__"][0] for layer, kept in torch_fcn.flat(maps).items()}
-        return jnp.where(active, margins, 0).sum(), (scores, active, maps)
+        return jnp.where(active, margins, 0).sum(), (scores, active)
 
-    gradient, (scores, active, maps) = jax.grad(loss, has_aux=True)(image)
-    return scores, active, gradient, maps
+    gradient, (scores, active) = jax.grad(loss, has_aux=True)(image)
+    # Of the maps, the module computes what the image reaches; PyTorch is to have all their cells.
+    everywhere = module.clone(backbone=module.backbone.clone(everywhere=True))
+    _, state = everywhere.apply(
+        {"params": parameters},
+        image,
+        capture_intermediates=lambda layer, _: isinstance(layer, layers.Conv | layers.PatchDense),
+    )
+    maps = torch_fcn.flat(state["intermediates"])
+    return scores, active, gradient, {name: kept["__call__"][0] for name, kept in maps.items()}
 
 
 def check(name, module, size, rng):
