@@ -26,6 +26,27 @@ flags.DEFINE_integer("processes", None, "Number of processes, for --distributed.
 flags.DEFINE_integer("process", None, "This process's number, from 0, for --distributed.", 0)
 
 
+def run(main) -> None:
+    """Run a launch's main; what its user can mend is one line, and the exit code says it failed.
+
+    Args:
+      main: function of the arguments that absl leaves.
+    """
+
+    def guarded(argv):
+        try:
+            return main(argv)
+        except KeyboardInterrupt:
+            print("interrupted: what was written stays, the same command goes on", file=sys.stderr)
+            sys.exit(130)  # 128 + SIGINT, as shells have it
+        except (ValueError, OSError) as error:
+            if FLAGS.verbosity > 0:
+                raise
+            sys.exit(f"error: {error}\n(--verbosity=1 shows where it came from)")
+
+    app.run(guarded)
+
+
 def start(argv) -> None:
     """Set up a launch: float32 throughout, quiet logs, no stray arguments, other processes.
 
@@ -34,7 +55,8 @@ def start(argv) -> None:
     Raises:
       app.UsageError: for a stray argument, or flags of processes that are incomplete.
     """
-    logging.set_verbosity(logging.WARNING)
+    if not FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument(s): {' '.join(argv[1:])}")
     jax.config.update("jax_default_matmul_precision", "highest")

@@ -181,7 +181,8 @@ def predict_each(network, images, *, shapes=None, label=None, mesh=None):
     ) as bar:
         for group in buckets.group(network, shapes):
             most = min(max(1, _BATCH_PIXELS // math.prod(group.shape)), _BATCH)
-            batch = mesh.size * min(-(-len(group.rows) // mesh.size), most)
+            # One image alone goes through other kernels, and could differ in the last bits.
+            batch = mesh.size * min(max(-(-len(group.rows) // mesh.size), 2), most)
             for start in range(0, len(group.rows), batch):
                 rows = group.rows[start : start + batch]
                 some = rows + rows[-1:] * (batch - len(rows))  # the last batch is as long as all

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
+from absl import flags
 from flax import serialization, traverse_util
 
 from dag_jax import datasets, networks
@@ -392,4 +392,4 @@ def initialise(module, key, image):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    console.run(main)

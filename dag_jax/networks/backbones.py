@@ -9,7 +9,7 @@ what an image's padding would make of the cells beyond it is put back to zero af
 
 from flax import linen as nn
 
-from dag_jax.networks import layers, operations
+from dag_jax.networks import layers, lrn, operations
 from dag_jax.networks.border import Reach
 from dag_jax.networks.grids import Map, pixels
 
@@ -22,6 +22,8 @@ class Vgg16(nn.Module):
       pooled: the stages (1 to 5) that end with a 2x2 pool of stride 2.
       first_padding: zero pixels around the image; FCN has 100.
       batch_norm: as in `layers.Conv`.
+      dtype: in which all layers but the first multiply. Its input is the image, of which bfloat16
+        would leave no perturbation below a quarter of a grey level.
       everywhere: whether to compute what the image does not reach, too, cell by cell. The maps are
         the same; with `batch_norm` they are always computed so, as its statistics see every cell.
     """
@@ -30,6 +32,7 @@ class Vgg16(nn.Module):
     pooled: tuple[int, ...] = (1, 2, 3, 4, 5)
     first_padding: int = 1
     batch_norm: bool = False
+    dtype: str = "float32"
     everywhere: bool = False
 
     @nn.compact
@@ -51,7 +54,7 @@ class Vgg16(nn.Module):
                     batch_norm=self.batch_norm,
                     name=f"conv{stage}_{index}",
                 )
-                reach = reach.convolved(conv, train)
+                reach = reach.convolved(conv, train).astype(self.dtype)
             if stage in self.pooled:
                 reach = reach.pooled(2, 2)
             maps[f"stage{stage}"] = reach.whole()
@@ -66,6 +69,7 @@ class AlexNet(nn.Module):
       first_stride: pixels between two outputs of the 11x11 convolution.
       first_padding: zero pixels around the image; FCN has 100.
       batch_norm: as in `layers.Conv`.
+      dtype: as in `Vgg16`.
       everywhere: as in `Vgg16`.
     """
 
@@ -73,6 +77,7 @@ class AlexNet(nn.Module):
     first_stride: int = 4
     first_padding: int = 0
     batch_norm: bool = False
+    dtype: str = "float32"
     everywhere: bool = False
 
     @nn.compact
@@ -96,10 +101,10 @@ class AlexNet(nn.Module):
             )
             return reach.convolved(layer, train)
 
-        reach = conv(reach, 1, 11, self.first_stride, self.first_padding).pooled(3, 2)
-        reach = reach.each(operations.lrn_across_channels)
-        reach = conv(reach, 2, 5, padding=2, groups=2).pooled(3, 2)
-        reach = reach.each(operations.lrn_across_channels)
+        reach = conv(reach, 1, 11, self.first_stride, self.first_padding).astype(self.dtype)
+        reach = reach.pooled(3, 2).each(lrn.across_channels)
+        reach = conv(reach, 2, 5, padding=2, groups=2)
+        reach = reach.pooled(3, 2).each(lrn.across_channels)
         reach = conv(reach, 3, 3, padding=1)
         reach = conv(reach, 4, 3, padding=1, groups=2)
         reach = conv(reach, 5, 3, padding=1, groups=2).pooled(3, 2)
@@ -113,11 +118,13 @@ class Zf(nn.Module):
       widths: channels of the five convolutions.
       second_stride: cells between two outputs of the second convolution; 2 at full size.
       batch_norm: as in `layers.Conv`.
+      dtype: as in `Vgg16`.
     """
 
     widths: tuple[int, ...] = (96, 256, 384, 384, 256)
     second_stride: int = 2
     batch_norm: bool = False
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x, train: bool = False, grid=None):
@@ -138,11 +145,11 @@ class Zf(nn.Module):
                 name=f"conv{index}",
             )
             grid = grid.convolved(kernel_size, stride, padding)
-            return grid.cut(layer(x, train)), grid
+            return grid.cut(layer(x, train).astype(self.dtype)), grid
 
         def norm_and_pool(x, grid):
             grid = grid.pooled(3, 2, 1)
-            x = operations.lrn_within_channel(x)
+            x = lrn.within_channel(x)
             return grid.cut(operations.max_pool(x, size=3, stride=2, padding=1)), grid
 
         x, grid = norm_and_pool(*conv(x, grid, 1, 7, 2))

@@ -82,6 +82,10 @@ class Reach(NamedTuple):
         border = None if self.border is None else function(self.border)
         return self._replace(cells=function(self.cells), border=border)
 
+    def astype(self, dtype) -> "Reach":
+        """Return the map in another dtype."""
+        return self.each(lambda x: x.astype(dtype))
+
     def whole(self) -> Map:
         """Return the whole map, border and all."""
         if self.border is None:

@@ -146,7 +146,7 @@ class FasterRCNN(nn.Module):
             that the detector says is then what it says of the image alone. None: all are.
 
         Returns:
-          f32[*B, h, w, channels].
+          f32[*B, h, w, channels], of the backbone's dtype.
 
         Raises:
           ValueError: where `image` has not three channels, for an extent where the network resizes
@@ -213,21 +213,27 @@ class FasterRCNN(nn.Module):
         def classify(shared, boxes):
             variables, windows = shared
             bins = {"size": module.pool_size, "scale": 1 / module.stride}
-            pooled = detection.pool_windows(windows, boxes, **bins)
+            pooled = detection.pool_windows(windows, boxes, **bins).astype(features.dtype)
             return module.apply(variables, pooled, method="classify")
 
-        shared = self.variables, detection.max_windows(features, size=self.pool_size)
+        # In float32, regions that overlap add up their gradients.
+        windows = detection.max_windows(features.astype(jnp.float32), size=self.pool_size)
+        shared = self.variables, windows
         return map_rows(classify, shared, boxes, chunk=self.head_chunk)
 
     def pool(self, features, boxes):
         """Return what `classify` reads of each region, f32[N, P, P, channels]; see `heads`."""
-        return detection.roi_max_pool(features, boxes, size=self.pool_size, scale=1 / self.stride)
+        bins = {"size": self.pool_size, "scale": 1 / self.stride}
+        # In float32, regions that overlap add up their gradients.
+        pooled = detection.roi_max_pool(features.astype(jnp.float32), boxes, **bins)
+        return pooled.astype(features.dtype)
 
     def classify(self, pooled, train: bool = False):
         """Classify pooled regions f32[N, P, P, channels]; the rest is as in `heads`."""
         x = self.fc_multiplier * self.fc6(pooled, train)
         count = pooled.shape[0]  # it may be 0
         x = (self.fc_multiplier * self.fc7(x, train)).reshape(count, self.fc_width)
+        x = x.astype(jnp.float32)  # the last products are small
         return self.cls_score(x), self.bbox_pred(x).reshape(count, self.num_classes, 4)
 
     def anchors(self, shape: tuple[int, int]):

@@ -2,7 +2,9 @@
 
 Shapes: `*B` no axis or one batch axis, `H W` pixels or cells, `C` channels, `K` kernel size.
 
-Arrays are channels-last float32. Each module equals its Caffe namesake in value and gradient; the
+Arrays are channels-last. Parameters are float32; a layer multiplies in the dtype of its input,
+float32 or bfloat16, adds up in float32, and gives back its input's dtype after a ReLU and float32
+without one. Each module equals its Caffe namesake in value and gradient; the
 functions of arrays alone are in `operations`. A grouped convolution runs part by part, as XLA's own
 is slower than its parts on CPU.
 """
@@ -13,6 +15,27 @@ import numpy as np
 from flax import linen as nn
 
 from dag_jax.networks import operations
+
+
+@jax.custom_vjp
+def _multiply(x, kernel):
+    """Return x @ kernel of [*B, C] and [C, D], of one dtype, in float32."""
+    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+
+
+def _multiply_forward(x, kernel):
+    return _multiply(x, kernel), (x, kernel)
+
+
+def _multiply_backward(residuals, cotangent):
+    # JAX's own would multiply the float32 cotangent with a bfloat16 kernel.
+    x, kernel = residuals
+    cotangent = cotangent.astype(x.dtype)
+    _, vjp = jax.vjp(jnp.matmul, x, kernel)
+    return vjp(cotangent)
+
+
+_multiply.defvjp(_multiply_forward, _multiply_backward)
 
 
 class Conv(nn.Module):
@@ -41,7 +64,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool = False, padding=None):
-        """Map f32[*B, H, W, C] to f32[*B, H', W', features].
+        """Map [*B, H, W, C] to [*B, H', W', features].
 
         `padding`, as in `operations.convolve`, takes the attribute's place.
         """
@@ -50,17 +73,19 @@ class Conv(nn.Module):
         kernel = self.param("kernel", he, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         parts = zip(
-            jnp.split(x, self.groups, axis=-1), jnp.split(kernel, self.groups, axis=-1), strict=True
+            jnp.split(x, self.groups, axis=-1),
+            jnp.split(kernel.astype(x.dtype), self.groups, axis=-1),
+            strict=True,
         )
         padding = self.padding if padding is None else padding
-        x = jnp.concatenate(
+        sums = jnp.concatenate(
             [
                 operations.convolve(part, weights, stride=self.stride, padding=padding)
                 for part, weights in parts
             ],
             axis=-1,
         )
-        return _finish(self, x, bias, train)
+        return _finish(self, sums, bias, train, x.dtype)
 
 
 class PatchDense(nn.Module):
@@ -82,7 +107,7 @@ class PatchDense(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool = False):
-        """Map f32[*B, H, W, C] to f32[*B, H - K + 1, W - K + 1, features]."""
+        """Map [*B, H, W, C] to [*B, H - K + 1, W - K + 1, features]."""
         size = self.kernel_size
         height, width = (extent - size + 1 for extent in x.shape[-3:-1])
         if height < 1 or width < 1:
@@ -103,8 +128,8 @@ class PatchDense(nn.Module):
                 ],
                 axis=-1,
             )
-        x = patches @ kernel.reshape(-1, self.features)
-        return _finish(self, x, bias, train)
+        sums = _multiply(patches, kernel.reshape(-1, self.features).astype(x.dtype))
+        return _finish(self, sums, bias, train, x.dtype)
 
 
 class Upsample(nn.Module):
@@ -129,12 +154,12 @@ class Upsample(nn.Module):
         return x + bias.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-def _finish(module, x, bias, train):
-    """Add the bias, normalise while training, and rectify, as `module` says."""
-    x = x + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+def _finish(module, sums, bias, train, dtype):
+    """Add the bias to f32[*B, H, W, D], normalise while training, and rectify, as `module` says."""
+    x = sums + bias.reshape((1,) * (sums.ndim - 1) + (-1,))
     if module.batch_norm:
         x = nn.BatchNorm(use_running_average=not train, momentum=0.95, name="bn")(x)
-    return jax.nn.relu(x) if module.relu else x
+    return jax.nn.relu(x).astype(dtype) if module.relu else x
 
 
 def fold_batch_norm(parameters, statistics, *, epsilon: float = 1e-5):

@@ -2,11 +2,11 @@
 
 Shapes: `*B` no axis or one batch axis, `H W` pixels or cells, `C` channels, `K` kernel size.
 
-Arrays are channels-last float32, and nothing here has parameters of its own: the Flax modules are
-in `layers`. Each function equals its Caffe namesake in value and gradient. Two of them have a
-gradient of their own because XLA's is slow on CPU: the convolution loses its plain kernel layout
-inside `while_loop`, and the pool's select-and-scatter is an order of magnitude slower than the
-comparisons here.
+Arrays are channels-last without parameters; the Flax modules are in `layers`. What a network
+computes below its scores may be bfloat16 for f32. Each function equals its Caffe namesake in value
+and gradient. Two of them have a gradient of their own because XLA's is slow on CPU: the
+convolution loses its plain kernel layout inside `while_loop`, and the pool's select-and-scatter is
+an order of magnitude slower than the comparisons here.
 """
 
 import functools
@@ -17,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+_convolution = functools.partial(
+    lax.conv_general_dilated, window_strides=(1, 1), dimension_numbers=("NHWC", "HWIO", "NHWC")
+)
 
 
 def _batched(function, x):
@@ -28,12 +30,12 @@ def _batched(function, x):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _correlate(x, kernel, pads):
-    """Correlate f32[B, H, W, C] with f32[K, K, C, D] at every cell."""
+    """Correlate f32[B, H, W, C] with f32[K, K, C, D] at every cell; the result is float32."""
     columns = slice(None)
     if kernel.shape[0] > 1 and not any(sum(pads, ())):
         # Without any padding XLA's convolution takes up to ten times as long on CPU.
         pads, columns = ((0, 0), (0, 1)), slice(-1)
-    y = lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=_DIMENSIONS)
+    y = _convolution(x, kernel, padding=pads, preferred_element_type=jnp.float32)
     return y[:, :, columns]
 
 
@@ -47,10 +49,11 @@ def _correlate_backward(pads, residuals, cotangent):
     # that the CPU's fast path accepts: inside a loop the step is several times slower.
     flipped = lax.optimization_barrier(jnp.swapaxes(kernel[::-1, ::-1], 2, 3))
     last = kernel.shape[0] - 1
+    cotangent = cotangent.astype(x.dtype)
     x_gradient = _correlate(cotangent, flipped, tuple((last - a, last - b) for a, b in pads))
     # Only training uses the kernel's gradient; an attack's compiler drops it.
-    _, kernel_vjp = jax.vjp(lambda weights: _correlate.fun(x, weights, pads), kernel)
-    return x_gradient, kernel_vjp(cotangent)[0]
+    _, kernel_vjp = jax.vjp(lambda weights: _convolution(x, weights, padding=pads), kernel)
+    return x_gradient.astype(x.dtype), kernel_vjp(cotangent)[0]
 
 
 _correlate.defvjp(_correlate_forward, _correlate_backward)
@@ -70,7 +73,7 @@ def _convolve(x, kernel, stride, pads):
         (pad[0], count * stride - extent - pad[0], 0)
         for count, (extent, pad) in zip(cells, sides, strict=True)
     ]
-    x = lax.pad(x, jnp.float32(0), ((0, 0, 0), *config, (0, 0, 0)))
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *config, (0, 0, 0)))
     x = x.reshape(batch, cells[0], stride, cells[1], stride, channels)
     x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, *cells, stride * stride * channels)
     fill = blocks * stride - size
@@ -85,12 +88,12 @@ def convolve(x, kernel, *, stride: int = 1, padding=0):
 
     Args:
       x: f32[*B, H, W, C].
-      kernel: f32[K, K, C, D].
+      kernel: f32[K, K, C, D], of the dtype of `x`.
       stride: cells between two outputs.
       padding: zero cells added on each side, or ((above, below), (left, right)).
 
     Returns:
-      f32[*B, (H + 2 padding - K) // stride + 1, ..., D].
+      f32[*B, (H + 2 padding - K) // stride + 1, ..., D], float32 always.
     """
     pads = ((padding, padding),) * 2 if isinstance(padding, int) else padding
     return _batched(lambda batch: _convolve(batch, kernel, stride, pads), x)
@@ -146,13 +149,15 @@ def _max_along_backward(axis, size, stride, residuals, cotangent):
     count, extent = y.shape[axis], x.shape[axis]
     blocks = -(-extent // stride)
     free = jnp.ones(y.shape, bool)  # windows whose first maximum is still to come
-    gradients = [jnp.float32(0)] * stride  # of the cells at each remainder by the stride
+    gradients = [
+        zero := jnp.zeros((), x.dtype)
+    ] * stride  # of the cells at each remainder by the stride
     for place, view in enumerate(_views(x, axis, size, stride, count)):
         first = free & (view == y)
         free = free & ~first
         config = [(0, 0, 0)] * x.ndim
         config[axis] = (place // stride, blocks - count - place // stride, 0)
-        part = lax.pad(jnp.where(first, cotangent, 0), jnp.float32(0), config)
+        part = lax.pad(jnp.where(first, cotangent, 0), zero, config)
         gradients[place % stride] += part
     shape = y.shape[:axis] + (blocks,) + y.shape[axis + 1 :]
     gradients = [jnp.broadcast_to(gradient, shape) for gradient in gradients]
@@ -169,7 +174,7 @@ def _max_pool(x, size, stride, padding):
     for extent in x.shape[1:3]:
         count = pooled_extent(extent, size, stride, padding)
         config.append((padding, (count - 1) * stride + size - extent - padding, 0))
-    x = lax.pad(x, jnp.float32(-jnp.inf), ((0, 0, 0), *config, (0, 0, 0)))
+    x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), *config, (0, 0, 0)))
     # Columns first: then the first row with the maximum gets the gradient, and in it the first
     # column, which is Caffe's row-major order.
     return _max_along(_max_along(x, 2, size, stride), 1, size, stride)
@@ -190,54 +195,6 @@ def max_pool(x, *, size: int, stride: int, padding: int = 0):
     Reference: Caffe's PoolingLayer (MAX).
     """
     return _batched(lambda batch: _max_pool(batch, size, stride, padding), x)
-
-
-def _inverse_three_quarter_power(x):
-    root = lax.rsqrt(x)  # x**-0.75 by roots: `power` costs several times as much.
-    return root * jnp.sqrt(root)
-
-
-def lrn_across_channels(x, *, size: int = 5, alpha: float = 1e-4):
-    """Normalise each cell by its neighbours in channel: x / (1 + alpha / size sum x^2)^0.75.
-
-    Args:
-      x: f32[*B, H, W, C].
-      size: channels of the window, odd.
-      alpha: weight of the window's sum of squares.
-
-    Returns:
-      f32[*B, H, W, C].
-
-    Reference: Caffe's LRNLayer (ACROSS_CHANNELS), as CaffeNet has it.
-    """
-    half = size // 2
-    squares = jnp.pad(x * x, [(0, 0)] * (x.ndim - 1) + [(half, half)])
-    channels = x.shape[-1]
-    total = sum(squares[..., shift : shift + channels] for shift in range(size))
-    return x * _inverse_three_quarter_power(1 + (alpha / size) * total)
-
-
-def lrn_within_channel(x, *, size: int = 3, alpha: float = 5e-5):
-    """Normalise each cell by its neighbours in space: x / (1 + alpha mean x^2)^0.75.
-
-    The mean is over size x size cells; cells outside the map count as zeros.
-
-    Args:
-      x: f32[*B, H, W, C].
-      size: cells of the window's side, odd.
-      alpha: weight of the window's mean of squares.
-
-    Returns:
-      f32[*B, H, W, C].
-
-    Reference: Caffe's LRNLayer (WITHIN_CHANNEL), as the ZF of Faster R-CNN has it.
-    """
-    half = size // 2
-    squares = jnp.pad(x * x, [(0, 0)] * (x.ndim - 3) + [(half, half)] * 2 + [(0, 0)])
-    height, width = x.shape[-3:-1]
-    rows = sum(squares[..., shift : shift + height, :, :] for shift in range(size))
-    total = sum(rows[..., shift : shift + width, :] for shift in range(size))
-    return x * _inverse_three_quarter_power(1 + (alpha / size**2) * total)
 
 
 def _check_crop(size, cells, stride, kernel_size, offset):
@@ -308,7 +265,6 @@ def upsample(x, shape: tuple[int, int], *, stride: int, kernel_size: int, offset
         )
         for size, cells in zip(shape, x.shape[-3:-1], strict=True)
     )
-
     return _batched(lambda batch: _separable(batch, rows, columns), x)
 
 

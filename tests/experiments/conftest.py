@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -21,10 +22,10 @@ def cache(tmp_path_factory):
 def launch(cache):
     """Run `python -m experiments.<name>`; return the finished process.
 
-    With `fails` it must end in an error; with `kill_at` it is killed once that file exists.
+    With `fails` it must end in an error; with `kill_at` it gets a signal once that file exists.
     """
 
-    def run(name, *flags, fails=False, kill_at=None):
+    def run(name, *flags, fails=False, kill_at=None, kill_by=signal.SIGKILL):
         command = [sys.executable, "-m", f"experiments.{name}", *flags]
         without = ("attack_image", "convert_weights", "fetch_weights", "full_size")
         if name not in without:  # these read no dataset
@@ -35,7 +36,7 @@ def launch(cache):
             while not kill_at.exists():
                 assert process.poll() is None, f"ended before it wrote {kill_at}"
                 time.sleep(0.01)
-            process.kill()
+            process.send_signal(kill_by)
             process.wait()
             return process
         process = subprocess.run(command, capture_output=True, timeout=600, **options)

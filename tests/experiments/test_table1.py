@@ -1,7 +1,13 @@
 """The main launch on two images, what it writes, and what it refuses."""
 
 import json
+import os
+import pathlib
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +17,9 @@ import dag_jax
 from dag_jax import datasets, metrics, networks
 from dag_jax.networks import zoo
 from dag_jax.weights import store
+from experiments import rundir
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow  # it compiles whole networks
 
 KEYS = {
@@ -42,32 +50,94 @@ def test_prints_and_writes_the_table(run):
     assert (workdir / "figure1.png").stat().st_size > 10_000
 
 
-def test_stored_perturbations_give_the_row_again(run, cache):
+def everything(workdir, *, without=("timings", "finished")):
+    """Return {name: bytes} of a run's files, but those that no two runs agree on."""
+    return {
+        str(path.relative_to(workdir)): path.read_bytes()
+        for path in workdir.rglob("*")
+        if path.is_file() and not any(word in str(path.relative_to(workdir)) for word in without)
+    }
+
+
+def test_stored_perturbations_and_images_give_the_row_again(run, cache):
     workdir, _, _ = run
-    row = json.loads((workdir / "rows" / "fcn_alex.json").read_text())
-    lines = (workdir / "records" / "fcn_alex.jsonl").read_text().splitlines()
-    stored = np.load(workdir / "perturbations" / "fcn_alex.npz")
+    row = json.loads((workdir / "fcn_alex" / "row.json").read_text())
+    stored = rundir.read(workdir / "fcn_alex")
+    assert stored.manifest["network"] == "fcn_alex" and stored.manifest["max_steps"] == 3
+    assert stored.manifest["settings"]["seed"] == 0
+    assert stored.manifest["versions"]["jax"] and stored.manifest["device"]
     network = networks.load("fcn_alex", miniature=True)
-    confusion = 0
+    confusion, saved = 0, 0
     source = datasets.open_dataset("scenes", "seg11valid[:2]", cache_dir=cache)
-    for example, record in zip(source, map(json.loads, lines), strict=True):
-        r = stored[example["image_id"]]
-        assert record["image_id"] == example["image_id"]
+    for example, key, record in zip(source, stored.keys, stored.records, strict=True):
+        r = stored.perturbation(key)
+        assert record["key"] == example["image_id"] == key
         assert record["largest_change"] == pytest.approx(np.abs(r).max(), rel=1e-4)
         assert 0 < record["largest_change"] <= 0.5 * record["num_steps"] + 1e-5
         assert len(record["active_counts"]) == record["num_steps"] + 1
-        labels = networks.predict(network, dag_jax.perturb(example["image"].astype(np.float32), r))
-        confusion = confusion + metrics.confusion_matrix(
-            example["mask"][:, :, 0], np.asarray(labels), 21
-        )
+        clean, truth = example["image"].astype(np.float32), example["mask"][:, :, 0]
+        with Image.open(workdir / "fcn_alex" / "images" / f"{key}.png") as file:
+            pixels = np.asarray(file)
+        np.testing.assert_array_equal(pixels, np.rint(np.clip(clean + r, 0, 255)))
+        for image, total in ((dag_jax.perturb(clean, r), "whole"), (np.float32(pixels), "saved")):
+            labels = np.asarray(networks.predict(network, image))
+            counts = metrics.confusion_matrix(truth, labels, 21)
+            if total == "whole":
+                confusion = confusion + counts
+            else:
+                saved = saved + counts
     assert row["advr"] == pytest.approx(100 * metrics.mean_iou(confusion), abs=0.01)
+    assert row["advr_uint8"] == pytest.approx(100 * metrics.mean_iou(saved), abs=0.01)
+
+
+def test_two_processes_make_the_same_files(run, tmp_path):
+    workdir, flags, _ = run
+    flags = ["--networks=fcn_alex,fr_zf_07", "--limit=10", *flags[2:3]]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+
+    def start(folder, *more):
+        command = [sys.executable, "-m", "experiments.table1", *flags, f"--workdir={folder}", *more]
+        command.append(f"--cache_dir={tmp_path / 'datasets'}")
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    alone = start(tmp_path / "alone")
+    output = alone.communicate()[0].decode()
+    assert alone.returncode == 0, output
+    shared = ["--distributed", f"--coordinator={address}", "--processes=2"]
+    both = [start(tmp_path / "both", *shared, f"--process={number}") for number in (0, 1)]
+    outputs = [process.communicate()[0].decode() for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert everything(tmp_path / "both") == everything(tmp_path / "alone")
+    assert "process 1 is done" in outputs[1] and "| FR-ZF-07" in outputs[0]
+
+
+def test_a_killed_and_an_interrupted_run_go_on_and_end_the_same(launch, tmp_path):
+    flags = ("--networks=fcn_alex", "--limit=12", "--max_steps=6", "--slots=1")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    launch("table1", *flags, f"--workdir={whole}")
+    flags = (*flags, f"--workdir={cut}")
+    launch("table1", *flags, kill_at=cut / "fcn_alex" / "parts" / "000001.safetensors")
+    assert not (cut / "table1.json").exists()
+    kept = {path: path.stat().st_mtime_ns for path in (cut / "fcn_alex" / "images").iterdir()}
+    assert 2 <= len(kept) < 12
+    shard = cut / "fcn_alex" / "perturbations" / "00000-of-00002.safetensors"
+    process = launch("table1", *flags, kill_at=shard, kill_by=signal.SIGINT)
+    assert process.returncode == 130 and not (cut / "table1.json").exists()
+    launch("table1", *flags)
+    assert everything(cut) == everything(whole)
+    assert all(path.stat().st_mtime_ns == at for path, at in kept.items())
 
 
 def test_the_same_command_keeps_finished_rows(run, launch):
     workdir, flags, first = run
-    before = (workdir / "rows" / "fr_zf_07.json").stat().st_mtime_ns
+    before = (workdir / "fr_zf_07" / "row.json").stat().st_mtime_ns
     again = launch("table1", *flags)
-    assert (workdir / "rows" / "fr_zf_07.json").stat().st_mtime_ns == before
+    assert (workdir / "fr_zf_07" / "row.json").stat().st_mtime_ns == before
     table = first.stdout.split("results:")[0].rsplit("\n", 2)[0]
     assert again.stdout.startswith(table)
 
@@ -90,7 +160,7 @@ def test_a_row_of_other_weights_is_refused_before_any_attack(run, launch, tmp_pa
         store.save(other / f"{name}.safetensors", parameters, record)
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     flags = ("--networks=fcn_vgg", *flags[1:], f"--checkpoints={other}")
-    assert "the row of another checkpoint" in launch("table1", *flags, fails=True).stderr
+    assert "other settings (weights_sha256: now " in launch("table1", *flags, fails=True).stderr
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
 
 
@@ -101,11 +171,11 @@ def test_rounding_attacks_and_scores_the_saved_image(launch, tmp_path):
         *("--networks=fcn_alex", "--limit=3", "--max_steps=4", "--rounded"),
         *("--image_ids=scene_13_000001", f"--workdir={workdir}"),
     )
-    row = json.loads((workdir / "rows" / "fcn_alex.json").read_text())
+    row = json.loads((workdir / "fcn_alex" / "row.json").read_text())
     assert row["images"] == 1
     assert row["advr"] == row["advr_uint8"]
-    record = json.loads((workdir / "records" / "fcn_alex.jsonl").read_text())
-    assert record["image_id"] == "scene_13_000001"
+    record = json.loads((workdir / "fcn_alex" / "records.jsonl").read_text())
+    assert record["key"] == "scene_13_000001"
     assert record["largest_change"] == int(record["largest_change"]) > 0
 
 
@@ -150,8 +220,8 @@ def check_voc_run(workdir, networks_of_run):
     assert [row["network"] for row in rows] == networks_of_run
     assert all(row["images"] == 3 for row in rows)
     for name in networks_of_run:
-        with np.load(workdir / "perturbations" / f"{name}.npz") as perturbations:
-            shapes = {key: perturbations[key].shape for key in perturbations}
+        stored = rundir.read(workdir / name)
+        shapes = {key: stored.perturbation(key).shape for key in stored.keys}
         assert shapes == {
             "2012_000000": (100, 128, 3),
             "2012_000001": (120, 90, 3),

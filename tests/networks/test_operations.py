@@ -1,7 +1,6 @@
 """Each operation against the loop that Caffe runs, in value and gradient."""
 
 import functools
-import itertools
 import math
 
 import jax
@@ -39,6 +38,7 @@ def correlate_gradients(x, kernel, cotangent, stride, padding):
 
 CONVOLUTIONS = [  # height, width, kernel size, stride, padding
     (6, 7, 3, 1, 1),
+    (6, 7, 3, 1, 0),
     (4, 5, 3, 1, 5),  # padding beyond the kernel, as FCN's 100
     (6, 5, 4, 1, 1),
     (7, 8, 3, 2, 1),
@@ -146,70 +146,6 @@ def test_first_of_equal_maxima_takes_the_whole_gradient():
     np.testing.assert_array_equal(pool(x), [[5, 7], [0, 0]])
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(pool(x))))(x)[:, :, 0]
     np.testing.assert_array_equal(gradient, [[0, 1, 1], [0, 0, 0], [1, 0, 1]])
-
-
-def lrn_by_loop(x, size, alpha, within):
-    x = x.astype(np.float64)
-    y = np.zeros_like(x)
-    half = size // 2
-    for i, j, c in np.ndindex(x.shape):
-        if within:
-            patch = x[max(i - half, 0) : i + half + 1, max(j - half, 0) : j + half + 1, c]
-            mean = (patch**2).sum() / size**2
-        else:
-            mean = (x[i, j, max(c - half, 0) : c + half + 1] ** 2).sum() / size
-        y[i, j, c] = x[i, j, c] / (1 + alpha * mean) ** 0.75
-    return y
-
-
-LRN = [
-    (operations.lrn_across_channels, False, 5, 1e-4),
-    (operations.lrn_within_channel, True, 3, 5e-5),
-]
-
-
-@pytest.mark.parametrize(("lrn", "within", "size", "alpha"), LRN)
-def test_lrn_equals_a_loop(rng, lrn, within, size, alpha):
-    x = (100 * rng.standard_normal((5, 4, 7))).astype(np.float32)
-    y = jax.jit(lrn)(x)  # the defaults are those of the networks
-    np.testing.assert_allclose(y, lrn_by_loop(x, size, alpha, within), rtol=1e-5)
-    y = jax.jit(functools.partial(lrn, size=3, alpha=0.5))(x)
-    np.testing.assert_allclose(y, lrn_by_loop(x, 3, 0.5, within), rtol=1e-5)
-
-
-@pytest.mark.parametrize(("lrn", "within", "size", "alpha"), LRN)
-def test_lrn_gradient_equals_differences_of_the_loop(rng, lrn, within, size, alpha):
-    x = (10 * rng.standard_normal((3, 4, 5))).astype(np.float32)
-    weights = rng.standard_normal(x.shape).astype(np.float32)
-    alpha = 0.1
-    function = lambda x: jnp.sum(jnp.asarray(weights) * lrn(x, size=size, alpha=alpha))  # noqa: E731
-    gradient = jax.jit(jax.grad(function))(x)
-    for where in itertools.islice(np.ndindex(x.shape), 0, None, 7):
-        moved = np.zeros(x.shape)
-        moved[where] = 1e-4
-        up, down = (lrn_by_loop(x + sign * moved, size, alpha, within) for sign in (1, -1))
-        expected = (weights * (up - down)).sum() / 2e-4
-        np.testing.assert_allclose(gradient[where], expected, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize(("lrn", "within", "size", "alpha"), LRN)
-def test_lrn_equals_opencvs_reading_of_the_deploy_file(rng, lrn, within, size, alpha):
-    cv2 = pytest.importorskip("cv2")
-    region = "WITHIN_CHANNEL" if within else "ACROSS_CHANNELS"
-    text = f"""
-        input: "data"
-        input_shape {{ dim: 1 dim: 9 dim: 6 dim: 5 }}
-        layer {{
-          name: "norm" type: "LRN" bottom: "data" top: "norm"
-          lrn_param {{ local_size: {size} alpha: {alpha} beta: 0.75 norm_region: {region} }}
-        }}
-    """
-    x = (300 * rng.standard_normal((6, 5, 9))).astype(np.float32)
-    network = cv2.dnn.readNetFromCaffe(np.frombuffer(text.encode(), np.uint8))
-    network.setInput(np.ascontiguousarray(x.transpose(2, 0, 1)[None]))
-    expected = network.forward()[0].transpose(1, 2, 0)
-    y = jax.jit(functools.partial(lrn, size=size, alpha=alpha))(x)
-    np.testing.assert_allclose(y, expected, rtol=1e-5)
 
 
 def bilinear_filler(size):
@@ -351,8 +287,6 @@ def test_subtract_mean_gives_bgr():
 
 OPERATIONS = {
     "max_pool": functools.partial(operations.max_pool, size=3, stride=2, padding=1),
-    "lrn_across_channels": operations.lrn_across_channels,
-    "lrn_within_channel": operations.lrn_within_channel,
     "upsample_dense": lambda x: operations.upsample_dense(
         x, jnp.cos(jnp.arange(5.0 * 5 * 4 * 3).reshape(5, 5, 4, 3)), (15, 12), stride=2, offset=1
     ),
