@@ -23,7 +23,6 @@ folder with results of other settings, or of another device, is refused.
 """
 
 import importlib.util
-import inspect
 import json
 import sys
 import time
@@ -112,8 +111,6 @@ def absent(part) -> str | None:
     """Return why a part is left out, or None."""
     if part == "torch" and importlib.util.find_spec("torch") is None:
         return "PyTorch is not installed"
-    if part == "precision" and "precision" not in inspect.signature(networks.load).parameters:
-        return "networks.load knows one precision alone"
     return None
 
 
@@ -286,4 +283,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    console.run(main)

@@ -1,13 +1,11 @@
 """The launch on the smallest things. How fast anything is, no test asserts."""
 
 import importlib.util
-import inspect
 import json
 
 import pytest
 from PIL import Image
 
-from dag_jax import networks
 from experiments import benchmark, curves, tables
 
 FLAGS = (
@@ -55,8 +53,6 @@ def test_every_part_is_measured_or_says_why_not(run):
     expected = {}
     if importlib.util.find_spec("torch") is None:
         expected["torch"] = "PyTorch is not installed"
-    if "precision" not in inspect.signature(networks.load).parameters:
-        expected["precision"] = "networks.load knows one precision alone"
     assert left_out == expected
     for part, content in parts.items():
         if part not in expected:
