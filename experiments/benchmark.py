@@ -1,125 +1,286 @@
-"""What an iteration of the engine costs, against a bare value-and-gradient of the same loss.
+"""How fast the attack is on this machine, each figure beside its control.
 
-    python -m experiments.benchmark
+    python -m experiments.benchmark                           all: about 25 minutes on two cores
+    python -m experiments.benchmark --parts=engine,kernels    two of the parts
+    python -m experiments.benchmark --images=24 --few_images=8 --workdir=runs/benchmark_24
+    pip install -e '.[torch]'                                 for the comparison with PyTorch
 
-Both run the same network on the same image. The engine takes all its iterations inside its
-compiled loop; the bare function is compiled once and called from Python. They take turns, and the
-figure to quote is the median ratio of the pairs. Results go to --workdir: benchmark.json.
+Parts:
+  engine     an iteration inside the engine's compiled loop; a bare call of value-and-gradient
+  work       flops of an iteration; of forward and gradient alone; of every cell of an FCN's maps
+  stream     images per second of attack_stream; of lockstep batches of as many slots
+  torch      images per second, and an iteration; the same attack in PyTorch's eager mode
+  precision  ADVR, steps and perceptibility in bfloat16; in float32
+  kernels    layers in the form used here; in XLA's plain form
+  scaling    an iteration against batch, image size and proposals: plots
+
+A figure and its control run in one process and in turns. Each part has a process of its own. What
+is measured does not depend on another part, but on what else the machine does at the time.
+
+Results go to --workdir: benchmark.md, benchmark.json, plots, and a file for each part (parts/). The
+same command goes on where a killed one stopped, and --parts adds to the parts that are there; a
+folder with results of other settings, or of another device, is refused.
 """
 
-import functools
+import importlib.util
 import json
-import pathlib
-import platform
-import statistics
+import sys
 import time
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import app, flags
 
-import dag_jax
 from dag_jax import networks
-from experiments import console, evaluation, rundir
+from experiments import (
+    attacks,
+    child,
+    console,
+    curves,
+    evaluation,
+    iterations,
+    kernels,
+    precision,
+    rundir,
+    tables,
+    throughput,
+)
+
+ENVIRONMENT = "environment"  # the --case that measures nothing
+PARTS = ("engine", "work", "stream", "torch", "precision", "kernels", "scaling")
+# By platform, where a flag is not given. A core gains nothing from more slots than these.
+SLOTS = {"cpu": 2}, 16
+LANES = {"cpu": [1, 2, 4]}, [4, 16, 64]
 
 FLAGS = flags.FLAGS
+flags.DEFINE_list("parts", list(PARTS), "What to measure.")
 flags.DEFINE_list(
     "cases",
-    ["fcn_vgg:miniature", "fcn_alex:miniature", "fr_vgg_07:miniature", "fcn_alex:full"],
-    "What to measure: <network>:miniature or <network>:full.",
+    [
+        *("fcn_vgg:miniature", "fcn_alex:miniature", "fr_vgg_07:miniature"),
+        *("fcn_alex:full", "fcn_vgg:full"),
+    ],
+    "engine, work: <network>:miniature or <network>:full.",
 )
-flags.DEFINE_integer("size", 128, "Pixels of the image's side.", 32)
-flags.DEFINE_integer("iterations", 20, "Iterations of a run.", 1)
-flags.DEFINE_integer("pairs", 10, "Pairs of runs.", 1)
-flags.DEFINE_integer("proposals", 128, "Boxes of a detector.", 1)
+flags.DEFINE_integer("size", 128, "Pixels of the image's side, where a plot has no other.", 48)
+flags.DEFINE_integer("iterations", 20, "engine: the most iterations of a run.", 1)
+flags.DEFINE_integer("pairs", 5, "Pairs of timings.", 1)
+flags.DEFINE_integer("proposals", 128, "engine, work: boxes of a detector.", 1)
+flags.DEFINE_list("fcns", ["fcn_vgg", "fcn_alex"], "stream, torch, precision: networks.")
+flags.DEFINE_integer("images", 100, "stream, torch: scenes to attack.", 1)
+flags.DEFINE_integer("few_images", 16, "stream, precision: scenes to attack again and again.", 1)
+flags.DEFINE_integer("max_steps", 200, "stream, torch, precision: M_0.", 1)
+flags.DEFINE_integer("turns", 4, "stream, torch: parts of a run between which both take turns.", 1)
+flags.DEFINE_integer(
+    "slots", None, "Images at a time on each device. Default: 2 CPU, 16 others.", 1
+)
+flags.DEFINE_list("lanes", None, "Numbers of --slots to try. Default: 1,2,4 CPU; 4,16,64 others.")
+flags.DEFINE_list("batches", ["1", "2", "4", "8", "16"], "Batches of PyTorch and of the plots.")
+flags.DEFINE_integer("full_images", 12, "torch: images for full-size networks; 0 is none.", 0)
+flags.DEFINE_integer("full_steps", 4, "torch: their M_0, which all of them reach.", 1)
+flags.DEFINE_integer("iteration_size", 256, "torch: pixels of the side for one iteration.", 48)
+flags.DEFINE_integer("shrink", 1, "kernels: what to divide channels by.", 1)
+flags.DEFINE_list("sizes", ["64", "128", "192", "256"], "scaling: pixels of the image's side.")
+flags.DEFINE_list("counts", ["75", "150", "300", "600"], "scaling: numbers of proposals.")
+flags.DEFINE_integer("repeats", 3, "scaling: timings of a point.", 1)
+flags.DEFINE_bool("miniature", False, "scaling: whether nothing is of full size.")
+flags.DEFINE_bool("plots", True, "Whether to draw.")
+flags.DEFINE_integer("seed", 0, "Seed of adversarial labels.")
+flags.DEFINE_string("cache_dir", None, "Where prepared datasets lie. Default: ~/.cache/dag_jax.")
 flags.DEFINE_string("workdir", "runs/benchmark", "Where to write.")
+flags.DEFINE_string("case", None, "For the launch's own use: measure this part, print it.")
 
 
-def timed(function, *arguments) -> float:
-    """Return the seconds of one call, until its results are there."""
-    started = time.perf_counter()
-    jax.block_until_ready(function(*arguments))
-    return time.perf_counter() - started
+def numbers(name):
+    """Return a flag's list as whole numbers."""
+    for text in FLAGS[name].value:
+        if not text.isdecimal() or int(text) < 1:
+            raise app.UsageError(f"--{name}: {text!r} is not a whole number, 1 or more")
+    return [int(text) for text in FLAGS[name].value]
 
 
-def measure(name, *, miniature, size, iterations, pairs, proposals):
-    """Return a row of the benchmark: milliseconds of both, and their ratios."""
-    network = networks.load(name, miniature=miniature)
-    rng = np.random.default_rng(0)
-    image = jnp.asarray(rng.uniform(0, 255, (size, size, 3)), jnp.float32)
-    shape, boxes = (size, size), None
-    if network.detects:
-        corners = np.sort(rng.uniform(0, size - 1, (proposals, 2, 2)), axis=1)
-        shape, boxes = (proposals,), jnp.asarray(corners.reshape(-1, 4), jnp.float32)
-    score_fn = networks.score_fn(network, boxes)
-    labels = jnp.asarray(rng.integers(0, evaluation.NUM_CLASSES, shape), jnp.int32)
-    targets = dag_jax.make_targets(labels, (labels + 1) % evaluation.NUM_CLASSES)
-    # A margin that no label loses by: every target stays active, no run ends early.
-    margin = 1e9
-
-    @jax.jit
-    def bare(score_fn, image, targets):
-        def loss(image):
-            scores = score_fn(image)
-            active = dag_jax.active_targets(scores, targets, margin)
-            return jnp.where(active, dag_jax.margin_loss(scores, targets), 0).sum()
-
-        return jax.value_and_grad(loss)(image)
-
-    def called(*arguments):
-        return [bare(*arguments) for _ in range(iterations)][-1]
-
-    # The last of its iterations only scores, as every attack's does.
-    engine = jax.jit(functools.partial(dag_jax.attack, max_steps=iterations - 1, margin=margin))
-    arguments = score_fn, image, targets
-    jax.block_until_ready((called(*arguments), engine(*arguments)))
-    times = [(timed(engine, *arguments), timed(called, *arguments)) for _ in range(pairs)]
-    inside, outside = (
-        1000 * statistics.median(column) / iterations for column in zip(*times, strict=True)
-    )
-    ratios = sorted(a / b for a, b in times)
-    return {
-        "case": f"{name} {'miniature' if miniature else 'full size'}, {size} px",
-        "engine_ms": round(inside, 2),
-        "bare_ms": round(outside, 2),
-        "ratio_median": round(statistics.median(ratios), 3),
-        "ratio_range": [round(ratios[0], 3), round(ratios[-1], 3)],
-        "pairs": pairs,
-    }
-
-
-def main(argv):
-    """Measure each case and print a table."""
-    console.start(argv)
+def parse_cases():
+    """Return (name, miniature) of each of --cases."""
     cases = [case.partition(":") for case in FLAGS.cases]
     for name, _, size in cases:
         if name not in networks.NAMES or size not in ("miniature", "full"):
             raise app.UsageError(f"--cases: {name}:{size} is not <network>:miniature or :full")
-    rows = [
-        measure(
-            name,
-            miniature=size == "miniature",
-            size=FLAGS.size,
-            iterations=FLAGS.iterations,
-            pairs=FLAGS.pairs,
-            proposals=FLAGS.proposals,
+    return [(name, size == "miniature") for name, _, size in cases]
+
+
+def absent(part) -> str | None:
+    """Return why a part is left out, or None."""
+    if part == "torch" and importlib.util.find_spec("torch") is None:
+        return "PyTorch is not installed"
+    return None
+
+
+def load_scenes(limit):
+    """Return scenes with masks, those of table1."""
+    network = networks.load(FLAGS.fcns[0], miniature=True)
+    return evaluation.load_examples(
+        "scenes", ["seg11valid"], cache_dir=FLAGS.cache_dir, limit=limit, network=network
+    )
+
+
+def by_platform(value, defaults):
+    """Return a flag's value, or what this platform has for one."""
+    known, others = defaults
+    return known.get(jax.devices()[0].platform, others) if value is None else value
+
+
+def measure_cases(part):
+    """Measure an iteration of each of --cases."""
+    options = {"size": FLAGS.size, "proposals": FLAGS.proposals}
+    if part == "engine":
+        options |= {"iterations": FLAGS.iterations, "pairs": FLAGS.pairs}
+    rows = []
+    for name, small in console.progress(parse_cases(), desc=part, position=1, leave=False):
+        if part == "engine":
+            rows.append(iterations.engine(name, miniature=small, **options))
+        else:
+            rows += iterations.work(name, miniature=small, **options)
+    return {"rows": rows}
+
+
+def measure_scaling():
+    """Measure an iteration of many sizes."""
+    points = iterations.curves(
+        lanes=numbers("batches"),
+        sizes=numbers("sizes"),
+        counts=numbers("counts"),
+        repeats=FLAGS.repeats,
+        miniature=FLAGS.miniature,
+        size=FLAGS.size,
+    )
+    rows = [{"curve": curve, **point} for curve, some in points.items() for point in some]
+    return {"rows": rows, "points": points}
+
+
+def measure_stream(slots, lanes, **options):
+    """Run the stream and lockstep batches, with the usual slots and with others."""
+    scenes, rows, busy, speed = load_scenes(FLAGS.images), [], {}, {}
+    for name in console.progress(FLAGS.fcns, desc="stream", position=1, leave=False):
+        network, title = networks.load(name, miniature=True), evaluation.TITLES[name]
+        inputs = list(attacks.attack_inputs(network, scenes, FLAGS.seed))
+        row, busy[title] = throughput.measure(
+            network, inputs, lanes=slots, turns=FLAGS.turns, **options
         )
-        for name, _, size in console.progress(cases, desc="cases", unit="case")
-    ]
-    workdir = pathlib.Path(FLAGS.workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    content = rundir.environment() | {"machine": platform.machine(), "rows": rows}
+        rows.append(row)
+        speed[title] = throughput.by_slots(
+            network, inputs[: FLAGS.few_images], lanes=lanes, **options
+        )
+    return {"rows": rows, "points": {"busy": busy, "slots": speed}}
+
+
+def measure_torch(lanes, **options):
+    """Run the attack in PyTorch and here."""
+    from experiments import torch_comparison  # an optional dependency
+
+    rows = torch_comparison.measure(
+        FLAGS.fcns,
+        load_scenes(FLAGS.images),
+        lanes=lanes,
+        batch_sizes=numbers("batches"),
+        full_images=FLAGS.full_images,
+        full_steps=FLAGS.full_steps,
+        full_size=FLAGS.size,
+        iteration_size=FLAGS.iteration_size,
+        turns=FLAGS.turns,
+        pairs=FLAGS.pairs,
+        seed=FLAGS.seed,
+        **options,
+    )
+    return {"rows": rows}
+
+
+def measure_precision(slots, **options):
+    """Attack networks of both precisions."""
+    scenes, rows = load_scenes(FLAGS.few_images), []
+    for name in FLAGS.fcns:
+        both = {
+            kind: networks.load(name, miniature=True, precision=kind)
+            for kind in ("float32", "bfloat16")
+        }
+        rows += precision.measure(both, scenes, slots=slots, seed=FLAGS.seed, **options)
+    return {"rows": rows}
+
+
+def measure(part):
+    """Return what a part found: {"rows" of its table, "points" of plots if it has some}."""
+    if part in ("engine", "work"):
+        return measure_cases(part)
+    if part == "kernels":
+        return {"rows": kernels.measure(pairs=FLAGS.pairs, shrink=FLAGS.shrink)}
+    if part == "scaling":
+        return measure_scaling()
+    options = {"mesh": console.open_mesh(), "max_steps": FLAGS.max_steps}
+    slots = by_platform(FLAGS.slots, SLOTS)
+    lanes = by_platform(FLAGS.lanes and numbers("lanes"), LANES)
+    if part == "precision":
+        return measure_precision(slots, **options)
+    if part == "stream":
+        return measure_stream(slots, lanes, **options)
+    return measure_torch(lanes, **options)
+
+
+def main(argv):
+    """Measure each part in a process of its own, print the tables, write everything."""
+    console.start(argv)
+
+    # 1. Everything that can be wrong is read before any long work.
+    if unknown := set(FLAGS.parts) - set(PARTS):
+        raise app.UsageError(f"--parts: unknown {', '.join(sorted(unknown))}; known: {PARTS}")
+    if FLAGS.fcns != [name for name in FLAGS.fcns if name in ("fcn_vgg", "fcn_alex")]:
+        raise app.UsageError("--fcns: known are fcn_vgg and fcn_alex")
+    parse_cases()
+    for name in ("batches", "sizes", "counts", *(["lanes"] if FLAGS.lanes else [])):
+        numbers(name)
+
+    # 2. In a child: one part, or what runs here.
+    if FLAGS.case:
+        # A compilation that another run left would be no compilation.
+        jax.config.update("jax_enable_compilation_cache", False)
+        known = FLAGS.case == ENVIRONMENT
+        print(json.dumps(child.environment() if known else measure(FLAGS.case)))
+        return
+
+    # 3. In the parent, which leaves the device alone: a part at a time; a finished one is kept.
+    without = ("workdir", "cache_dir", "case", "parts", "plots")
+    settings = rundir.settings_of(FLAGS, sys.argv[0], without=without)
+    settings[ENVIRONMENT] = child.call("benchmark", ENVIRONMENT)
+    workdir = rundir.claim(FLAGS.workdir, settings)
+    (workdir / "parts").mkdir(exist_ok=True)
+    paths = {part: workdir / "parts" / f"{part}.json" for part in PARTS}
+    parts = [part for part in PARTS if part in FLAGS.parts or paths[part].exists()]
+    found = {}
+    with console.progress(parts, unit="part") as bar:
+        for part in bar:
+            bar.set_description(part)
+            path = paths[part]
+            if not path.exists():
+                if absent(part):
+                    found[part] = {"absent": absent(part)}
+                    continue
+                started = time.monotonic()
+                # PyTorch and JAX share an accelerator's memory, of which JAX would take most.
+                content = child.call("benchmark", part, XLA_PYTHON_CLIENT_PREALLOCATE="false")
+                content["minutes"] = round((time.monotonic() - started) / 60, 2)
+                rundir.write(path, json.dumps(content, indent=2) + "\n")
+            found[part] = json.loads(path.read_text())
+            bar.write(f"{part}: {found[part]['minutes']} minutes", file=sys.stderr)
+
+    # 4. Tables and plots.
+    points = {}
+    for content in found.values():
+        points |= content.get("points", {})
+    plots = curves.draw(points, workdir) if FLAGS.plots else []
+    text = tables.report(found, settings[ENVIRONMENT], plots)
+    rundir.write(workdir / "benchmark.md", text)
+    content = {"settings": settings, "parts": found}
     rundir.write(workdir / "benchmark.json", json.dumps(content, indent=2) + "\n")
-    print(f"{'case':34} {'engine ms':>10} {'bare ms':>10} {'ratio':>7}  range")
-    for row in rows:
-        low, high = row["ratio_range"]
-        print(
-            f"{row['case']:34} {row['engine_ms']:10.2f} {row['bare_ms']:10.2f} "
-            f"{row['ratio_median']:7.3f}  {low:.3f} to {high:.3f}"
-        )
+    print(text)
     print(f"results: {workdir}/")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    console.run(main)

@@ -89,6 +89,11 @@ def wait_until(ready, what) -> None:
             print(f"waiting for {what}", file=sys.stderr)
 
 
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def open_mesh() -> jax.sharding.Mesh:
     """Return all devices of this process, a CPU being one for each core it may use.
 
@@ -97,7 +102,7 @@ def open_mesh() -> jax.sharding.Mesh:
     """
     given = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not given and jax.config.jax_num_cpu_devices < 1:
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", cores())
     return jax.sharding.Mesh(jax.local_devices(), ("images",))
 
 

@@ -26,11 +26,8 @@ device, is refused.
 
 import hashlib
 import json
-import os
 import pathlib
-import platform
 import re
-import subprocess
 import sys
 
 import jax
@@ -41,7 +38,7 @@ from PIL import Image
 
 from dag_jax import networks
 from dag_jax.networks import zoo
-from experiments import console, cost, evaluation, images, rundir
+from experiments import child, console, cost, evaluation, images, rundir
 
 ENVIRONMENT = "environment"  # the --case that measures nothing
 
@@ -91,33 +88,6 @@ def scale(pixels, size):
     if size is None:
         return pixels
     return np.array(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
-
-
-def environment():
-    """Return what figures depend on beside the settings."""
-    return rundir.environment() | {
-        "devices": jax.device_count(),
-        "cores": len(os.sched_getaffinity(0)),
-        "machine": platform.machine(),
-    }
-
-
-def in_child(case):
-    """Return what this launch, called again for one case, prints.
-
-    Raises:
-      RuntimeError: where the child fails; what it says itself stands above.
-    """
-    command = [sys.executable, "-m", "experiments.full_size", *sys.argv[1:], f"--case={case}"]
-    child = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if child.returncode < 0:
-        raise RuntimeError(
-            f"{case}: its process was ended by signal {-child.returncode}; 9 is most often a "
-            "system without memory left"
-        )
-    if child.returncode:
-        raise RuntimeError(f"{case} failed (exit code {child.returncode}); its message is above")
-    return json.loads(child.stdout.splitlines()[-1])
 
 
 def gib(name):
@@ -251,7 +221,7 @@ def main(argv):
         for name, path in checkpoints.items():
             if path:
                 load(name)
-        print(json.dumps(environment()))
+        print(json.dumps(child.environment()))
         return
     if FLAGS.case:
         name, photograph, most = cases[FLAGS.case]
@@ -277,7 +247,7 @@ def main(argv):
             name: path and hashlib.sha256(path.read_bytes()).hexdigest()
             for name, path in checkpoints.items()
         },
-        ENVIRONMENT: in_child(ENVIRONMENT),
+        ENVIRONMENT: child.call("full_size", ENVIRONMENT),
     }
     workdir = rundir.claim(FLAGS.workdir, settings)
     (workdir / "cases").mkdir(exist_ok=True)
@@ -287,7 +257,7 @@ def main(argv):
             bar.set_description(case)
             path = workdir / "cases" / f"{case}.json"
             if not path.exists():
-                rundir.write(path, json.dumps(in_child(case), indent=2) + "\n")
+                rundir.write(path, json.dumps(child.call("full_size", case), indent=2) + "\n")
             of_case = json.loads(path.read_text())
             rows += of_case
             times = ", ".join(f"{seconds_text(row)} with {row['active']} active" for row in of_case)

@@ -1,7 +1,7 @@
 """The FCNs' scores and an attack's gradient at the image, against PyTorch with the same weights.
 
-Networks and margin loss are written anew with PyTorch's functions, after the deploy files of
-shelhamer/fcn.berkeleyvision.org; weights are carried over by transposing.
+The networks there are `experiments.torch_fcn`, written anew with PyTorch's functions after the
+deploy files of shelhamer/fcn.berkeleyvision.org; the margin loss is written anew here.
 
 Of the millions of ReLUs and pools a few lie so near a tie that rounding decides, in ours and in
 PyTorch's, and one can move the gradient by more than the tolerance. So PyTorch takes its gradient
@@ -21,123 +21,60 @@ from dag_jax import networks
 from dag_jax.networks import layers
 
 torch = pytest.importorskip("torch", reason="PyTorch, the second opinion here, is not installed")
+from experiments import torch_fcn  # noqa: E402  (needs PyTorch)
+
 functional = torch.nn.functional
 
-MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
 VOID = 255
 
 
-def bilinear(channels, size):
-    """The kernel of a bilinear Deconvolution, [channels, channels, size, size]."""
-    factor = (size + 1) // 2
-    centre = factor - 1 if size % 2 else factor - 0.5
-    line = 1 - (torch.arange(size) - centre).abs() / factor
-    return torch.eye(channels)[:, :, None, None] * torch.outer(line, line)
-
-
-def upsample(x, size, stride):
-    return functional.conv_transpose2d(x, bilinear(x.shape[1], size), stride=stride)
-
-
-def crop(x, offset, like):
-    return x[..., offset : offset + like.shape[-2], offset : offset + like.shape[-1]]
-
-
-def fcn_8s(data, conv, relu, pool):
-    """voc-fcn8s (at once, heavy)."""
-    x, pools = data, []
-    for stage, count in enumerate((2, 2, 3, 3, 3), start=1):
-        for number in range(1, count + 1):
-            pad = 100 if stage == number == 1 else 1
-            x = relu(conv(f"conv{stage}_{number}", x, padding=pad))
-        x = pool(x, 2)
-        pools.append(x)
-    x = relu(conv("fc7", relu(conv("fc6", x))))
-    x = upsample(conv("score_fr", x), 4, 2)
-    x = x + crop(conv("score_stage4", pools[3]), 5, x)
-    x = upsample(x, 4, 2)
-    x = x + crop(conv("score_stage3", pools[2]), 9, x)
-    return crop(upsample(x, 16, 8), 31, data)
-
-
-def fcn_alex_32s(data, conv, relu, pool):
-    """voc-fcn-alexnet."""
-
-    def norm(x):
-        return functional.local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=1)
-
-    x = norm(pool(relu(conv("conv1", data, stride=4, padding=100)), 3))
-    x = norm(pool(relu(conv("conv2", x, padding=2, groups=2)), 3))
-    x = relu(conv("conv3", x, padding=1))
-    x = relu(conv("conv4", x, padding=1, groups=2))
-    x = pool(relu(conv("conv5", x, padding=1, groups=2)), 3)
-    x = relu(conv("fc7", relu(conv("fc6", x))))
-    return crop(upsample(conv("score_fr", x), 63, 32), 18, data)
-
-
-FCNS = {"fcn_vgg": fcn_8s, "fcn_alex": fcn_alex_32s}
 # Channels of the trunk and of fc6 in the quick tests.
 NARROW = {"fcn_vgg": ((8, 12, 16, 24, 24), 48), "fcn_alex": ((16, 24, 32, 32, 24), 48)}
 
 
-def flat(tree):
-    """Return one dict of all layers, the trunk's and the head's."""
-    return tree["backbone"] | {layer: kept for layer, kept in tree.items() if layer != "backbone"}
+class Judged(torch_fcn.Fcn):
+    """An FCN that notes how many ReLUs let pass, and may be told what they and pools decide."""
 
+    maps = None  # ours after each ReLU, by layer: what they decide is taken over
 
-class Torch:
-    """An FCN of `FCNS` with the parameters of ours."""
-
-    def __init__(self, name, parameters):
-        self.forward = FCNS[name]
-        self.weights = {
-            layer: (
-                torch.from_numpy(leaves["kernel"].transpose(3, 2, 0, 1).copy()),
-                torch.from_numpy(leaves["bias"].copy()),
-            )
-            for layer, leaves in flat(parameters).items()
-        }
-
-    def scores(self, image, maps=None):
-        """Map an RGB image [H, W, 3] to scores [H, W, C]; note how many ReLUs let pass.
-
-        `maps` are ours after each ReLU, by layer: what they decide is taken over.
-        """
+    def scores(self, image):
+        """Map an RGB image [H, W, 3] to scores [H, W, C]."""
         self.alive, self.used = [], []
-
-        def conv(layer, x, **options):
-            self.used.append(layer)
-            return functional.conv2d(x, *self.weights[layer], **options)
-
-        def relu(x):
-            self.alive.append((x > 0).float().mean().item())
-            if maps is None:
-                return functional.relu(x)
-            passed = x * (maps[self.used[-1]] > 0)
-            assert_tied(passed, functional.relu(x))
-            return passed
-
-        def pool(x, size):
-            options = {"kernel_size": size, "stride": 2, "ceil_mode": True}
-            pooled = functional.max_pool2d(x, **options)
-            if maps is None:
-                return pooled
-            _, winners = functional.max_pool2d(maps[self.used[-1]], **options, return_indices=True)
-            taken = x.flatten(2).gather(2, winners.flatten(2)).view_as(pooled)
-            assert_tied(taken, pooled)
-            return taken
-
-        data = (image.flip(-1) - torch.tensor(MEAN_BGR)).permute(2, 0, 1)[None]
-        scores = self.forward(data, conv, relu, pool)
+        scores = super().scores(image[None])
         assert set(self.used) == self.weights.keys()
         return scores[0].permute(1, 2, 0)
 
+    def conv(self, layer, x, **options):
+        self.used.append(layer)
+        return super().conv(layer, x, **options)
+
+    def relu(self, x):
+        self.alive.append((x > 0).float().mean().item())
+        if self.maps is None:
+            return super().relu(x)
+        passed = x * (self.maps[self.used[-1]] > 0)
+        assert_tied(passed, super().relu(x))
+        return passed
+
+    def pool(self, x, size):
+        pooled = super().pool(x, size)
+        if self.maps is None:
+            return pooled
+        _, winners = functional.max_pool2d(
+            self.maps[self.used[-1]], size, stride=2, ceil_mode=True, return_indices=True
+        )
+        taken = x.flatten(2).gather(2, winners.flatten(2)).view_as(pooled)
+        assert_tied(taken, pooled)
+        return taken
+
     def gradient(self, image, labels, adversarial, maps):
         """Return the active targets bool[H, W], and the gradient of their margins."""
+        self.maps = {
+            layer: torch.tensor(array).permute(2, 0, 1)[None] for layer, array in maps.items()
+        }
         image = torch.tensor(image, requires_grad=True)
         labels, adversarial = torch.tensor(labels).long(), torch.tensor(adversarial).long()
-        maps = {layer: torch.tensor(array).permute(2, 0, 1)[None] for layer, array in maps.items()}
-        scores = self.scores(image, maps)
+        scores = self.scores(image)
         valid = (labels != VOID) & (adversarial != VOID) & (labels != adversarial)
         active = valid & (scores.argmax(-1) == labels)
         rows, columns = active.nonzero(as_tuple=True)
@@ -184,27 +121,27 @@ def run(module, parameters, image, labels, adversarial):
     targets = dag_jax.make_targets(labels, adversarial)
 
     def loss(image):
-        scores, state = module.apply(
-            {"params": parameters},
-            image,
-            capture_intermediates=lambda layer, _: isinstance(
-                layer, layers.Conv | layers.PatchDense
-            ),
-        )
+        scores = module.apply({"params": parameters}, image)
         active = dag_jax.active_targets(scores, targets)
         margins = dag_jax.margin_loss(scores, targets)
-        maps = state["intermediates"]
-        maps = {layer: kept["__call__"][0] for layer, kept in flat(maps).items()}
-        return jnp.where(active, margins, 0).sum(), (scores, active, maps)
+        return jnp.where(active, margins, 0).sum(), (scores, active)
 
-    gradient, (scores, active, maps) = jax.grad(loss, has_aux=True)(image)
-    return scores, active, gradient, maps
+    gradient, (scores, active) = jax.grad(loss, has_aux=True)(image)
+    # Of the maps, the module computes what the image reaches; PyTorch is to have all their cells.
+    everywhere = module.clone(backbone=module.backbone.clone(everywhere=True))
+    _, state = everywhere.apply(
+        {"params": parameters},
+        image,
+        capture_intermediates=lambda layer, _: isinstance(layer, layers.Conv | layers.PatchDense),
+    )
+    maps = torch_fcn.flat(state["intermediates"])
+    return scores, active, gradient, {name: kept["__call__"][0] for name, kept in maps.items()}
 
 
 def check(name, module, size, rng):
     """Compare on a random image; return the relative deviations, largest and root mean square."""
     parameters = random_parameters(module, rng)
-    theirs = Torch(name, parameters)
+    theirs = Judged(name, module, parameters)
     image = rng.uniform(0, 255, (*size, 3)).astype(np.float32)
     with torch.no_grad():
         scores = theirs.scores(torch.tensor(image)).numpy()
@@ -255,6 +192,55 @@ def test_scores_and_gradient_equal_pytorchs(rng, name, size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FCNS)
+@pytest.mark.parametrize("name", torch_fcn.FCNS)
 def test_full_size_scores_and_gradient_equal_pytorchs(rng, name):
     check(name, networks.build(name), ODD, rng)
+
+
+@pytest.mark.parametrize("name", torch_fcn.FCNS)
+def test_miniature_scores_equal_pytorchs(rng, name):
+    network = networks.load(name, miniature=True)
+    theirs = Judged(name, network.module, network.parameters)
+    image = rng.uniform(0, 255, (*ODD, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = theirs.scores(torch.tensor(image)).numpy()
+    own = jax.jit(networks.score_fn(network))(image)
+    np.testing.assert_allclose(own, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def two_attacks(network, rng):
+    """Return two images, the best class of some of their pixels, and the second best."""
+    images = rng.uniform(0, 255, (2, 48, 48, 3)).astype(np.float32)
+    labels, adversarial = np.full((2, 2, 48, 48), VOID)
+    for index, (image, side) in enumerate(zip(images, (6, 4), strict=True)):
+        order = np.argsort(networks.score_fn(network)(image)[:side, :side], axis=-1)
+        labels[index, :side, :side] = order[..., -1]
+        adversarial[index, :side, :side] = order[..., -2]
+    return images, labels, adversarial
+
+
+def test_attack_takes_the_steps_of_ours(rng):
+    network = networks.load("fcn_vgg", miniature=True)
+    images, labels, adversarial = two_attacks(network, rng)
+    targets = dag_jax.make_targets(labels, adversarial)
+    run = jax.jit(jax.vmap(lambda *one: dag_jax.attack(networks.score_fn(network), *one)))
+    own = run(images, targets)
+    fcn = torch_fcn.Fcn("fcn_vgg", network.module, network.parameters)
+    arrays = (np.int64(labels % VOID), np.int64(adversarial % VOID), np.asarray(targets.valid))
+    perturbations, steps = torch_fcn.attack(fcn, *map(torch.tensor, (images, *arrays)))
+    assert (np.asarray(own.status) == dag_jax.Status.FOOLED).all()
+    assert steps[0] != steps[1]  # the batch shrank
+    np.testing.assert_allclose(steps, own.num_steps, atol=2)  # float32's rounding
+    assert np.abs(perturbations.numpy() - own.perturbation).max() < 0.5  # one step
+
+
+def test_attack_ends_at_the_last_step(rng):
+    network = networks.load("fcn_vgg", miniature=True)
+    images, labels, adversarial = two_attacks(network, rng)
+    fcn = torch_fcn.Fcn("fcn_vgg", network.module, network.parameters)
+    arrays = (np.int64(labels % VOID), np.int64(adversarial % VOID), labels != VOID)
+    perturbations, steps = torch_fcn.attack(
+        fcn, *map(torch.tensor, (images, *arrays)), max_steps=3, step_size=0.25
+    )
+    assert steps.tolist() == [3, 3]
+    assert 0.25 < perturbations.abs().max() <= 0.75

@@ -1,0 +1,223 @@
+"""What one iteration of an attack costs: time, work and memory.
+
+Shapes: `H W` pixels, `N` boxes, `L` lanes of a vmap.
+"""
+
+import dataclasses
+import functools
+import math
+import statistics
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import dag_jax
+from dag_jax import networks
+from experiments import console, evaluation, timing
+
+MARGIN = 1e9  # logits; no label loses by so many: every target stays active, no run ends early
+RUN_SECONDS = 3  # about as long as a run takes at most, of which there are many
+
+
+def title(name, miniature):
+    """Return what a table calls a network."""
+    return f"{evaluation.TITLES[name]} {'miniature' if miniature else 'full size'}"
+
+
+def problem(name, *, miniature, size, proposals=None, abstract=False):
+    """Return a network with random targets on a random image.
+
+    Args:
+      name: of a network.
+      miniature: whether it is the small one.
+      size: pixels of the image's side.
+      proposals: N, of a detector.
+      abstract: whether parameters are shapes alone, for what is only compiled.
+
+    Returns:
+      (score_fn, image f32[H, W, 3], targets).
+    """
+    load = functools.partial(networks.load, name, miniature=miniature)
+    network = jax.eval_shape(load) if abstract else load()
+    rng = np.random.default_rng(0)
+    image = jnp.asarray(rng.uniform(0, 255, (size, size, 3)), jnp.float32)
+    shape, boxes = (size, size), None
+    if network.detects:
+        corners = np.sort(rng.uniform(0, size - 1, (proposals, 2, 2)), axis=1)
+        shape, boxes = (proposals,), jnp.asarray(corners.reshape(-1, 4), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, evaluation.NUM_CLASSES, shape), jnp.int32)
+    targets = dag_jax.make_targets(labels, (labels + 1) % evaluation.NUM_CLASSES)
+    return networks.score_fn(network, boxes), image, targets
+
+
+@jax.jit
+def bare(score_fn, image, targets):
+    """Return the loss of an iteration and its gradient, which is all that an attack must do."""
+
+    def loss(image):
+        scores = score_fn(image)
+        active = dag_jax.active_targets(scores, targets, MARGIN)
+        return jnp.where(active, dag_jax.margin_loss(scores, targets), 0).sum()
+
+    return jax.value_and_grad(loss)(image)
+
+
+@jax.jit
+def forward_and_gradient(score_fn, image, targets):
+    """Return the sum of the margins and its gradient: a network's work and nothing else."""
+
+    def loss(image):
+        return dag_jax.margin_loss(score_fn(image), targets).sum()
+
+    return jax.value_and_grad(loss)(image)
+
+
+@jax.jit
+def advance(score_fn, state, targets):
+    """Advance an attack by one iteration."""
+    return dag_jax.step(score_fn, state, targets, margin=MARGIN)
+
+
+@jax.jit
+def advance_lanes(score_fn, states, targets):
+    """Advance L attacks by one iteration."""
+    one = functools.partial(dag_jax.step, margin=MARGIN)
+    return jax.vmap(one, (None, 0, 0))(score_fn, states, targets)
+
+
+def engine(name, *, miniature, size, iterations, pairs, proposals):
+    """Return a row: iterations inside the engine's loop against bare calls from Python."""
+    score_fn, image, targets = arguments = problem(
+        name, miniature=miniature, size=size, proposals=proposals
+    )
+    timing.timed(bare, *arguments)
+    once = timing.timed(bare, *arguments)
+    iterations = min(iterations, max(3, math.ceil(RUN_SECONDS / once)))
+
+    def called():
+        return [bare(*arguments) for _ in range(iterations)][-1]
+
+    # The last of its iterations only scores, as every attack's does; it costs as much.
+    attack = jax.jit(functools.partial(dag_jax.attack, max_steps=iterations - 1, margin=MARGIN))
+    found = timing.compare(timing.alternate([lambda: attack(*arguments), called], pairs))
+    inside, outside = (1000 * seconds / iterations for seconds in found["seconds"])
+    return {
+        "case": f"{title(name, miniature)}, {size} px",
+        "engine_ms": inside,
+        "bare_ms": outside,
+        "ratio": found["ratio"],
+        "range": found["range"],
+        "iterations": iterations,
+        "pairs": pairs,
+    }
+
+
+def _flops(function, *arguments):
+    return timing.account(function.lower(*arguments).compile())["flops"]
+
+
+def _work_row(case, size, names, flops):
+    iteration, control = flops
+    return {
+        "case": f"{case}, {size} px",
+        "iteration": names[0],
+        "control": names[1],
+        "flops": iteration,
+        "control_flops": control,
+        "ratio": iteration / control if iteration and control else None,
+    }
+
+
+def work(name, *, miniature, size, proposals):
+    """Return rows: flops of an iteration, and of the same network in another way. Nothing is run.
+
+    The controls: forward and gradient alone; of an FCN also an iteration that computes what lies
+    out of the image's reach, too.
+    """
+    network = functools.partial(networks.load, name, miniature=miniature)
+    score_fn, image, targets = problem(
+        name, miniature=miniature, size=size, proposals=proposals, abstract=not miniature
+    )
+    state = dag_jax.init(image, targets, max_steps=1)
+    iteration = _flops(advance, score_fn, state, targets)
+    alone = _flops(forward_and_gradient, score_fn, image, targets)
+    case = title(name, miniature)
+    names = "an iteration", "forward and gradient"
+    rows = [_work_row(case, size, names, (iteration, alone))]
+    network = jax.eval_shape(network)
+    if not network.detects:
+        naive = networks.score_fn(everywhere(network))
+        names = "bordered", "every cell computed"
+        flops = iteration, _flops(advance, naive, state, targets)
+        rows.append(_work_row(case, size, names, flops))
+    return rows
+
+
+def everywhere(network):
+    """Return an FCN that computes every cell of its padded maps: the same scores, naively."""
+    backbone = network.module.backbone.clone(everywhere=True)
+    return dataclasses.replace(network, module=network.module.clone(backbone=backbone))
+
+
+def cost(name, *, miniature, size, proposals=None, lanes=1, repeats=0):
+    """Return a point of a curve: flops, temporaries and, where repeated, seconds of an iteration.
+
+    Args:
+      name: of a network.
+      miniature: whether it is the small one.
+      size: pixels of the image's side.
+      proposals: N, of a detector.
+      lanes: L.
+      repeats: calls to time, after one that is not; 0 compiles alone.
+    """
+    score_fn, image, targets = problem(
+        name, miniature=miniature, size=size, proposals=proposals, abstract=not repeats
+    )
+    state = dag_jax.init(image, targets, max_steps=1)
+    function = advance
+    if lanes > 1:
+        state, targets = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (lanes, *leaf.shape)).copy(), (state, targets)
+        )
+        function = advance_lanes
+    arguments = score_fn, state, targets
+    compiled = function.lower(*arguments).compile()
+    seconds = [timing.timed(compiled, *arguments) for _ in range(repeats and repeats + 1)][1:]
+    return {
+        "network": title(name, miniature),
+        "size": size,
+        "proposals": proposals,
+        "lanes": lanes,
+        "seconds": statistics.median(seconds) if seconds else None,
+        **timing.account(compiled),
+    }
+
+
+def curves(*, lanes, sizes, counts, repeats, miniature, size):
+    """Return points of every curve of an iteration's cost, by curve.
+
+    Args:
+      lanes: numbers of lanes.
+      sizes: pixels of sides.
+      counts: numbers of proposals.
+      repeats: as in `cost`.
+      miniature: whether the networks of the curves over size and proposals are miniatures.
+      size: pixels of the side for the curves over lanes and proposals.
+    """
+    fcns = "fcn_vgg", "fcn_alex"
+    cases = [
+        *(("lanes", name, True, size, None, lane, repeats) for name in fcns for lane in lanes),
+        *(("lanes", name, False, size, None, lane, 0) for name in fcns for lane in lanes),
+        *(("sizes", name, miniature, side, None, 1, repeats) for name in fcns for side in sizes),
+        *(("proposals", "fr_vgg_07", miniature, size, count, 1, repeats) for count in counts),
+    ]
+    if miniature:  # nothing of full size, not even its memory
+        cases = [case for case in cases if case[2]]
+    points = {}
+    for curve, name, small, side, count, lane, times in console.progress(
+        cases, desc="scaling", position=1, leave=False
+    ):
+        point = cost(name, miniature=small, size=side, proposals=count, lanes=lane, repeats=times)
+        points.setdefault(curve, []).append(point)
+    return points

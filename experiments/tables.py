@@ -1,0 +1,169 @@
+"""The benchmark's report: a table for each part, and what is compared with what."""
+
+from experiments import console
+
+
+def _number(name, form=".3g", scale=1):
+    """Return the function of a row that formats one of its numbers, '-' where there is none."""
+
+    def text(row):
+        return "-" if row.get(name) is None else f"{row[name] * scale:{form}}"
+
+    return text
+
+
+def _percent(name):
+    return _number(name, ".0%")
+
+
+def _range(row):
+    low, high = row["range"]
+    return f"{low:.2f} to {high:.2f}"
+
+
+def _steps(row):
+    return "-" if "steps" not in row else "{:g}, {:g}".format(*row["steps"])
+
+
+def _agreement(row):
+    """Return how far both attacks agree: in steps, or in one step's change."""
+    if "difference" in row:
+        return f"{row['difference']:.1e} grey levels"
+    return f"{row['same_steps']:.0%} the same, most {row['most_apart']} apart"
+
+
+_CASE = ("case", lambda row: row["case"])
+_RANGE = ("range", _range)
+COLUMNS = {
+    "engine": (
+        _CASE,
+        ("engine ms", _number("engine_ms", ".2f")),
+        ("bare ms", _number("bare_ms", ".2f")),
+        ("engine / bare", _number("ratio", ".3f")),
+        _RANGE,
+        ("iterations", _number("iterations", "d")),
+        ("pairs", _number("pairs", "d")),
+    ),
+    "work": (
+        _CASE,
+        ("of", lambda row: row["iteration"]),
+        ("GFLOP", _number("flops", ".4g", 1e-9)),
+        ("control", lambda row: row["control"]),
+        ("its GFLOP", _number("control_flops", ".4g", 1e-9)),
+        ("ratio", _number("ratio", ".4f")),
+    ),
+    "stream": (
+        _CASE,
+        ("stream images/s", _number("stream")),
+        ("lockstep images/s", _number("lockstep")),
+        ("gain", _number("gain", ".3f")),
+        _RANGE,
+        ("best gain", _number("best", ".3f")),
+        ("share", _percent("share")),
+        ("busy", _percent("busy")),
+        ("iterations", _number("iterations", "g")),
+        ("steps", _agreement),
+    ),
+    "torch": (
+        _CASE,
+        ("unit", lambda row: row["unit"]),
+        ("ours", _number("ours")),
+        ("PyTorch", _number("torch")),
+        ("times as fast", _number("ratio", ".2f")),
+        _RANGE,
+        ("M_0", _number("max_steps", "d")),
+        ("slots", _number("slots", "d")),
+        ("batch", _number("batch", "d")),
+        ("median steps", _steps),
+        ("agreement", _agreement),
+    ),
+    "precision": (
+        _CASE,
+        ("ORIG", _number("orig", ".2f")),
+        ("ADVR", _number("advr", ".2f")),
+        ("steps", _number("steps", "g")),
+        ("apart", _number("steps_apart", "g")),
+        ("p x1000", _number("perceptibility", ".2f", 1000)),
+        ("fooled", _percent("fooled")),
+        ("images/s", _number("images_per_second")),
+    ),
+    "kernels": (
+        _CASE,
+        ("plain ms", _number("plain_ms")),
+        ("ours ms", _number("ours_ms")),
+        ("plain / ours", _number("ratio")),
+        _RANGE,
+        ("difference", _number("difference", ".1e")),
+        ("pairs", _number("pairs", "d")),
+    ),
+    "scaling": (
+        ("curve", lambda row: row["curve"]),
+        ("network", lambda row: row["network"]),
+        ("px", _number("size", "d")),
+        ("proposals", _number("proposals", "d")),
+        ("batch", _number("lanes", "d")),
+        ("ms", _number("seconds", ".4g", 1000)),
+        ("GFLOP", _number("flops", ".4g", 1e-9)),
+        ("temporaries MiB", _number("temporaries_mib", ".4g")),
+    ),
+}
+TITLES = {
+    "engine": "Engine: an iteration of the attack against a bare gradient",
+    "work": "Work: flops by the compiler's account",
+    "stream": "Stream: refilled slots against lockstep batches",
+    "torch": "PyTorch: the same attack in its eager mode",
+    "precision": "Precision: the same weights in bfloat16 and float32",
+    "kernels": "Kernels: layers as they are here against XLA's plain form",
+    "scaling": "Scaling: an iteration against batch, image size and proposals",
+}
+NOTES = {
+    "engine": "Milliseconds of an iteration: inside the engine's compiled loop, and of a jitted "
+    "value-and-gradient of the same loss that Python calls. Aim: 1.05 where an iteration takes "
+    "100 ms or more.",
+    "work": "Nothing is run. The control is the network's forward pass and the gradient of the "
+    "margins with respect to the image; of an FCN also an iteration that computes every cell of "
+    "its padded maps. A loop's body counts once, on both sides.",
+    "stream": "Both attack all images to completion on the same devices, with the same slots. gain "
+    "and its share of the best: of the whole runs; range: of the turns they took. best gain: slots "
+    "x the sum of each batch's longest iterations / the sum of all iterations. busy: share of "
+    "slot-iterations with an image under way, until the input ended. Aims: share 85%, busy 90%.",
+    "torch": "Images per second to completion, each side with the number of images at a time that "
+    "suits it best; ratio: of the whole runs, range: of the turns. PyTorch's batch shrinks as "
+    "images finish and is not refilled. Full-size networks have random weights, attack what they "
+    "see themselves, and all images run to the last step. An iteration alone is the median of "
+    "pairs, on one image. agreement: of the steps image by image, or of one step's change. Aim: "
+    "1.5.",
+    "precision": "mIoU in percent of the clean (ORIG) and adversarial images (ADVR), each network "
+    "on its own. steps: median; apart: median distance from the first row's, image by image; p: "
+    "mean perceptibility; images/s: of the attack.",
+    "kernels": "Milliseconds of value and gradient with respect to the map; the gradient of the "
+    "last one is that inside a compiled loop, where XLA's form is slow. difference: the largest of "
+    "both, relative to the largest value.",
+    "scaling": "One compiled iteration on one device, with all targets active. temporaries: by the "
+    "compiler's account, without arguments.",
+}
+
+
+def report(found: dict, environment: dict, plots) -> str:
+    """Return benchmark.md.
+
+    Args:
+      found: of each part {"rows", "minutes"}, or {"absent": why it was left out}.
+      environment: from `child.environment`.
+      plots: names of PNGs.
+    """
+    versions = environment["versions"]
+    lines = [
+        "# Benchmark",
+        f"Device: {environment['device']}; CPU cores: {environment['cores']}; jax "
+        f"{versions['jax']}, Python {versions['python']}. A figure and its control ran in turns in "
+        "one process; figures are medians of the pairs, beside their range.",
+    ]
+    for part, content in found.items():
+        lines.append(f"## {TITLES[part]}")
+        if "absent" in content:
+            lines.append(f"Left out: {content['absent']}.")
+            continue
+        lines += [NOTES[part], console.markdown(content["rows"], COLUMNS[part])]
+    lines += [f"![{name}]({name})" for name in plots]
+    return "\n\n".join(lines) + "\n"

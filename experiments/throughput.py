@@ -1,0 +1,212 @@
+"""Images attacked to completion in a second: the stream against lockstep batches.
+
+A lockstep batch runs until its longest image is done, and every lane with it. A stream refills the
+slots that fall free. What that can give at best follows from the iterations of the images alone.
+
+Shapes: `S` slots of all devices together, `M` images.
+"""
+
+import dataclasses
+import functools
+import itertools
+import time
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+import dag_jax
+from dag_jax import networks
+from experiments import evaluation, timing
+
+
+def best_gain(iterations, slots: int) -> float:
+    """Return the most that refilling can gain over lockstep batches.
+
+        S sum over batches of their longest image's iterations / sum of all iterations
+
+    Args:
+      iterations: of each image, in the order of the batches.
+      slots: S, images of a batch; the last may have fewer.
+    """
+    starts = range(0, len(iterations), slots)
+    longest = sum(max(iterations[start : start + slots]) for start in starts)
+    return slots * longest / sum(iterations)
+
+
+def busy_share(chunks) -> float | None:
+    """Return the share of slot-iterations that had an image running, until the input ended.
+
+    Args:
+      chunks: what `attack_stream` tells its monitor. None is returned if no chunk has input left.
+    """
+    chunks = [chunk for chunk in chunks if not chunk.ended]
+    offered = sum(chunk.slots * chunk.iterations for chunk in chunks)
+    return sum(chunk.busy for chunk in chunks) / offered if offered else None
+
+
+def busy_of_stream(chunks) -> list[tuple[int, float]]:
+    """Return (iterations since the start, busy slots from the last such point to this one)."""
+    points, now = [], 0
+    for chunk in chunks:
+        if chunk.iterations:
+            now += chunk.iterations
+            points.append((now, chunk.busy / chunk.iterations))
+    return points
+
+
+def busy_of_lockstep(iterations, slots: int) -> list[tuple[int, float]]:
+    """Return the same as `busy_of_stream` of lockstep batches, by the iterations of the images."""
+    points, now = [], 0
+    for start in range(0, len(iterations), slots):
+        batch = sorted(iterations[start : start + slots])
+        ended = 0
+        for done, end in enumerate(batch):
+            if end > ended:
+                points.append((now + end, float(len(batch) - done)))
+                ended = end
+        now += ended
+    return points
+
+
+@functools.partial(jax.jit, static_argnames=("max_steps", "mesh"))
+def _attack_batch(score_fn, images, targets, *, max_steps, mesh):
+    def some(score_fn, images, targets):
+        attack = functools.partial(dag_jax.attack, max_steps=max_steps)
+        return jax.vmap(attack, (None, 0, 0))(score_fn, images, targets)
+
+    spread = P(mesh.axis_names)
+    return jax.shard_map(
+        some, mesh=mesh, in_specs=(P(), spread, spread), out_specs=spread, check_vma=False
+    )(score_fn, images, targets)
+
+
+def lockstep(score_fn, inputs, *, slots, mesh, max_steps):
+    """Attack images in batches that wait for their longest, S at a time on the stream's devices.
+
+    Args:
+      score_fn: of an FCN.
+      inputs: from `attacks.attack_inputs`.
+      slots: S.
+      mesh: from `console.open_mesh`.
+      max_steps: M_0.
+
+    Yields:
+      (index, Attack) in the order of `inputs`; arrays are NumPy's.
+    """
+    mesh = Mesh(mesh.devices, mesh.axis_names)  # whatever kind of axes it had
+    for start in range(0, len(inputs), slots):
+        batch = inputs[start : start + slots]
+        padded = batch + batch[-1:] * (slots - len(batch))
+        images = np.stack([np.float32(image) for _, image, *_ in padded])
+        targets = jax.tree.map(lambda *leaves: np.stack(leaves), *(one[2] for one in padded))
+        attacks = _attack_batch(score_fn, images, targets, max_steps=max_steps, mesh=mesh)
+        attacks = jax.device_get(attacks)
+        for place, (index, *_) in enumerate(batch):
+            yield index, jax.tree.map(lambda leaf, place=place: leaf[place], attacks)
+
+
+def stream(score_fn, inputs, *, slots, mesh, max_steps, chunks=None):
+    """Attack images by `attack_stream`; `chunks` is a list that takes what its monitor is told."""
+    monitor = None if chunks is None else chunks.append
+    return dag_jax.attack_stream(
+        score_fn, inputs, slots=slots, mesh=mesh, max_steps=max_steps, monitor=monitor
+    )
+
+
+def idle(inputs):
+    """Return inputs without a target: attacks that compile what these need and end at once."""
+    return [
+        (index, image, dataclasses.replace(targets, valid=np.zeros_like(targets.valid)), extra)
+        for index, image, targets, extra in inputs
+    ]
+
+
+def steps_of(found, count) -> np.ndarray:
+    """Return i64[M], the steps of (index, Attack) pairs by index."""
+    steps = np.full(count, -1)
+    for index, attack in found:
+        steps[index] = int(attack.num_steps)
+    return steps
+
+
+def measure(network, inputs, *, lanes, mesh, max_steps, turns):
+    """Run the stream and lockstep batches over the same images, part by part in turns.
+
+    Args:
+      network: an FCN.
+      inputs: from `attacks.attack_inputs`.
+      lanes: slots of each device.
+      mesh: from `console.open_mesh`.
+      max_steps: M_0.
+      turns: parts of a run after which the other has its turn.
+
+    Returns:
+      (row of the table, {"stream": points, "lockstep": points} of busy slots over iterations).
+    """
+    score_fn, slots, count = networks.score_fn(network), lanes * mesh.size, len(inputs)
+    options = {"slots": slots, "mesh": mesh, "max_steps": max_steps}
+    for run in (stream, lockstep):
+        list(run(score_fn, idle(inputs[:slots]), **options))
+    chunks = []
+    times, (streamed, batched) = timing.pull_in_turns(
+        [
+            stream(score_fn, inputs, chunks=chunks, **options),
+            lockstep(score_fn, inputs, **options),
+        ],
+        timing.split(count, turns, slots),
+    )
+    steps, control = steps_of(streamed, count), steps_of(batched, count)
+    iterations = (control + 1).tolist()  # the last one only scores
+    seconds = np.sum(times, axis=0)
+    gain, best = float(seconds[1] / seconds[0]), best_gain(iterations, slots)
+    row = {
+        "case": f"{evaluation.TITLES[network.name]}, {count} images, {slots} slots",
+        "stream": count / float(seconds[0]),
+        "lockstep": count / float(seconds[1]),
+        "gain": gain,
+        "range": timing.compare([pair[::-1] for pair in times])["range"],
+        "best": best,
+        "share": gain / best,
+        "busy": busy_share(chunks),
+        "iterations": float(np.median(iterations)),
+        "same_steps": float(np.mean(steps == control)),
+        "most_apart": int(np.abs(steps - control).max()),
+    }
+    return row, {"stream": busy_of_stream(chunks), "lockstep": busy_of_lockstep(iterations, slots)}
+
+
+def by_slots(network, inputs, *, lanes, mesh, max_steps):
+    """Return {"slots", "stream", "lockstep"} for each number of lanes: images per second."""
+    points = []
+    for count in lanes:
+        row, _ = measure(network, inputs, lanes=count, mesh=mesh, max_steps=max_steps, turns=1)
+        points.append({"slots": count * mesh.size, **{k: row[k] for k in ("stream", "lockstep")}})
+    return points
+
+
+def best_of(candidates, run) -> int:
+    """Return the candidate whose run takes least time for each of its images.
+
+    Args:
+      candidates: numbers of images at a time.
+      run: attacks that many images once, compiled before; returns seconds.
+    """
+    return min(candidates, key=lambda count: run(count) / count)
+
+
+def best_lanes(network, inputs, candidates, *, mesh, max_steps) -> int:
+    """Return the lanes of each device with which a few images are soonest done."""
+    score_fn = networks.score_fn(network)
+
+    def run(count):
+        slots = count * mesh.size
+        few = list(itertools.islice(itertools.cycle(inputs), slots))
+        options = {"slots": slots, "mesh": mesh, "max_steps": max_steps}
+        list(stream(score_fn, idle(few), **options))
+        started = time.perf_counter()
+        list(stream(score_fn, few, **options))
+        return time.perf_counter() - started
+
+    return best_of(candidates, run)

@@ -1,0 +1,242 @@
+"""The same attack in PyTorch's eager mode: images per second, and seconds of an iteration.
+
+Both have the same weights, images, labels and step, all of the cores (or the same accelerator), and
+the number of images at a time that suits them best on the first few.
+
+Shapes: `M` images, `H W` pixels.
+"""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+import dag_jax
+from dag_jax import networks
+from experiments import attacks, console, cost, iterations, throughput, timing, torch_fcn
+
+SEARCH_STEPS = 20  # of the miniatures' attacks by which the numbers at a time are chosen
+FULL_RUNS = 2  # of each side over the full-size networks' images
+
+
+def open_device(cores: int) -> torch.device:
+    """Let PyTorch use as many cores as JAX, or its accelerator; float32 throughout.
+
+    Raises:
+      RuntimeError: where JAX has an accelerator and this PyTorch has none.
+    """
+    torch.set_num_threads(cores)
+    torch.set_flush_denormal(True)  # as XLA does; threads to come inherit it
+    if jax.devices()[0].platform == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise RuntimeError("JAX has an accelerator that this PyTorch does not see")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return torch.device("cuda")
+
+
+def arrays(inputs, device):
+    """Return what `torch_fcn.attack` takes of `attacks.attack_inputs`: four tensors."""
+    images = np.stack([np.float32(image) for _, image, *_ in inputs])
+    labels, adversarial, valid = (
+        np.stack([getattr(targets, name) for _, _, targets, *_ in inputs])
+        for name in ("labels", "adversarial", "valid")
+    )
+    classes = (np.int64(np.where(valid, array, 0)) for array in (labels, adversarial))
+    return [torch.tensor(array, device=device) for array in (images, *classes, valid)]
+
+
+def batches(fcn, inputs, *, batch, max_steps):
+    """Attack images in PyTorch, a batch after the other; yield (index, steps) of each image."""
+    for start in range(0, len(inputs), batch):
+        some = inputs[start : start + batch]
+        device = fcn.mean_bgr.device
+        _, steps = torch_fcn.attack(fcn, *arrays(some, device), max_steps=max_steps)
+        for (index, *_), count in zip(some, steps.tolist(), strict=True):
+            yield index, count
+
+
+def best_batch(fcn, inputs, candidates, *, max_steps) -> int:
+    """Return the batch with which a few images are soonest done."""
+
+    def run(count):
+        few = (inputs * -(-count // len(inputs)))[:count]
+        list(batches(fcn, few, batch=count, max_steps=0))  # memory is taken once
+        started = time.perf_counter()
+        list(batches(fcn, few, batch=count, max_steps=max_steps))
+        return time.perf_counter() - started
+
+    return throughput.best_of(candidates, run)
+
+
+def own_targets(network, images, seed):
+    """Return what `attacks.attack_inputs` would, with what a network sees for ground truth."""
+    network = networks.unnamed(network)
+    found = []
+    for index, image in enumerate(images):
+        key = dag_jax.image_key(seed, str(index))
+        targets = cost.pixel_targets(network, key, jnp.asarray(image, jnp.float32))
+        found.append((index, image, jax.device_get(targets), ()))
+    return found
+
+
+def compare(
+    network, inputs, *, lanes, batch_sizes, mesh, device, max_steps, search_steps, turns, runs=1
+):
+    """Return a row: images per second to completion, ours and PyTorch's, part by part in turns.
+
+    Args:
+      network: an FCN.
+      inputs: from `attacks.attack_inputs` or `own_targets`.
+      lanes: numbers of slots of a device to choose from.
+      batch_sizes: PyTorch's batches to choose from.
+      mesh: from `console.open_mesh`.
+      device: from `open_device`.
+      max_steps: M_0.
+      search_steps: M_0 of the attacks by which is chosen.
+      turns: parts of a run after which the other has its turn.
+      runs: how often all images are attacked.
+    """
+    count = len(inputs)
+    fcn = torch_fcn.Fcn(network.name, network.module, network.parameters, device)
+    search = {"max_steps": min(search_steps, max_steps)}
+    batch_sizes = [size for size in batch_sizes if size <= count] or [count]
+    batch = best_batch(fcn, inputs, batch_sizes, **search)
+    best = throughput.best_lanes(network, inputs, lanes, mesh=mesh, **search)
+    options = {"slots": best * mesh.size, "mesh": mesh, "max_steps": max_steps}
+    score_fn = networks.score_fn(network)
+    list(throughput.stream(score_fn, throughput.idle(inputs[: options["slots"]]), **options))
+    times, sizes = [], timing.split(count, turns, batch)
+    for _ in range(runs):
+        of_run, (own, theirs) = timing.pull_in_turns(
+            [
+                throughput.stream(score_fn, inputs, **options),
+                batches(fcn, inputs, batch=batch, max_steps=max_steps),
+            ],
+            sizes,
+        )
+        times += of_run
+    steps = throughput.steps_of(own, count)
+    control = np.array([found for _, found in sorted(theirs)])
+    seconds = np.sum(times, axis=0)
+    size = "x".join(map(str, inputs[0][1].shape[:2]))
+    return {
+        "case": f"{iterations.title(network.name, network.miniature)}, {count} images of {size}",
+        "unit": "images/s",
+        "max_steps": max_steps,
+        "slots": options["slots"],
+        "batch": batch,
+        "ours": runs * count / float(seconds[0]),
+        "torch": runs * count / float(seconds[1]),
+        "ratio": float(seconds[1] / seconds[0]),
+        "range": timing.compare([pair[::-1] for pair in times])["range"],
+        "steps": [float(np.median(steps)), float(np.median(control))],
+        "same_steps": float(np.mean(steps == control)),
+        "most_apart": int(np.abs(steps - control).max()),
+    }
+
+
+def one_iteration(network, *, size, pairs, device):
+    """Return a row: milliseconds of an iteration on one image, ours and PyTorch's."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (size, size, 3), np.uint8)
+    inputs = own_targets(network, [image], 0)
+    state = dag_jax.init(image, inputs[0][2], max_steps=1)
+    targets = jax.tree.map(jnp.asarray, inputs[0][2])
+    score_fn = networks.score_fn(network)
+    fcn = torch_fcn.Fcn(network.name, network.module, network.parameters, device)
+    seen, *classes = arrays(inputs, device)
+
+    def ours():
+        return iterations.advance(score_fn, state, targets).attack
+
+    found = []
+
+    def theirs():
+        left, slope = torch_fcn.gradient(fcn, seen, *classes)
+        found[:] = [slope.cpu().numpy()[0]]  # on an accelerator this waits for it
+        return left.any().item()
+
+    turns = timing.compare([pair[::-1] for pair in timing.alternate([ours, theirs], pairs)])
+    change = np.asarray(ours().perturbation)
+    expected = -0.5 * found[0] / np.abs(found[0]).max()
+    torch_seconds, own_seconds = turns["seconds"]
+    return {
+        "case": f"{iterations.title(network.name, network.miniature)}, an iteration at {size} px",
+        "unit": "ms",
+        "ours": 1000 * own_seconds,
+        "torch": 1000 * torch_seconds,
+        "ratio": turns["ratio"],
+        "range": turns["range"],
+        "difference": float(np.abs(change - expected).max()),
+    }
+
+
+def measure(
+    names,
+    scenes,
+    *,
+    lanes,
+    batch_sizes,
+    mesh,
+    max_steps,
+    full_images,
+    full_steps,
+    full_size,
+    iteration_size,
+    turns,
+    pairs,
+    seed,
+):
+    """Return the rows of the comparison.
+
+    Args:
+      names: of FCNs, which PyTorch has: `torch_fcn.FCNS`.
+      scenes: examples for the miniatures.
+      lanes: as in `compare`.
+      batch_sizes: as in `compare`.
+      mesh: as in `compare`.
+      max_steps: M_0 of the miniatures.
+      full_images: images for the full-size networks; 0 leaves those out.
+      full_steps: their M_0.
+      full_size: pixels of a side of these images.
+      iteration_size: pixels of the side for an iteration alone.
+      turns: as in `compare`.
+      pairs: pairs of single iterations.
+      seed: of adversarial labels and images.
+    """
+    device = open_device(console.cores())
+    options = {"batch_sizes": batch_sizes, "mesh": mesh, "device": device, "lanes": lanes}
+    rows = []
+    cases = [
+        (name, small) for name in names for small in ((True, False) if full_images else (True,))
+    ]
+    for name, small in console.progress(cases, desc="torch", position=1, leave=False):
+        network = networks.load(name, miniature=small)
+        if small:
+            inputs = list(attacks.attack_inputs(network, scenes, seed))
+            row = compare(
+                network,
+                inputs,
+                max_steps=max_steps,
+                search_steps=SEARCH_STEPS,
+                turns=turns,
+                **options,
+            )
+            rows.append(row)
+            continue
+        rng = np.random.default_rng(seed)
+        images = rng.integers(0, 256, (full_images, full_size, full_size, 3), np.uint8)
+        row = compare(
+            network,
+            own_targets(network, images, seed),
+            max_steps=full_steps,
+            search_steps=1,
+            turns=1,  # a run is too short to be parted
+            runs=FULL_RUNS,
+            **options,
+        )
+        rows += [row, one_iteration(network, size=iteration_size, pairs=pairs, device=device)]
+    return rows
