@@ -213,7 +213,7 @@ def test_the_reach_is_what_a_convolution_moves(size, stride, padding):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "most"), [("fcn_vgg", 0.7), ("fcn_alex", 0.91)])
+@pytest.mark.parametrize(("name", "most"), [("fcn_vgg", 0.7), ("fcn_alex", 0.93)])
 def test_a_full_size_network_works_less(name, most):
     module = networks.build(name)
     image = jax.ShapeDtypeStruct((375, 500, 3), jnp.float32)
