@@ -15,6 +15,7 @@ from dag_jax.attack import (
     step,
 )
 from dag_jax.checks import check, check_numbers
+from dag_jax.feed import Failure
 from dag_jax.stream import attack_stream
 from dag_jax.targets import (
     Targets,
@@ -28,6 +29,7 @@ from dag_jax.targets import (
 
 __all__ = [
     "Attack",
+    "Failure",
     "State",
     "Status",
     "Targets",

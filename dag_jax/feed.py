@@ -17,6 +17,10 @@ from dag_jax.attack import Attack
 from dag_jax.checks import check_image, check_margin, check_targets
 from dag_jax.targets import Targets, map_targets
 
+_END = object()
+_MOST_BUCKETS = 256  # whose scores' shapes are remembered
+_JOIN = 10.0  # seconds that `close` waits for the example in hand
+
 
 class Example(NamedTuple):
     """An example that is ready for a lane."""
@@ -27,10 +31,11 @@ class Example(NamedTuple):
     shape: tuple[int, int]  # H W
 
     def bucket(self):
-        """Return what examples share that are compiled together."""
+        """Return what examples share that are compiled together, and scored by the same numbers."""
         leaves, structure = jax.tree.flatten(self.arrays)
         shapes = tuple((leaf.shape, leaf.dtype.name) for leaf in leaves)
-        return jax.tree.structure(self.score_fn), structure, shapes
+        numbers, function = jax.tree.flatten(self.score_fn)
+        return function, tuple(map(id, numbers)), structure, shapes
 
     def crop(self, attack: Attack) -> Attack:
         """Return an attack on the padded image as one on the image."""
@@ -53,7 +58,7 @@ class Example(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """An example that cannot be attacked."""
+    """An example that cannot be attacked; whoever makes examples may give one, too."""
 
     key: object
     error: ValueError
@@ -65,15 +70,23 @@ class Prepare:
     def __init__(self, score_fn, bucket, margin):
         """Take what all examples share: see `dag_jax.attack_stream`."""
         self._score_fn, self._bucket, self._margin = score_fn, bucket, margin
-        self._scores = {}
+        # By bucket, those used last; with the score_fn, whose identity is its own while it lives.
+        self._scores: dict = {}
 
     def __call__(self, example) -> Example | Failure:
         """Check and pad an example (key, image, targets) or (key, image, targets, inputs)."""
-        key, image, targets, inputs = (*example, ())[:4]
+        if isinstance(example, Failure):
+            return example
+        key = None
         try:
+            key, image, targets, inputs = (*example, ())[:4]
             return self._prepare(key, image, targets, inputs)
         except ValueError as error:
             return Failure(key, error)
+        except Exception as error:  # what a network raises for a shape that it cannot take
+            named = ValueError(f"{type(error).__name__}: {error}")
+            named.__cause__ = error
+            return Failure(key, named)
 
     def _prepare(self, key, image, targets, inputs):
         image = np.asarray(image)
@@ -95,8 +108,10 @@ class Prepare:
         bucket = ready.bucket()
         if bucket not in self._scores:
             seen = jax.ShapeDtypeStruct(image.shape, jnp.float32)
-            self._scores[bucket] = jax.eval_shape(score_fn, seen, *inputs)
-        check_targets(targets, self._scores[bucket])
+            self._scores[bucket] = score_fn, jax.eval_shape(score_fn, seen, *inputs)
+            if len(self._scores) > _MOST_BUCKETS:
+                self._scores.pop(next(iter(self._scores)))
+        check_targets(targets, self._scores[bucket][1])
         check_margin(self._margin, targets)
         return ready
 
@@ -117,9 +132,6 @@ def _pad_pixels(targets: Targets, shape, padded):
     if targets.valid.shape[:2] != shape:
         return targets
     return jax.tree.map(lambda leaf: _pad(leaf, shape, padded), targets)
-
-
-_END = object()
 
 
 class Feed:
@@ -186,7 +198,12 @@ class Feed:
             self._change.notify_all()
 
     def close(self) -> None:
-        """Read no more."""
+        """Read no more, and wait for the example in hand.
+
+        The thread may be computing on a device, which must not outlive the interpreter.
+        """
         with self._change:
             self._closed = True
             self._change.notify_all()
+        if self._thread is not threading.current_thread():
+            self._thread.join(_JOIN)

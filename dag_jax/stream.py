@@ -33,6 +33,8 @@ _FIRST_WAIT = 1.0  # seconds that the first chunk waits for its slots to fill
 _WAIT = (
     0.05  # of a chunk's time, what the next one waits: an empty slot costs as much as a full one
 )
+_LONGEST_WAIT = 0.25  # seconds
+_MOST_BUCKETS = 16  # shapes whose lanes are kept when none of their images is there
 _PATIENCE = 16  # chunks that images of a rare shape wait for, when others have more
 _SHOWN = 5  # failures that the last error spells out
 
@@ -68,15 +70,17 @@ def attack_stream(
     """Attack a stream of images.
 
     An example that no attack can be made of costs no other: it is handed to `on_failure`, or named
-    by an error after the last result. Where the input itself raises, or Ctrl-C is pressed, what has
-    finished is yielded first, and then that is raised.
+    by an error after the last result. Where the input itself raises, or Ctrl-C is pressed while the
+    stream works, what has finished is yielded first, and then that is raised. A consumer that is
+    interrupted in its own code gets the same by `stream.throw(error)`.
 
     Args:
       score_fn: image f32[H, W, 3] -> scores, as in `attack`; with further arguments where the
         examples bring them. A `jax.tree_util.Partial` has its parameters traced.
       examples: yields (key, image, targets), or (key, image, targets, inputs) where `inputs` is a
         tuple of arrays that `score_fn` takes after the image (a detector's boxes). A key is
-        anything; it comes back with the result. May be endless. It is read in another thread.
+        anything; it comes back with the result. May be endless. It is read in another thread. A
+        `Failure(key, error)` is an example that failed already.
       slots: S, images under way at a time. Images of each shape have slots of their own, and one
         shape advances at a time: the one with most to do.
       max_steps: as in `attack`.
@@ -136,8 +140,9 @@ def attack_stream(
             yield from under_way.run()
         except GeneratorExit:
             raise
-        except BaseException:
+        except BaseException as error:
             yield from under_way.finished()
+            under_way.explain(error)
             raise
         finally:
             feed.close()
@@ -150,6 +155,7 @@ class _Bucket:
     """The examples of one compiled shape."""
 
     lanes: Lanes
+    score_fn: Callable
     slots: list  # the Example in each slot, or None
     queue: collections.deque = dataclasses.field(default_factory=collections.deque)
     passed_over: int = 0  # chunks that went to others since its last
@@ -171,8 +177,8 @@ class _Stream:
         self._buckets: dict = {}
         self._copies: dict = {}
         self._failures: list[Failure] = []
-        # By the identity of its example, so that a result which is there is never made twice.
-        self._results: dict[int, tuple] = {}
+        # (example, attack) by the example's identity, so that no result is made twice.
+        self._results: dict[int, tuple[Example, Attack]] = {}
 
     def run(self):
         """Yield (key, attack) until the input has ended and all are done."""
@@ -196,7 +202,7 @@ class _Stream:
             bucket.lanes.advance()
             yield from self._hand_out()  # while the devices work
             iterations, busy = bucket.lanes.wait()
-            wait = _WAIT * (time.perf_counter() - started)
+            wait = min(_WAIT * (time.perf_counter() - started), _LONGEST_WAIT)
             self._harvest(bucket)
             if self._monitor is not None:
                 size = bucket.lanes.shape
@@ -217,9 +223,15 @@ class _Stream:
                 continue
         yield from self._hand_out()
 
+    def explain(self, error):
+        """Add the examples that failed to another error."""
+        if self._failures and str(error) != _account(self._failures):
+            error.add_note(_account(self._failures))
+
     def _hand_out(self):
         while self._results:
-            yield self._results.pop(next(iter(self._results)))
+            example, attack = self._results.pop(next(iter(self._results)))
+            yield example.key, attack
 
     def _receive(self):
         """Sort what has been read into buckets."""
@@ -232,10 +244,23 @@ class _Stream:
                     self._on_failure(ready.key, ready.error)
                 continue
             name = ready.bucket()
-            if name not in self._buckets:
-                lanes = self._lanes(ready)
-                self._buckets[name] = _Bucket(lanes, [None] * self._options["slots"])
-            self._buckets[name].queue.append(ready)
+            bucket = self._buckets.pop(name, None)
+            if bucket is None:
+                self._forget()
+                bucket = _Bucket(
+                    self._lanes(ready), ready.score_fn, [None] * self._options["slots"]
+                )
+            bucket.queue.append(ready)
+            self._buckets[name] = bucket  # the last one now
+
+    def _forget(self):
+        """Let go of the lanes of shapes that have not come for long, if there are many."""
+        for name in [name for name, bucket in self._buckets.items() if not bucket.load()]:
+            if len(self._buckets) >= _MOST_BUCKETS:
+                del self._buckets[name]
+        kept = [self._numbers, *(bucket.score_fn for bucket in self._buckets.values())]
+        kept = {id(leaf) for leaf in jax.tree.leaves(kept)}
+        self._copies = {name: copy for name, copy in self._copies.items() if name in kept}
 
     def _lanes(self, example: Example):
         mesh = self._options["mesh"]
@@ -270,7 +295,7 @@ class _Stream:
         done = [slot for slot, one in enumerate(bucket.slots) if one is not None and stopped[slot]]
         for slot, attack in bucket.lanes.take(done).items():
             example = bucket.slots[slot]
-            self._results[id(example)] = example.key, example.crop(attack)
+            self._results[id(example)] = example, example.crop(attack)
         for slot in done:
             bucket.slots[slot] = None
 

@@ -3,6 +3,7 @@
 Shapes: `H W` pixels, `N` targets, `G` ground-truth boxes, `C` classes.
 """
 
+import contextlib
 import dataclasses
 import functools
 import operator
@@ -16,7 +17,7 @@ import numpy as np
 import dag_jax
 from dag_jax import metrics, networks
 from dag_jax.metrics.segmentation import VOID
-from experiments import buckets, console, evaluation
+from experiments import buckets, console, evaluation, files
 
 _FEWEST_BOXES = 8  # rows that lists of ground-truth boxes have, doubled as often as needed
 _FEWEST_TARGETS = 128  # rows that lists of targets have, four times as many as often as needed
@@ -90,12 +91,19 @@ def attack_inputs(network, examples, seed: int, rows=None):
       rows: which examples; None for all.
 
     Yields:
-      (row, image u8[H, W, 3], targets, inputs), arrays being NumPy's.
+      (row, image u8[H, W, 3], targets, inputs), arrays being NumPy's; a `dag_jax.Failure` for an
+      image that is smaller than the network can see.
     """
-    groups = buckets.group(network, [example["image"].shape for example in examples])
-    group_of = {row: group for group in groups for row in group.rows}
+    shapes = {example["image"].shape for example in examples}
+    (one_size,) = buckets.group(network, list(shapes)) if len(shapes) == 1 else (None,)
     for row in range(len(examples)) if rows is None else rows:
-        yield row, examples[row]["image"], *_targets_of(group_of[row], examples[row], seed)
+        image = examples[row]["image"]
+        try:
+            group = one_size or buckets.of(network, image.shape)
+        except ValueError as error:
+            yield dag_jax.Failure(row, error)
+        else:
+            yield row, image, *_targets_of(group, examples[row], seed)
 
 
 def bucket_for(examples):
@@ -124,6 +132,7 @@ def record_of(attack, *, rounded: bool) -> dict:
         "active_counts": attack.active_counts[: steps + 1].tolist(),
         "perceptibility": float(metrics.perceptibility(moved)),
         "largest_change": float(np.abs(moved).max()),
+        "image_sha256": files.sha256(np.asarray(attack.image)),
     }
 
 
@@ -142,9 +151,16 @@ def attack_all(network, examples, results, *, seed, slots, mesh, label, rounded,
       **options: of `dag_jax.attack_stream`.
 
     Raises:
-      ValueError: after all others, for examples that cannot be attacked.
+      ValueError: at once, where what is there was made of other images; after all others, for
+        examples that cannot be attacked.
       OSError: where results cannot be written.
     """
+    for row, record in results.done().items():
+        if record["image_sha256"] != files.sha256(examples[row]["image"]):
+            raise ValueError(
+                f"{results.folder} was made of another image of the name "
+                f"{examples[row]['image_id']!r} than --dataset has now; give another --workdir"
+            )
     todo, started, failed = results.todo(), time.perf_counter(), []
     if not todo:
         return
@@ -153,10 +169,18 @@ def attack_all(network, examples, results, *, seed, slots, mesh, label, rounded,
         failed.append(f"{examples[row]['image_id']}: {error}")
         bar.write(failed[-1], file=sys.stderr)
 
+    def keep(row, attack):
+        # The image as it was given, in whole grey levels.
+        attack = dataclasses.replace(attack, image=examples[row]["image"])
+        finished = {"finished": round(time.perf_counter() - started, 3)}
+        results.add(row, attack, record_of(attack, rounded=rounded), finished)
+
+    # As many lanes whatever is left: other numbers are other kernels on some devices.
+    own = sum(len(results.indices(shard)) for shard in results.shards())
     stream = dag_jax.attack_stream(
         networks.score_fn(network),
         attack_inputs(network, examples, seed, todo),
-        slots=mesh.size * min(slots, -(-len(todo) // mesh.size)),
+        slots=mesh.size * min(slots, -(-own // mesh.size)),
         mesh=mesh,
         rounded=rounded,
         bucket=bucket_for(examples),
@@ -164,14 +188,26 @@ def attack_all(network, examples, results, *, seed, slots, mesh, label, rounded,
         **options,
     )
     with console.progress(total=len(todo), desc=label, unit="image") as bar:
-        for row, attack in stream:
-            # The image as it was given, in whole grey levels.
-            attack = dataclasses.replace(attack, image=examples[row]["image"])
-            finished = {"finished": round(time.perf_counter() - started, 3)}
-            results.add(row, attack, record_of(attack, rounded=rounded), finished)
-            bar.update()
+        latest = None
+        try:
+            for latest in stream:
+                keep(*latest)
+                bar.update()
+        except KeyboardInterrupt as interruption:
+            if latest is not None:
+                keep(*latest)  # once more, as it may have been cut short
+            for latest in _rest(stream, interruption):
+                keep(*latest)
+            raise
     if failed:
         raise ValueError(
             f"{len(failed)} of {len(todo)} images could not be attacked; the others are finished "
-            f"and kept in {results.folder}: {'; '.join(failed)}"
+            f"and kept in {results.folder}. --image_ids can leave these out: {'; '.join(failed)}"
         )
+
+
+def _rest(stream, interruption):
+    """Yield what a stream has finished when its consumer is interrupted."""
+    with contextlib.suppress(KeyboardInterrupt):
+        yield stream.throw(interruption)
+        yield from stream

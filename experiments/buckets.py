@@ -30,6 +30,16 @@ class Group(NamedTuple):
         return (np.int32(shape[:2]),) if self.padded else ()
 
 
+def of(network, shape) -> Group:
+    """Return the group, without rows, of an image [H, W, ...] among images of many sizes.
+
+    Raises:
+      ValueError: where the image is smaller than the network can see.
+    """
+    model, bucket = networks.bucket(networks.unnamed(network), shape)
+    return Group(model, bucket, True, [])
+
+
 def group(network, shapes) -> list[Group]:
     """Group images: all in one if they have one shape, else by `networks.bucket`.
 
@@ -46,9 +56,9 @@ def group(network, shapes) -> list[Group]:
         return [Group(network, shapes[0], False, list(range(len(shapes))))]
     groups = {}
     for row, shape in enumerate(shapes):
-        model, bucket = networks.bucket(network, shape)
+        one = of(network, shape)
         # Modules tell themselves apart; the parameters are the same for all.
-        groups.setdefault((model.module, bucket), Group(model, bucket, True, [])).rows.append(row)
+        groups.setdefault((one.network.module, one.shape), one).rows.append(row)
     return list(groups.values())
 
 

@@ -8,12 +8,12 @@ import sys
 
 import jax
 
-from experiments import console, rundir
+from experiments import console, versions
 
 
 def environment() -> dict:
     """Return what figures depend on beside the settings."""
-    return rundir.environment() | {
+    return versions.environment() | {
         "devices": jax.device_count(),
         "cores": console.cores(),
         "machine": platform.machine(),

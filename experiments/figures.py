@@ -9,7 +9,6 @@ told apart by every eye, large regions and all boxes also carry the name of thei
 """
 
 import dataclasses
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -160,9 +159,9 @@ def attack_figure(rows, path):
             fontsize=9,
             frameon=False,
         )
-    path = pathlib.Path(path)
+    path = epath.Path(path)  # a bucket's, too
     path.parent.mkdir(parents=True, exist_ok=True)
-    with epath.Path(path).open("wb") as file:  # a bucket's, too
+    with path.open("wb") as file:
         figure.savefig(file, format="png")
 
 

@@ -158,10 +158,7 @@ def load(path: epath.Path, names=None):
                 some = file.keys() if names is None else names
                 arrays = {name: file.get_tensor(name) for name in some}
         else:
-            data = path.read_bytes()
-            found = safetensors.numpy.load(data)
-            texts = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-            arrays = {name: found[name] for name in (found if names is None else names)}
+            texts, arrays = _load_ranges(path, names)
         header = json.loads(texts[_HEADER])
         digest = header.pop("sha256")
         if sha256(canonical_json(header)) != digest or header["format"] != FORMAT:
@@ -172,6 +169,22 @@ def load(path: epath.Path, names=None):
             if sha256(array) != header["arrays"][name]:
                 raise ValueError(f"{name!r} does not match its SHA-256")
     return header["content"], arrays
+
+
+def _load_ranges(path, names):
+    """Return (metadata, arrays by name) of a safetensors file, reading no more than these."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        texts, start, arrays = header.pop("__metadata__"), file.tell(), {}
+        for name in header if names is None else names:
+            begin, end = header[name]["data_offsets"]
+            file.seek(start + begin)
+            one = {name: {**header[name], "data_offsets": [0, end - begin]}}
+            head = json.dumps(one).encode()
+            head += b" " * (-len(head) % 8)
+            data = len(head).to_bytes(8, "little") + head + file.read(end - begin)
+            arrays |= safetensors.numpy.load(data)
+    return texts, arrays
 
 
 def pack_image(pixels: np.ndarray) -> bytes:

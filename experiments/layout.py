@@ -111,7 +111,11 @@ class Layout:
                     raise ValueError(f"{path} is of other images than {keys[0]!r} to {keys[-1]!r}")
                 found.update({i: Entry(path, **said[self.keys[i]]) for i in indices})
             except ValueError as error:
-                wrong.append(str(error))
+                number = self.shard_of(indices[0])
+                if path != self.shard(number) and not path.exists() and self.shard(number).exists():
+                    look(self.shard(number), self.indices(number))  # another process just made it
+                else:
+                    wrong.append(str(error))
 
         parts, complete = (files.names_in(self.folder / d) for d in ("parts", "perturbations"))
         for shard in shards:

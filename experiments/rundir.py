@@ -25,8 +25,6 @@ Shapes: `H W` pixels.
 import contextlib
 import dataclasses
 import json
-import platform
-from importlib import metadata
 
 import numpy as np
 from etils import epath
@@ -46,21 +44,6 @@ UNITS = {
     "seconds": "wall-clock seconds",
 }
 _MOST_NAMED = 5  # differing settings in one message
-
-
-def environment() -> dict:
-    """Return what results depend on beside the settings: versions and the kind of device."""
-    import jax  # here, so that reading a folder needs no JAX
-
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "dag_jax")
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"  # a checkout that is run in place
-    device = jax.devices()[0]
-    return {"versions": versions, "device": device.device_kind, "platform": device.platform}
 
 
 def settings_of(flag_values, module, *, without=("workdir", "cache_dir", "slots")) -> dict:
@@ -92,6 +75,8 @@ def claim(workdir, manifest: dict) -> epath.Path:
     """
     workdir = files.open_folder(workdir)
     path = workdir / MANIFEST
+    # The listing first: another process may write its manifest between two looks.
+    others = [n for n in files.names_in(workdir) if not files.TEMPORARY.fullmatch(n)]
     if path.exists():
         now = dict(_leaves(json.loads(json.dumps(manifest))))
         then = dict(_leaves(files.load_json(path)))
@@ -107,7 +92,7 @@ def claim(workdir, manifest: dict) -> epath.Path:
                 f"({'; '.join(other[:_MOST_NAMED] + more)}); nothing was changed there. Give "
                 "another --workdir, or remove the folder"
             )
-    elif any(not files.TEMPORARY.fullmatch(name) for name in files.names_in(workdir)):
+    elif others:
         raise ValueError(f"{workdir} is not empty and holds no run of this launch")
     else:
         files.make_folder(workdir)
@@ -173,7 +158,10 @@ class Run:
 
     def perturbation(self, key: str) -> np.ndarray:
         """Return f32[H, W, 3] in grey levels; ValueError where it is damaged or not there."""
-        return files.load(self._entry(key).path, [key])[1][key]
+        path = self._entry(key).path
+        if not path.exists():  # a part, of which its process has made a shard meanwhile
+            path = self._layout.shard(self._layout.shard_of(self._layout.keys.index(key)))
+        return files.load(path, [key])[1][key]
 
     def image(self, key: str) -> np.ndarray:
         """Return the adversarial image u8[H, W, 3]; ValueError where damaged or not there."""
@@ -258,6 +246,10 @@ class Results:
     def todo(self) -> list[int]:
         """Return the indices into `keys` of this process's images that are not done, in order."""
         return [i for i in self._own() if i not in self._done]
+
+    def done(self) -> dict[int, dict]:
+        """Return the records of this process's images that are done, by index."""
+        return {index: self._entries[index].record for index in sorted(self._done)}
 
     def add(self, index: int, attack, record: dict, seconds) -> None:
         """Write what an attack found; it is done, and stays, once this returns.

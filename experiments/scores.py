@@ -62,8 +62,8 @@ def keep(network, examples, results, *, seed, rounded, all_of_them, mesh):
       all_of_them: every column, or ADVR alone.
       mesh: from `console.open_mesh`.
     """
-    run = rundir.read(results.folder)
     title = evaluation.TITLES[network.name]
+    run = rundir.read(results.folder)
     for column, image_of in _columns(run, seed, rounded, all_of_them=all_of_them).items():
         shards = [shard for shard in results.shards() if not results.has(column, shard)]
         rows = [row for shard in shards for row in results.indices(shard)]

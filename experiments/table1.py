@@ -34,7 +34,17 @@ from absl import app, flags
 import dag_jax
 from dag_jax import networks
 from dag_jax.networks import zoo
-from experiments import attacks, buckets, console, evaluation, figures, rundir, scores
+from experiments import (
+    attacks,
+    buckets,
+    console,
+    evaluation,
+    figures,
+    files,
+    rundir,
+    scores,
+    versions,
+)
 
 # ORIG, ADVR, PERM of Xie et al., ICCV 2017, table 1: full-size networks on PASCAL VOC.
 PAPER = {
@@ -95,20 +105,20 @@ def manifest_of(name, margin, weights, settings):
         "max_steps": settings["max_steps"] or evaluation.MAX_STEPS[detects],
         "splits": settings["split"] or TEST_SPLITS[detects],
         "settings": settings,
-        **rundir.environment(),
+        **versions.environment(),
     }
 
 
-def make_row(network, examples, results, by_paper, *, margin):
+def make_row(network, examples, own, *, margin):
     """Return the row of a network once all its images are there.
 
     Args:
       network: a `Network`.
       examples: all of them.
-      results: `rundir.Results` at the row's margin.
-      by_paper: those at margin 0, which may be the same.
+      own: `rundir.Results` by margin; that of margin 0 is the paper's.
       margin: of the row.
     """
+    results, by_paper = own[margin], own[0.0]
     columns = {name: scores.join(examples, results, name) for name in ("orig", "advr")}
     columns["advr_margin_0"] = scores.join(examples, by_paper, "advr")
     columns["advr_uint8"] = scores.join(examples, results, "advr_uint8")
@@ -225,9 +235,72 @@ def picture(network, examples, run, rounded):
     return figures.AttackRow(title, *images, before[index], after[index])
 
 
+def attack(network, examples, own, mesh):
+    """Attack what this process lacks of a network's images, and score them.
+
+    Args:
+      network: a `Network`.
+      examples: its examples, all processes'.
+      own: `rundir.Results` by margin.
+      mesh: from `console.open_mesh`.
+
+    Returns:
+      Whether there was anything to attack.
+    """
+    new = any(results.todo() for results in own.values())
+    for margin, results in sorted(own.items()):
+        attacks.attack_all(
+            network,
+            examples,
+            results,
+            seed=FLAGS.seed,
+            slots=FLAGS.slots or SLOTS.get(jax.default_backend(), 16),
+            mesh=mesh,
+            label=f"{evaluation.TITLES[network.name]} margin {margin:g}",
+            rounded=FLAGS.rounded,
+            max_steps=FLAGS.max_steps or evaluation.MAX_STEPS[network.detects],
+            step_size=FLAGS.step_size,
+            margin=margin,
+        )
+        scores.keep(
+            network,
+            examples,
+            results,
+            seed=FLAGS.seed,
+            rounded=FLAGS.rounded,
+            all_of_them=margin == max(own),
+            mesh=mesh,
+        )
+    return new
+
+
+def failures(folder):
+    """Return what processes say that failed."""
+    return [(folder / name).read_text() for name in sorted(files.names_in(folder))]
+
+
+def write_table(workdir, rows, settings, loaded, examples, started):
+    """Write and print the table, and draw its pictures."""
+    text = report(rows, settings)
+    rundir.write(workdir / "table1.md", text)
+    content = {"settings": settings, "rows": rows}
+    rundir.write(workdir / "table1.json", json.dumps(content, indent=2) + "\n")
+    shown = {
+        name.rsplit("_", 1)[0] if "fr_" in name else name[:7]: name
+        for name in (row["network"] for row in rows)
+    }
+    pictures = []
+    for name in shown.values():
+        run, network = rundir.read(workdir / name), loaded[name]
+        pictures.append(picture(network, examples[network.detects], run, FLAGS.rounded))
+    figures.attack_figure(pictures, workdir / "figure1.png")
+    print(text)
+    print(f"{time.monotonic() - started:.0f} s; results: {workdir}/")
+
+
 def main(argv):
     """Attack each network, print the table, write everything."""
-    console.start(argv)
+    process, processes = console.start(argv)
     mesh = console.open_mesh()
     started = time.monotonic()
     unknown = [name for name in FLAGS.networks if name not in networks.NAMES]
@@ -268,7 +341,8 @@ def main(argv):
             one_size=False,
         )
     settings = rundir.settings_of(FLAGS, sys.argv[0], without=UNRECORDED)
-    workdir = rundir.claim(FLAGS.workdir, {"settings": settings, **rundir.environment()})
+    manifest = {"settings": settings, "units": rundir.UNITS, **versions.environment()}
+    workdir = rundir.claim(FLAGS.workdir, manifest)
     results = {}
     for name in sorted(names, key=lambda name: name not in finished):  # rows that are there first
         weights = hashlib.sha256(paths[name].read_bytes()).hexdigest()
@@ -282,73 +356,49 @@ def main(argv):
                     workdir / folder,
                     manifest_of(name, logits, weights, settings),
                     keys,
-                    process=jax.process_index(),
-                    processes=jax.process_count(),
+                    process=process,
+                    processes=processes,
                 )
 
     # 2. A row at a time; images that are finished are kept, by every process its own.
-    rows = []
+    rows, errors = [], []
     for name, network in loaded.items():
-        path = workdir / name / "row.json"
-        chosen = examples[network.detects]
+        title = evaluation.TITLES[name]
+        path, trouble = workdir / name / "row.json", workdir / name / "failed"
         own = {margin: found for (of, margin), found in results.items() if of == name}
-        if not path.exists():
-            for margin, found in sorted(own.items()):
-                attacks.attack_all(
-                    network,
-                    chosen,
-                    found,
-                    seed=FLAGS.seed,
-                    slots=FLAGS.slots or SLOTS.get(jax.default_backend(), 16),
-                    mesh=mesh,
-                    label=f"{evaluation.TITLES[name]} margin {margin:g}",
-                    rounded=FLAGS.rounded,
-                    max_steps=FLAGS.max_steps or evaluation.MAX_STEPS[network.detects],
-                    step_size=FLAGS.step_size,
-                    margin=margin,
-                )
-                scores.keep(
-                    network,
-                    chosen,
-                    found,
-                    seed=FLAGS.seed,
-                    rounded=FLAGS.rounded,
-                    all_of_them=margin == max(own),
-                    mesh=mesh,
-                )
-            if jax.process_index():
-                console.wait_until(path.exists, f"{path}, which process 0 writes")
-            else:
+        try:
+            files.remove(trouble / f"{process}.txt")
+            new = attack(network, examples[network.detects], own, mesh)
+            if process:
+                others = f"{path}, which process 0 writes"
+                console.wait_until(path.exists, others, lambda t=trouble: failures(t))
+            elif new or not path.exists():
                 console.wait_until(
                     lambda own=own: all(map(scores.are_there, own.values())),
-                    f"the other processes' images of {evaluation.TITLES[name]}",
+                    f"the other processes' images of {title}",
+                    lambda t=trouble: failures(t),
                 )
-                row = make_row(network, chosen, own[max(own)], own[0.0], margin=max(own))
+                row = make_row(network, examples[network.detects], own, margin=max(own))
                 rundir.write(path, json.dumps(row, indent=2) + "\n")
+        except ValueError as error:  # this network's; the others go on
+            if not failures(trouble):
+                files.make_folder(trouble)
+                rundir.write(trouble / f"{process}.txt", f"process {process}: {error}")
+            errors.append(f"{title}: {error}")
+            continue
         rows.append(json.loads(path.read_text()))
         done = f"{len(rows)} of {len(loaded)} networks, {time.monotonic() - started:.0f} s"
         print(
-            f"{evaluation.TITLES[name]}: ORIG {rows[-1]['orig']:.2f} ADVR {rows[-1]['advr']:.2f} "
+            f"{title}: ORIG {rows[-1]['orig']:.2f} ADVR {rows[-1]['advr']:.2f} "
             f"PERM {rows[-1]['perm']:.2f}  ({done})",
             file=sys.stderr,
         )
-    if jax.process_index():
-        print(f"process {jax.process_index()} is done; process 0 writes the table: {workdir}/")
-        return
-
-    # 3. The table and the pictures.
-    text = report(rows, settings)
-    rundir.write(workdir / "table1.md", text)
-    content = {"settings": settings, "rows": rows}
-    rundir.write(workdir / "table1.json", json.dumps(content, indent=2) + "\n")
-    shown = {name.rsplit("_", 1)[0] if "fr_" in name else name[:7]: name for name in loaded}
-    pictures = []
-    for name in shown.values():
-        run, network = rundir.read(workdir / name), loaded[name]
-        pictures.append(picture(network, examples[network.detects], run, FLAGS.rounded))
-    figures.attack_figure(pictures, workdir / "figure1.png")
-    print(text)
-    print(f"{time.monotonic() - started:.0f} s; results: {workdir}/")
+    if process:
+        print(f"process {process} is done; process 0 writes the table: {workdir}/")
+    elif rows:
+        write_table(workdir, rows, settings, loaded, examples, started)
+    if errors:
+        raise ValueError("no row of " + "; no row of ".join(errors))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ MAX_STEPS = 60
 
 def score(weights, bias, image, *shift):
     """Linear scores [N, C]; a further argument [N, C] is added to them."""
-    scores = jnp.einsum("nck,k->nc", weights, image.reshape(-1) - 128) + bias
+    scores = weights @ (image.reshape(-1) - 128) + bias
     return sum(shift, scores)
 
 
@@ -249,6 +249,7 @@ BAD = pytest.mark.parametrize(
         (np.full((H, W, 3), np.nan, np.float32), {}, "not finite"),
         (np.full((H, W), 9, np.float32), {}, r"must be \[H, W, 3\]"),
         (np.full((H, W, 3), "x"), {}, "must be grey levels"),
+        (np.full((H, W + 1, 3), 9, np.float32), {}, "TypeError: dot_general"),
         (None, dict(labels=np.full(N, C, np.int32)), "has class 4, scores have 4 classes"),
         (None, dict(adversarial=np.full(N, -1, np.int32)), "has class -1"),
     ],
@@ -293,6 +294,79 @@ def test_an_image_that_the_network_cannot_score_says_so_by_its_status(score_fn, 
     assert results.pop("nan").status == Status.NON_FINITE
     for key, image, targets in examples:
         assert_same(results[key], attack_alone()(score_fn, image, targets))
+
+
+def test_an_example_may_have_failed_before_it_came(score_fn, examples):
+    given = dag_jax.Failure("lost", ValueError("no such file"))
+    mixed, failures = [examples[0], given, 7, examples[1]], []
+    options = dict(slots=3, max_steps=5, on_failure=lambda *failure: failures.append(failure))
+    results = dict(dag_jax.attack_stream(score_fn, mixed, **options))
+    assert set(results) == {"image 0", "image 1"}
+    assert failures[0] == given
+    assert failures[1][0] is None and "TypeError" in str(failures[1][1])
+
+
+def test_a_consumer_that_is_interrupted_can_have_what_is_finished(score_fn, examples):
+    options = dict(slots=9, chunk=100, max_steps=MAX_STEPS)
+    stream = dag_jax.attack_stream(score_fn, examples, **options)
+    results = dict([next(stream)])  # all have finished in one chunk, one was handed out
+    interruption = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        results |= dict([stream.throw(interruption)])
+        for key, result in stream:
+            results[key] = result
+    assert set(results) == {key for key, *_ in examples}
+
+
+def test_failures_are_told_beside_another_error(score_fn, examples):
+    def input_():
+        yield "nan", np.full((H, W, 3), np.nan), examples[0][2]
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone") as error:
+        list(dag_jax.attack_stream(score_fn, input_(), slots=3))
+    assert "'nan': image has values that are not finite" in error.value.__notes__[0]
+
+
+def shifted(shift, image, extent):
+    return image * 0 + shift[None, None] + 0.001 * image.sum()
+
+
+def test_a_bucket_of_its_own_numbers_is_its_own(rng):
+    """A score_fn that differs by image, though shapes do not, is never another's."""
+
+    def bucket(score_fn, shape):
+        shift = jnp.arange(3, dtype=jnp.float32) * (shape[0] - 5)
+        return jax.tree_util.Partial(shifted, shift), (8, 8)
+
+    made = []
+    for height in (3, 4, 6, 7):
+        labels = np.full((height, 5), 2 if height > 5 else 0)
+        targets = dag_jax.make_targets(labels, np.ones_like(labels))
+        made.append((height, np.full((height, 5, 3), 99, np.float32), targets))
+    results = dict(dag_jax.attack_stream(shifted, made, slots=2, max_steps=3, bucket=bucket))
+    # The label is the argmax of its own image's scores, so every target is active at first.
+    assert {key: int(one.active_counts[0]) for key, one in results.items()} == {
+        height: 5 * height for height in (3, 4, 6, 7)
+    }
+
+
+@pytest.mark.slow
+def test_lanes_of_shapes_that_no_longer_come_are_let_go():
+    score_fn = jax.tree_util.Partial(pixel_score, jnp.ones((3, C)))
+
+    def many():
+        for side in range(3, 23):
+            labels = np.zeros((side, 4), np.int32)
+            image = np.full((side, 4, 3), 9, np.float32)
+            yield side, image, dag_jax.make_targets(labels, labels + 1)
+
+    before = sum(leaf.nbytes for leaf in jax.live_arrays())
+    held = [
+        sum(leaf.nbytes for leaf in jax.live_arrays()) - before
+        for _ in dag_jax.attack_stream(score_fn, many(), slots=1, max_steps=1, read_ahead=1)
+    ]
+    assert len(held) == 20 and max(held) < 17 * 2 * 22 * 4 * 60
 
 
 def broken(examples, error):

@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 import dag_jax
-from experiments import rundir
+from experiments import rundir, versions
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MANIFEST = {"network": "fcn_alex", "weights_sha256": "ab", "margin": 0.0}
@@ -113,7 +113,7 @@ def test_write_replaces_whole_files(tmp_path):
 
 
 def test_environment_says_what_runs_here():
-    found = rundir.environment()
+    found = versions.environment()
     assert found["versions"]["jax"] == jax.__version__
     assert found["versions"]["numpy"] == np.__version__
     assert found["versions"].keys() >= {"python", "jaxlib", "flax", "optax", "dag_jax"}

@@ -116,6 +116,17 @@ def test_two_processes_make_the_same_files(run, tmp_path):
     assert "process 1 is done" in outputs[1] and "| FR-ZF-07" in outputs[0]
 
 
+def test_a_damaged_shard_of_a_finished_row_is_made_anew(run, launch):
+    workdir, flags, _ = run
+    before = everything(workdir / "fr_zf_07")
+    shard = workdir / "fr_zf_07" / "perturbations" / "00000-of-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-5])
+    assert "Delete that file" in launch("table1", *flags, fails=True).stderr
+    shard.unlink()
+    launch("table1", *flags)
+    assert everything(workdir / "fr_zf_07") == before
+
+
 def test_a_killed_and_an_interrupted_run_go_on_and_end_the_same(launch, tmp_path):
     flags = ("--networks=fcn_alex", "--limit=12", "--max_steps=6", "--slots=1")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
