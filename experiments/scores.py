@@ -106,3 +106,47 @@ def join(examples, results, column):
         subset: evaluation.score_evidence(examples, found, classes)
         for subset, classes in (("", None), ("_frequent", evaluation.FREQUENT))
     }
+
+
+def row_of(network, examples, own, *, margin):
+    """Return the row of a network once all its images are there.
+
+    Args:
+      network: a `Network`.
+      examples: all of them.
+      own: `rundir.Results` by margin; that of margin 0 is the paper's.
+      margin: of the row.
+    """
+    results, by_paper = own[margin], own[0.0]
+    columns = {name: join(examples, results, name) for name in ("orig", "advr")}
+    columns["advr_margin_0"] = join(examples, by_paper, "advr")
+    columns["advr_uint8"] = join(examples, results, "advr_uint8")
+    shuffled = [join(examples, results, f"perm_{i}") for i in range(PERMUTATIONS)]
+    columns["perm"] = {
+        subset: float(np.mean([one[subset] for one in shuffled])) for subset in shuffled[0]
+    }
+    by_paper.finalise()
+    records = results.finalise()
+    status = np.array([record["status"] for record in records])
+    with_targets = status != dag_jax.Status.NO_TARGETS.name
+
+    def over(name, function):
+        values = np.array([record[name] for record in records])[with_targets]
+        return float(function(values)) if len(values) else 0.0
+
+    return {
+        "network": network.name,
+        **{
+            f"{name}{subset}": round(value, 2)
+            for name, values in columns.items()
+            for subset, value in values.items()
+        },
+        "margin": margin,
+        "steps_median": over("num_steps", np.median),
+        "perceptibility": over("perceptibility", np.mean),
+        "largest_change_median": over("largest_change", np.median),
+        "noticeable": over("largest_change", lambda v: np.mean(v >= evaluation.NOTICEABLE)),
+        "unfinished": int((with_targets & (status != dag_jax.Status.FOOLED.name)).sum()),
+        "no_targets": int((~with_targets).sum()),
+        "images": len(examples),
+    }

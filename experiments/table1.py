@@ -109,50 +109,6 @@ def manifest_of(name, margin, weights, settings):
     }
 
 
-def make_row(network, examples, own, *, margin):
-    """Return the row of a network once all its images are there.
-
-    Args:
-      network: a `Network`.
-      examples: all of them.
-      own: `rundir.Results` by margin; that of margin 0 is the paper's.
-      margin: of the row.
-    """
-    results, by_paper = own[margin], own[0.0]
-    columns = {name: scores.join(examples, results, name) for name in ("orig", "advr")}
-    columns["advr_margin_0"] = scores.join(examples, by_paper, "advr")
-    columns["advr_uint8"] = scores.join(examples, results, "advr_uint8")
-    shuffled = [scores.join(examples, results, f"perm_{i}") for i in range(scores.PERMUTATIONS)]
-    columns["perm"] = {
-        subset: float(np.mean([one[subset] for one in shuffled])) for subset in shuffled[0]
-    }
-    by_paper.finalise()
-    records = results.finalise()
-    status = np.array([record["status"] for record in records])
-    with_targets = status != dag_jax.Status.NO_TARGETS.name
-
-    def over(name, function):
-        values = np.array([record[name] for record in records])[with_targets]
-        return float(function(values)) if len(values) else 0.0
-
-    return {
-        "network": network.name,
-        **{
-            f"{name}{subset}": round(value, 2)
-            for name, values in columns.items()
-            for subset, value in values.items()
-        },
-        "margin": margin,
-        "steps_median": over("num_steps", np.median),
-        "perceptibility": over("perceptibility", np.mean),
-        "largest_change_median": over("largest_change", np.median),
-        "noticeable": over("largest_change", lambda v: np.mean(v >= evaluation.NOTICEABLE)),
-        "unfinished": int((with_targets & (status != dag_jax.Status.FOOLED.name)).sum()),
-        "no_targets": int((~with_targets).sum()),
-        "images": len(examples),
-    }
-
-
 COLUMNS = (
     ("network", lambda row: evaluation.TITLES[row["network"]]),
     ("ORIG", lambda row: f"{row['orig']:.2f}"),
@@ -378,7 +334,7 @@ def main(argv):
                     f"the other processes' images of {title}",
                     lambda t=trouble: failures(t),
                 )
-                row = make_row(network, examples[network.detects], own, margin=max(own))
+                row = scores.row_of(network, examples[network.detects], own, margin=max(own))
                 rundir.write(path, json.dumps(row, indent=2) + "\n")
         except ValueError as error:  # this network's; the others go on
             if not failures(trouble):
