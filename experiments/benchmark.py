@@ -22,7 +22,6 @@ same command goes on where a killed one stopped, and --parts adds to the parts t
 folder with results of other settings, or of another device, is refused.
 """
 
-import importlib.util
 import json
 import sys
 import time
@@ -105,13 +104,6 @@ def parse_cases():
         if name not in networks.NAMES or size not in ("miniature", "full"):
             raise app.UsageError(f"--cases: {name}:{size} is not <network>:miniature or :full")
     return [(name, size == "miniature") for name, _, size in cases]
-
-
-def absent(part) -> str | None:
-    """Return why a part is left out, or None."""
-    if part == "torch" and importlib.util.find_spec("torch") is None:
-        return "PyTorch is not installed"
-    return None
 
 
 def load_scenes(limit):
@@ -258,8 +250,8 @@ def main(argv):
             bar.set_description(part)
             path = paths[part]
             if not path.exists():
-                if absent(part):
-                    found[part] = {"absent": absent(part)}
+                if tables.absent(part):
+                    found[part] = {"absent": tables.absent(part)}
                     continue
                 started = time.monotonic()
                 # PyTorch and JAX share an accelerator's memory, of which JAX would take most.

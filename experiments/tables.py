@@ -1,6 +1,15 @@
 """The benchmark's report: a table for each part, and what is compared with what."""
 
+import importlib.util
+
 from experiments import console
+
+
+def absent(part) -> str | None:
+    """Return why a part is left out, or None."""
+    if part == "torch" and importlib.util.find_spec("torch") is None:
+        return "PyTorch is not installed"
+    return None
 
 
 def _number(name, form=".3g", scale=1):

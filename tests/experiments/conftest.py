@@ -1,6 +1,5 @@
 """Launches are run as their users run them: in a process of their own, from the project's root."""
 
-import functools
 import os
 import pathlib
 import signal
@@ -34,10 +33,12 @@ def launch(cache):
         options = {"cwd": ROOT, "env": os.environ | {"JAX_PLATFORMS": "cpu"}, "text": True}
         if kill_at is not None:
             # A shell's background jobs ignore Ctrl-C, and hand that down.
-            listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-            process = subprocess.Popen(
-                command, stderr=subprocess.DEVNULL, preexec_fn=listen, **options
+            listen = (
+                "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+                "os.execv(sys.argv[1], sys.argv[1:])"
             )
+            command = [sys.executable, "-c", listen, *command]
+            process = subprocess.Popen(command, stderr=subprocess.DEVNULL, **options)
             while not kill_at.exists():
                 assert process.poll() is None, f"ended before it wrote {kill_at}"
                 time.sleep(0.01)

@@ -6,7 +6,7 @@ import json
 import pytest
 from PIL import Image
 
-from experiments import benchmark, curves, tables
+from experiments import curves, tables
 
 FLAGS = (
     *("--cases=fcn_alex:miniature,fr_vgg_07:miniature", "--size=64", "--iterations=2"),
@@ -124,9 +124,9 @@ def test_a_wrong_flag_is_named(launch, tmp_path, flag, message):
 
 
 def test_absent_parts(monkeypatch):
-    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
-    assert benchmark.absent("torch") == "PyTorch is not installed"
-    assert benchmark.absent("engine") is None
+    monkeypatch.setattr(tables.importlib.util, "find_spec", lambda name: None)
+    assert tables.absent("torch") == "PyTorch is not installed"
+    assert tables.absent("engine") is None
 
 
 def test_means_in_windows():

@@ -194,7 +194,7 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(run, launch):
     workdir, flags, _ = run
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     process = launch("table1", *flags, "--seed=1", fails=True)
-    assert "other settings (seed: now 1, there 0)" in process.stderr
+    assert "other settings (settings.seed: now 1, there 0)" in process.stderr
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
 
 
