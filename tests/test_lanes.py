@@ -115,6 +115,7 @@ def test_no_collective_and_a_share_of_the_work(name):
         assert flops == pytest.approx(one / count, rel=0.01)
 
 
+@pytest.mark.slow
 def test_lanes_are_never_alone(rng):
     network = networks.load("fcn_vgg", miniature=True)
     made = list(examples(network, 3, size=48))

@@ -445,6 +445,7 @@ def sized(rng, count):
 
 
 @pytest.mark.parametrize("mesh_size", [1, 2])
+@pytest.mark.slow
 def test_images_of_many_sizes_share_few_shapes(caplog, rng, mesh_size):
     weights = jnp.asarray(rng.standard_normal((3, C)), jnp.float32)
     score_fn = jax.tree_util.Partial(pixel_score, weights)
@@ -467,6 +468,7 @@ def test_images_of_many_sizes_share_few_shapes(caplog, rng, mesh_size):
         assert_same(results[key], attack_alone()(score_fn, image, targets))
 
 
+@pytest.mark.slow
 def test_without_buckets_each_shape_is_its_own(rng):
     weights = jnp.asarray(rng.standard_normal((3, C)), jnp.float32)
     score_fn = jax.tree_util.Partial(pixel_score, weights)

@@ -97,6 +97,7 @@ def example(rng, shape):
         ),
     ],
 )
+@pytest.mark.slow
 def test_scores_and_gradients_are_those_of_every_cell(name, size, rng):
     module = NARROW[name]
     arguments = (random_parameters(module), *example(rng, size))
@@ -136,6 +137,7 @@ def test_images_in_one_array_have_each_their_own_border(name, rng):
 
 
 @pytest.mark.parametrize("name", EVERY_NETWORK)
+@pytest.mark.slow
 def test_a_padded_image_has_the_scores_of_the_image_alone(name, rng):
     module, size = NARROW[name], (37, 58)
     image, _ = example(rng, (64, 75))

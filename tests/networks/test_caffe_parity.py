@@ -376,6 +376,7 @@ def test_without_scale_train_dropout_halves(tmp_path, write_caffemodel, rng):
         assert_close(pair.apply(image, boxes, method="score"), scores)
 
 
+@pytest.mark.slow
 def test_vgg_detector_equals_caffes_on_resized_images(tmp_path, write_caffemodel, rng):
     pair = Pair("fr_vgg_07", tmp_path / "net.caffemodel", write_caffemodel, rng, resize=(120, 200))
     for size, scale in [((60, 75), 2.0), ((240, 150), 0.8)]:

@@ -165,6 +165,7 @@ def test_scores_and_gradient_are_those_of_the_deploy_file(rng, module, deploy):
         np.testing.assert_allclose(own, expected, atol=1e-4 * scale)
 
 
+@pytest.mark.slow
 def test_an_upsampling_may_have_a_kernel_of_its_own(rng):
     image = rng.uniform(0, 255, (32, 40, 3)).astype(np.float32)
     assert VGG8.upsamplings() == ("upscore_stage4", "upscore_stage3", "upscore")

@@ -196,6 +196,7 @@ def test_batch_normalisation_sees_the_whole_batch(variables, batch):
     np.testing.assert_allclose(running["var"], expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_padding_of_truths_changes_nothing(variables, batch):
     images, truths, classes, valid = batch
     loss = evaluate(variables, jax.random.key(1), images, truths, classes, valid)[0][0]

@@ -45,6 +45,7 @@ COSINES = {"fcn_alex": 0.98, "fcn_vgg": 0.94, "fr_zf_07": 0.98, "fr_vgg_07": 0.9
         for case in COSINES.items()
     ],
 )
+@pytest.mark.slow
 def test_bfloat16_is_close(name, cosine):
     network, scores, gradient = scores_and_gradient(name, "bfloat16")
     _, expected, expected_gradient = scores_and_gradient(name, "float32")
