@@ -42,18 +42,9 @@ def _advance(score_fn, numbers, states, targets, inputs, *, chunk, rounded, opti
     """
 
     def advance(score_fn, numbers, states, targets, inputs):
-        step_size, margin = numbers
-
         def one(state, targets, inputs):
-            return step(
-                lambda image: score_fn(image, *inputs),
-                state,
-                targets,
-                step_size=step_size,
-                margin=margin,
-                rounded=rounded,
-                optimizer=optimizer,
-            )
+            options = {"rounded": rounded, "optimizer": optimizer, **numbers}
+            return step(lambda image: score_fn(image, *inputs), state, targets, **options)
 
         def goes_on(carry):
             count, _, states = carry
@@ -122,7 +113,7 @@ class Lanes:
         Args:
           score_fn: its leaves on all devices of the mesh.
           example: (image, targets, inputs), NumPy's.
-          numbers: (step_size, margin), f32[].
+          numbers: {"step_size", "margin"}, f32[].
           slots: S.
           mesh: devices.
           max_steps: as in `attack`.

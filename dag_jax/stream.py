@@ -129,7 +129,7 @@ def attack_stream(
         "rounded": rounded,
         "optimizer": optimizer,
     }
-    numbers = jax.tree.map(np.float32, (step_size, margin))
+    numbers = jax.tree.map(np.float32, {"step_size": step_size, "margin": margin})
     prepare = Prepare(score_fn, bucket, margin)
 
     def stream():

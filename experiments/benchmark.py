@@ -1,6 +1,6 @@
 """How fast the attack is on this machine, each figure beside its control.
 
-    python -m experiments.benchmark                           all: about 25 minutes on two cores
+    python -m experiments.benchmark                           all: half an hour on two cores
     python -m experiments.benchmark --parts=engine,kernels    two of the parts
     python -m experiments.benchmark --images=24 --few_images=8 --workdir=runs/benchmark_24
     pip install -e '.[torch]'                                 for the comparison with PyTorch

@@ -92,7 +92,7 @@ def programs(name, slots):
         made = lanes.Lanes(
             score_fn,
             jax.tree.map(np.asarray, arrays),
-            (jnp.float32(0.5), jnp.float32(0)),
+            {"step_size": jnp.float32(0.5), "margin": jnp.float32(0)},
             slots=slots,
             mesh=mesh,
             max_steps=9,

@@ -38,7 +38,7 @@ def test_the_compiled_engine_lowers_for_tpu_and_cuda(name):
     score_fn, numbers, states = structs(
         (
             networks.score_fn(network),
-            (np.float32(0.5), np.float32(0)),
+            {"step_size": np.float32(0.5), "margin": np.float32(0)},
             jax.eval_shape(idle, example),
         )
     )

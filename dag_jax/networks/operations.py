@@ -149,9 +149,8 @@ def _max_along_backward(axis, size, stride, residuals, cotangent):
     count, extent = y.shape[axis], x.shape[axis]
     blocks = -(-extent // stride)
     free = jnp.ones(y.shape, bool)  # windows whose first maximum is still to come
-    gradients = [
-        zero := jnp.zeros((), x.dtype)
-    ] * stride  # of the cells at each remainder by the stride
+    zero = jnp.zeros((), x.dtype)
+    gradients = [zero] * stride  # of the cells at each remainder by the stride
     for place, view in enumerate(_views(x, axis, size, stride, count)):
         first = free & (view == y)
         free = free & ~first

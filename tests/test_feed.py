@@ -1,0 +1,93 @@
+"""Examples are read ahead, never too far, checked, padded, and cut back."""
+
+import dataclasses
+import threading
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dag_jax
+from dag_jax.feed import Failure, Feed, Prepare
+
+
+def wait_for(condition):
+    for _ in range(200):
+        if condition():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_no_more_is_read_than_may_wait():
+    read = []
+
+    def endless():
+        while True:
+            read.append(len(read))
+            yield read[-1]
+
+    feed = Feed(lambda example: example, endless(), ahead=3)
+    feed.wait(3)
+    assert feed.pop() == [0, 1, 2]
+    time.sleep(0.05)
+    assert read == [0, 1, 2] and not feed.ended  # they wait still, though nobody has to look
+    feed.taken(2)
+    feed.wait(2)
+    assert feed.pop() == [3, 4]
+    before = threading.active_count()
+    feed.close()
+    assert threading.active_count() == before - 1
+    assert len(read) == 5
+
+
+def test_the_end_and_what_is_raised_come_after_what_was_read():
+    def broken():
+        yield "a"
+        raise OSError("gone")
+
+    feed = Feed(str.upper, broken(), ahead=9)
+    assert wait_for(lambda: feed.ended)
+    assert feed.pop() == ["A"] and feed.pop() == []
+    assert str(feed.error) == "gone"
+    feed.close()
+
+
+def pixel_scores(image, extent):
+    return image * extent[0].astype(jnp.float32)
+
+
+@pytest.fixture
+def prepare():
+    return Prepare(pixel_scores, lambda score_fn, shape: (score_fn, (8, 4)), 0.0)
+
+
+def test_an_example_is_padded_and_its_attack_cut_back(prepare, rng):
+    image = rng.integers(0, 256, (5, 3, 3), np.uint8)
+    labels = rng.integers(0, 2, (5, 3))
+    ready = prepare(("a", image, dag_jax.make_targets(labels, 2 - 0 * labels)))
+    padded, targets, (extent,) = ready.arrays
+    assert padded.dtype == np.float32 and padded.shape == (8, 4, 3)
+    np.testing.assert_array_equal(padded[:5, :3], image)
+    assert not padded[5:].any() and not padded[:, 3:].any()
+    assert targets.valid.sum() == 15 and targets.valid[:5, :3].all()
+    assert targets.labels.dtype == np.int32
+    np.testing.assert_array_equal(extent, [5, 3])
+    state = dag_jax.init(padded, targets, max_steps=2)
+    cut = ready.crop(dataclasses.replace(state.attack, active=targets.valid))
+    np.testing.assert_array_equal(cut.image, image)
+    assert cut.perturbation.shape == (5, 3, 3) and cut.active.shape == (5, 3)
+    assert cut.active_counts.shape == (3,)
+
+
+def test_what_cannot_be_attacked_is_a_failure_of_its_key(prepare):
+    labels = np.zeros((5, 3), np.int32)
+    targets = dag_jax.make_targets(labels, labels + 1)
+    large = prepare(("large", np.full((9, 3, 3), 9.0), targets))
+    assert large.key == "large" and "bucket (8, 4) is smaller" in str(large.error)
+    nothing = prepare(7)
+    assert nothing.key is None and "TypeError" in str(nothing.error)
+    assert isinstance(nothing.error, ValueError)
+    given = Failure("b", ValueError("lost"))
+    assert prepare(given) is given
