@@ -34,7 +34,8 @@ from PIL import Image
 import dag_jax
 from dag_jax import datasets, detection, metrics, networks
 from dag_jax.networks import zoo
-from experiments import attacks, console, evaluation, figures, images, rundir
+from experiments import console, evaluation, figures, images
+from experiments.runs import attacks, rundir
 
 CANVAS = 128  # pixels: what the miniatures were trained at
 LONG_NAME = 24  # letters of a file's name that the panels have room for

@@ -30,19 +30,9 @@ import jax
 from absl import app, flags
 
 from dag_jax import networks
-from experiments import (
-    attacks,
-    child,
-    console,
-    curves,
-    evaluation,
-    iterations,
-    kernels,
-    precision,
-    rundir,
-    tables,
-    throughput,
-)
+from experiments import console, evaluation
+from experiments.measure import child, curves, iterations, kernels, precision, tables, throughput
+from experiments.runs import attacks, rundir
 
 ENVIRONMENT = "environment"  # the --case that measures nothing
 PARTS = ("engine", "work", "stream", "torch", "precision", "kernels", "scaling")
@@ -166,7 +156,7 @@ def measure_stream(slots, lanes, **options):
 
 def measure_torch(lanes, **options):
     """Run the attack in PyTorch and here."""
-    from experiments import torch_comparison  # an optional dependency
+    from experiments.measure import torch_comparison  # an optional dependency
 
     rows = torch_comparison.measure(
         FLAGS.fcns,

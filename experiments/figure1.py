@@ -24,7 +24,8 @@ from PIL import Image
 
 import dag_jax
 from dag_jax import metrics, networks
-from experiments import attacks, console, evaluation, figures, rundir
+from experiments import console, evaluation, figures
+from experiments.runs import attacks, rundir
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("fcn", "fcn_vgg", networks.NAMES, "The network that segments.")

@@ -38,7 +38,9 @@ from PIL import Image
 
 from dag_jax import networks
 from dag_jax.networks import zoo
-from experiments import child, console, cost, evaluation, images, rundir
+from experiments import console, evaluation, images
+from experiments.measure import child, cost
+from experiments.runs import rundir
 
 ENVIRONMENT = "environment"  # the --case that measures nothing
 

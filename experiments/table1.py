@@ -15,9 +15,9 @@ padding that changes no score.
 
 Results go to --workdir: table1.md, table1.json, figure1.png, and for each network a folder of what
 was attacked (for detectors a second one, with margin 0): its manifest, a record for each image, the
-perturbations, the adversarial images as PNG, and its row. `experiments.rundir.read` reads one. An
-image is kept as soon as it is finished: whatever kills a launch, the same command goes on with the
-next image, and ends with the same files. --networks adds rows to those that are there; one with
+perturbations, the adversarial images as PNG, and its row. `experiments.runs.rundir.read` reads one.
+An image is kept as soon as it is finished: whatever kills a launch, the same command goes on with
+the next image, and ends with the same files. --networks adds rows to those that are there; one with
 results of other settings, weights, versions or devices is refused.
 """
 
@@ -34,17 +34,8 @@ from absl import app, flags
 import dag_jax
 from dag_jax import networks
 from dag_jax.networks import zoo
-from experiments import (
-    attacks,
-    buckets,
-    console,
-    evaluation,
-    figures,
-    files,
-    rundir,
-    scores,
-    versions,
-)
+from experiments import buckets, console, evaluation, figures
+from experiments.runs import attacks, files, rundir, scores, versions
 
 # ORIG, ADVR, PERM of Xie et al., ICCV 2017, table 1: full-size networks on PASCAL VOC.
 PAPER = {

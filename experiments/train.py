@@ -35,7 +35,8 @@ from flax import serialization, traverse_util
 from dag_jax import datasets, networks
 from dag_jax.networks import layers, losses, zoo
 from dag_jax.weights import store
-from experiments import batches, console, evaluation, figures, rundir
+from experiments import batches, console, evaluation, figures
+from experiments.runs import rundir
 
 # The lists of the paper, by network, and what each is tested on.
 SPLITS = {

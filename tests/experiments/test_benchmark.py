@@ -6,7 +6,7 @@ import json
 import pytest
 from PIL import Image
 
-from experiments import curves, tables
+from experiments.measure import curves, tables
 
 FLAGS = (
     *("--cases=fcn_alex:miniature,fr_vgg_07:miniature", "--size=64", "--iterations=2"),

@@ -8,7 +8,8 @@ import pytest
 
 import dag_jax
 from dag_jax import datasets, metrics, networks
-from experiments import attacks, buckets, evaluation
+from experiments import buckets, evaluation
+from experiments.runs import attacks
 
 SIZES = {1: (100, 128), 2: (128, 90), 0: (120, 128)}  # of scenes; two share a bucket
 

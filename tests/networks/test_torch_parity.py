@@ -1,7 +1,7 @@
 """The FCNs' scores and an attack's gradient at the image, against PyTorch with the same weights.
 
-The networks there are `experiments.torch_fcn`, written anew with PyTorch's functions after the
-deploy files of shelhamer/fcn.berkeleyvision.org; the margin loss is written anew here.
+The networks there are `experiments.measure.torch_fcn`, written anew with PyTorch's functions after
+the deploy files of shelhamer/fcn.berkeleyvision.org; the margin loss is written anew here.
 
 Of the millions of ReLUs and pools a few lie so near a tie that rounding decides, in ours and in
 PyTorch's, and one can move the gradient by more than the tolerance. So PyTorch takes its gradient
@@ -21,7 +21,7 @@ from dag_jax import networks
 from dag_jax.networks import layers
 
 torch = pytest.importorskip("torch", reason="PyTorch, the second opinion here, is not installed")
-from experiments import torch_fcn  # noqa: E402  (needs PyTorch)
+from experiments.measure import torch_fcn  # noqa: E402  (needs PyTorch)
 
 functional = torch.nn.functional
 

@@ -14,7 +14,8 @@ import numpy as np
 
 import dag_jax
 from dag_jax import networks
-from experiments import console, evaluation, timing
+from experiments import console, evaluation
+from experiments.measure import timing
 
 MARGIN = 1e9  # logits; no label loses by so many: every target stays active, no run ends early
 RUN_SECONDS = 3  # about as long as a run takes at most, of which there are many

@@ -29,9 +29,9 @@ import json
 import numpy as np
 from etils import epath
 
-from experiments import files
-from experiments.files import write
-from experiments.layout import Entry, Layout
+from experiments.runs import files
+from experiments.runs.files import write
+from experiments.runs.layout import Entry, Layout
 
 FORMAT = "dag_jax results 1"
 MANIFEST = "manifest.json"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dag_jax.networks import layers, operations
-from experiments import kernels, naive
+from experiments.measure import kernels, naive
 
 SHRINK = 64
 

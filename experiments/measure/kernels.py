@@ -14,7 +14,8 @@ import numpy as np
 from jax import lax
 
 from dag_jax.networks import layers, operations
-from experiments import console, naive, timing
+from experiments import console
+from experiments.measure import naive, timing
 
 ITERATIONS = 4  # of the loop
 

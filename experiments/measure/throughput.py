@@ -18,7 +18,8 @@ from jax.sharding import PartitionSpec as P
 
 import dag_jax
 from dag_jax import networks
-from experiments import evaluation, timing
+from experiments import evaluation
+from experiments.measure import timing
 
 
 def best_gain(iterations, slots: int) -> float:

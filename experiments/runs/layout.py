@@ -7,7 +7,7 @@ import urllib.parse
 
 from etils import epath
 
-from experiments import files
+from experiments.runs import files
 
 _LONGEST_NAME = 230  # bytes of a file name; 255 is the limit of most systems, .tmp-... comes on top
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import dag_jax
-from experiments import throughput
+from experiments.measure import throughput
 
 
 class Chunk(NamedTuple):

@@ -8,7 +8,8 @@ import sys
 
 import jax
 
-from experiments import console, versions
+from experiments import console
+from experiments.runs import versions
 
 
 def environment() -> dict:

@@ -22,9 +22,9 @@ import pytest
 from PIL import Image
 
 import dag_jax
-from experiments import rundir, versions
+from experiments.runs import rundir, versions
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 MANIFEST = {"network": "fcn_alex", "weights_sha256": "ab", "margin": 0.0}
 KEYS = [f"{number:06d}" for number in range(10)]  # shards of 4, 4 and 2
 Attack = collections.namedtuple("Attack", "image perturbation")
@@ -431,7 +431,7 @@ def in_child(script, *arguments, prefix=()):
         "import collections, errno, json, os, pathlib, random, resource, shutil, subprocess, sys\n"
         "import time\n"
         "import numpy as np\n"
-        "from experiments import rundir\n"
+        "from experiments.runs import rundir\n"
         f"MANIFEST, KEYS = {MANIFEST!r}, {KEYS!r}\n"
         "Attack = collections.namedtuple('Attack', 'image perturbation')\n"
     )

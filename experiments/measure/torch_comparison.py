@@ -15,7 +15,9 @@ import torch
 
 import dag_jax
 from dag_jax import networks
-from experiments import attacks, console, cost, iterations, throughput, timing, torch_fcn
+from experiments import console
+from experiments.measure import cost, iterations, throughput, timing, torch_fcn
+from experiments.runs import attacks
 
 SEARCH_STEPS = 20  # of the miniatures' attacks by which the numbers at a time are chosen
 FULL_RUNS = 2  # of each side over the full-size networks' images

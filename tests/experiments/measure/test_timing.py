@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import timing
+from experiments.measure import timing
 
 
 def test_compare_by_hand():

@@ -17,7 +17,8 @@ import numpy as np
 import dag_jax
 from dag_jax import metrics, networks
 from dag_jax.metrics.segmentation import VOID
-from experiments import buckets, console, evaluation, files
+from experiments import buckets, console, evaluation
+from experiments.runs import files
 
 _FEWEST_BOXES = 8  # rows that lists of ground-truth boxes have, doubled as often as needed
 _FEWEST_TARGETS = 128  # rows that lists of targets have, four times as many as often as needed

@@ -12,7 +12,8 @@ import numpy as np
 
 import dag_jax
 from dag_jax import metrics
-from experiments import buckets, evaluation, rundir
+from experiments import buckets, evaluation
+from experiments.runs import rundir
 
 PERMUTATIONS = 3  # shuffles whose mean is PERM
 _LAST = "advr"  # the column that is kept last: where it is, all are

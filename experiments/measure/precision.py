@@ -6,7 +6,9 @@ import numpy as np
 
 import dag_jax
 from dag_jax import metrics, networks
-from experiments import attacks, console, evaluation, throughput
+from experiments import console, evaluation
+from experiments.measure import throughput
+from experiments.runs import attacks
 
 
 def measure(networks_by_precision, examples, *, slots, mesh, max_steps, seed):
