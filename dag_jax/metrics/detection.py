@@ -48,6 +48,19 @@ class AveragePrecision(NamedTuple):
     mean: float
 
 
+class Matches(NamedTuple):
+    """What became of the detections of one class, by falling score; D of them, M images.
+
+    images: integer [D], which image each is of. true, false: bool [D], true and false positives; a
+    match of a difficult object is neither. positives: integer [M], countable objects of each image.
+    """
+
+    images: np.ndarray
+    true: np.ndarray
+    false: np.ndarray
+    positives: np.ndarray
+
+
 def voc_ap(
     detections: Mapping[Any, Detections],
     truths: Mapping[Any, Truths],
@@ -84,33 +97,84 @@ def voc_ap(
 
     Reference: VOCevaldet.m of the PASCAL VOC development kit.
     """
+    per_class = np.full(num_classes, np.nan)
+    found = match_detections(detections, truths, iou=iou, num_classes=num_classes)
+    for class_index, matches in found.items():
+        images = np.ones((1, len(matches.positives)), np.int64)
+        per_class[class_index] = average_precision(matches, images, eleven_point=eleven_point)[0]
+    with_truth = per_class[~np.isnan(per_class)]
+    return AveragePrecision(per_class, float(with_truth.mean()) if with_truth.size else np.nan)
+
+
+def match_detections(detections, truths, *, iou=0.5, num_classes=21) -> dict[int, Matches]:
+    """Find the true and false positives of a whole dataset, as `voc_ap` counts them.
+
+    Args:
+      detections: as in `voc_ap`.
+      truths: as in `voc_ap`.
+      iou: as in `voc_ap`.
+      num_classes: as in `voc_ap`.
+
+    Returns:
+      `Matches` of each class that has countable ground truth; images are numbered in the order of
+      `truths`.
+
+    Raises:
+      ValueError: as `voc_ap`.
+    """
     if detections.keys() != truths.keys():
         raise ValueError(
             f"detections has {len(detections)} images, truths has {len(truths)}; "
             f"only in detections: {_some(detections.keys() - truths.keys())}; "
             f"only in truths: {_some(truths.keys() - detections.keys())}"
         )
+    number = {image: row for row, image in enumerate(truths)}
     images = sorted(truths, key=str)
+    rows = np.array([number[image] for image in images], np.int64)
     found = [_arrays(detections[image], image, num_classes) for image in images]
     drawn = [_arrays(truths[image], image, num_classes) for image in images]
 
-    per_class = np.full(num_classes, np.nan)
+    matches = {}
     for class_index in range(1, num_classes):
         in_class = [
             (f[f[:, 4] == class_index], t[t[:, 4] == class_index])
             for f, t in zip(found, drawn, strict=True)
         ]
-        num_positive = sum(int((t[:, 5] == 0).sum()) for _, t in in_class)
-        if num_positive:
-            true, false = _match(in_class, iou)
-            curve = _eleven_points if eleven_point else _area
-            per_class[class_index] = curve(np.cumsum(true), np.cumsum(false), num_positive)
-    with_truth = per_class[~np.isnan(per_class)]
-    return AveragePrecision(per_class, float(with_truth.mean()) if with_truth.size else np.nan)
+        positives = np.zeros(len(images), np.int64)
+        positives[rows] = [(t[:, 5] == 0).sum() for _, t in in_class]
+        if positives.any():
+            order, true, false = _match(in_class, iou)
+            of = np.repeat(rows, [len(f) for f, _ in in_class])
+            matches[class_index] = Matches(of[order], true, false, positives)
+    return matches
+
+
+def average_precision(matches: Matches, images, *, eleven_point=True) -> np.ndarray:
+    """Return the average precision of one class on multisets of images.
+
+    Args:
+      matches: of the class.
+      images: integer [B, M], how often each image is in each of B sets; all ones is the dataset.
+        Of several copies of an image, those of one detection stand together.
+      eleven_point: as in `voc_ap`.
+
+    Returns:
+      float64 [B], fractions in 0..1; nan where no image of a set has a countable object.
+    """
+    images = np.asarray(images, np.int64)
+    weights = images[:, matches.images]
+    true = np.cumsum(weights * matches.true, axis=1)
+    false = np.cumsum(weights * matches.false, axis=1)
+    positives = images @ matches.positives
+    precision = true / np.maximum(true + false, 1)
+    # The best precision from each detection on; none is reached after the last.
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    curve = _eleven_points if eleven_point else _area
+    return np.where(positives > 0, curve(true, envelope, positives), np.nan)
 
 
 def _match(images, threshold):
-    """Return (true positive, false positive), bool [M] each, by falling score.
+    """Return (order by falling score, true positive, false positive), [D] each, the latter sorted.
 
     `images` holds, for one class, rows of (box, class, score) and rows of (box, class, difficult).
     """
@@ -136,7 +200,7 @@ def _match(images, threshold):
     _, first = np.unique(taken_box[hit_rows], return_index=True)
     true = np.zeros(len(order), bool)
     true[hit_rows[first]] = True
-    return true, counts & ~true
+    return order, true, counts & ~true
 
 
 def _overlaps(boxes, others):
@@ -149,17 +213,19 @@ def _overlaps(boxes, others):
     return intersection / (area[:, None] + other_area[None, :] - intersection)
 
 
-def _eleven_points(true, false, num_positive):
-    precision = true / np.maximum(true + false, 1)
-    best = [precision[true * 10 >= point * num_positive].max(initial=0.0) for point in range(11)]
-    return float(np.mean(best))
+def _eleven_points(true, envelope, positives):
+    total = np.zeros(len(true))
+    for point in range(11):
+        reached = true * 10 >= point * positives[:, None]
+        at = reached.sum(axis=1)  # detections from the first that reaches it to the last
+        padded = np.pad(envelope, ((0, 0), (0, 1)))
+        total += padded[np.arange(len(true)), padded.shape[1] - 1 - at]
+    return total / 11
 
 
-def _area(true, false, num_positive):
-    recall = np.concatenate([[0.0], true / num_positive])
-    precision = true / np.maximum(true + false, 1)
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(np.sum(np.diff(recall) * envelope))
+def _area(true, envelope, positives):
+    recall = np.pad(true, ((0, 0), (1, 0))) / np.maximum(positives, 1)[:, None]
+    return np.sum(np.diff(recall, axis=1) * envelope, axis=1)
 
 
 def _arrays(item, image, num_classes):

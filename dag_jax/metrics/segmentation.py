@@ -60,21 +60,22 @@ def class_iou(confusion):
     IoU_c = n_cc / (sum_j n_cj + sum_i n_ic - n_cc)
 
     Args:
-      confusion: integer [C, C] from `confusion_matrix`, or a sum of several.
+      confusion: integer [..., C, C] from `confusion_matrix`, or a sum of several.
 
     Returns:
-      float64 [C], fractions in 0..1; nan for a class that occurs neither in truth nor prediction.
+      float64 [..., C], fractions in 0..1; nan for a class that occurs neither in truth nor
+      prediction.
 
     Raises:
       ValueError: if `confusion` is not a square matrix of counts.
     """
     confusion = np.asarray(confusion)
-    if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
+    if confusion.ndim < 2 or confusion.shape[-1] != confusion.shape[-2]:
         raise ValueError(f"a confusion matrix is square, got shape {confusion.shape}")
     if not np.issubdtype(confusion.dtype, np.integer) or (confusion < 0).any():
         raise ValueError("a confusion matrix holds counts: integers, none below 0")
-    intersection = np.diagonal(confusion)
-    union = confusion.sum(axis=0) + confusion.sum(axis=1) - intersection
+    intersection = np.diagonal(confusion, axis1=-2, axis2=-1)
+    union = confusion.sum(axis=-2) + confusion.sum(axis=-1) - intersection
     return np.where(union > 0, intersection / np.maximum(union, 1), np.nan)
 
 

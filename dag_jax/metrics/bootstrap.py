@@ -1,0 +1,136 @@
+"""How far a score of some images can be trusted: the bootstrap over images.
+
+A set of M images is drawn anew, with replacement, B times; the scores of these sets say how much
+the score would move with other images of the same kind. Two columns of a table are compared on the
+same sets, so that what both owe to the images falls out of their difference.
+
+Shapes: M images, B sets of them, C classes. Everything here is NumPy on the host.
+
+Reference: Efron and Tibshirani, An Introduction to the Bootstrap, 1993 (percentile intervals).
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from dag_jax.metrics.detection import Matches, average_precision
+from dag_jax.metrics.segmentation import class_iou
+
+_AT_A_TIME = 2**24  # numbers of one array on the way, 128 MB
+
+
+class Interval(NamedTuple):
+    """A score, and the range of it that other images would have given."""
+
+    value: float  # of the images themselves
+    low: float
+    high: float
+
+
+def draw_images(seed: int, num_images: int, num_sets: int = 1000) -> np.ndarray:
+    """Draw sets of images with replacement.
+
+    Args:
+      seed: of the draw.
+      num_images: M.
+      num_sets: B.
+
+    Returns:
+      int64 [B + 1, M], how often each image is in each set. The first is each image once: the
+      score of the images themselves.
+
+    Raises:
+      ValueError: for less than 1 image or set.
+    """
+    if num_images < 1 or num_sets < 1:
+        raise ValueError(f"{num_sets} sets of {num_images} images; it takes at least 1 of each")
+    draws = np.random.default_rng(seed).multinomial(
+        num_images, np.full(num_images, 1 / num_images), size=num_sets
+    )
+    return np.concatenate([np.ones((1, num_images), np.int64), draws])
+
+
+def mean_iou_of_sets(confusions, images) -> np.ndarray:
+    """Return the mean IoU of sets of images.
+
+    Args:
+      confusions: integer [M, C, C] from `confusion_matrix`, one of each image.
+      images: integer [B, M], how often each image is in each set.
+
+    Returns:
+      float64 [B], fractions in 0..1; nan for a set without a pixel that counts.
+
+    Raises:
+      ValueError: where the numbers of images disagree, or for what is no confusion matrix.
+    """
+    confusions, images = np.asarray(confusions), np.asarray(images)
+    _check(len(confusions), images)
+    counts = np.tensordot(images, confusions, axes=1)
+    return _mean(class_iou(counts))
+
+
+def mean_ap_of_sets(
+    matches: Mapping[int, Matches], images, *, eleven_point: bool = True
+) -> np.ndarray:
+    """Return the mean average precision of sets of images.
+
+    Args:
+      matches: from `match_detections`.
+      images: integer [B, M], how often each image is in each set.
+      eleven_point: as in `voc_ap`.
+
+    Returns:
+      float64 [B], fractions in 0..1: the mean over the classes of which a set has an object; nan
+      where it has none.
+
+    Raises:
+      ValueError: where the numbers of images disagree.
+    """
+    images = np.asarray(images)
+    per_class = np.full((len(images), max(matches, default=0) + 1), np.nan)
+    for class_index, one in matches.items():
+        _check(len(one.positives), images)
+        step = max(1, _AT_A_TIME // max(len(one.images), 1))
+        for start in range(0, len(images), step):
+            some = slice(start, start + step)
+            scores = average_precision(one, images[some], eleven_point=eleven_point)
+            per_class[some, class_index] = scores
+    return _mean(per_class)
+
+
+def interval(scores, *, level: float = 0.95) -> Interval:
+    """Return a score and its percentile interval.
+
+    Args:
+      scores: float [B + 1], of the images themselves and of each set that `draw_images` drew; or a
+        difference of two such. Sets without a score are left out.
+      level: share of the sets inside.
+
+    Returns:
+      An `Interval`; nan where no set has a score.
+
+    Raises:
+      ValueError: for a level outside 0 to 1, or where there is no set.
+    """
+    scores = np.asarray(scores, np.float64)
+    if not 0 < level < 1 or scores.ndim != 1 or len(scores) < 2:
+        raise ValueError(f"level {level} of {scores.shape} scores; 0 to 1, of at least 2")
+    drawn = scores[1:][~np.isnan(scores[1:])]
+    if not drawn.size:
+        return Interval(float(scores[0]), float("nan"), float("nan"))
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(scores[0]), float(low), float(high))
+
+
+def _check(num_images, images):
+    if images.ndim != 2 or images.shape[1] != num_images:
+        raise ValueError(f"sets are [B, M], got {images.shape}; there are {num_images} images")
+
+
+def _mean(per_class):
+    """Return the mean over the last axis of what is not nan; nan where nothing is left."""
+    there = ~np.isnan(per_class)
+    count = there.sum(axis=-1)
+    total = np.where(there, per_class, 0).sum(axis=-1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
