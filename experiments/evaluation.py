@@ -231,27 +231,32 @@ def score(examples, predictions, classes=None) -> float:
 
 
 def score_evidence(examples, found, classes=None) -> float:
-    """Score a set as the paper's table does, in percent.
+    """Score a set as the paper's table does, in percent; see `score_sets`."""
+    return float(score_sets(examples, found, np.ones((1, len(found)), np.int64), classes)[0])
+
+
+def score_sets(examples, found, images, classes=None) -> np.ndarray:
+    """Score sets of images as the paper's table does, in percent.
 
     Args:
-      examples: what was predicted.
+      examples: what was predicted; M of them.
       found: `evidence` of each, in the same order.
+      images: integer [B, M], how often each image is in each of B sets; `metrics.draw_images`.
       classes: classes to average over; None for all.
 
     Returns:
-      mIoU of the whole set for labels, 11-point VOC mAP for detections.
+      float64 [B]: mIoU of each set for labels, 11-point VOC mAP for detections; nan for a set
+      without anything to score.
     """
     if "confusion" in found[0]:
-        values = metrics.class_iou(sum(one["confusion"] for one in found))
-    else:
-        detections, truths = {}, {}
-        for example, one in zip(examples, found, strict=True):
-            objects = example["objects"]
-            detections[example["image_id"]] = metrics.Detections(**one)
-            truths[example["image_id"]] = metrics.Truths(
-                objects["boxes"], objects["label"], objects["difficult"]
-            )
-        values = metrics.voc_ap(detections, truths).per_class
-    if classes is not None:
-        values = values[list(classes)]
-    return float(100 * np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+        confusions = np.stack([one["confusion"] for one in found])
+        return 100 * metrics.mean_iou_of_sets(confusions, images, classes=classes)
+    detections, truths = {}, {}
+    for example, one in zip(examples, found, strict=True):
+        objects = example["objects"]
+        detections[example["image_id"]] = metrics.Detections(**one)
+        truths[example["image_id"]] = metrics.Truths(
+            objects["boxes"], objects["label"], objects["difficult"]
+        )
+    matches = metrics.match_detections(detections, truths)
+    return 100 * metrics.mean_ap_of_sets(matches, images, classes=classes)

@@ -35,7 +35,7 @@ import dag_jax
 from dag_jax import networks
 from dag_jax.networks import zoo
 from experiments import buckets, console, evaluation, figures
-from experiments.runs import attacks, files, rundir, scores, versions
+from experiments.runs import attacks, files, findings, rundir, scores, versions
 
 # ORIG, ADVR, PERM of Xie et al., ICCV 2017, table 1: full-size networks on PASCAL VOC.
 PAPER = {
@@ -150,7 +150,8 @@ def report(rows, settings):
     if not scenes:
         notes.append(f"The columns '7' average over {classes} alone.")
     text = "\n".join(f"{note}  " for note in notes)
-    return f"# Table 1 ({size}, {kind})\n\n{text}\n\n{console.markdown(rows, columns)}\n"
+    table, shown = console.markdown(rows, columns), findings.table1(rows, evaluation.TITLES)
+    return f"# Table 1 ({size}, {kind})\n\n{text}\n\n{table}\n\n## What holds\n\n{shown}"
 
 
 def picture(network, examples, run, rounded):
@@ -325,7 +326,9 @@ def main(argv):
                     f"the other processes' images of {title}",
                     lambda t=trouble: failures(t),
                 )
-                row = scores.row_of(network, examples[network.detects], own, margin=max(own))
+                row = scores.row_of(
+                    network, examples[network.detects], own, margin=max(own), seed=FLAGS.seed
+                )
                 rundir.write(path, json.dumps(row, indent=2) + "\n")
         except ValueError as error:  # this network's; the others go on
             if not failures(trouble):

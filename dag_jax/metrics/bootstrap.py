@@ -51,12 +51,13 @@ def draw_images(seed: int, num_images: int, num_sets: int = 1000) -> np.ndarray:
     return np.concatenate([np.ones((1, num_images), np.int64), draws])
 
 
-def mean_iou_of_sets(confusions, images) -> np.ndarray:
+def mean_iou_of_sets(confusions, images, *, classes=None) -> np.ndarray:
     """Return the mean IoU of sets of images.
 
     Args:
       confusions: integer [M, C, C] from `confusion_matrix`, one of each image.
       images: integer [B, M], how often each image is in each set.
+      classes: classes to average over; None for all.
 
     Returns:
       float64 [B], fractions in 0..1; nan for a set without a pixel that counts.
@@ -67,17 +68,19 @@ def mean_iou_of_sets(confusions, images) -> np.ndarray:
     confusions, images = np.asarray(confusions), np.asarray(images)
     _check(len(confusions), images)
     counts = np.tensordot(images, confusions, axes=1)
-    return _mean(class_iou(counts))
+    per_class = class_iou(counts)
+    return _mean(per_class if classes is None else per_class[:, list(classes)])
 
 
 def mean_ap_of_sets(
-    matches: Mapping[int, Matches], images, *, eleven_point: bool = True
+    matches: Mapping[int, Matches], images, *, classes=None, eleven_point: bool = True
 ) -> np.ndarray:
     """Return the mean average precision of sets of images.
 
     Args:
       matches: from `match_detections`.
       images: integer [B, M], how often each image is in each set.
+      classes: classes to average over; None for all.
       eleven_point: as in `voc_ap`.
 
     Returns:
@@ -88,14 +91,15 @@ def mean_ap_of_sets(
       ValueError: where the numbers of images disagree.
     """
     images = np.asarray(images)
-    per_class = np.full((len(images), max(matches, default=0) + 1), np.nan)
-    for class_index, one in matches.items():
+    matches = [one for c, one in matches.items() if classes is None or c in classes]
+    per_class = np.full((len(images), len(matches)), np.nan)
+    for column, one in enumerate(matches):
         _check(len(one.positives), images)
         step = max(1, _AT_A_TIME // max(len(one.images), 1))
         for start in range(0, len(images), step):
             some = slice(start, start + step)
             scores = average_precision(one, images[some], eleven_point=eleven_point)
-            per_class[some, class_index] = scores
+            per_class[some, column] = scores
     return _mean(per_class)
 
 

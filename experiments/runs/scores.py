@@ -13,7 +13,7 @@ import numpy as np
 import dag_jax
 from dag_jax import metrics
 from experiments import buckets, evaluation
-from experiments.runs import rundir
+from experiments.runs import findings, rundir
 
 PERMUTATIONS = 3  # shuffles whose mean is PERM
 _LAST = "advr"  # the column that is kept last: where it is, all are
@@ -96,20 +96,17 @@ def are_there(results) -> bool:
     return all(results.has(_LAST, shard) for shard in range(results.num_shards))
 
 
-def join(examples, results, column):
-    """Return {"": the score of all processes' images, "_frequent": the same of some classes}."""
+def join(examples, results, column) -> list[dict]:
+    """Return the evidence of a column of each example, all processes'."""
     found: list = [{} for _ in examples]
     for shard in range(results.num_shards):
         for name, array in results.get(column, shard).items():
             row, kind = name.split(" ")
             found[int(row)][kind] = array
-    return {
-        subset: evaluation.score_evidence(examples, found, classes)
-        for subset, classes in (("", None), ("_frequent", evaluation.FREQUENT))
-    }
+    return found
 
 
-def row_of(network, examples, own, *, margin):
+def row_of(network, examples, own, *, margin, seed):
     """Return the row of a network once all its images are there.
 
     Args:
@@ -117,15 +114,24 @@ def row_of(network, examples, own, *, margin):
       examples: all of them.
       own: `rundir.Results` by margin; that of margin 0 is the paper's.
       margin: of the row.
+      seed: of the sets of images that intervals are over.
     """
     results, by_paper = own[margin], own[0.0]
-    columns = {name: join(examples, results, name) for name in ("orig", "advr")}
-    columns["advr_margin_0"] = join(examples, by_paper, "advr")
-    columns["advr_uint8"] = join(examples, results, "advr_uint8")
-    shuffled = [join(examples, results, f"perm_{i}") for i in range(PERMUTATIONS)]
-    columns["perm"] = {
-        subset: float(np.mean([one[subset] for one in shuffled])) for subset in shuffled[0]
-    }
+    images = metrics.draw_images(seed, len(examples))
+    shuffles = [f"perm_{i}" for i in range(PERMUTATIONS)]
+    found = {name: join(examples, results, name) for name in ("orig", "advr_uint8", *shuffles)}
+    found |= {"advr": join(examples, results, "advr")}
+    found |= {"advr_margin_0": join(examples, by_paper, "advr")}
+    columns = {}
+    for subset, classes in (("", None), ("_frequent", evaluation.FREQUENT)):
+        sets = {
+            name: evaluation.score_sets(examples, one, images, classes)
+            for name, one in found.items()
+        }
+        sets["perm"] = np.mean([sets.pop(name) for name in shuffles], axis=0)
+        columns |= {name + subset: float(scores[0]) for name, scores in sets.items()}
+        if not subset:
+            intervals = findings.intervals_of(sets)
     by_paper.finalise()
     records = results.finalise()
     status = np.array([record["status"] for record in records])
@@ -137,11 +143,8 @@ def row_of(network, examples, own, *, margin):
 
     return {
         "network": network.name,
-        **{
-            f"{name}{subset}": round(value, 2)
-            for name, values in columns.items()
-            for subset, value in values.items()
-        },
+        **{name: round(value, 2) for name, value in columns.items()},
+        "intervals": intervals,
         "margin": margin,
         "steps_median": over("num_steps", np.median),
         "perceptibility": over("perceptibility", np.mean),
