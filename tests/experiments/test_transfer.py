@@ -13,6 +13,7 @@ from dag_jax import datasets, metrics, networks
 from dag_jax.networks import zoo
 from dag_jax.weights import store
 from experiments.runs import rundir
+from experiments.runs.stored import Stored
 
 pytestmark = pytest.mark.slow  # it compiles whole networks
 
@@ -147,27 +148,32 @@ def test_networks_of_different_splits_have_no_sum(table, launch):
     assert cells["fr_zf_07", False, "fcn_alex"]["split"] == "voc07_test"
 
 
-def other_weights(folder):
-    """Make a folder of the networks with other files of the same weights."""
-    folder.mkdir()
-    for name in (*ATTACKED, UNSEEN):
-        parameters, record = store.load(zoo.CHECKPOINTS / f"{name}.safetensors")
-        store.save(folder / f"{name}.safetensors", parameters, record)
-    return f"--checkpoints={folder}"
+def test_perturbations_that_are_not_there_are_named(table, tmp_path):
+    with pytest.raises(ValueError, match="has no row of Table 1"):
+        Stored(tmp_path)
+    with pytest.raises(ValueError, match="has no row of fcn_vgg"):
+        Stored(table).sources([("fcn_alex", "fcn_vgg")])
 
 
-def test_bad_input_is_named_and_nothing_is_written(table, launch, tmp_path):
-    def fail(*flags):
-        flags = (f"--run={table}", f"--workdir={tmp_path / 'run'}", *flags)
-        process = launch("transfer", *flags, fails=True)
-        assert not (tmp_path / "run").exists()
-        return process.stderr + process.stdout
+def test_other_weights_than_those_attacked_are_refused(table, tmp_path):
+    parameters, record = store.load(zoo.CHECKPOINTS / "fcn_alex.safetensors")
+    store.save(tmp_path / "fcn_alex.safetensors", parameters, record)
+    with pytest.raises(ValueError, match="other weights than"):
+        Stored(table).network("fcn_alex", tmp_path)
 
-    assert "has no row of Table 1" in fail(f"--run={tmp_path}")
-    assert "has no row of fcn_vgg" in fail("--sums=fcn_alex+fcn_vgg")
-    assert "fcn_alex+fcn_alex is not a sum" in fail("--sums=fcn_alex+fcn_alex")
-    assert "unknown fcn_google" in fail("--black_boxes=fcn_google")
-    assert "other weights than" in fail(other_weights(tmp_path / "weights"))
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--sums=fcn_alex+fcn_alex", "fcn_alex+fcn_alex is not a sum of different networks"),
+        ("--black_boxes=fcn_google", "unknown fcn_google; known: fcn_alex"),
+    ],
+)
+def test_bad_flags_are_named_and_nothing_is_written(table, launch, tmp_path, flag, message):
+    flags = (f"--run={table}", f"--workdir={tmp_path / 'run'}", flag)
+    process = launch("transfer", *flags, fails=True)
+    assert message in process.stderr + process.stdout
+    assert not (tmp_path / "run").exists()
 
 
 def test_cells_of_other_perturbations_are_refused(run, table, launch, tmp_path):
