@@ -27,7 +27,7 @@ def launch(cache):
 
     def run(name, *flags, fails=False, kill_at=None, kill_by=signal.SIGKILL):
         command = [sys.executable, "-m", f"experiments.{name}", *flags]
-        without = ("attack_image", "convert_weights", "fetch_weights", "full_size")
+        without = ("attack_image", "convergence", "convert_weights", "fetch_weights", "full_size")
         if name not in without:  # these read no dataset
             command.append(f"--cache_dir={cache}")
         options = {"cwd": ROOT, "env": os.environ | {"JAX_PLATFORMS": "cpu"}, "text": True}
