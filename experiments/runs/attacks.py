@@ -110,6 +110,37 @@ def paper_targets(group, example, seed, *, nms_threshold=evaluation.ATTACK_NMS, 
     return buckets.crop(targets, example["image"].shape, group.shape), ()
 
 
+@jax.jit
+def _drawn_targets(network, image, drawn, *extent):
+    _, best = jax.lax.top_k(networks.score_fn(network)(image, *extent), 2)
+    # A pixel that is as drawn has the next best class for its label: it is a target, at rest.
+    labels = jnp.where(best[..., 0] == drawn, best[..., 1], best[..., 0])
+    return dag_jax.make_targets(labels, drawn)
+
+
+def drawn_targets(group, example, seed):
+    """Find what drives a segmentation to the example's mask, as a `targets_of` for `attack_all`.
+
+    Every pixel that is not void is a target: adversarial is the mask, the label what the network
+    says of the clean image. Where that is as drawn already, the label is the next best class, so
+    that an attack which asks for the adversarial label keeps the pixel.
+
+    Args:
+      group: a `buckets.Group` with an FCN.
+      example: its mask is the drawing.
+      seed: not used.
+
+    Returns:
+      (targets, ()), arrays being NumPy's.
+    """
+    del seed
+    shape = example["image"].shape
+    image = group.pad(example["image"].astype(np.float32))
+    drawn = group.pad(example["mask"][:, :, 0].astype(np.int32), VOID)
+    targets = jax.device_get(_drawn_targets(group.network, image, drawn, *group.extent(shape)))
+    return buckets.crop(targets, shape, group.shape), ()
+
+
 def _groups(network, examples, rows):
     """Yield (row, the `buckets.Group` that the image goes through, or a `dag_jax.Failure`)."""
     shapes = {example["image"].shape for example in examples}
