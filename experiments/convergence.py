@@ -27,7 +27,7 @@ from matplotlib.ticker import PercentFormatter
 import dag_jax
 from dag_jax import networks
 from experiments import console, evaluation, lineplot
-from experiments.runs import files, rundir
+from experiments.runs import files, findings, rundir, scores
 
 MARKS = (10, 50, 100)  # iterations at which the table has the share of targets left
 QUARTILES = (25, 50, 75)  # percent
@@ -101,11 +101,13 @@ def shares_left(records, max_steps) -> np.ndarray:
 def row_of(attacked: Attacked) -> tuple[dict, dict]:
     """Return (row of the table, its curves) of a network's images.
 
-    Quartiles are [25%, 50%, 75%], over the images that had targets; None where none had.
+    Quartiles are [25%, 50%, 75%], over the images that had targets; None where none had. The share
+    that finished is [value, low, high], percent.
     """
     shares = shares_left(attacked.records, attacked.max_steps)
     some = [record for record in attacked.records if record["active_counts"][0]]
     statuses = [record["status"] for record in attacked.records]
+    finished = [100 * (record["status"] == dag_jax.Status.FOOLED.name) for record in some]
 
     def quartiles(values):
         return np.percentile(values, QUARTILES).tolist() if some else None
@@ -120,7 +122,7 @@ def row_of(attacked: Attacked) -> tuple[dict, dict]:
         "with_targets": len(some),
         "targets": quartiles([record["active_counts"][0] for record in some]),
         "steps": quartiles([record["num_steps"] for record in some]),
-        "finished": float(np.mean([one["status"] == "FOOLED" for one in some])) if some else None,
+        "finished": scores.mean_interval(finished) if some else None,
         "left": {str(mark): float(shares[:, mark].mean()) for mark in marks} if some else {},
         "perceptibility": quartiles([record["perceptibility"] for record in some]),
         "statuses": {
@@ -166,7 +168,7 @@ COLUMNS = (
     ("with targets", lambda row: f"{row['with_targets']}"),
     ("targets", _spread("targets", ".0f")),
     ("steps", _spread("steps", "g")),
-    ("finished", lambda row: "-" if row["finished"] is None else f"{row['finished']:.0%}"),
+    ("finished %", lambda row: "-" if row["finished"] is None else findings.text(row["finished"])),
     *((f"left at {mark}", _left(mark)) for mark in MARKS),
     ("at M_0", _left(None)),
     ("M_0", lambda row: f"{row['max_steps']}"),
@@ -182,7 +184,7 @@ def report(rows, settings) -> str:
         f"{kind.capitalize()} on {of}, step size {settings['step_size']:g} grey levels.",
         "targets: active on the clean image. targets, steps, p (perceptibility): median "
         "[quartiles] over the images with targets. finished: share of these in which no target is "
-        "active any more.",
+        f"active any more, [{findings.LEVEL:.0%} interval] by the bootstrap over images.",
         "left: share of an image's targets that are still active after so many iterations, mean "
         "over the images with targets; one that has finished counts as 0.",
     ]

@@ -36,7 +36,7 @@ import dag_jax
 from dag_jax import datasets, metrics, networks
 from dag_jax.metrics.segmentation import VOID
 from experiments import console, drawings, evaluation, figures, images, options
-from experiments.runs import attacks, files, rundir, scores, versions
+from experiments.runs import attacks, files, findings, rundir, scores, versions
 
 SEGMENTERS = [name for name in networks.NAMES if name.startswith("fcn_")]
 DRAWN = {"circle": drawings.circle, "square": drawings.square, "strip": drawings.strip}
@@ -119,22 +119,32 @@ def drawings_of(kinds):
     return found
 
 
-def agreement(results, column):
-    """Return (share of pixels as drawn, IoU of the drawn classes but background), image means."""
+def agreement(drawn, results, column):
+    """Return how far a column's predictions are the drawing, means over images in percent.
+
+    Args:
+      drawn: examples whose masks are the drawing.
+      results: `rundir.Results`.
+      column: of `scores.keep_column`.
+
+    Returns:
+      [value, low, high] of the share of pixels as drawn, and of the IoU of the drawn classes but
+      background.
+    """
     shares, overlaps = [], []
-    for one in scores.evidence_of(results, column):
+    for one in scores.join(drawn, results, column):
         confusion = one["confusion"]
         there = np.flatnonzero(confusion.sum(axis=1)[1:]) + 1
-        shares.append(np.trace(confusion) / confusion.sum())
-        overlaps.append(metrics.class_iou(confusion)[there].mean())
-    return float(np.mean(shares)), float(np.mean(overlaps))
+        shares.append(100 * np.trace(confusion) / confusion.sum())
+        overlaps.append(100 * metrics.class_iou(confusion)[there].mean())
+    return scores.mean_interval(shares), scores.mean_interval(overlaps)
 
 
-def measure(network, examples, results, drawing, *, max_steps, mesh):
+def measure(network, drawn, results, drawing, *, max_steps, mesh):
     """Attack what a shape's folder lacks of the images, score the PNGs, return the row."""
     attacks.attack_all(
         network,
-        examples,
+        drawn,
         results,
         seed=0,
         slots=options.slots(),
@@ -151,20 +161,18 @@ def measure(network, examples, results, drawing, *, max_steps, mesh):
         ("orig", lambda example: example["image"]),
         ("advr_uint8", lambda example: run.image(example["image_id"])),
     ):
-        scores.keep_column(network, examples, results, column, image_of, mesh=mesh)
-    (share_before, iou_before), (share_after, iou_after) = (
-        agreement(results, column) for column in ("orig", "advr_uint8")
-    )
+        scores.keep_column(network, drawn, results, column, image_of, mesh=mesh)
+    before, after = (agreement(drawn, results, column) for column in ("orig", "advr_uint8"))
     records = results.finalise()
     statuses = [record["status"] for record in records]
     return {
         **drawing.said,
         "title": drawing.title,
         "class_name": None if drawing.kind == "file" else FLAGS.class_name,
-        "share_before": share_before,
-        "share_after": share_after,
-        "iou_before": iou_before,
-        "iou_after": iou_after,
+        "as_drawn_before": before[0],
+        "as_drawn_after": after[0],
+        "iou_before": before[1],
+        "iou_after": after[1],
         **scores.summary_of(records),
         "statuses": {name: statuses.count(name) for name in sorted(set(statuses))},
     }
@@ -172,10 +180,10 @@ def measure(network, examples, results, drawing, *, max_steps, mesh):
 
 COLUMNS = (
     ("shape", lambda row: row["title"]),
-    ("as drawn before", lambda row: f"{row['share_before']:.1%}"),
-    ("as drawn after", lambda row: f"{row['share_after']:.1%}"),
-    ("IoU before", lambda row: f"{row['iou_before']:.3f}"),
-    ("IoU after", lambda row: f"{row['iou_after']:.3f}"),
+    ("as drawn before", lambda row: f"{row['as_drawn_before'][0]:.1f}"),
+    ("as drawn after", lambda row: findings.text(row["as_drawn_after"])),
+    ("IoU before", lambda row: f"{row['iou_before'][0]:.1f}"),
+    ("IoU after", lambda row: findings.text(row["iou_after"])),
     ("steps", lambda row: f"{row['steps_median']:g}"),
     ("p x1000", lambda row: f"{1000 * row['perceptibility']:.1f}"),
     ("largest", lambda row: f"{row['largest_change_median']:.0f}"),
@@ -194,9 +202,9 @@ def report(rows, about) -> str:
         f"{title} ({size}) on {of}. M_0 {about['max_steps']}, step size "
         f"{settings['step_size']:g} grey levels; FOOLED: at most {settings['stop_fraction']:.3g} "
         "of the pixels have another class than drawn.",
-        "as drawn: share of the pixels that the network gives the drawing's class, on the clean "
-        "image and on the saved PNG; IoU: of the class inside the shape. Both are means over the "
-        "images.",
+        "as drawn: percent of the pixels that the network gives the drawing's class, on the clean "
+        "image and on the saved PNG; IoU: of the class inside the shape, percent. Both are means "
+        f"over the images, with [{findings.LEVEL:.0%} interval] by the bootstrap over these.",
         "steps, largest (grey levels): medians; p: mean perceptibility; of the PNG.",
     ]
     text = "\n".join(f"{note}  " for note in notes)

@@ -119,6 +119,18 @@ def join(examples, results, column) -> list[dict]:
     return found
 
 
+def mean_interval(values, *, seed=0) -> list[float]:
+    """Return [value, low, high] of the mean of one number an image, rounded to hundredths.
+
+    Args:
+      values: float [M], in percent.
+      seed: of the sets of images that the interval is over.
+    """
+    images = metrics.draw_images(seed, len(values))
+    means = images @ np.asarray(values, np.float64) / len(values)
+    return findings.as_list(metrics.interval(means, level=findings.LEVEL))
+
+
 def summary_of(records) -> dict:
     """Return the steps and sizes of attacks, as a table has them.
 

@@ -62,7 +62,8 @@ def test_the_rows_are_those_of_the_records(run):
     assert (fcn["network"], fcn["images"], fcn["planned"], fcn["with_targets"]) == (
         *("fcn_vgg", 4, 5, 4),
     )
-    assert fcn["targets"] == [100, 100, 100] and fcn["finished"] == 0.5
+    assert fcn["targets"] == [100, 100, 100]
+    assert fcn["finished"] == [50, 0, 100]  # of four images, no more can be said
     assert fcn["steps"] == np.percentile([1, 2, 12, 3], (25, 50, 75)).tolist()
     # After 10 iterations two are done, one has half of its targets, the other a tenth.
     assert fcn["left"] == {"10": pytest.approx(0.15), "12": pytest.approx(0.15)}

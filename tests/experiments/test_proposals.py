@@ -19,7 +19,7 @@ def run(launch, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("proposals") / "run"
     flags = ("--network=fr_zf_07", "--limit=2", "--max_steps=4", "--slots=1")
     flags = (*flags, f"--workdir={workdir}", "--proposals=20,100")
-    return workdir, flags, launch("proposals", *flags, "--thresholds=0.5,0.9")
+    return workdir, flags, launch("proposals", *flags, "--thresholds=0.7,0.9")
 
 
 def rows_of(workdir):
@@ -32,13 +32,22 @@ def test_a_denser_suppression_keeps_more(run):
     text = (workdir / "proposals.md").read_text()
     assert text in process.stdout and f"results: {workdir}" in process.stdout
     rows = rows_of(workdir)
-    assert set(rows) == {(0.5, 20), (0.5, 100), (0.9, 20), (0.9, 100)}
-    assert rows[0.5, 100]["proposals"] < rows[0.9, 100]["proposals"] <= 100
+    assert set(rows) == {(0.7, 20), (0.7, 100), (0.9, 20), (0.9, 100)}
+    assert rows[0.7, 100]["proposals"] < rows[0.9, 100]["proposals"] <= 100
     assert rows[0.9, 20]["proposals"] == 20
     for row in rows.values():
         assert 0 < row["targets"] <= row["proposals"] and row["images"] == 2
         assert row["evaluation_proposals"] == 100
         assert 0 <= row["steps_median"] <= 4 and row["seconds"] > 0
+    differences = json.loads((workdir / "proposals.json").read_text())["differences"]
+    for one in differences:
+        value, low, high = one["difference"]
+        most = one["max_proposals"]
+        assert value == pytest.approx(
+            rows[0.9, most]["advr"][0] - rows[0.7, most]["advr"][0], abs=0.02
+        )
+        assert low <= value <= high and f"At most {most} kept, ADVR at 0.9 is below" in text
+    assert [one["max_proposals"] for one in differences] == [20, 100]
     with Image.open(workdir / "proposals.png") as picture:
         assert picture.width > 1000
 
@@ -52,7 +61,7 @@ def test_a_row_is_what_the_whole_detector_says_of_the_pngs(run, cache):
     saved = [stored.image(example["image_id"]) for example in examples]
     clean = [example["image"] for example in examples]
     row, content = rows_of(workdir)[0.9, 100], json.loads((workdir / "proposals.json").read_text())
-    for images, score in ((saved, row["advr_uint8"]), (clean, content["orig"])):
+    for images, score in ((saved, row["advr_uint8"][0]), (clean, content["orig"])):
         found = evaluation.predict(network, images)
         assert evaluation.score(examples, found) == pytest.approx(score, abs=0.01)
     for image, example in zip(saved, examples, strict=True):
@@ -62,7 +71,7 @@ def test_a_row_is_what_the_whole_detector_says_of_the_pngs(run, cache):
 def test_the_same_folder_takes_more_settings_and_keeps_what_it_has(run, launch):
     workdir, flags, _ = run
     before = rows_of(workdir)
-    untouched = workdir / "nms_0.5_kept_20" / "row.json"
+    untouched = workdir / "nms_0.7_kept_20" / "row.json"
     written = untouched.stat().st_mtime_ns
     (workdir / "nms_0.9_kept_20" / "row.json").unlink()  # killed before it was written
     shutil.rmtree(workdir / "nms_0.9_kept_100")  # or long before

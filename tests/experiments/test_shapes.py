@@ -52,14 +52,14 @@ def test_the_network_sees_the_shape_in_the_png(run, cache):
                 both, either = (seen == CAT) & shape, (seen == CAT) | shape
                 overlaps.append(both.sum() / either.sum())
             found[when] = shares, overlaps
-            assert row[f"share_{when}"] == pytest.approx(np.mean(shares), abs=1e-9)
-            assert row[f"iou_{when}"] == pytest.approx(np.mean(overlaps), abs=1e-9)
+            assert row[f"as_drawn_{when}"][0] == pytest.approx(100 * np.mean(shares), abs=0.01)
+            assert row[f"iou_{when}"][0] == pytest.approx(100 * np.mean(overlaps), abs=0.01)
         for record, share in zip(stored.records, found["after"][0], strict=True):
             # What stopped as FOOLED has at most 1% of the pixels left, and so has its PNG.
             assert (record["status"] == "FOOLED") == (share >= 0.99)
             assert record["active_counts"][-1] == round((1 - share) * drawn.size)
             assert record["largest_change"] == int(record["largest_change"]) > 0
-        assert row["iou_after"] > 0.5 > row["iou_before"] + 0.2
+        assert row["iou_after"][0] > 50 > row["iou_before"][0] + 20
     with Image.open(workdir / "shapes.png") as picture:
         assert picture.width > 1000
 
@@ -79,7 +79,7 @@ def test_the_same_folder_takes_more_shapes_and_keeps_what_it_has(run, launch, tm
     assert untouched.stat().st_mtime_ns == written
     assert {title: after[title] for title in before} == before
     mask = after["half.png"]
-    assert mask["class_name"] is None and mask["share_after"] > mask["share_before"]
+    assert mask["class_name"] is None and mask["as_drawn_after"] > mask["as_drawn_before"]
     refused = launch("shapes", *flags, "--class_name=dog", fails=True)
     assert "settings.class_name" in refused.stderr
 
