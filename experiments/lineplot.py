@@ -1,4 +1,4 @@
-"""Line plots of what launches measure: panels side by side, a line for each of several things.
+"""Plots of what launches measure: panels side by side, a line for each of several things, points.
 
 Nothing here touches pyplot, so nothing needs a display and nothing stays open.
 """
@@ -6,11 +6,16 @@ Nothing here touches pyplot, so nothing needs a display and nothing stays open.
 import itertools
 
 from etils import epath
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.transforms import Bbox
 
 _DPI = 150
 _MARKERS = "os^Dv"
+_POINT = 6  # pixels of a figure around a point that a name stays out of
+_AWAY = 7, 14, 24, 38, 56, 80  # points of type that a name may stand from its point
 
 
 def series(points, key, x, y, scale=1):
@@ -81,6 +86,55 @@ def lines(axes, series, *, xlabel, ylabel, doubling=True, log=True):
     axes.minorticks_off() if not log else axes.tick_params(axis="x", which="minor", bottom=False)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+
+
+def name_points(figure, axes, points, others=()):
+    """Write names beside points, where they cover no other name and no point.
+
+    Args:
+      figure: matplotlib's; all else is drawn into it before.
+      axes: its.
+      points: (x, y, name) of each.
+      others: (x, y) of what has no name and is not to be covered either.
+
+    Returns:
+      The texts, matplotlib's.
+    """
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw_without_rendering()  # places depend on the layout
+    frame = axes.get_window_extent()
+    spots = axes.transData.transform([*((x, y) for x, y, _ in points), *others])
+    taken = [Bbox([spot - _POINT, spot + _POINT]) for spot in spots]
+    sides = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)]
+
+    def place(x, y, name, away, right, up):
+        line = {"arrowstyle": "-", "lw": 0.5, "color": "0.5", "shrinkA": 1}
+        text = axes.annotate(
+            name,
+            (x, y),
+            (right * away, up * away),
+            textcoords="offset points",
+            ha={1: "left", 0: "center", -1: "right"}[right],
+            va={1: "bottom", 0: "center", -1: "top"}[up],
+            fontsize=8,
+            arrowprops=line if away > _AWAY[0] else None,
+        )
+        text.update_positions(renderer)
+        return text, Text.get_window_extent(text)  # without the line to its point
+
+    texts = []
+    for point in points:
+        for away, side in itertools.product(_AWAY, sides):
+            text, box = place(*point, away, *side)
+            inside = frame.contains(*box.min) and frame.contains(*box.max)
+            if inside and not any(box.overlaps(one) for one in taken):
+                break
+            text.remove()
+        else:
+            text, box = place(*point, _AWAY[0], *sides[0])
+        taken.append(box)
+        texts.append(text)
+    return texts
 
 
 def save(figure, path):

@@ -23,17 +23,13 @@ devices is refused.
 import itertools
 import json
 import sys
-import time
 
-import jax
-import numpy as np
 from absl import app, flags
 
 import dag_jax
 from dag_jax import metrics, networks
 from experiments import console, evaluation, lineplot, options
-from experiments.measure import throughput
-from experiments.runs import attacks, files, findings, rundir, scores, versions
+from experiments.runs import attacks, files, findings, rundir, scores, timed, versions
 
 DETECTORS = [name for name in networks.NAMES if name.startswith("fr_")]
 PLAIN = 0.7  # the threshold of the evaluation, which the paper's attack raises
@@ -212,40 +208,6 @@ def draw(rows, about, path):
     lineplot.save(figure, path)
 
 
-def compile_first(network, examples, results, targets_of, options_of_stream):
-    """Compile what the attack of these images needs: an attack without a target of each shape."""
-    seen = set()
-
-    def inputs():
-        for one in attacks.attack_inputs(
-            network, examples, FLAGS.seed, results.todo(), targets_of=targets_of
-        ):
-            if isinstance(one, dag_jax.Failure):
-                continue
-            shapes = str(jax.tree.map(np.shape, one[1:]))
-            if shapes not in seen:
-                seen.add(shapes)
-                yield from throughput.idle([one])
-
-    for _ in attacks.open_stream(network, examples, results, inputs(), **options_of_stream):
-        pass
-
-
-def seconds_an_image(path, seconds=0.0, images=0):
-    """Return the seconds that an image took, over all launches that ended; None if none did.
-
-    Args:
-      path: where they are added up.
-      seconds: of this launch.
-      images: attacked by this launch.
-    """
-    before = files.load_json(path) if path.exists() else {"seconds": 0.0, "images": 0}
-    now = {"seconds": before["seconds"] + seconds, "images": before["images"] + images}
-    if images:
-        rundir.write(path, json.dumps(now) + "\n")
-    return now["seconds"] / now["images"] if now["images"] else None
-
-
 def measure(network, examples, results, *, threshold, most, margin, max_steps, mesh):
     """Attack what a setting's folder lacks of the images, score them, return the row."""
     label = f"NMS {threshold:g}, at most {most}"
@@ -254,29 +216,20 @@ def measure(network, examples, results, *, threshold, most, margin, max_steps, m
     def targets_of(group, example, seed):
         return attacks.paper_targets(group, example, seed, **setting)
 
-    of_stream = {
-        "slots": options.slots(),
-        "mesh": mesh,
-        "rounded": FLAGS.rounded,
-        "max_steps": max_steps,
-        "step_size": FLAGS.step_size,
-        "margin": margin,
-    }
-    todo = len(results.todo())
-    if todo:
-        compile_first(network, examples, results, targets_of, of_stream)
-    started = time.perf_counter()
-    attacks.attack_all(
+    seconds = timed.attack_all(
         network,
         examples,
         results,
         seed=FLAGS.seed,
         label=label,
         targets_of=targets_of,
-        **of_stream,
+        slots=options.slots(),
+        mesh=mesh,
+        rounded=FLAGS.rounded,
+        max_steps=max_steps,
+        step_size=FLAGS.step_size,
+        margin=margin,
     )
-    seconds = time.perf_counter() - started
-    seconds = seconds_an_image(results.folder / "seconds.json", seconds if todo else 0.0, todo)
     run = rundir.read(results.folder)
     scores.keep(
         network,
