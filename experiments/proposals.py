@@ -65,10 +65,12 @@ def parse_thresholds(texts):
     """Return the numbers of --thresholds."""
     try:
         numbers = sorted({float(text) for text in texts})
-    except ValueError as error:
-        raise app.UsageError(f"--thresholds: {error}") from error
+    except ValueError:
+        numbers = []
     if not numbers or not all(0 < number <= 1 for number in numbers):
-        raise app.UsageError("--thresholds are numbers above 0, up to 1, such as 0.7,0.9")
+        raise app.UsageError(
+            f"--thresholds={','.join(texts)}: numbers above 0, up to 1, are such as 0.7,0.9"
+        )
     return numbers
 
 
@@ -77,7 +79,9 @@ def parse_proposals(texts, miniature):
     if texts is None:
         return list(MOST[miniature])
     if not texts or not all(text.isdecimal() and int(text) for text in texts):
-        raise app.UsageError("--proposals are whole numbers, 1 or more, such as 100,300")
+        raise app.UsageError(
+            f"--proposals={','.join(texts)}: whole numbers, 1 or more, are such as 100,300"
+        )
     return sorted({int(text) for text in texts})
 
 

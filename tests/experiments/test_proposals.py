@@ -90,7 +90,7 @@ def test_the_same_folder_takes_more_settings_and_keeps_what_it_has(run, launch):
     ("flag", "message"),
     [
         ("--thresholds=0.7,1.5", "numbers above 0, up to 1"),
-        ("--thresholds=dense", "could not convert string to float: 'dense'"),
+        ("--thresholds=dense", "--thresholds=dense: numbers above 0"),
         ("--proposals=100,0", "whole numbers, 1 or more"),
         ("--network=fcn_vgg", "value should be one of <fr_zf_07|"),
         ("--nominiature", "--nominiature needs --checkpoints"),
