@@ -32,6 +32,7 @@ from experiments.runs import files, findings, rundir, scores
 MARKS = (10, 50, 100)  # iterations at which the table has the share of targets left
 QUARTILES = (25, 50, 75)  # percent
 LINEAR_BELOW = 0.01  # share of targets: above, the plot's axis is logarithmic
+LEAST_INCHES = 7  # width of a plot, for its title and legend
 STATUS_COLOURS = {
     "FOOLED": "#4c9f70",
     "MAX_STEPS": "#e8a33d",
@@ -212,9 +213,8 @@ def draw_curves(pairs, path):
     by_kind = [names for names in by_kind if names]
     columns = max(map(len, by_kind))
     title = "Targets still active after each iteration, as a share of those on the clean image"
-    figure, axes = lineplot.panels(
-        columns * len(by_kind), title, columns=columns, inches=(3.1, 2.8)
-    )
+    inches = max(3.1, LEAST_INCHES / columns), 2.8
+    figure, axes = lineplot.panels(columns * len(by_kind), title, columns=columns, inches=inches)
     for place, one in enumerate(axes):
         kind, column = divmod(place, columns)
         if column >= len(by_kind[kind]):
@@ -232,7 +232,13 @@ def draw_curves(pairs, path):
     if any(row["margin"] for row, _ in pairs):
         text = "margin 0, the paper's rule: median, quartiles, mean"
         handles.insert(3, Line2D([], [], color="C1", lw=2, label=text))
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=9, frameon=False)
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=len(handles) if columns > 3 else 3,
+        fontsize=9,
+        frameon=False,
+    )
     lineplot.save(figure, path)
 
 

