@@ -1,21 +1,20 @@
 """Dense Adversary Generation (DAG) in JAX: adversarial examples for segmentation and detection."""
 
-from dag_jax import detection, metrics, networks
+from dag_jax import detection, metrics, networks, variants
 from dag_jax.attack import (
     Attack,
     State,
     Status,
-    active_targets,
     attack,
     dag_update,
     init,
-    margin_loss,
     perturb,
     scale_by_max_norm,
     step,
 )
 from dag_jax.checks import check, check_numbers
 from dag_jax.feed import Failure
+from dag_jax.objective import DAG, Objective, active_targets, margin_loss
 from dag_jax.stream import attack_stream
 from dag_jax.targets import (
     Targets,
@@ -29,7 +28,9 @@ from dag_jax.targets import (
 
 __all__ = [
     "Attack",
+    "DAG",
     "Failure",
+    "Objective",
     "State",
     "Status",
     "Targets",
@@ -53,4 +54,5 @@ __all__ = [
     "perturb",
     "scale_by_max_norm",
     "step",
+    "variants",
 ]

@@ -12,6 +12,9 @@ gradient passes straight through clip and rounding, and r itself is never clippe
 targets and the last count are true of the returned image, and inside the range this is the paper's
 algorithm to the letter.
 
+Which targets are active and what is descended on is an `Objective`, the paper's if none is given;
+`dag_jax.variants` has others.
+
 Everything here takes one image; `jax.vmap` and `jax.shard_map` make it many.
 
 Shapes: `H W` pixels, `*T` any target shape ([H, W] pixels or [N] proposals), `C` classes. Where
@@ -30,21 +33,22 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from dag_jax.checks import WHITE, check, check_image, check_numbers
-from dag_jax.targets import Targets, map_targets
+from dag_jax.checks import WHITE, check, check_image, check_numbers, check_start
+from dag_jax.objective import DAG, Objective
+from dag_jax.targets import map_targets
 
 
 class Status(enum.IntEnum):
     """Why an attack stopped."""
 
     RUNNING = 0
-    FOOLED = 1  # no target is active any more
+    FOOLED = 1  # no target is active any more, or as few as `stop_fraction` allows
     MAX_STEPS = 2  # targets are left after the last step
     ZERO_GRADIENT = 3  # targets are left, and no pixel moves them
     # A valid target's score, or the gradient, is not a finite number; or a valid target is of a
     # class that has no score, such as void.
     NON_FINITE = 4
-    NO_TARGETS = 5  # none was active on the clean image
+    NO_TARGETS = 5  # none was active at the first iterate, the clean image unless `start` is given
 
 
 @jax.tree_util.register_dataclass
@@ -69,50 +73,10 @@ class State:
     optimizer_state: optax.OptState
 
 
-def margin_loss(scores, targets: Targets):
-    """Return each target's margin of its label over its adversarial label.
-
-        f_label(X, t) - f_adversarial(X, t), and 0 where there is no target
-
-    Args:
-      scores: f32[*T, C], pre-softmax.
-      targets: Targets of shape *T.
-
-    Returns:
-      f32[*T].
-
-    Reference: Xie et al., ICCV 2017, equation 1.
-    """
-    return jnp.where(
-        targets.valid, _pick(scores, targets.labels) - _pick(scores, targets.adversarial), 0
-    )
-
-
-def _pick(scores, labels):
-    return jnp.take_along_axis(scores, labels[..., None], axis=-1)[..., 0]
-
-
 def _have_scores(scores, targets):
     """Return bool[*T], whether both classes of a target exist. Concrete ones were checked."""
     classes = jnp.stack([targets.labels, targets.adversarial])
     return jnp.all((classes >= 0) & (classes < scores.shape[-1]), axis=0)
-
-
-def active_targets(scores, targets: Targets, margin: float = 0.0):
-    """Return which targets are still right: f_label - max of the others > -margin.
-
-    Args:
-      scores: f32[*T, C], pre-softmax.
-      targets: Targets of shape *T.
-      margin: logits by which a label must have lost before its target rests. 0 is the paper's
-        rule (the label is the argmax).
-
-    Returns:
-      bool[*T], false where there is no target.
-    """
-    classes = lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
-    others = jnp.where(classes == targets.labels[..., None], -jnp.inf, scores).max(axis=-1)
-    return targets.valid & (_pick(scores, targets.labels) - others > -margin)
 
 
 def perturb(image, perturbation, *, rounded: bool = False):
@@ -155,7 +119,7 @@ def dag_update(step_size: float = 0.5) -> optax.GradientTransformation:
     return optax.chain(scale_by_max_norm(), optax.scale(-step_size))
 
 
-def init(image, targets, *, max_steps=200, step_size=0.5, optimizer=None) -> State:
+def init(image, targets, *, max_steps=200, step_size=0.5, optimizer=None, start=None) -> State:
     """Return the state before the first iteration.
 
     Args:
@@ -164,19 +128,23 @@ def init(image, targets, *, max_steps=200, step_size=0.5, optimizer=None) -> Sta
       max_steps: M_0.
       step_size: gamma in grey levels, for the default optimizer.
       optimizer: optax transformation; None is `dag_update(step_size)`.
+      start: f32[H, W, 3] in grey levels, r of the first iterate; None is 0.
 
     Returns:
-      State with r = 0.
+      State with r = start.
 
     Raises:
-      ValueError: as `checks.check_image` and `checks.check_numbers` say.
+      ValueError: as `checks.check_image`, `check_numbers` and `check_start` say.
     """
     check_numbers(max_steps, step_size, 0.0)
     check_image(image)
     image = jnp.asarray(image).astype(jnp.float32)
+    if start is not None:
+        check_start(start, image)
+        start = jnp.asarray(start).astype(jnp.float32)
     attack = Attack(
         image=image,
-        perturbation=jnp.zeros_like(image),
+        perturbation=jnp.zeros_like(image) if start is None else start,
         num_steps=jnp.int32(0),
         active=map_targets(lambda leaf: jnp.zeros(leaf.valid.shape, bool), targets),
         active_counts=jnp.full(max_steps + 1, -1, jnp.int32),
@@ -186,8 +154,32 @@ def init(image, targets, *, max_steps=200, step_size=0.5, optimizer=None) -> Sta
     return State(attack, optimizer.init(attack.perturbation))
 
 
+def _stops(stop_fraction, targets, active, count, over):
+    """Return whether few enough targets are active, or `over` and none is, where that is all."""
+    if stop_fraction is None:
+        return (count == 0) & over
+    if stop_fraction == 0:
+        return count == 0
+
+    def few(targets, active):
+        total = targets.valid.sum(dtype=jnp.float32)
+        return active.sum(dtype=jnp.float32) <= stop_fraction * total
+
+    # Of each network by itself: a thousand pixels must not make up for a detector's every box.
+    return jnp.stack(jax.tree.leaves(map_targets(few, targets, active))).all()
+
+
 def step(
-    score_fn, state: State, targets, *, step_size=0.5, margin=0.0, rounded=False, optimizer=None
+    score_fn,
+    state: State,
+    targets,
+    *,
+    step_size=0.5,
+    margin=0.0,
+    rounded=False,
+    optimizer=None,
+    objective: Objective = DAG,
+    stop_fraction: float | None = 0.0,
 ) -> State:
     """Advance an attack by one iteration; one that has stopped stays as it is.
 
@@ -199,20 +191,24 @@ def step(
       margin: as in `attack`.
       rounded: as in `attack`.
       optimizer: as given to `init`.
+      objective: as in `attack`.
+      stop_fraction: as in `attack`.
 
     Returns:
       The next State. `state.attack.status` says whether it has stopped and why.
     """
     attack = state.attack
-    optimizer = optimizer or dag_update(step_size)
+    optimizer = optax.with_extra_args_support(optimizer or dag_update(step_size))
+    max_steps = attack.active_counts.shape[0] - 1
+    progress = attack.num_steps.astype(jnp.float32) / max_steps
     one_for_all = jax.tree.structure(margin) == jax.tree.structure(0)
     margins = map_targets(lambda _: margin, targets) if one_for_all else margin
 
     def loss(image):
         scores = score_fn(image)
-        active = map_targets(lambda t, f, m: active_targets(f, t, m), targets, scores, margins)
+        active = map_targets(lambda t, f, m: objective.active(f, t, m), targets, scores, margins)
         terms = map_targets(
-            lambda t, f, on: jnp.where(on, margin_loss(f, t), 0).sum(), targets, scores, active
+            lambda t, f, on: objective.loss(f, t, on, progress).sum(), targets, scores, active
         )
         finite = map_targets(
             lambda t, f: jnp.all((jnp.isfinite(f).all(-1) & _have_scores(f, t)) | ~t.valid),
@@ -226,21 +222,22 @@ def step(
     count = sum(mask.sum(dtype=jnp.int32) for mask in jax.tree.leaves(active))
     scores_finite = jnp.stack(jax.tree.leaves(finite)).all()
     first = attack.num_steps == 0
-    last = attack.num_steps == attack.active_counts.shape[0] - 1
+    last = attack.num_steps == max_steps
+    stuck = ~jnp.any(gradient != 0)
     reasons = [  # the first that holds
         (~scores_finite, Status.NON_FINITE),
         ((count == 0) & first, Status.NO_TARGETS),
-        (count == 0, Status.FOOLED),
+        (_stops(stop_fraction, targets, active, count, last | stuck), Status.FOOLED),
         (last, Status.MAX_STEPS),
         (~jnp.isfinite(gradient).all(), Status.NON_FINITE),
-        (~jnp.any(gradient != 0), Status.ZERO_GRADIENT),
+        (stuck, Status.ZERO_GRADIENT),
     ]
     conditions, statuses = zip(*reasons, strict=True)
     status = jnp.select(
         conditions, [jnp.int32(value) for value in statuses], jnp.int32(Status.RUNNING)
     )
     updates, optimizer_state = optimizer.update(
-        gradient, state.optimizer_state, attack.perturbation
+        gradient, state.optimizer_state, attack.perturbation, image=attack.image
     )
     moves = status == Status.RUNNING
 
@@ -269,6 +266,9 @@ def attack(
     margin: float = 0.0,
     rounded: bool = False,
     optimizer: optax.GradientTransformation | None = None,
+    objective: Objective = DAG,
+    stop_fraction: float | None = 0.0,
+    start=None,
 ) -> Attack:
     """Find a perturbation of an image that makes a network wrong on every target.
 
@@ -288,7 +288,14 @@ def attack(
       rounded: whether the image is scored as rounded to whole grey levels, so that the saved PNG
         itself fools.
       optimizer: optax transformation of the gradient with respect to the image; None is
-        `dag_update(step_size)`. It replaces `step_size`.
+        `dag_update(step_size)`. It replaces `step_size`. Its parameters are r; one that takes
+        further arguments (`optax.GradientTransformationExtraArgs`) gets `image`, the clean one.
+      objective: which targets are active, and what is descended on; `DAG` is the paper's. A joint
+        attack asks it of each network.
+      stop_fraction: the attack stops as FOOLED once at most this share of the targets is active, of
+        each network in a joint attack; 0 is the paper's. None: it goes on to max_steps, as attacks
+        of a bounded norm do, and is FOOLED if none is active in the end.
+      start: f32[H, W, 3] in grey levels, r of the first iterate; None is 0.
 
     Returns:
       Attack, whatever happened: its status says why it stopped.
@@ -298,8 +305,10 @@ def attack(
 
     Reference: Xie et al., ICCV 2017, algorithm 1.
     """
-    check(score_fn, image, targets, max_steps=max_steps, step_size=step_size, margin=margin)
-    state = init(image, targets, max_steps=max_steps, step_size=step_size, optimizer=optimizer)
+    numbers = {"max_steps": max_steps, "step_size": step_size, "margin": margin}
+    check(score_fn, image, targets, stop_fraction=stop_fraction, **numbers)
+    new = {"max_steps": max_steps, "step_size": step_size, "optimizer": optimizer, "start": start}
+    state = init(image, targets, **new)
 
     def body(state):
         return step(
@@ -310,6 +319,8 @@ def attack(
             margin=margin,
             rounded=rounded,
             optimizer=optimizer,
+            objective=objective,
+            stop_fraction=stop_fraction,
         )
 
     return lax.while_loop(lambda state: state.attack.status == Status.RUNNING, body, state).attack

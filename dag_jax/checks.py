@@ -18,7 +18,9 @@ from dag_jax.targets import Targets, map_targets
 WHITE = 255  # the largest grey level
 
 
-def check(score_fn, image, targets, *, max_steps=200, step_size=0.5, margin=0.0) -> None:
+def check(
+    score_fn, image, targets, *, max_steps=200, step_size=0.5, margin=0.0, stop_fraction=0.0
+) -> None:
     """Raise a ValueError that names what is wrong with the arguments of an attack.
 
     Args:
@@ -28,18 +30,19 @@ def check(score_fn, image, targets, *, max_steps=200, step_size=0.5, margin=0.0)
       max_steps: as in `attack`.
       step_size: as in `attack`.
       margin: as in `attack`.
+      stop_fraction: as in `attack`.
 
     Raises:
       ValueError: for a shape, label, grey level or number that an attack cannot mean.
     """
-    check_numbers(max_steps, step_size, margin)
+    check_numbers(max_steps, step_size, margin, stop_fraction)
     check_image(image)
     scores = jax.eval_shape(score_fn, jax.ShapeDtypeStruct(image.shape, jnp.float32))
     check_targets(targets, scores)
     check_margin(margin, targets)
 
 
-def check_numbers(max_steps, step_size, margin) -> None:
+def check_numbers(max_steps, step_size, margin, stop_fraction=0.0) -> None:
     """Raise a ValueError for a number that no attack can have; `check` calls this."""
     if max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}; an attack takes at least 1 step")
@@ -48,6 +51,11 @@ def check_numbers(max_steps, step_size, margin) -> None:
     for logits in jax.tree.leaves(margin):
         if _is_concrete(logits) and not (0 <= logits < math.inf):
             raise ValueError(f"margin is {logits}; it is a number of logits, 0 or more")
+    if stop_fraction is not None and not (0 <= stop_fraction < 1):
+        raise ValueError(
+            f"stop_fraction is {stop_fraction}; it is a share of the targets, 0 or more and less "
+            "than 1, or None"
+        )
 
 
 def _is_concrete(value) -> bool:
@@ -73,6 +81,19 @@ def check_image(image) -> None:
             f"image has values from {low:g} to {high:g}, which looks like [0, 1]; grey levels "
             "go from 0 to 255 here, and step_size counts them: multiply the image by 255"
         )
+
+
+def check_start(start, image) -> None:
+    """Raise a ValueError for a first perturbation that does not fit the image; `init` calls this.
+
+    Args:
+      start: [H, W, 3] in grey levels.
+      image: [H, W, 3].
+    """
+    if start.shape != image.shape:
+        raise ValueError(f"start has shape {start.shape}, image has {image.shape}")
+    if _is_concrete(start) and not np.isfinite(start).all():
+        raise ValueError("start has values that are not finite")
 
 
 def check_targets(targets, scores) -> None:

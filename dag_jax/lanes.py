@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dag_jax.attack import Attack, Status, init, step
+from dag_jax.objective import DAG
 
 # A lane alone would be compiled into other kernels than several are, and differ in the last bits.
 _FEWEST_LANES = 2
@@ -32,9 +33,24 @@ def _on_each(mesh, function, whole, parts):
 
 
 @functools.partial(
-    jax.jit, static_argnames=("chunk", "rounded", "optimizer", "mesh"), donate_argnames="states"
+    jax.jit,
+    static_argnames=("chunk", "rounded", "optimizer", "mesh", "objective", "stop_fraction"),
+    donate_argnames="states",
 )
-def _advance(score_fn, numbers, states, targets, inputs, *, chunk, rounded, optimizer, mesh):
+def _advance(
+    score_fn,
+    numbers,
+    states,
+    targets,
+    inputs,
+    *,
+    chunk,
+    rounded,
+    optimizer,
+    mesh,
+    objective=DAG,
+    stop_fraction=0.0,
+):
     """Advance all lanes by up to `chunk` iterations; each device's own, until they have stopped.
 
     Returns:
@@ -43,8 +59,16 @@ def _advance(score_fn, numbers, states, targets, inputs, *, chunk, rounded, opti
 
     def advance(score_fn, numbers, states, targets, inputs):
         def one(state, targets, inputs):
-            options = {"rounded": rounded, "optimizer": optimizer, **numbers}
-            return step(lambda image: score_fn(image, *inputs), state, targets, **options)
+            return step(
+                lambda image: score_fn(image, *inputs),
+                state,
+                targets,
+                rounded=rounded,
+                optimizer=optimizer,
+                objective=objective,
+                stop_fraction=stop_fraction,
+                **numbers,
+            )
 
         def goes_on(carry):
             count, _, states = carry
@@ -117,7 +141,7 @@ class Lanes:
           slots: S.
           mesh: devices.
           max_steps: as in `attack`.
-          **options: chunk, rounded, optimizer.
+          **options: chunk, rounded, optimizer; objective, stop_fraction as in `attack`.
         """
         self.slots, self.shape = slots, example[0].shape[:2]
         self._score_fn, self._numbers, self._options = score_fn, numbers, options

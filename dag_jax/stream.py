@@ -27,6 +27,7 @@ from dag_jax.attack import Attack
 from dag_jax.checks import check_numbers
 from dag_jax.feed import Example, Failure, Feed, Prepare
 from dag_jax.lanes import Lanes, spread
+from dag_jax.objective import DAG, Objective
 
 _AHEAD = 4  # examples read ahead for each slot: with several shapes, enough to fill one's slots
 _FIRST_WAIT = 1.0  # seconds that the first chunk waits for its slots to fill
@@ -60,6 +61,8 @@ def attack_stream(
     margin: float = 0.0,
     rounded: bool = False,
     optimizer=None,
+    objective: Objective = DAG,
+    stop_fraction: float | None = 0.0,
     chunk: int = 4,
     mesh: Mesh | None = None,
     bucket: Callable | None = None,
@@ -88,6 +91,8 @@ def attack_stream(
       margin: as in `attack`.
       rounded: as in `attack`.
       optimizer: as in `attack`.
+      objective: as in `attack`.
+      stop_fraction: as in `attack`.
       chunk: iterations between two looks at which images have finished.
       mesh: devices to spread the slots over, each with as many; None is one device. No device
         waits for another within a chunk.
@@ -109,7 +114,7 @@ def attack_stream(
         example ahead, and for slots that the devices cannot share evenly; after the last result
         for examples that failed, if there is no `on_failure`.
     """
-    check_numbers(max_steps, step_size, margin)
+    check_numbers(max_steps, step_size, margin, stop_fraction)
     read_ahead = _AHEAD * slots if read_ahead is None else read_ahead
     for name, value in (("slots", slots), ("chunk", chunk), ("read_ahead", read_ahead)):
         if value < 1:
@@ -128,6 +133,8 @@ def attack_stream(
         "chunk": chunk,
         "rounded": rounded,
         "optimizer": optimizer,
+        "objective": objective,
+        "stop_fraction": stop_fraction,
     }
     numbers = jax.tree.map(np.float32, {"step_size": step_size, "margin": margin})
     prepare = Prepare(score_fn, bucket, margin)

@@ -32,10 +32,12 @@ TITLES = {
     "fr_vgg_07": "FR-VGG-07",
     "fr_vgg_0712": "FR-VGG-0712",
 }
+# The paper's test split of each kind of network (detects or not); scenes have the same names.
+TEST_SPLITS = {False: "seg11valid", True: "voc07_test"}
 NOTICEABLE = 10  # grey levels: the paper's figures stay below
-# By kind of network (detects or not). A detector run again finds what the attack left at a
-# near-tie, so a detector's targets stay active until their label has lost by 3 logits. An FCN is
-# scored on the attacked pixels themselves: the paper's rule is enough.
+# By kind of network. A detector run again finds what the attack left at a near-tie, so a detector's
+# targets stay active until their label has lost by 3 logits. An FCN is scored on the attacked
+# pixels themselves: the paper's rule is enough.
 MARGINS = {False: 0.0, True: 3.0}
 MAX_STEPS = {False: 200, True: 150}  # the paper's M_0, for segmentation and detection
 # Proposals of an attack: the paper keeps 3,000 at 0.9 from an RPN that sees 600 x 1,000 pixels.

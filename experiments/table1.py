@@ -23,18 +23,15 @@ results of other settings, weights, versions or devices is refused.
 
 import contextlib
 import json
-import pathlib
 import sys
 import time
 
-import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 import dag_jax
 from dag_jax import networks
-from dag_jax.networks import zoo
-from experiments import buckets, console, evaluation, figures
+from experiments import buckets, console, evaluation, figures, options
 from experiments.runs import attacks, files, findings, rundir, scores, versions
 
 # ORIG, ADVR, PERM of Xie et al., ICCV 2017, table 1: full-size networks on PASCAL VOC.
@@ -48,41 +45,19 @@ PAPER = {
     "fr_vgg_07": (69.14, 5.92, 68.68),
     "fr_vgg_0712": (72.07, 3.36, 71.97),
 }
-# The paper's test split of each kind of network (segments, detects); scenes have the same names.
-TEST_SPLITS = {False: "seg11valid", True: "voc07_test"}
-SLOTS = {"cpu": 2}  # a core gains nothing from more lanes, and the last images waste fewer
 SHOWN_OF = 100  # images that the one in the picture is chosen from
-# Flags that change no row; whose weights a row is of, it says itself.
-UNRECORDED = ("networks", "checkpoints", "cache_dir", "slots", "workdir", "data_dir")
+# Flags that change no row.
+UNRECORDED = ("networks", *options.UNRECORDED)
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("networks", list(networks.NAMES), "Networks to attack.")
-flags.DEFINE_enum("dataset", "scenes", ["scenes", "voc"], "What to attack them on.")
-flags.DEFINE_string("split", None, "Split to attack. Default: each network's own.")
-flags.DEFINE_string("data_dir", None, "Folder of VOC and SBD, extracted or not, for --dataset=voc.")
-flags.DEFINE_string("cache_dir", None, "Where prepared datasets lie. Default: ~/.cache/dag_jax.")
-flags.DEFINE_integer(
-    "canvas", None, "Scale images to this square. Default: as they are.", evaluation.MIN_CANVAS
+options.define(
+    __name__,
+    *("dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints", "miniature"),
+    *("image_ids", "limit", "max_steps", "step_size", "margin", "rounded", "precision", "seed"),
+    *("slots", "workdir"),
+    workdir="runs/table1",
 )
-flags.DEFINE_string("checkpoints", None, "Folder of <network>.safetensors to use instead.")
-flags.DEFINE_bool("miniature", True, "The small networks, or the full-size ones.")
-flags.DEFINE_list("image_ids", None, "Names of the images to use. Default: all of the split.")
-flags.DEFINE_integer("limit", 40, "Images a network, the first of the split; 0 is all.", 0)
-flags.DEFINE_integer("max_steps", None, "M_0. Default: 200 for FCN, 150 for detectors.", 1)
-flags.DEFINE_float("step_size", 0.5, "gamma, grey levels.")
-flags.DEFINE_float("margin", None, "Logits a label must lose by. Default: 0 FCN, 3 detectors.")
-flags.DEFINE_bool("rounded", False, "Attack the image as it will be saved, in whole grey levels.")
-flags.DEFINE_enum(
-    "precision",
-    "float32",
-    networks.PRECISIONS,
-    "In which networks multiply; scores and perturbation are float32.",
-)
-flags.DEFINE_integer("seed", 0, "Seed of adversarial labels and permutations.")
-flags.DEFINE_integer(
-    "slots", None, "Images at a time on each device. Default: 2 CPU, 16 others.", 1
-)
-flags.DEFINE_string("workdir", "runs/table1", "Where to write.")
 
 
 def manifest_of(name, margin, weights, settings):
@@ -94,7 +69,7 @@ def manifest_of(name, margin, weights, settings):
         "weights_sha256": weights,
         "margin": margin,
         "max_steps": settings["max_steps"] or evaluation.MAX_STEPS[detects],
-        "splits": settings["split"] or TEST_SPLITS[detects],
+        "splits": settings["split"] or evaluation.TEST_SPLITS[detects],
         "settings": settings,
         **versions.environment(),
     }
@@ -131,7 +106,7 @@ def report(rows, settings):
     scenes = settings["dataset"] == "scenes"
     small = settings["miniature"]
     size = "miniatures" if small else "full-size networks"
-    splits = settings["split"] or ", ".join(TEST_SPLITS.values())
+    splits = settings["split"] or ", ".join(evaluation.TEST_SPLITS.values())
     kind = "rendered scenes" if scenes else f"{settings['dataset']} {splits}"
     columns = COLUMNS + (() if scenes else FREQUENT_COLUMNS) + PAPER_COLUMNS
     classes = ", ".join(evaluation.datasets.CLASS_NAMES[i] for i in evaluation.FREQUENT)
@@ -202,7 +177,7 @@ def attack(network, examples, own, mesh):
             examples,
             results,
             seed=FLAGS.seed,
-            slots=FLAGS.slots or SLOTS.get(jax.default_backend(), 16),
+            slots=options.slots(),
             mesh=mesh,
             label=f"{evaluation.TITLES[network.name]} margin {margin:g}",
             rounded=FLAGS.rounded,
@@ -298,43 +273,23 @@ def main(argv):
     mesh = console.open_mesh()
     started = time.monotonic()
     console.check_names("networks", FLAGS.networks, networks.NAMES)
-    if not (FLAGS.miniature or FLAGS.checkpoints):
-        raise app.UsageError("--nominiature needs --checkpoints: no full-size weights are shipped")
     dag_jax.check_numbers(FLAGS.max_steps or 1, FLAGS.step_size, FLAGS.margin or 0)
 
     # 1. Everything that can be wrong is read before anything is written. Rows that the folder has
     # stay in the table.
     finished = rundir.folders_in(FLAGS.workdir, "row.json")
     names = [name for name in networks.NAMES if name in finished | set(FLAGS.networks)]
-    paths = {
-        name: pathlib.Path(FLAGS.checkpoints or zoo.CHECKPOINTS) / f"{name}.safetensors"
-        for name in names
-    }
-    loaded = {
-        name: networks.load(
-            name, miniature=FLAGS.miniature, checkpoint=path, precision=FLAGS.precision
-        )
-        for name, path in paths.items()
-    }
+    both = {name: options.load_network(name) for name in names}
+    loaded = {name: network for name, (network, _) in both.items()}
     examples = {}
-    for detects in sorted({network.detects for network in loaded.values()}):
-        examples[detects] = evaluation.load_examples(
-            FLAGS.dataset,
-            [FLAGS.split or TEST_SPLITS[detects]],
-            data_dir=FLAGS.data_dir,
-            cache_dir=FLAGS.cache_dir,
-            limit=FLAGS.limit or None,
-            image_ids=FLAGS.image_ids,
-            canvas=FLAGS.canvas,
-            network=next(n for n in loaded.values() if n.detects == detects),
-            one_size=False,
-        )
+    for network in loaded.values():
+        if network.detects not in examples:
+            examples[network.detects] = options.load_examples(network)
     settings = rundir.settings_of(FLAGS, sys.argv[0], without=UNRECORDED)
     manifest = {"settings": settings, "units": rundir.UNITS, **versions.environment()}
     workdir = rundir.claim(FLAGS.workdir, manifest)
     results = {}
     for name in sorted(names, key=lambda name: name not in finished):  # rows that are there first
-        weights = files.sha256_of(paths[name])
         margin = (
             evaluation.MARGINS[name.startswith("fr_")] if FLAGS.margin is None else FLAGS.margin
         )
@@ -343,7 +298,7 @@ def main(argv):
             if folder == name or margin:
                 results[name, logits] = rundir.Results(
                     workdir / folder,
-                    manifest_of(name, logits, weights, settings),
+                    manifest_of(name, logits, both[name][1], settings),
                     keys,
                     process=process,
                     processes=processes,

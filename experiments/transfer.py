@@ -28,7 +28,7 @@ import time
 from absl import app, flags
 
 from dag_jax import networks
-from experiments import console, heatmap
+from experiments import console, heatmap, options
 from experiments.runs import crosstable, findings, rundir, versions
 from experiments.runs.matrix import Matrix
 from experiments.runs.stored import Stored
@@ -53,16 +53,13 @@ flags.DEFINE_list(
 flags.DEFINE_list(
     "sums", None, "Sums, as fcn_alex+fcn_vgg. Default: the paper's, those of --run's networks."
 )
-flags.DEFINE_string("data_dir", None, "Folder of VOC and SBD, extracted or not.")
-flags.DEFINE_string("cache_dir", None, "Where prepared datasets lie. Default: ~/.cache/dag_jax.")
-flags.DEFINE_string("checkpoints", None, "Folder of <network>.safetensors to use instead.")
+options.define(__name__, "data_dir", "cache_dir", "checkpoints", "workdir", workdir="runs/transfer")
 flags.DEFINE_integer("sets", 1000, "Sets of images drawn for the intervals.", 1)
 flags.DEFINE_integer("seed", 0, "Seed of these sets.")
-flags.DEFINE_string("workdir", "runs/transfer", "Where to write.")
 # What decides no cell: cells of other networks and sums join those that are there.
 UNRECORDED = (
     *("run", "networks", "black_boxes", "sums", "sets", "seed"),
-    *("data_dir", "cache_dir", "checkpoints", "workdir"),
+    *options.UNRECORDED,
 )
 
 

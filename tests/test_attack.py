@@ -181,16 +181,6 @@ def test_result_is_true_of_the_returned_image(attacked):
             np.testing.assert_array_equal(saved, returned)
 
 
-def test_margin_loss_and_active_targets_by_hand():
-    scores = jnp.array([[3.0, 1.0, 2.0], [0.0, 5.0, 5.0], [9.0, 0.0, 0.0]])
-    targets = Targets(jnp.array([0, 1, 0]), jnp.array([1, 0, 2]), jnp.array([True, True, False]))
-    np.testing.assert_array_equal(dag_jax.margin_loss(scores, targets), [2.0, 5.0, 0.0])
-    np.testing.assert_array_equal(dag_jax.active_targets(scores, targets), [True, False, False])
-    np.testing.assert_array_equal(
-        dag_jax.active_targets(scores, targets, margin=0.5), [True, True, False]
-    )
-
-
 def test_batch_equals_single_images(rng, attacked):
     score_fn, _, _ = attacked
     images = rng.uniform(0, 255, (3, H, W, 3)).astype(np.float32)

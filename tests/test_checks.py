@@ -37,6 +37,8 @@ def problem(rng):
         (dict(step_size=0.0), "step_size is 0"),
         (dict(margin=-1.0), "margin is -1"),
         (dict(margin={"fcn": 0.0, "detector": 3.0}), "one number for all"),
+        (dict(stop_fraction=1.0), "stop_fraction is 1.0; it is a share of the targets"),
+        (dict(stop_fraction=-0.1), "stop_fraction is -0.1"),
         (dict(pytree=True), "same pytree"),
     ],
 )

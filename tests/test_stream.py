@@ -233,6 +233,7 @@ def test_no_examples_no_results(score_fn):
         (dict(max_steps=0), "max_steps is 0"),
         (dict(step_size=-0.5), "step_size is -0.5"),
         (dict(margin=float("nan")), "margin is nan"),
+        (dict(stop_fraction=1.5), "stop_fraction is 1.5"),
     ],
 )
 def test_bad_numbers_are_named_at_once(score_fn, examples, change, message):

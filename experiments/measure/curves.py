@@ -3,13 +3,8 @@
 Nothing here touches pyplot, so nothing needs a display and nothing stays open.
 """
 
-import itertools
+from experiments import lineplot
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
-
-_DPI = 150
-_MARKERS = "os^Dv"
 _WINDOWS = 12  # of the means over time; single chunks are a band
 
 
@@ -36,61 +31,24 @@ def draw(points: dict, folder) -> list[str]:
         if not points.get(curve):
             continue
         figure = function(points[curve])
-        figure.savefig(folder / f"{name}.png", dpi=_DPI)
+        lineplot.save(figure, folder / f"{name}.png")
         drawn.append(f"{name}.png")
     return drawn
 
 
-def _series(points, key, x, y, scale=1):
-    """Yield (label, x values, y values) of points grouped by a key, those without a y left out."""
-    for label, group in itertools.groupby(sorted(points, key=lambda p: p[key]), lambda p: p[key]):
-        pairs = sorted((p[x], p[y] * scale) for p in group if p[y] is not None)
-        if pairs:
-            yield label, *zip(*pairs, strict=True)
-
-
-def _panels(count, title):
-    figure = Figure(figsize=(1.5 + 4.2 * count, 3.8), layout="constrained")
-    figure.suptitle(title, fontsize=12)
-    return figure, figure.subplots(1, count, squeeze=False)[0]
-
-
-def _lines(axes, series, *, xlabel, ylabel, doubling=True, log=True):
-    """Draw series; x values that double are evenly spaced and all of them labelled."""
-    shown = set()
-    for (label, x, y), marker in zip(series, itertools.cycle(_MARKERS), strict=False):
-        axes.plot(x, y, marker=marker, ms=5, label=label)
-        shown |= set(x)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    if log:
-        axes.set_yscale("log")
-        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            which(NullFormatter())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        low, high = axes.get_ylim()
-        if high / low < 30:  # less than two powers of ten: name some in between
-            axes.yaxis.set_minor_formatter(
-                FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
-            )
-    else:
-        axes.set_ylim(0, None)
-    if doubling and shown:
-        axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted(shown), labels=[f"{x:g}" for x in sorted(shown)])
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.minorticks_off() if not log else axes.tick_params(axis="x", which="minor", bottom=False)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-
-
 def _time_against_batch(points):
-    figure, (whole, each) = _panels(2, "Time of one compiled iteration against its batch")
+    figure, (whole, each) = lineplot.panels(2, "Time of one compiled iteration against its batch")
     xlabel = "images in the batch (lanes of a vmap)"
-    _lines(whole, _series(points, "network", "lanes", "seconds", 1000), xlabel=xlabel, ylabel="ms")
+    lineplot.lines(
+        whole,
+        lineplot.series(points, "network", "lanes", "seconds", 1000),
+        xlabel=xlabel,
+        ylabel="ms",
+    )
     points = [p | {"each": p["seconds"] and p["seconds"] / p["lanes"]} for p in points]
-    _lines(
+    lineplot.lines(
         each,
-        _series(points, "network", "lanes", "each", 1000),
+        lineplot.series(points, "network", "lanes", "each", 1000),
         xlabel=xlabel,
         ylabel="ms an image",
         log=False,
@@ -99,10 +57,10 @@ def _time_against_batch(points):
 
 
 def _memory_against_batch(points):
-    figure, (axes,) = _panels(1, "Memory beside weights and arguments")
-    _lines(
+    figure, (axes,) = lineplot.panels(1, "Memory beside weights and arguments")
+    lineplot.lines(
         axes,
-        _series(points, "network", "lanes", "temporaries_mib"),
+        lineplot.series(points, "network", "lanes", "temporaries_mib"),
         xlabel="images in the batch (lanes of a vmap)",
         ylabel="MiB, by the compiler's account",
     )
@@ -110,11 +68,11 @@ def _memory_against_batch(points):
 
 
 def _cost_pair(points, x, xlabel, title, **options):
-    figure, (work, time) = _panels(2, title)
-    series = _series(points, "network", x, "flops", 1e-9)
-    _lines(work, series, xlabel=xlabel, ylabel="GFLOP an iteration", **options)
-    series = _series(points, "network", x, "seconds")
-    _lines(time, series, xlabel=xlabel, ylabel="seconds an iteration", **options)
+    figure, (work, time) = lineplot.panels(2, title)
+    series = lineplot.series(points, "network", x, "flops", 1e-9)
+    lineplot.lines(work, series, xlabel=xlabel, ylabel="GFLOP an iteration", **options)
+    series = lineplot.series(points, "network", x, "seconds")
+    lineplot.lines(time, series, xlabel=xlabel, ylabel="seconds an iteration", **options)
     return figure
 
 
@@ -137,11 +95,11 @@ def _cost_against_proposals(points):
 
 
 def _speed_against_slots(by_network):
-    figure, panels = _panels(len(by_network), "Images attacked to completion")
+    figure, panels = lineplot.panels(len(by_network), "Images attacked to completion")
     for axes, (network, points) in zip(panels, by_network.items(), strict=True):
         slots = [p["slots"] for p in points]
         series = [(kind, slots, [p[kind] for p in points]) for kind in ("stream", "lockstep")]
-        _lines(axes, series, xlabel="slots", ylabel="images per second", log=False)
+        lineplot.lines(axes, series, xlabel="slots", ylabel="images per second", log=False)
         axes.set_title(network, fontsize=10)
     return figure
 
@@ -169,7 +127,7 @@ def _windowed(points, width):
 
 
 def _busy_over_time(by_network):
-    figure, panels = _panels(len(by_network), "Slots with an image under way")
+    figure, panels = lineplot.panels(len(by_network), "Slots with an image under way")
     for axes, (network, kinds) in zip(panels, by_network.items(), strict=True):
         last = max(points[-1][0] for points in kinds.values() if points)
         for (kind, points), colour in zip(kinds.items(), ("C0", "C1"), strict=True):

@@ -71,32 +71,45 @@ def keep(network, examples, results, *, seed, rounded, all_of_them, mesh):
       all_of_them: every column, or ADVR alone.
       mesh: from `console.open_mesh`.
     """
-    title = evaluation.TITLES[network.name]
     run = rundir.read(results.folder)
     for column, image_of in _columns(run, seed, rounded, all_of_them=all_of_them).items():
-        shards = [shard for shard in results.shards() if not results.has(column, shard)]
-        rows = [row for shard in shards for row in results.indices(shard)]
-        if not rows:
-            continue
-        images = buckets.Computed(image_of, [examples[row] for row in rows])
-        found = {}
-        for place, prediction in evaluation.predict_each(
-            network,
-            images,
-            shapes=[examples[row]["image"].shape for row in rows],
-            label=f"{title} {column}",
-            mesh=mesh,
-        ):
-            row = rows[place]
-            for name, array in evaluation.evidence(examples[row], prediction).items():
-                found[row, name] = array
-        for shard in shards:
-            own = results.indices(shard)
-            results.put(
-                column,
-                shard,
-                {f"{row} {name}": array for (row, name), array in found.items() if row in own},
-            )
+        keep_column(network, examples, results, column, image_of, mesh=mesh)
+
+
+def keep_column(network, examples, results, column, image_of, *, mesh):
+    """Do what `keep` does, of one way to change the images.
+
+    Args:
+      network: a `Network`.
+      examples: all of them; what they have for ground truth is what is scored against.
+      results: `rundir.Results`.
+      column: what the column is called, of letters, digits and '_'.
+      image_of: function of an example that returns the image [H, W, 3] to score.
+      mesh: from `console.open_mesh`.
+    """
+    shards = [shard for shard in results.shards() if not results.has(column, shard)]
+    rows = [row for shard in shards for row in results.indices(shard)]
+    if not rows:
+        return
+    images = buckets.Computed(image_of, [examples[row] for row in rows])
+    found = {}
+    for place, prediction in evaluation.predict_each(
+        network,
+        images,
+        shapes=[examples[row]["image"].shape for row in rows],
+        label=f"{evaluation.TITLES[network.name]} {column}",
+        mesh=mesh,
+    ):
+        row = rows[place]
+        for name, array in evaluation.evidence(examples[row], prediction).items():
+            found[row, name] = array
+    for shard in shards:
+        own = results.indices(shard)
+        results.put(
+            column,
+            shard,
+            {f"{row} {name}": array for (row, name), array in found.items() if row in own},
+        )
 
 
 def are_there(results) -> bool:
@@ -112,6 +125,45 @@ def join(examples, results, column) -> list[dict]:
             row, kind = name.split(" ")
             found[int(row)][kind] = array
     return found
+
+
+def mean_interval(values, *, seed=0) -> list[float]:
+    """Return [value, low, high] of the mean of one number an image, rounded to hundredths.
+
+    Args:
+      values: float [M], in percent.
+      seed: of the sets of images that the interval is over.
+    """
+    images = metrics.draw_images(seed, len(values))
+    means = images @ np.asarray(values, np.float64) / len(values)
+    return findings.as_list(metrics.interval(means, level=findings.LEVEL))
+
+
+def summary_of(records) -> dict:
+    """Return the steps and sizes of attacks, as a table has them.
+
+    Args:
+      records: from `rundir.Results.finalise`.
+
+    Returns:
+      Medians, means and counts; those of steps and sizes are of the images that had targets.
+    """
+    status = np.array([record["status"] for record in records])
+    with_targets = status != dag_jax.Status.NO_TARGETS.name
+
+    def over(name, function):
+        values = np.array([record[name] for record in records])[with_targets]
+        return float(function(values)) if len(values) else 0.0
+
+    return {
+        "steps_median": over("num_steps", np.median),
+        "perceptibility": over("perceptibility", np.mean),
+        "largest_change_median": over("largest_change", np.median),
+        "noticeable": over("largest_change", lambda v: np.mean(v >= evaluation.NOTICEABLE)),
+        "unfinished": int((with_targets & (status != dag_jax.Status.FOOLED.name)).sum()),
+        "no_targets": int((~with_targets).sum()),
+        "images": len(records),
+    }
 
 
 def row_of(network, examples, own, *, margin, seed):
@@ -141,24 +193,10 @@ def row_of(network, examples, own, *, margin, seed):
         if not subset:
             intervals = findings.intervals_of(sets)
     by_paper.finalise()
-    records = results.finalise()
-    status = np.array([record["status"] for record in records])
-    with_targets = status != dag_jax.Status.NO_TARGETS.name
-
-    def over(name, function):
-        values = np.array([record[name] for record in records])[with_targets]
-        return float(function(values)) if len(values) else 0.0
-
     return {
         "network": network.name,
         **{name: round(value, 2) for name, value in columns.items()},
         "intervals": intervals,
         "margin": margin,
-        "steps_median": over("num_steps", np.median),
-        "perceptibility": over("perceptibility", np.mean),
-        "largest_change_median": over("largest_change", np.median),
-        "noticeable": over("largest_change", lambda v: np.mean(v >= evaluation.NOTICEABLE)),
-        "unfinished": int((with_targets & (status != dag_jax.Status.FOOLED.name)).sum()),
-        "no_targets": int((~with_targets).sum()),
-        "images": len(examples),
+        **summary_of(results.finalise()),
     }

@@ -28,7 +28,7 @@ def launch(cache, tmp_path_factory):
 
     def run(name, *flags, fails=False, kill_at=None, kill_by=signal.SIGKILL):
         command = [sys.executable, "-m", f"experiments.{name}", *flags]
-        without = ("attack_image", "convert_weights", "fetch_weights", "full_size")
+        without = ("attack_image", "convergence", "convert_weights", "fetch_weights", "full_size")
         if name not in without:  # these read no dataset
             command.append(f"--cache_dir={cache}")
         # What one launch has compiled, the next one finds: a worker runs them one after the other.

@@ -1,0 +1,100 @@
+"""What an attack is after: which targets still stand, and what it descends on.
+
+The engine asks an `Objective` at every iterate. The paper's is `DAG`; others are compositions of
+the same scores (`dag_jax.variants`).
+
+Shapes: `*T` any target shape ([H, W] pixels or [N] proposals), `C` classes.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from dag_jax.targets import Targets
+
+
+class Objective(NamedTuple):
+    """Two functions of the scores of one network, f32[*T, C], and its targets.
+
+    An attack is compiled anew for functions that it has not seen: give those of a module, not
+    lambdas made for a call.
+
+    Attributes:
+      active: (scores, targets, margin) -> bool[*T], which targets still stand, false where there is
+        no target. These are counted, and the attack stops by their number.
+      loss: (scores, targets, active, progress) -> f32[*T], terms whose sum the attack descends on;
+        `active` is what `active` returned, `progress` f32[] is num_steps / max_steps. A term
+        without a target is 0, and so is its gradient, whatever the scores are there.
+    """
+
+    active: Callable
+    loss: Callable
+
+
+def score_of(scores, labels):
+    """Return f32[*T], each target's score of a class.
+
+    Args:
+      scores: f32[*T, C].
+      labels: i32[*T].
+    """
+    return jnp.take_along_axis(scores, labels[..., None], axis=-1)[..., 0]
+
+
+def largest_other(scores, labels):
+    """Return f32[*T], each target's largest score of another class.
+
+    Args:
+      scores: f32[*T, C].
+      labels: i32[*T], the class that is left out.
+    """
+    classes = lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
+    return jnp.where(classes == labels[..., None], -jnp.inf, scores).max(axis=-1)
+
+
+def margin_loss(scores, targets: Targets):
+    """Return each target's margin of its label over its adversarial label.
+
+        f_label(X, t) - f_adversarial(X, t), and 0 where there is no target
+
+    Args:
+      scores: f32[*T, C], pre-softmax.
+      targets: Targets of shape *T.
+
+    Returns:
+      f32[*T].
+
+    Reference: Xie et al., ICCV 2017, equation 1.
+    """
+    return jnp.where(
+        targets.valid,
+        score_of(scores, targets.labels) - score_of(scores, targets.adversarial),
+        0,
+    )
+
+
+def active_targets(scores, targets: Targets, margin: float = 0.0):
+    """Return which targets are still right: f_label - max of the others > -margin.
+
+    Args:
+      scores: f32[*T, C], pre-softmax.
+      targets: Targets of shape *T.
+      margin: logits by which a label must have lost before its target rests. 0 is the paper's
+        rule (the label is the argmax).
+
+    Returns:
+      bool[*T], false where there is no target.
+    """
+    others = largest_other(scores, targets.labels)
+    return targets.valid & (score_of(scores, targets.labels) - others > -margin)
+
+
+def _margins_of_active(scores, targets, active, progress):
+    """Return L of algorithm 1: the margins of the targets that are active."""
+    del progress
+    return jnp.where(active, margin_loss(scores, targets), 0)
+
+
+DAG = Objective(active_targets, _margins_of_active)

@@ -1,0 +1,294 @@
+"""Other attacks by the same engine: what `attack` and `attack_stream` take to be one of them.
+
+    result = dag_jax.attack(score_fn, image, targets, **dag_jax.variants.pgd(8.0))
+
+Each function returns a dict of keyword arguments, to which others can be added. The same arguments
+give the same functions and optimizers, so that a second call compiles nothing.
+
+Two families. DAG's own change what is active, what is descended on, or how it is added up; r is not
+bounded, and the attack stops by itself. FGSM, PGD, SegPGD and CosPGD raise the cross-entropy of the
+labels by signed steps within epsilon grey levels, whatever the adversarial labels are, and always
+take max_steps. There the optimizer keeps r where |r| <= epsilon and 0 <= X + r <= 255 at every
+iterate, as public implementations do with the image; the engine's own clip then changes nothing.
+
+Shapes: `H W` pixels, `*T` any target shape ([H, W] pixels or [N] proposals), `C` classes.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dag_jax.attack import dag_update, scale_by_max_norm
+from dag_jax.checks import WHITE
+from dag_jax.objective import (
+    Objective,
+    active_targets,
+    largest_other,
+    margin_loss,
+    score_of,
+)
+
+_BACKGROUND = 0
+
+
+def release(*, detects: bool = False) -> dict:
+    """Return the attack of the authors' code, which is not quite the paper's.
+
+    Segmentation: a target is active until its adversarial label is predicted (by `margin` logits),
+
+        loss = f_predicted - f_adversarial,    stop once at most 1% of the targets is active
+
+    (theirs is 1% of the foreground). Detection: the paper's rule counts and stops, but the margin
+    of the label over the adversarial one is lowered for every target that is seen neither as its
+    adversarial label nor as background. Left out: there, fooled boxes that score below 0.8 after
+    an NMS of 0.35 are active again.
+
+    Adversarial labels are classes that the image lacks: the caller's, by `absent_labels`.
+
+    Args:
+      detects: whether the targets are a detector's proposals.
+
+    Reference: github.com/cihangxie/DAG, code/fooling_seg_net.m and back_propogation_det.m.
+    """
+    if detects:
+        return {"objective": _RELEASE_DETECTION}
+    return {"objective": _RELEASE, "stop_fraction": 0.01}
+
+
+def best_other() -> dict:
+    """Return DAG with the margin of the label over the best other class, whichever that is.
+
+        loss = f_label - max of the others, of active targets
+
+    The adversarial labels are not looked at. adversarial-library stops where 99% of the targets are
+    wrong (`stop_fraction=0.01`), and its gradient is 0 where the image is clipped.
+
+    Reference: github.com/jeromerony/adversarial-library, segmentation/dense_adversary.py.
+    """
+    return {"objective": _BEST_OTHER}
+
+
+def momentum(decay: float = 0.9, step_size: float = 0.5) -> dict:
+    """Return DAG that goes on in the direction of earlier iterates.
+
+        g_m = decay g_{m-1} + r_m / ||r_m||_inf,    r = r + gamma / ||g_m||_inf g_m
+
+    Each gradient counts alike, as in MI-FGSM (with the largest change as its norm): those of many
+    active targets would otherwise outweigh those of the last few.
+
+    Args:
+      decay: what is left of a gradient one step later, 0 or more and less than 1.
+      step_size: gamma, the largest change of a channel in one step, in grey levels.
+
+    Raises:
+      ValueError: for a number outside these ranges.
+
+    Reference: Dong et al., Boosting Adversarial Attacks with Momentum, CVPR 2018.
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay is {decay}; it is 0 or more and less than 1")
+    return {"optimizer": _momentum(decay, _grey_levels("step_size", step_size))}
+
+
+def fgsm(epsilon: float = 8.0) -> dict:
+    """Return the fast gradient sign method: one step of epsilon up the cross-entropy.
+
+    Args:
+      epsilon: largest change of a channel, in grey levels.
+
+    Raises:
+      ValueError: where it is not positive.
+
+    Reference: Goodfellow et al., Explaining and Harnessing Adversarial Examples, ICLR 2015.
+    """
+    return pgd(epsilon, epsilon, 1)
+
+
+def pgd(epsilon: float = 8.0, step_size: float = 2.0, max_steps: int = 40) -> dict:
+    """Return projected gradient descent in the L-infinity norm.
+
+        r = project(r + alpha sign(gradient of the sum of cross-entropies))
+
+    It starts at 0; `random_start` gives `attack` the other usual start.
+
+    Args:
+      epsilon: largest change of a channel, in grey levels.
+      step_size: alpha, in grey levels.
+      max_steps: steps, all of which are taken.
+
+    Raises:
+      ValueError: where a number of grey levels is not positive.
+
+    Reference: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, ICLR
+      2018; iterates as github.com/Harry24k/adversarial-attacks-pytorch, attacks/pgd.py.
+    """
+    return _bounded(_PGD, epsilon, step_size, max_steps)
+
+
+def segpgd(epsilon: float = 8.0, step_size: float = 2.0, max_steps: int = 40) -> dict:
+    """Return SegPGD, which turns from the pixels that are right to those that are wrong.
+
+        lambda_t = (t - 1) / (2 T);    weight = 1 - lambda_t if right (active), lambda_t if wrong
+
+    Args:
+      epsilon: as in `pgd`.
+      step_size: as in `pgd`.
+      max_steps: T.
+
+    Raises:
+      ValueError: as `pgd`.
+
+    Reference: Gu et al., SegPGD, ECCV 2022, algorithm 1; the same schedule from 0 as
+      github.com/shashankskagnihotri/cospgd, functions.segpgd_scale.
+    """
+    return _bounded(_SEGPGD, epsilon, step_size, max_steps)
+
+
+def cospgd(epsilon: float = 8.0, step_size: float = 2.0, max_steps: int = 40) -> dict:
+    """Return CosPGD, which weighs pixels by how well their prediction agrees with the label.
+
+        weight = cos(softmax(f), one-hot label) = p_label / ||p||_2, taken as a constant
+
+    Args:
+      epsilon: as in `pgd`.
+      step_size: as in `pgd`.
+      max_steps: as in `pgd`.
+
+    Raises:
+      ValueError: as `pgd`.
+
+    Reference: Agnihotri et al., CosPGD, ICML 2024; softmax and the constant weight as in
+      github.com/shashankskagnihotri/cospgd, functions.cospgd_scale.
+    """
+    return _bounded(_COSPGD, epsilon, step_size, max_steps)
+
+
+def random_start(key, image, epsilon: float = 8.0):
+    """Draw the random start of PGD: what `attack` takes as `start`.
+
+    Args:
+      key: JAX key; `image_key` makes one per image.
+      image: [H, W, 3], grey levels 0-255.
+      epsilon: largest change of a channel, in grey levels.
+
+    Returns:
+      f32[H, W, 3], uniform within epsilon, cut where the image would leave 0 to 255.
+
+    Raises:
+      ValueError: where epsilon is not positive.
+    """
+    epsilon = _grey_levels("epsilon", epsilon)
+    image = jnp.asarray(image).astype(jnp.float32)
+    noise = jax.random.uniform(key, image.shape, jnp.float32, -epsilon, epsilon)
+    return jnp.clip(noise, -image, WHITE - image)
+
+
+@functools.cache
+def sign_step(epsilon: float, step_size: float) -> optax.GradientTransformationExtraArgs:
+    """Return signed steps down a loss within an L-infinity ball and the range of an image.
+
+        r = clip(r - alpha sign(gradient), max(-epsilon, -X), min(epsilon, 255 - X))
+
+    Args:
+      epsilon: grey levels.
+      step_size: alpha, grey levels.
+
+    Returns:
+      An optax transformation of the loss's gradient with respect to r; `update` takes the clean
+      image f32[H, W, 3] as `image`, which the engine gives.
+    """
+
+    def update(gradient, state, params, *, image, **others):
+        del others
+        lowest, highest = jnp.maximum(-image, -epsilon), jnp.minimum(WHITE - image, epsilon)
+        stepped = jnp.clip(params - step_size * jnp.sign(gradient), lowest, highest)
+        return stepped - params, state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+@functools.cache
+def _momentum(decay, step_size):
+    return optax.chain(scale_by_max_norm(), optax.trace(decay), dag_update(step_size))
+
+
+def _bounded(objective, epsilon, step_size, max_steps):
+    epsilon, step_size = _grey_levels("epsilon", epsilon), _grey_levels("step_size", step_size)
+    return {
+        "objective": objective,
+        "optimizer": sign_step(epsilon, step_size),
+        "stop_fraction": None,
+        "max_steps": max_steps,
+    }
+
+
+def _grey_levels(name, value):
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}; it is a positive number of grey levels")
+    return float(value)
+
+
+def _known(scores, targets):
+    """Return scores with 0 where there is no target: what is not finite there has a slope, too."""
+    return jnp.where(targets.valid[..., None], scores, 0)
+
+
+def _not_adversarial(scores, targets, margin):
+    adversarial = score_of(scores, targets.adversarial)
+    return targets.valid & (largest_other(scores, targets.adversarial) - adversarial > -margin)
+
+
+def _lead_over_adversarial(scores, targets, active, progress):
+    del progress
+    scores = _known(scores, targets)
+    adversarial = score_of(scores, targets.adversarial)
+    return jnp.where(active, largest_other(scores, targets.adversarial) - adversarial, 0)
+
+
+def _margins_of_unsettled(scores, targets, active, progress):
+    del progress
+    seen = jnp.argmax(scores, axis=-1)
+    unsettled = targets.valid & (seen != targets.adversarial) & (seen != _BACKGROUND)
+    return jnp.where(active | unsettled, margin_loss(scores, targets), 0)
+
+
+def _lead_of_label(scores, targets, active, progress):
+    del progress
+    scores = _known(scores, targets)
+    lead = score_of(scores, targets.labels) - largest_other(scores, targets.labels)
+    return jnp.where(active, lead, 0)
+
+
+def _log_likelihood(scores, targets):
+    """Return minus the cross-entropy of each label, f32[*T]; 0 where there is no target."""
+    logarithms = jax.nn.log_softmax(_known(scores, targets))
+    return jnp.where(targets.valid, score_of(logarithms, targets.labels), 0)
+
+
+def _pgd_loss(scores, targets, active, progress):
+    del active, progress
+    return _log_likelihood(scores, targets)
+
+
+def _segpgd_loss(scores, targets, active, progress):
+    share = progress / 2
+    return jnp.where(active, 1 - share, share) * _log_likelihood(scores, targets)
+
+
+def _cospgd_loss(scores, targets, active, progress):
+    del active, progress
+    likelihood = jax.nn.softmax(_known(scores, targets))
+    length = jnp.sqrt((likelihood * likelihood).sum(axis=-1))
+    weight = jnp.where(targets.valid, score_of(likelihood, targets.labels) / length, 0)
+    return jax.lax.stop_gradient(weight) * _log_likelihood(scores, targets)
+
+
+_RELEASE = Objective(_not_adversarial, _lead_over_adversarial)
+_RELEASE_DETECTION = Objective(active_targets, _margins_of_unsettled)
+_BEST_OTHER = Objective(active_targets, _lead_of_label)
+_PGD = Objective(active_targets, _pgd_loss)
+_SEGPGD = Objective(active_targets, _segpgd_loss)
+_COSPGD = Objective(active_targets, _cospgd_loss)

@@ -1,0 +1,350 @@
+"""How the attack converges: targets still active against iteration, steps, sizes, statuses.
+
+    python -m experiments.table1                                 attacks, and keeps its records
+    python -m experiments.convergence                            reads those of runs/table1
+    python -m experiments.convergence --run=runs/table1_100 --workdir=runs/convergence_100
+
+Nothing is attacked: every figure is of the records that Table 1 left of its images, finished or
+not. An image counts from iterate 0, the clean one, by the share of its active targets that are
+still active. One that has finished counts as 0 from then on, one that stopped with targets left
+stays at its last share. A detector was attacked twice, with its margin and by the paper's rule
+(margin 0), and has a row for each.
+
+Results go to --workdir: convergence.md; convergence.json, with the curves; convergence.png, the
+targets left against iteration; distributions.png, of steps, perceptibility and statuses. The same
+command makes them anew from a run that went on meanwhile; a folder of another run is refused.
+"""
+
+import json
+from typing import NamedTuple
+
+import numpy as np
+from absl import app, flags
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import PercentFormatter
+
+import dag_jax
+from dag_jax import networks
+from experiments import console, evaluation, lineplot
+from experiments.runs import files, findings, rundir, scores
+
+MARKS = (10, 50, 100)  # iterations at which the table has the share of targets left
+QUARTILES = (25, 50, 75)  # percent
+LINEAR_BELOW = 0.01  # share of targets: above, the plot's axis is logarithmic
+LEAST_INCHES = 7  # width of a plot, for its title and legend
+STATUS_COLOURS = {
+    "FOOLED": "#4c9f70",
+    "MAX_STEPS": "#e8a33d",
+    "ZERO_GRADIENT": "#b35c44",
+    "NON_FINITE": "#5b4a8a",
+    "NO_TARGETS": "#c4c4c4",
+}
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("run", "runs/table1", "Folder that experiments.table1 wrote, its --workdir.")
+flags.DEFINE_string("workdir", "runs/convergence", "Where to write.")
+
+
+class Attacked(NamedTuple):
+    """The images of a network that were attacked in one way."""
+
+    network: str
+    margin: float
+    max_steps: int  # M_0 of the run
+    planned: int  # images of the run, attacked or not
+    records: list[dict]  # of the images that are done
+
+
+def read_run(folder) -> list[Attacked]:
+    """Read what experiments.table1 has kept, a network's own margin before margin 0.
+
+    Raises:
+      ValueError: where it is no folder of such a run, has no image yet, or is damaged.
+    """
+    there = rundir.folders_in(folder, rundir.MANIFEST)
+    names = [f"{name}{end}" for name in networks.NAMES for end in ("", "_margin_0")]
+    found = []
+    for name in console.progress([one for one in names if one in there], desc="records"):
+        run = rundir.read(files.open_folder(folder) / name)
+        said = run.manifest
+        about = said["network"], said["margin"], said["max_steps"], len(said["keys"])
+        if run.records:
+            found.append(Attacked(*about, run.records))
+    if not found:
+        raise ValueError(
+            f"--run={folder} has no image that was attacked; "
+            f"`python -m experiments.table1 --workdir={folder}` attacks some"
+        )
+    return found
+
+
+def shares_left(records, max_steps) -> np.ndarray:
+    """Return the share of each image's targets that are active at each iterate.
+
+    Args:
+      records: of `rundir.Run`; images without a target are left out.
+      max_steps: M_0.
+
+    Returns:
+      f64[M, max_steps + 1], 1 at iterate 0; above 1 where targets became active that were not on
+      the clean image.
+    """
+    rows = []
+    for record in records:
+        counts = record["active_counts"]
+        if counts[0]:
+            rest = [counts[-1]] * (max_steps + 1 - len(counts))
+            rows.append(np.array(counts + rest) / counts[0])
+    return np.array(rows).reshape(len(rows), max_steps + 1)
+
+
+def row_of(attacked: Attacked) -> tuple[dict, dict]:
+    """Return (row of the table, its curves) of a network's images.
+
+    Quartiles are [25%, 50%, 75%], over the images that had targets; None where none had. The share
+    that finished is [value, low, high], percent.
+    """
+    shares = shares_left(attacked.records, attacked.max_steps)
+    some = [record for record in attacked.records if record["active_counts"][0]]
+    statuses = [record["status"] for record in attacked.records]
+    finished = [100 * (record["status"] == dag_jax.Status.FOOLED.name) for record in some]
+
+    def quartiles(values):
+        return np.percentile(values, QUARTILES).tolist() if some else None
+
+    marks = [mark for mark in MARKS if mark < attacked.max_steps] + [attacked.max_steps]
+    row = {
+        "network": attacked.network,
+        "margin": attacked.margin,
+        "max_steps": attacked.max_steps,
+        "planned": attacked.planned,
+        "images": len(attacked.records),
+        "with_targets": len(some),
+        "targets": quartiles([record["active_counts"][0] for record in some]),
+        "steps": quartiles([record["num_steps"] for record in some]),
+        "finished": scores.mean_interval(finished) if some else None,
+        "left": {str(mark): float(shares[:, mark].mean()) for mark in marks} if some else {},
+        "perceptibility": quartiles([record["perceptibility"] for record in some]),
+        "statuses": {
+            status.name: statuses.count(status.name)
+            for status in dag_jax.Status
+            if status.name in statuses
+        },
+    }
+    curves = {}
+    if some:
+        low, median, high = np.percentile(shares, QUARTILES, axis=0).tolist()
+        mean = shares.mean(axis=0).tolist()
+        curves = {"low": low, "median": median, "high": high, "mean": mean}
+    return row, curves
+
+
+def _spread(name, form, scale=1):
+    """Return the function of a row that formats its quartiles as 'median [low, high]'."""
+
+    def text(row):
+        if row[name] is None:
+            return "-"
+        low, median, high = (f"{value * scale:{form}}" for value in row[name])
+        return f"{median} [{low}, {high}]"
+
+    return text
+
+
+def _left(mark):
+    """Return the function of a row that formats the share of targets left at an iterate."""
+
+    def text(row):
+        share = row["left"].get(str(row["max_steps"]) if mark is None else str(mark))
+        return "-" if share is None else f"{100 * share:.3g}%"
+
+    return text
+
+
+COLUMNS = (
+    ("network", lambda row: evaluation.TITLES[row["network"]]),
+    ("margin", lambda row: f"{row['margin']:g}"),
+    ("images", lambda row: f"{row['images']}"),
+    ("with targets", lambda row: f"{row['with_targets']}"),
+    ("targets", _spread("targets", ".0f")),
+    ("steps", _spread("steps", "g")),
+    ("finished %", lambda row: "-" if row["finished"] is None else findings.text(row["finished"])),
+    *((f"left at {mark}", _left(mark)) for mark in MARKS),
+    ("at M_0", _left(None)),
+    ("M_0", lambda row: f"{row['max_steps']}"),
+    ("p x1000", _spread("perceptibility", ".1f", 1000)),
+)
+
+
+def report(rows, settings) -> str:
+    """Return convergence.md."""
+    kind = "miniatures" if settings["miniature"] else "full-size networks"
+    of = "rendered scenes" if settings["dataset"] == "scenes" else settings["dataset"]
+    notes = [
+        f"{kind.capitalize()} on {of}, step size {settings['step_size']:g} grey levels.",
+        "targets: active on the clean image. targets, steps, p (perceptibility): median "
+        "[quartiles] over the images with targets. finished: share of these in which no target is "
+        f"active any more, [{findings.LEVEL:.0%} interval] by the bootstrap over images.",
+        "left: share of an image's targets that are still active after so many iterations, mean "
+        "over the images with targets; one that has finished counts as 0.",
+    ]
+    notes += [
+        f"{evaluation.TITLES[row['network']]}, margin {row['margin']:g}: {row['images']} of the "
+        f"{row['planned']} images of the run are attacked."
+        for row in rows
+        if row["images"] < row["planned"]
+    ]
+    text = "\n".join(f"{note}  " for note in notes)
+    return f"# Convergence ({kind}, {of})\n\n{text}\n\n{console.markdown(rows, COLUMNS)}\n"
+
+
+def draw_curves(pairs, path):
+    """Draw the targets left against iteration, a panel for each network.
+
+    Args:
+      pairs: (row, curves) of `row_of`.
+      path: PNG to write.
+    """
+    by_kind = [
+        list(dict.fromkeys(row["network"] for row, _ in pairs if row["network"].startswith(kind)))
+        for kind in ("fcn_", "fr_")
+    ]
+    by_kind = [names for names in by_kind if names]
+    columns = max(map(len, by_kind))
+    title = "Targets still active after each iteration, as a share of those on the clean image"
+    inches = max(3.1, LEAST_INCHES / columns), 2.8
+    figure, axes = lineplot.panels(columns * len(by_kind), title, columns=columns, inches=inches)
+    for place, one in enumerate(axes):
+        kind, column = divmod(place, columns)
+        if column >= len(by_kind[kind]):
+            one.set_visible(False)
+            continue
+        name = by_kind[kind][column]
+        of_network = [(row, curves) for row, curves in pairs if row["network"] == name]
+        _draw_network(one, name, of_network, labelled=column == 0)
+    handles = [
+        Line2D([], [], color="C0", lw=2, label="median of the images"),
+        Patch(color="C0", alpha=0.25, lw=0, label="quartiles"),
+        Line2D([], [], color="C0", lw=1.2, ls=":", label="mean"),
+        Line2D([], [], color="0.35", lw=1, ls="--", label="the paper's $M_0$"),
+    ]
+    if any(row["margin"] for row, _ in pairs):
+        text = "margin 0, the paper's rule: median, quartiles, mean"
+        handles.insert(3, Line2D([], [], color="C1", lw=2, label=text))
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=len(handles) if columns > 3 else 3,
+        fontsize=9,
+        frameon=False,
+    )
+    lineplot.save(figure, path)
+
+
+def _draw_network(axes, name, pairs, *, labelled):
+    detects = name.startswith("fr_")
+    by_margin = len(pairs) > 1
+    last = evaluation.MAX_STEPS[detects]
+    title = evaluation.TITLES[name]
+    for row, curves in pairs:
+        last = max(last, row["max_steps"])
+        colour = "C1" if by_margin and not row["margin"] else "C0"
+        if row["margin"]:
+            title += f", margin {row['margin']:g}"
+        if curves:
+            x = np.arange(row["max_steps"] + 1)
+            axes.fill_between(x, curves["low"], curves["high"], color=colour, alpha=0.25, lw=0)
+            axes.plot(x, curves["mean"], color=colour, lw=1.2, ls=":")
+            axes.plot(x, curves["median"], color=colour, lw=2)
+    axes.axvline(evaluation.MAX_STEPS[detects], color="0.35", lw=1, ls="--")
+    axes.set_yscale("symlog", linthresh=LINEAR_BELOW, linscale=0.5)
+    axes.set(xlim=(0, 1.03 * last), ylim=(0, 1.15), xlabel="iteration")
+    axes.set_yticks([0, 0.01, 0.1, 1], minor=False)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.tick_params(labelleft=labelled)
+    if labelled:
+        axes.set_ylabel(f"targets still active\n(linear below {LINEAR_BELOW:.0%})")
+    axes.set_title(f"{title} ({pairs[0][0]['with_targets']} images)", fontsize=9.5)
+    axes.grid(alpha=0.3)
+
+
+def draw_distributions(rows, found, path):
+    """Draw the distributions of steps, perceptibility and statuses, a line for each row.
+
+    Args:
+      rows: of `row_of`.
+      found: `Attacked` of each.
+      path: PNG to write.
+    """
+    names = [
+        evaluation.TITLES[row["network"]] + (f", margin {row['margin']:g}" if split else "")
+        for row in rows
+        for split in [sum(other["network"] == row["network"] for other in rows) > 1]
+    ]
+    title = "How long the attack of an image takes, how large its perturbation is, how it ends"
+    figure, (steps, sizes, statuses) = lineplot.panels(
+        3, title, inches=(3.6, 0.9 + 0.32 * len(rows))
+    )
+    places = np.arange(len(rows))
+    some = [[one for one in a.records if one["active_counts"][0]] for a in found]
+    for axes, entry, scale, label in (
+        (steps, "num_steps", 1, "steps of an image: quartiles and range"),
+        (sizes, "perceptibility", 1000, "perceptibility p × 1000: quartiles and range"),
+    ):
+        values = [[record[entry] * scale for record in records] for records in some]
+        axes.boxplot(
+            values,
+            positions=places,
+            orientation="horizontal",
+            widths=0.6,
+            patch_artist=True,
+            boxprops={"facecolor": "#c9dcec"},
+            medianprops={"color": "C3", "linewidth": 2},
+            flierprops={"marker": ".", "markersize": 4},
+        )
+        axes.set(xlabel=label, xlim=(0, None))
+        axes.grid(axis="x", alpha=0.3)
+    starts = np.zeros(len(rows))
+    for name, colour in STATUS_COLOURS.items():
+        parts = np.array([row["statuses"].get(name, 0) / row["images"] for row in rows])
+        if not parts.any():
+            continue
+        statuses.barh(places, parts, left=starts, color=colour, label=name, height=0.7)
+        for place, start, part in zip(places, starts, parts, strict=True):
+            if part >= 0.07:  # below, there is no room for it
+                middle = start + part / 2
+                statuses.text(middle, place, f"{part:.0%}", ha="center", va="center", fontsize=8)
+        starts += parts
+    statuses.set(xlabel="images by status", xlim=(0, 1))
+    statuses.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    statuses.legend(fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
+    for axes in (steps, sizes, statuses):
+        axes.set_yticks(places, labels=names if axes is steps else [""] * len(rows), fontsize=9)
+        axes.set_ylim(len(rows) - 0.4, -0.6)  # the first on top
+    lineplot.save(figure, path)
+
+
+def main(argv):
+    """Read the records, print the table, write everything."""
+    console.start(argv)
+    if not FLAGS.run:
+        raise app.UsageError("--run is empty; it is the folder that experiments.table1 wrote")
+    found = read_run(FLAGS.run)
+    manifest = files.load_json(files.open_folder(FLAGS.run) / rundir.MANIFEST)
+    workdir = rundir.claim(FLAGS.workdir, {"launch": "convergence", "run": manifest})
+    pairs = [row_of(one) for one in console.progress(found, desc="curves")]
+    rows = [row for row, _ in pairs]
+    text = report(rows, manifest["settings"])
+    rundir.write(workdir / "convergence.md", text)
+    with_curves = [row | {"curves": curves} for row, curves in pairs]
+    content = {"settings": manifest["settings"], "rows": with_curves}
+    rundir.write(workdir / "convergence.json", json.dumps(content, indent=2) + "\n")
+    draw_curves(pairs, workdir / "convergence.png")
+    draw_distributions(rows, found, workdir / "distributions.png")
+    print(text)
+    print(f"results: {workdir}/")
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,0 +1,68 @@
+"""The targets that launches attack, on miniatures and a small image of blocks."""
+
+import jax
+import numpy as np
+import pytest
+
+from dag_jax import detection, networks
+from dag_jax.metrics.segmentation import VOID
+from experiments import buckets
+from experiments.runs import attacks
+
+SIZE = 64, 96
+
+
+@pytest.fixture(scope="module")
+def example():
+    blocks = np.random.default_rng(0).integers(0, 256, (SIZE[0] // 8, SIZE[1] // 8, 3), np.uint8)
+    drawn = np.zeros((*SIZE, 1), np.uint8)
+    drawn[16:48, 32:64], drawn[:4] = 15, VOID
+    objects = {"boxes": np.float32([[0, 0, 95, 63]]), "label": np.int64([15])}
+    return {
+        "image_id": "blocks",
+        "image": blocks.repeat(8, 0).repeat(8, 1),
+        "mask": drawn,
+        "objects": objects,
+    }
+
+
+def test_proposals_are_counted_as_their_settings_ask(example):
+    network = networks.load("fr_zf_07", miniature=True)
+    image = example["image"].astype(np.float32)
+    propose = jax.jit(networks.propose, static_argnames="max_proposals")
+    kept = []
+    for threshold in (0.3, 0.9):
+        setting = {"nms_threshold": threshold, "max_proposals": 60}
+        boxes, _, valid = propose(network, image, **setting)
+        boxes = np.asarray(boxes)[np.asarray(valid)]
+        overlap = np.array(detection.iou(boxes, boxes))
+        np.fill_diagonal(overlap, 0)
+        assert overlap.max() <= threshold
+        counts = attacks.count_proposals(network, [example, example], label=None, **setting)
+        assert counts.shape == (2, 2) and (counts[:, 0] == len(boxes)).all()
+        (group,) = buckets.group(network, [image.shape])
+        targets, (attacked,) = attacks.paper_targets(group, example, 0, **setting)
+        assert (counts[:, 1] == targets.valid.sum()).all() and len(attacked) <= 60
+        kept.append(len(boxes))
+    assert 0 < kept[0] < kept[1] == 60
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_every_pixel_of_a_drawing_is_a_target(example, padded):
+    network = networks.load("fcn_alex", miniature=True)
+    image = example["image"].astype(np.float32)
+    seen = np.asarray(jax.jit(networks.predict)(network, image))
+    drawn = example["mask"][:, :, 0].astype(np.int32)
+    drawn[50:52] = seen[50:52]  # some is as drawn already
+    example = {**example, "mask": drawn[:, :, None]}
+    group = buckets.of(network, image.shape)
+    if not padded:
+        (group,) = buckets.group(network, [image.shape])
+    targets, inputs = attacks.drawn_targets(group, example, 0)
+    valid = drawn != VOID
+    assert inputs == () and targets.valid.shape == SIZE
+    np.testing.assert_array_equal(targets.valid, valid)
+    np.testing.assert_array_equal(targets.adversarial[valid], drawn[valid])
+    differs = valid & (seen != drawn)
+    np.testing.assert_array_equal(targets.labels[differs], seen[differs])
+    assert (targets.labels != targets.adversarial)[valid].all() and (valid & ~differs).any()

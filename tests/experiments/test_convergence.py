@@ -1,0 +1,131 @@
+"""Records whose figures are known, in the folders that Table 1 writes; and those of a real run."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.runs import rundir
+
+SETTINGS = {"dataset": "scenes", "miniature": True, "step_size": 0.5}
+
+
+def record(status, counts, perceptibility=0.01):
+    return {
+        "status": status,
+        "num_steps": len(counts) - 1,
+        "active_counts": counts,
+        "perceptibility": perceptibility,
+        "largest_change": 1.0,
+    }
+
+
+# Of four images with 100 targets each: one is done after 1 step, one after 2, one is left with 50
+# after all 12, one stops after 3 with 10.
+FCN = [
+    record("FOOLED", [100, 0], 0.001),
+    record("FOOLED", [100, 40, 0], 0.002),
+    record("MAX_STEPS", [100] + [50] * 12, 0.003),
+    record("ZERO_GRADIENT", [100, 60, 20, 10], 0.004),
+]
+DETECTOR = [record("NO_TARGETS", [0]), record("FOOLED", [4, 5, 0], 0.002)]
+
+
+def write(folder, network, margin, records, planned):
+    manifest = {"network": network, "margin": margin, "max_steps": 12, "settings": SETTINGS}
+    results = rundir.Results(folder, manifest, [f"image {i}" for i in range(planned)])
+    image = np.zeros((2, 2, 3), np.uint8)
+    attack = types.SimpleNamespace(image=image, perturbation=np.zeros((2, 2, 3), np.float32))
+    for index, one in enumerate(records):
+        results.add(index, attack, one, 1.0)
+
+
+@pytest.fixture(scope="module")
+def run(launch, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("convergence")
+    source, workdir = folder / "table1", folder / "convergence"
+    rundir.claim(source, {"settings": SETTINGS})
+    write(source / "fcn_vgg", "fcn_vgg", 0.0, FCN, planned=5)
+    write(source / "fr_zf_07", "fr_zf_07", 3.0, DETECTOR, planned=2)
+    write(source / "fr_zf_07_margin_0", "fr_zf_07", 0.0, DETECTOR[:1], planned=2)
+    flags = f"--run={source}", f"--workdir={workdir}"
+    return source, workdir, launch("convergence", *flags)
+
+
+def test_the_rows_are_those_of_the_records(run):
+    _, workdir, process = run
+    content = json.loads((workdir / "convergence.json").read_text())
+    fcn, detector, by_paper = content["rows"]
+    assert content["settings"] == SETTINGS
+    assert (fcn["network"], fcn["images"], fcn["planned"], fcn["with_targets"]) == (
+        *("fcn_vgg", 4, 5, 4),
+    )
+    assert fcn["targets"] == [100, 100, 100]
+    assert fcn["finished"] == [50, 0, 100]  # of four images, no more can be said
+    assert fcn["steps"] == np.percentile([1, 2, 12, 3], (25, 50, 75)).tolist()
+    # After 10 iterations two are done, one has half of its targets, the other a tenth.
+    assert fcn["left"] == {"10": pytest.approx(0.15), "12": pytest.approx(0.15)}
+    assert fcn["perceptibility"] == pytest.approx([0.00175, 0.0025, 0.00325])
+    assert fcn["statuses"] == {"FOOLED": 2, "MAX_STEPS": 1, "ZERO_GRADIENT": 1}
+    assert (detector["with_targets"], detector["margin"], detector["steps"]) == (1, 3, [2, 2, 2])
+    assert detector["statuses"] == {"FOOLED": 1, "NO_TARGETS": 1}
+    assert by_paper["with_targets"] == 0 and by_paper["steps"] is None and not by_paper["left"]
+    text = (workdir / "convergence.md").read_text()
+    assert text in process.stdout and f"results: {workdir}" in process.stdout
+    assert "FCN-VGG, margin 0: 4 of the 5 images of the run" in text
+    assert "2.5 [1.75, 5.25]" in text and "15%" in text
+
+
+def test_an_image_that_finished_is_0_and_one_that_stopped_stays(run):
+    _, workdir, _ = run
+    fcn, detector, by_paper = json.loads((workdir / "convergence.json").read_text())["rows"]
+    curves = fcn["curves"]
+    assert curves["median"][:4] == pytest.approx([1, 0.45, 0.1, 0.05])
+    assert curves["mean"][:4] == pytest.approx([1, 0.375, 0.175, 0.15])
+    assert curves["high"][3:] == pytest.approx([np.percentile([0, 0, 0.5, 0.1], 75)] * 10)
+    assert detector["curves"]["median"] == [1, 1.25] + [0] * 11  # a target that became active
+    assert by_paper["curves"] == {}
+
+
+def test_the_pictures_are_there_and_the_same_command_makes_them_anew(run, launch):
+    source, workdir, _ = run
+    for name in ("convergence", "distributions"):
+        with Image.open(workdir / f"{name}.png") as picture:
+            assert picture.width > 800 and len(np.unique(np.asarray(picture.convert("L")))) > 20
+    (workdir / "distributions.png").unlink()
+    write(source / "fcn_vgg", "fcn_vgg", 0.0, [*FCN, FCN[0]], planned=5)  # the run went on
+    launch("convergence", f"--run={source}", f"--workdir={workdir}")
+    row = json.loads((workdir / "convergence.json").read_text())["rows"][0]
+    assert row["images"] == 5 and row["statuses"]["FOOLED"] == 3
+    assert (workdir / "distributions.png").exists()
+
+
+def test_what_is_no_run_is_named_and_another_run_is_refused(run, launch, tmp_path):
+    _, workdir, _ = run
+    before = (workdir / "convergence.json").read_bytes()
+    nothing = launch("convergence", f"--run={tmp_path}", f"--workdir={tmp_path / 'a'}", fails=True)
+    assert "has no image that was attacked" in nothing.stderr
+    assert not (tmp_path / "a").exists()
+    other = tmp_path / "table1"
+    rundir.claim(other, {"settings": SETTINGS | {"seed": 1}})
+    write(other / "fcn_vgg", "fcn_vgg", 0.0, FCN, planned=4)
+    refused = launch("convergence", f"--run={other}", f"--workdir={workdir}", fails=True)
+    assert "other settings (run.settings.seed: now 1, there nothing)" in refused.stderr
+    assert (workdir / "convergence.json").read_bytes() == before
+
+
+@pytest.mark.slow  # it attacks two images
+def test_a_run_of_table_1_is_read(launch, tmp_path):
+    source, workdir = tmp_path / "table1", tmp_path / "convergence"
+    flags = "--networks=fcn_alex", "--limit=2", "--max_steps=3", "--slots=1"
+    launch("table1", *flags, f"--workdir={source}")
+    launch("convergence", f"--run={source}", f"--workdir={workdir}")
+    (row,) = json.loads((workdir / "convergence.json").read_text())["rows"]
+    said = json.loads((source / "fcn_alex" / "row.json").read_text())
+    assert row["images"] == said["images"] == 2
+    assert row["steps"][1] == said["steps_median"]
+    curve = row["curves"]["mean"]
+    assert curve[0] == 1 and len(curve) == 4 and curve[3] < 1
+    assert row["left"] == {"3": curve[3]}

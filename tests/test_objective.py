@@ -1,0 +1,210 @@
+"""What an attack may be told to be after: objectives, when to stop, where to start."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import dag_jax
+from dag_jax import Objective, Status, Targets, objective
+
+H, W, N, C = 8, 6, 7, 4
+
+
+def linear_scores(weights, bias, image):
+    return jnp.einsum("...k,k->...", weights, image.reshape(-1) - 128) + bias
+
+
+def linear_model(rng, shape=(N,)):
+    weights = 0.02 * rng.standard_normal((*shape, C, H * W * 3))
+    bias = rng.standard_normal((*shape, C))
+    return jax.tree_util.Partial(linear_scores, jnp.float32(weights), jnp.float32(bias))
+
+
+@pytest.fixture
+def problem(rng):
+    score_fn = linear_model(rng)
+    image = rng.uniform(28, 228, (H, W, 3)).astype(np.float32)
+    labels = np.asarray(score_fn(image)).argmax(-1).astype(np.int32)
+    valid = np.arange(N) != 2
+    return score_fn, image, Targets(labels, (labels + 1) % C, valid)
+
+
+@functools.cache
+def compiled(**options):
+    """Return `attack`, compiled once for these options."""
+    return jax.jit(functools.partial(dag_jax.attack, **options))
+
+
+def test_margin_loss_and_active_targets_by_hand():
+    scores = jnp.array([[3.0, 1.0, 2.0], [0.0, 5.0, 5.0], [9.0, 0.0, 0.0]])
+    targets = Targets(jnp.array([0, 1, 0]), jnp.array([1, 0, 2]), jnp.array([True, True, False]))
+    np.testing.assert_array_equal(objective.score_of(scores, targets.labels), [3, 5, 9])
+    np.testing.assert_array_equal(objective.largest_other(scores, targets.labels), [2, 5, 0])
+    np.testing.assert_array_equal(dag_jax.margin_loss(scores, targets), [2.0, 5.0, 0.0])
+    np.testing.assert_array_equal(dag_jax.active_targets(scores, targets), [True, False, False])
+    np.testing.assert_array_equal(
+        dag_jax.active_targets(scores, targets, margin=0.5), [True, True, False]
+    )
+
+
+def still_right(scores, targets, margin):
+    """The paper's rule, written anew."""
+    label = jax.nn.one_hot(targets.labels, C, dtype=bool)
+    others = jnp.where(label, -jnp.inf, scores).max(-1)
+    own = jnp.where(label, scores, 0).sum(-1)
+    return (own - others > -margin) & targets.valid
+
+
+def equation_1(scores, targets, active, progress):
+    """The paper's loss, written anew."""
+    sign = jax.nn.one_hot(targets.labels, C) - jax.nn.one_hot(targets.adversarial, C)
+    return jnp.where(active, (scores * sign).sum(-1), 0)
+
+
+def test_the_default_is_the_paper_to_the_last_bit(problem):
+    default = compiled()(*problem)
+    told = compiled(objective=dag_jax.DAG, stop_fraction=0.0)(*problem)
+    anew = compiled(objective=Objective(still_right, equation_1))(*problem)
+    assert int(default.status) == Status.FOOLED and int(default.num_steps) > 3
+    for other in (told, anew):
+        jax.tree.map(np.testing.assert_array_equal, default, other)
+
+
+def in_proportion(scores, targets, active, progress):
+    return progress * jnp.where(targets.valid, scores[:, 0], 0)
+
+
+def test_a_loss_sees_how_far_the_attack_is(problem):
+    score_fn, _, targets = problem
+    options = {"optimizer": optax.sgd(1.0), "stop_fraction": None, "max_steps": 4, "margin": 1e6}
+    slope = np.asarray(score_fn.args[0])[targets.valid][:, 0].sum(0).reshape(H, W, 3)
+    result = compiled(objective=Objective(still_right, after_the_first), **options)(*problem)
+    assert int(result.num_steps) == 4 and int(result.status) == Status.MAX_STEPS
+    steps = [1 + m / 4 for m in range(4)]
+    np.testing.assert_allclose(result.perturbation, -sum(steps) * slope, atol=1e-4)
+    result = compiled(objective=Objective(still_right, in_proportion), **options)(*problem)
+    assert int(result.status) == Status.ZERO_GRADIENT  # 0 of it at the first step
+
+
+def after_the_first(scores, targets, active, progress):
+    return in_proportion(scores, targets, active, 1 + progress)
+
+
+def downhill(scores, targets, active, progress):
+    """Margins of all targets, active or not: such an attack never comes to rest by itself."""
+    return dag_jax.margin_loss(scores, targets)
+
+
+def test_none_goes_on_to_the_last_step(problem):
+    options = {"objective": Objective(dag_jax.active_targets, downhill), "stop_fraction": None}
+    plain = compiled(objective=options["objective"])(*problem)
+    assert 3 < int(plain.num_steps) < 60
+    for max_steps, status in ((60, Status.FOOLED), (3, Status.MAX_STEPS)):
+        result = compiled(max_steps=max_steps, **options)(*problem)
+        assert int(result.status) == status and int(result.num_steps) == max_steps
+        assert (np.asarray(result.active_counts) >= 0).all()
+    # Where no pixel moves what is left, it does stop, and says whether it got there.
+    result = compiled(max_steps=60, stop_fraction=None)(*problem)
+    assert int(result.status) == Status.FOOLED and int(result.num_steps) == int(plain.num_steps)
+    score_fn, image, targets = problem
+    flat = jax.tree_util.Partial(flattened, score_fn)
+    assert int(compiled(stop_fraction=None)(flat, image, targets).status) == Status.ZERO_GRADIENT
+
+
+def flattened(score_fn, image):
+    return jax.lax.stop_gradient(score_fn(image))
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.9])
+def test_stops_once_few_enough_are_active(problem, fraction):
+    whole = compiled()(*problem)
+    result = compiled(stop_fraction=fraction)(*problem)
+    counts = np.asarray(whole.active_counts)
+    steps = int(np.argmax((counts <= fraction * 6) & (counts >= 0)))  # 6 of 7 are valid
+    assert int(result.num_steps) == steps and int(result.status) == Status.FOOLED
+    np.testing.assert_array_equal(result.active_counts[: steps + 1], counts[: steps + 1])
+    assert int(result.active.sum()) == counts[steps] <= fraction * 6
+
+
+def test_a_clean_image_may_be_fooled_enough(problem):
+    score_fn, image, targets = problem
+    labels = np.where(np.arange(N) == 0, targets.labels, targets.adversarial)
+    wrong = Targets(labels, (labels + 1) % C, targets.valid)  # one of six is right
+    result = compiled(stop_fraction=0.2)(score_fn, image, wrong)
+    assert int(result.status) == Status.FOOLED and int(result.num_steps) == 0
+    assert not np.any(result.perturbation)
+    none = Targets(targets.adversarial, targets.labels, targets.valid)
+    assert int(compiled(stop_fraction=0.2)(score_fn, image, none).status) == Status.NO_TARGETS
+
+
+def both(first, second, image):
+    return {"pixels": first(image), "boxes": jax.lax.stop_gradient(second(image))}
+
+
+def test_each_network_of_a_joint_attack_must_be_fooled(rng, problem):
+    """Five boxes are a tenth of 65 targets; none of them moves, and they are not forgotten."""
+    _, image, _ = problem
+    score_fn = jax.tree_util.Partial(both, linear_model(rng, (10, 6)), linear_model(rng, (5,)))
+    scores = score_fn(image)
+    targets = {
+        name: dag_jax.make_targets(one.argmax(-1), (one.argmax(-1) + 1) % C)
+        for name, one in scores.items()
+    }
+    result = compiled(stop_fraction=0.1, max_steps=300)(score_fn, image, targets)
+    counts = np.asarray(result.active_counts)
+    assert counts[0] == 65 and (counts[counts >= 0] <= 0.1 * 65).any()
+    assert int(result.status) in (Status.MAX_STEPS, Status.ZERO_GRADIENT)
+    assert int(result.active["boxes"].sum()) == 5
+    alone = jax.tree_util.Partial(pixels_alone, score_fn)
+    result = compiled(stop_fraction=0.1, max_steps=300)(alone, image, targets["pixels"])
+    assert int(result.status) == Status.FOOLED
+
+
+def pixels_alone(score_fn, image):
+    return score_fn(image)["pixels"]
+
+
+def test_an_attack_goes_on_from_where_it_starts(problem):
+    score_fn, image, targets = problem
+    whole = compiled(max_steps=5)(*problem)
+    half = compiled(max_steps=3)(*problem)
+    assert int(half.status) == Status.MAX_STEPS
+    start = jax.jit(lambda r: dag_jax.attack(*problem, max_steps=2, start=r))
+    rest = start(half.perturbation)
+    np.testing.assert_allclose(rest.perturbation, whole.perturbation, atol=1e-5)
+    np.testing.assert_array_equal(rest.active_counts, whole.active_counts[3:])
+    # What fools before the first step was no success of the steps.
+    done = compiled()(*problem)
+    result = dag_jax.attack(*problem, start=np.asarray(done.perturbation))
+    assert int(result.status) == Status.NO_TARGETS
+    np.testing.assert_array_equal(result.perturbation, done.perturbation)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (np.zeros((H, W), np.float32), r"start has shape \(8, 6\), image has \(8, 6, 3\)"),
+        (np.full((H, W, 3), np.inf, np.float32), "start has values that are not finite"),
+    ],
+)
+def test_a_start_that_is_none_is_named(problem, start, message):
+    with pytest.raises(ValueError, match=message):
+        dag_jax.attack(*problem, start=start)
+
+
+def bright_only(gradient, state, params, *, image, **others):
+    del params, others
+    return jnp.where(image > 128, -jnp.sign(gradient), 0), state
+
+
+def test_an_optimizer_may_ask_for_the_image(problem):
+    bright = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), bright_only)
+    _, image, _ = problem
+    for optimizer in (bright, optax.chain(optax.scale(2.0), bright)):
+        result = dag_jax.attack(*problem, max_steps=3, optimizer=optimizer)
+        assert not np.asarray(result.perturbation)[image <= 128].any()
+        assert np.abs(np.asarray(result.perturbation)[image > 128]).max() == 3

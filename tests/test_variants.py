@@ -1,0 +1,296 @@
+"""Each variant against its own NumPy, and what sets it apart from the others."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dag_jax
+from dag_jax import Status, Targets, variants
+
+H, W, N, C = 8, 6, 9, 4
+MAX_STEPS, GAMMA, EPSILON, ALPHA = 12, 0.5, 3.0, 0.8
+BOUNDED = {
+    "fgsm": variants.fgsm(EPSILON),
+    "pgd": variants.pgd(EPSILON, ALPHA, MAX_STEPS),
+    "segpgd": variants.segpgd(EPSILON, ALPHA, MAX_STEPS),
+    "cospgd": variants.cospgd(EPSILON, ALPHA, MAX_STEPS),
+}
+VARIANTS = {
+    name: {"max_steps": MAX_STEPS, **options}
+    for name, options in {
+        "release": variants.release(),
+        "release_detection": variants.release(detects=True),
+        "best_other": variants.best_other(),
+        "momentum": variants.momentum(0.9, GAMMA),
+        **BOUNDED,
+    }.items()
+}
+
+
+def linear_scores(weights, bias, image):
+    return jnp.einsum("...k,k->...", weights, image.reshape(-1) - 128) + bias
+
+
+@pytest.fixture
+def problem(rng):
+    """A linear model, an image with pixels near the ends, and targets: one not valid, two wrong."""
+    weights = 0.01 * rng.standard_normal((N, C, H * W * 3))
+    bias = 0.5 * rng.standard_normal((N, C))
+    image = rng.uniform(0, 255, (H, W, 3)).astype(np.float32)
+    image[0] = rng.choice([0, 0.7, 254.2, 255], (W, 3))
+    labels = (weights @ (image.reshape(-1) - 128) + bias).argmax(-1).astype(np.int32)
+    labels[5:7] = (labels[5:7] + 2) % C
+    adversarial = ((labels + rng.integers(1, C, N)) % C).astype(np.int32)
+    return weights, bias, image, labels, adversarial, np.arange(N) != 2
+
+
+def of_engine(problem):
+    """Return what `attack` takes of a problem."""
+    weights, bias, image, *targets = problem
+    score_fn = jax.tree_util.Partial(linear_scores, jnp.float32(weights), jnp.float32(bias))
+    return score_fn, jnp.asarray(image), Targets(*map(jnp.asarray, targets))
+
+
+@functools.cache
+def compiled(name, **more):
+    return jax.jit(functools.partial(dag_jax.attack, **(VARIANTS[name] | more)))
+
+
+def softmax(scores):
+    powers = np.exp(scores - scores.max())
+    return powers / powers.sum()
+
+
+def one_hot(index):
+    return np.eye(C)[index]
+
+
+def best_without(scores, index):
+    return int(np.where(one_hot(index) > 0, -np.inf, scores).argmax())
+
+
+def slope_of(name, scores, label, adversarial, progress):
+    """Return the derivative of one target's loss with respect to its scores, from the papers."""
+    seen, towards = int(scores.argmax()), one_hot(adversarial)
+    right = seen == label
+    if name == "release":
+        return (seen != adversarial) * (one_hot(seen) - towards)
+    if name == "release_detection":
+        return (seen not in (adversarial, 0) or right) * (one_hot(label) - towards)
+    if name == "best_other":
+        return right * (one_hot(label) - one_hot(best_without(scores, label)))
+    if name == "momentum":
+        return right * (one_hot(label) - towards)
+    likelihood = softmax(scores)
+    if name == "segpgd":
+        weight = 1 - progress / 2 if right else progress / 2
+    elif name == "cospgd":
+        weight = likelihood[label] / np.linalg.norm(likelihood)
+    else:
+        weight = 1.0
+    return weight * (one_hot(label) - likelihood)  # of minus the cross-entropy
+
+
+def twin(name, weights, bias, image, labels, adversarial, valid):
+    """Return the iterates and counts of a variant in float64."""
+    image = image.astype(np.float64)
+    r, velocity, iterates, counts = np.zeros_like(image), 0, [], []
+    max_steps = 1 if name == "fgsm" else MAX_STEPS
+    for m in range(max_steps + 1):
+        scores = weights @ (np.clip(image + r, 0, 255).reshape(-1) - 128) + bias
+        seen = scores.argmax(-1)
+        active = valid & (seen != adversarial if name == "release" else seen == labels)
+        iterates.append(r)
+        counts.append(active.sum())
+        few = 0.01 * valid.sum() if name == "release" else 0
+        if name not in BOUNDED and counts[-1] <= few:
+            break
+        gradient = np.zeros(image.size)
+        for n in np.flatnonzero(valid):
+            slope = slope_of(name, scores[n], labels[n], adversarial[n], m / max_steps)
+            gradient += slope @ weights[n]
+        gradient = gradient.reshape(image.shape)
+        if name in BOUNDED:
+            r = r - (EPSILON if name == "fgsm" else ALPHA) * np.sign(gradient)
+            seen_next = np.clip(image + np.clip(r, -EPSILON, EPSILON), 0, 255)
+            r = seen_next - image
+            continue
+        gradient /= np.abs(gradient).max()
+        if name == "momentum":
+            gradient = velocity = gradient + 0.9 * velocity
+        r = r - GAMMA * gradient / np.abs(gradient).max()
+    return iterates, counts
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_equals_numpy_iterate_by_iterate(problem, name):
+    iterates, counts = twin(name, *problem)
+    score_fn, image, targets = of_engine(problem)
+    options = dict(VARIANTS[name])
+    new = {name: options[name] for name in ("max_steps", "optimizer") if name in options}
+    state = dag_jax.init(image, targets, **new)
+    del options["max_steps"]
+    advance = jax.jit(functools.partial(dag_jax.step, **options))
+    for m, (iterate, count) in enumerate(zip(iterates, counts, strict=True)):
+        np.testing.assert_allclose(state.attack.perturbation, iterate, atol=2e-3)
+        state = advance(score_fn, state, targets)
+        assert int(state.attack.active_counts[m]) == count
+    assert int(state.attack.status) == (Status.MAX_STEPS if counts[-1] else Status.FOOLED)
+    result = compiled(name)(score_fn, image, targets)
+    np.testing.assert_allclose(result.perturbation, iterates[-1], atol=2e-3)
+    assert int(result.num_steps) == len(iterates) - 1 > 0
+    assert counts[0] == (8 if name == "release" else 6) > counts[-1]
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_a_bounded_attack_stays_in_its_ball_and_in_the_range(problem, name):
+    score_fn, image, targets = of_engine(problem)
+    image = jnp.round(image)  # whole grey levels: the sums below have no rounding
+    for options in ({}, {"rounded": True}):
+        result = compiled(name, **options)(score_fn, image, targets)
+        r = np.asarray(result.perturbation)
+        assert np.abs(r).max() == EPSILON
+        assert (image + r).min() >= 0 and (image + r).max() <= 255
+        assert (r[0] == 0).any() and int(result.num_steps) == VARIANTS[name]["max_steps"]
+
+
+@pytest.mark.parametrize("name", ["best_other", *BOUNDED])
+def test_adversarial_labels_do_not_matter_where_none_are_asked_for(problem, name):
+    *rest, labels, adversarial, valid = problem
+    others = (labels + 1 + (adversarial == (labels + 1) % C)).astype(np.int32) % C
+    assert (others != adversarial).all() and (others != labels).all()
+    result, other = (
+        compiled(name)(*of_engine((*rest, labels, one, valid))) for one in (adversarial, others)
+    )
+    jax.tree.map(np.testing.assert_array_equal, result, other)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_what_stands_where_there_is_no_target_does_not_matter(problem, name):
+    score_fn, image, targets = of_engine(problem)
+    spoiled = jax.tree_util.Partial(without_third, score_fn)
+    labels, adversarial = (one.at[2].set(255) for one in (targets.labels, targets.adversarial))
+    result = compiled(name)(score_fn, image, targets)
+    other = compiled(name)(spoiled, image, Targets(labels, adversarial, targets.valid))
+    jax.tree.map(np.testing.assert_array_equal, result, other)
+
+
+def without_third(score_fn, image):
+    return score_fn(image).at[2].set(jnp.nan)
+
+
+def test_fgsm_is_one_step_and_segpgd_begins_with_what_is_right(problem):
+    score_fn, image, targets = of_engine(problem)
+    once = jax.jit(functools.partial(dag_jax.attack, **variants.pgd(EPSILON, EPSILON, 1)))
+    fgsm, pgd = (run(score_fn, image, targets) for run in (compiled("fgsm"), once))
+    np.testing.assert_array_equal(fgsm.perturbation, pgd.perturbation)
+    # At lambda = 0 a pixel that is wrong has no weight: without it, nothing changes.
+    once = jax.jit(functools.partial(dag_jax.attack, **variants.segpgd(EPSILON, EPSILON, 1)))
+    right = targets.valid & (score_fn(image).argmax(-1) == targets.labels)
+    assert 0 < right.sum() < targets.valid.sum()
+    of_right = Targets(targets.labels, targets.adversarial, right)
+    segpgd, of_right = once(score_fn, image, targets), once(score_fn, image, of_right)
+    np.testing.assert_array_equal(segpgd.perturbation, of_right.perturbation)
+    assert (segpgd.perturbation != fgsm.perturbation).any()
+
+
+def test_the_losses_by_hand():
+    scores = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]])) + 7
+    targets = Targets(jnp.zeros(2, jnp.int32), jnp.full(2, 2), jnp.array([True, True]))
+    active = jnp.array([True, False])
+
+    def terms(options, progress=0.5):
+        return options["objective"].loss(scores, targets, active, jnp.float32(progress))
+
+    log2 = np.log(2)
+    np.testing.assert_allclose(terms(variants.pgd()), [-log2, -2 * log2], rtol=1e-6)
+    np.testing.assert_allclose(terms(variants.segpgd()), [-0.75 * log2, -0.5 * log2], rtol=1e-6)
+    length = np.sqrt(0.5**2 + 2 * 0.25**2)
+    cosines = np.array([0.5, 0.25]) / length
+    np.testing.assert_allclose(terms(variants.cospgd()), cosines * [-log2, -2 * log2], rtol=1e-6)
+    np.testing.assert_allclose(terms(variants.best_other()), [log2, 0], rtol=1e-6)
+    np.testing.assert_allclose(terms(variants.release()), [log2, 0], rtol=1e-6)
+    # The second is seen as class 1, neither adversarial nor background: it is driven on.
+    np.testing.assert_allclose(terms(variants.release(detects=True)), [log2, 0], atol=1e-6)
+    swapped = Targets(targets.labels + 2, targets.adversarial - 2, targets.valid)
+    release = variants.release(detects=True)["objective"]
+    found = release.loss(scores + jnp.array([0, 0, 1]), swapped, jnp.array([False, False]), 0.0)
+    np.testing.assert_allclose(found, [1 - log2, 0], atol=1e-6)
+
+
+def test_margins_are_logits_by_which_the_adversarial_label_leads_the_release():
+    scores = jnp.array([[0.0, 2.0, 1.0], [0.0, 1.0, 2.0]])
+    targets = Targets(jnp.zeros(2, jnp.int32), jnp.ones(2, jnp.int32), jnp.array([True, True]))
+    active = variants.release()["objective"].active
+    np.testing.assert_array_equal(active(scores, targets, 0.0), [False, True])
+    np.testing.assert_array_equal(active(scores, targets, 0.9), [False, True])
+    np.testing.assert_array_equal(active(scores, targets, 1.5), [True, True])
+
+
+@pytest.mark.parametrize("name", ["release", "momentum", "segpgd", "cospgd"])
+def test_a_stream_gives_what_attack_gives(rng, problem, name):
+    score_fn, _, targets = of_engine(problem)
+    examples = []
+    for key in range(4):
+        image = rng.uniform(0, 255, (H, W, 3)).astype(np.float32)
+        examples.append((key, image, jax.tree.map(np.asarray, targets)))
+    results = dict(dag_jax.attack_stream(score_fn, examples, slots=2, **VARIANTS[name]))
+    for key, image, _ in examples:
+        alone = compiled(name)(score_fn, image, targets)
+        for field in ("num_steps", "status", "active", "active_counts"):
+            np.testing.assert_array_equal(getattr(results[key], field), getattr(alone, field))
+        np.testing.assert_allclose(results[key].perturbation, alone.perturbation, atol=1e-4)
+
+
+def test_the_same_arguments_compile_once(caplog, problem):
+    score_fn, image, targets = of_engine(problem)
+    examples = [(0, np.asarray(image), jax.tree.map(np.asarray, targets))]
+
+    def run(options):
+        return list(dag_jax.attack_stream(score_fn, examples, slots=1, **options))
+
+    assert variants.pgd(8)["optimizer"] is variants.pgd(8.0, 2.0, 7)["optimizer"]
+    assert variants.momentum()["optimizer"] is variants.momentum(0.9, 0.5)["optimizer"]
+    run(variants.segpgd(5, 1, 3))
+    with jax.log_compiles():
+        run(variants.segpgd(5.0, 1.0, 3))
+        assert "Compiling jit(_advance)" not in caplog.text
+        run(variants.pgd(5.0, 1.0, 3))
+        assert caplog.text.count("Compiling jit(_advance)") == 1
+
+
+def test_a_random_start_is_drawn_within_the_ball_and_the_range(problem):
+    score_fn, image, targets = of_engine(problem)
+    key = dag_jax.image_key(0, "image")
+    start = variants.random_start(key, image, EPSILON)
+    np.testing.assert_array_equal(start, variants.random_start(key, np.asarray(image), EPSILON))
+    other = variants.random_start(dag_jax.image_key(0, "another"), image, EPSILON)
+    assert start.dtype == jnp.float32 and (start != other).mean() > 0.9
+    assert 0.9 * EPSILON < jnp.abs(start).max() <= EPSILON and abs(float(start.mean())) < 0.5
+    assert float((image + start).min()) >= 0 and float((image + start).max()) <= 255
+    run = jax.jit(functools.partial(dag_jax.attack, **VARIANTS["pgd"]))
+    result = run(score_fn, image, targets, start=start)
+    assert int(result.num_steps) == MAX_STEPS
+    assert np.abs(result.perturbation).max() <= EPSILON * (1 + 1e-6)
+    plain = run(score_fn, image, targets)
+    assert int(result.active_counts[-1]) <= int(plain.active_counts[0]) - 2
+    assert (result.perturbation != plain.perturbation).any()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: variants.pgd(0), "epsilon is 0; it is a positive number of grey levels"),
+        (lambda: variants.fgsm(float("inf")), "epsilon is inf"),
+        (lambda: variants.cospgd(8, -1), "step_size is -1"),
+        (lambda: variants.momentum(1.0), "decay is 1.0"),
+        (lambda: variants.momentum(0.5, 0), "step_size is 0"),
+        (lambda: variants.random_start(jax.random.key(0), np.zeros((2, 2, 3)), -1), "epsilon"),
+    ],
+)
+def test_numbers_that_no_attack_has_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
