@@ -12,7 +12,7 @@ FLAGS = (
     *("--cases=fcn_alex:miniature,fr_vgg_07:miniature", "--size=64", "--iterations=2"),
     *("--pairs=2", "--proposals=16", "--images=5", "--few_images=3", "--max_steps=3"),
     *("--turns=2", "--lanes=1", "--batches=1,2", "--fcns=fcn_alex", "--full_images=0"),
-    *("--shrink=64", "--sizes=64,96", "--counts=8,16", "--repeats=1", "--miniature"),
+    *("--shrink=64", "--sizes=64", "--counts=8", "--repeats=1", "--miniature"),
 )
 PLOTS = {
     "time_against_batch.png",
@@ -29,7 +29,7 @@ ROWS = {
     "torch": 1,
     "precision": 2,
     "kernels": 5,
-    "scaling": 10,
+    "scaling": 7,
 }
 
 
