@@ -235,11 +235,7 @@ def main(argv):
     kinds = FLAGS.shape
     if kinds is None:
         kinds = [kind for kind in KINDS if kind != "file" or FLAGS.mask]
-    unknown = [kind for kind in kinds if kind not in KINDS]
-    if unknown or not kinds:
-        raise app.UsageError(
-            f"--shape: unknown {', '.join(unknown) or 'nothing'}; known: {', '.join(KINDS)}"
-        )
+    console.check_names("shape", kinds, KINDS)
     if ("file" in kinds) != (FLAGS.mask is not None):
         raise app.UsageError("--shape=file and --mask go together")
     max_steps = FLAGS.max_steps or evaluation.MAX_STEPS[False]
