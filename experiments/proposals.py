@@ -178,18 +178,18 @@ def draw(rows, about, path):
     title = evaluation.TITLES[about["network"]]
     figure, panels = lineplot.panels(
         6,
-        f"{title} attacked on the proposals of a sparser or denser suppression "
-        f"({rows[0]['images']} images; the evaluation's proposals stay the same)",
+        f"{title} attacked on the proposals of a sparser or denser suppression (margin "
+        f"{about['margin']:g}, {rows[0]['images']} images; its evaluation stays as it is)",
         columns=3,
         inches=(3.7, 3.0),
     )
     names = (
         ("proposals", "proposals of an image (mean)"),
         ("targets", "targets of an image (mean)"),
-        ("advr", f"mAP after the attack, % (ORIG {about['orig']:.1f})"),
+        ("advr", "mAP after the attack, %"),
         ("steps_median", "steps of an image (median)"),
         ("seconds", "seconds an image"),
-        ("unfinished", "images with targets left at the end"),
+        ("unfinished", "images with targets left"),
     )
     for axes, (entry, label) in zip(panels, names, strict=True):
         some = [row for row in rows if row[entry] is not None]
@@ -204,8 +204,9 @@ def draw(rows, about, path):
     axes = panels[2]
     for number, (_, group) in enumerate(by_kept(rows)):
         ends = [(row["nms_threshold"], *row["advr"][1:]) for row in group]
-        axes.vlines(*zip(*ends, strict=True), color=f"C{number}", lw=1)
-    axes.set_title(f"bars: {findings.LEVEL:.0%} intervals", fontsize=9)
+        axes.fill_between(*zip(*ends, strict=True), color=f"C{number}", alpha=0.15, lw=0)
+    axes.set_title(f"ORIG {about['orig']:.1f}; bands: {findings.LEVEL:.0%} intervals", fontsize=9)
+    axes.legend(fontsize=8, loc="upper left")
     axes.set_ylim(0, 1.05 * max(row["advr"][2] for row in rows) or 1)
     lineplot.save(figure, path)
 
