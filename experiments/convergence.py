@@ -183,9 +183,10 @@ def report(rows, settings) -> str:
     of = "rendered scenes" if settings["dataset"] == "scenes" else settings["dataset"]
     notes = [
         f"{kind.capitalize()} on {of}, step size {settings['step_size']:g} grey levels.",
-        "targets: active on the clean image. targets, steps, p (perceptibility): median "
+        "targets: active on the clean image by the row's margin. targets, steps, p: median "
         "[quartiles] over the images with targets. finished: share of these in which no target is "
-        f"active any more, [{findings.LEVEL:.0%} interval] by the bootstrap over images.",
+        f"active any more, [{findings.LEVEL:.0%} interval] by the bootstrap over images. p: "
+        "perceptibility.",
         "left: share of an image's targets that are still active after so many iterations, mean "
         "over the images with targets; one that has finished counts as 0.",
     ]
@@ -289,8 +290,8 @@ def draw_distributions(rows, found, path):
     places = np.arange(len(rows))
     some = [[one for one in a.records if one["active_counts"][0]] for a in found]
     for axes, entry, scale, label in (
-        (steps, "num_steps", 1, "steps of an image: quartiles and range"),
-        (sizes, "perceptibility", 1000, "perceptibility p × 1000: quartiles and range"),
+        (steps, "num_steps", 1, "steps (box: quartiles; line: 5 to 95%)"),
+        (sizes, "perceptibility", 1000, "perceptibility p × 1000 (the same)"),
     ):
         values = [[record[entry] * scale for record in records] for records in some]
         axes.boxplot(
@@ -298,6 +299,7 @@ def draw_distributions(rows, found, path):
             positions=places,
             orientation="horizontal",
             widths=0.6,
+            whis=(5, 95),
             patch_artist=True,
             boxprops={"facecolor": "#c9dcec"},
             medianprops={"color": "C3", "linewidth": 2},

@@ -26,6 +26,7 @@ def example():
     }
 
 
+@pytest.mark.slow  # it compiles a detector
 def test_proposals_are_counted_as_their_settings_ask(example):
     network = networks.load("fr_zf_07", miniature=True)
     image = example["image"].astype(np.float32)
