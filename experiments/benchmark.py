@@ -210,8 +210,7 @@ def main(argv):
     console.start(argv)
 
     # 1. Everything that can be wrong is read before any long work.
-    if unknown := set(FLAGS.parts) - set(PARTS):
-        raise app.UsageError(f"--parts: unknown {', '.join(sorted(unknown))}; known: {PARTS}")
+    console.check_names("parts", FLAGS.parts, PARTS)
     if FLAGS.fcns != [name for name in FLAGS.fcns if name in ("fcn_vgg", "fcn_alex")]:
         raise app.UsageError("--fcns: known are fcn_vgg and fcn_alex")
     parse_cases()

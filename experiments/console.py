@@ -90,6 +90,19 @@ def start(argv) -> tuple[int, int]:
     return found
 
 
+def check_names(flag, names, known) -> None:
+    """Check a list of names that a flag gives.
+
+    Raises:
+      app.UsageError: where there is none, or one that is not known.
+    """
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise app.UsageError(
+            f"--{flag}: unknown {', '.join(unknown) or 'nothing'}; known: {', '.join(known)}"
+        )
+
+
 def wait_until(ready, what, failed) -> None:
     """Wait for other processes, by what they write; nothing else connects them.
 

@@ -32,6 +32,7 @@ from experiments.runs import files, findings, rundir, scores
 MARKS = (10, 50, 100)  # iterations at which the table has the share of targets left
 QUARTILES = (25, 50, 75)  # percent
 LINEAR_BELOW = 0.01  # share of targets: above, the plot's axis is logarithmic
+LEAST_INCHES = 7  # width of a plot, for its title and legend
 STATUS_COLOURS = {
     "FOOLED": "#4c9f70",
     "MAX_STEPS": "#e8a33d",
@@ -182,9 +183,10 @@ def report(rows, settings) -> str:
     of = "rendered scenes" if settings["dataset"] == "scenes" else settings["dataset"]
     notes = [
         f"{kind.capitalize()} on {of}, step size {settings['step_size']:g} grey levels.",
-        "targets: active on the clean image. targets, steps, p (perceptibility): median "
+        "targets: active on the clean image by the row's margin. targets, steps, p: median "
         "[quartiles] over the images with targets. finished: share of these in which no target is "
-        f"active any more, [{findings.LEVEL:.0%} interval] by the bootstrap over images.",
+        f"active any more, [{findings.LEVEL:.0%} interval] by the bootstrap over images. p: "
+        "perceptibility.",
         "left: share of an image's targets that are still active after so many iterations, mean "
         "over the images with targets; one that has finished counts as 0.",
     ]
@@ -212,9 +214,8 @@ def draw_curves(pairs, path):
     by_kind = [names for names in by_kind if names]
     columns = max(map(len, by_kind))
     title = "Targets still active after each iteration, as a share of those on the clean image"
-    figure, axes = lineplot.panels(
-        columns * len(by_kind), title, columns=columns, inches=(3.1, 2.8)
-    )
+    inches = max(3.1, LEAST_INCHES / columns), 2.8
+    figure, axes = lineplot.panels(columns * len(by_kind), title, columns=columns, inches=inches)
     for place, one in enumerate(axes):
         kind, column = divmod(place, columns)
         if column >= len(by_kind[kind]):
@@ -232,7 +233,13 @@ def draw_curves(pairs, path):
     if any(row["margin"] for row, _ in pairs):
         text = "margin 0, the paper's rule: median, quartiles, mean"
         handles.insert(3, Line2D([], [], color="C1", lw=2, label=text))
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=9, frameon=False)
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=len(handles) if columns > 3 else 3,
+        fontsize=9,
+        frameon=False,
+    )
     lineplot.save(figure, path)
 
 
@@ -283,8 +290,8 @@ def draw_distributions(rows, found, path):
     places = np.arange(len(rows))
     some = [[one for one in a.records if one["active_counts"][0]] for a in found]
     for axes, entry, scale, label in (
-        (steps, "num_steps", 1, "steps of an image: quartiles and range"),
-        (sizes, "perceptibility", 1000, "perceptibility p × 1000: quartiles and range"),
+        (steps, "num_steps", 1, "steps (box: quartiles; line: 5 to 95%)"),
+        (sizes, "perceptibility", 1000, "perceptibility p × 1000 (the same)"),
     ):
         values = [[record[entry] * scale for record in records] for records in some]
         axes.boxplot(
@@ -292,6 +299,7 @@ def draw_distributions(rows, found, path):
             positions=places,
             orientation="horizontal",
             widths=0.6,
+            whis=(5, 95),
             patch_artist=True,
             boxprops={"facecolor": "#c9dcec"},
             medianprops={"color": "C3", "linewidth": 2},

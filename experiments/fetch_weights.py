@@ -29,9 +29,7 @@ def main(argv):
     if FLAGS.list:
         print(origins.table(), end="")
         return
-    if not FLAGS.networks or (unknown := set(FLAGS.networks) - set(origins.ORIGINS)):
-        unknown = ", ".join(sorted(unknown)) if FLAGS.networks else "none"
-        raise app.UsageError(f"--networks has {unknown}; there are {', '.join(origins.ORIGINS)}")
+    console.check_names("networks", FLAGS.networks, origins.ORIGINS)
     failures = []
     for name in FLAGS.networks:
         try:

@@ -181,12 +181,7 @@ def main(argv):
     jax.config.update("jax_enable_compilation_cache", False)
 
     # 1. Everything that can be wrong is read before any long work.
-    unknown = [name for name in FLAGS.networks if name not in networks.NAMES]
-    if unknown or not FLAGS.networks:
-        raise app.UsageError(
-            f"--networks: unknown {', '.join(unknown) or 'nothing'}; known: "
-            f"{', '.join(networks.NAMES)}"
-        )
+    console.check_names("networks", FLAGS.networks, networks.NAMES)
     if not FLAGS.images:
         raise app.UsageError("--images is empty")
     sizes = {False: parse_size("fcn_size"), True: parse_size("detector_size")}

@@ -80,7 +80,7 @@ def lines(axes, series, *, xlabel, ylabel, doubling=True, log=True):
                 FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
             )
     else:
-        axes.set_ylim(0, None)
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     if doubling and shown:
         axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(shown), labels=[f"{x:g}" for x in sorted(shown)])

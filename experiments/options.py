@@ -6,7 +6,6 @@ Each launch defines those it takes as its own, so that its --help lists them and
     options.define(__name__, "dataset", "limit", "workdir", limit=10, workdir="runs/mine")
 """
 
-import hashlib
 import pathlib
 import sys
 
@@ -16,6 +15,7 @@ from absl import app, flags
 from dag_jax import networks
 from dag_jax.networks import zoo
 from experiments import evaluation
+from experiments.runs import files
 
 _SLOTS = {"cpu": 2}, 16  # a core gains nothing from more lanes, and the last images waste fewer
 
@@ -149,7 +149,7 @@ def load_network(name):
     network = networks.load(
         name, miniature=FLAGS.miniature, checkpoint=path, precision=FLAGS.precision
     )
-    return network, hashlib.sha256(path.read_bytes()).hexdigest()
+    return network, files.sha256_of(path)
 
 
 def load_examples(network) -> list[dict]:

@@ -65,10 +65,12 @@ def parse_thresholds(texts):
     """Return the numbers of --thresholds."""
     try:
         numbers = sorted({float(text) for text in texts})
-    except ValueError as error:
-        raise app.UsageError(f"--thresholds: {error}") from error
+    except ValueError:
+        numbers = []
     if not numbers or not all(0 < number <= 1 for number in numbers):
-        raise app.UsageError("--thresholds are numbers above 0, up to 1, such as 0.7,0.9")
+        raise app.UsageError(
+            f"--thresholds={','.join(texts)}: numbers above 0, up to 1, are such as 0.7,0.9"
+        )
     return numbers
 
 
@@ -77,7 +79,9 @@ def parse_proposals(texts, miniature):
     if texts is None:
         return list(MOST[miniature])
     if not texts or not all(text.isdecimal() and int(text) for text in texts):
-        raise app.UsageError("--proposals are whole numbers, 1 or more, such as 100,300")
+        raise app.UsageError(
+            f"--proposals={','.join(texts)}: whole numbers, 1 or more, are such as 100,300"
+        )
     return sorted({int(text) for text in texts})
 
 
@@ -103,6 +107,12 @@ COLUMNS = (
 )
 
 
+def by_kept(rows):
+    """Return [(the most kept, its rows)] of rows in the order of the most kept."""
+    grouped = itertools.groupby(rows, lambda row: row["max_proposals"])
+    return [(most, list(group)) for most, group in grouped]
+
+
 def compare(workdir, rows) -> list[dict]:
     """Return what the paper's denser suppression changes, on the same images.
 
@@ -115,8 +125,7 @@ def compare(workdir, rows) -> list[dict]:
       high] in points.
     """
     found = []
-    by_kept = itertools.groupby(rows, lambda row: row["max_proposals"])
-    for most, group in by_kept:
+    for most, group in by_kept(rows):
         if {PLAIN, evaluation.ATTACK_NMS} <= {row["nms_threshold"] for row in group}:
             dense, plain = (
                 files.load(workdir / folder_of(threshold, most) / SETS)[1]["advr"]
@@ -169,42 +178,36 @@ def draw(rows, about, path):
     title = evaluation.TITLES[about["network"]]
     figure, panels = lineplot.panels(
         6,
-        f"{title} attacked on the proposals of a sparser or denser suppression "
-        f"({rows[0]['images']} images; the evaluation's proposals stay the same)",
+        f"{title} attacked on the proposals of a sparser or denser suppression (margin "
+        f"{about['margin']:g}, {rows[0]['images']} images; its evaluation stays as it is)",
         columns=3,
         inches=(3.7, 3.0),
     )
-    points = [
-        row | {"at most": f"at most {row['max_proposals']} kept", "mAP": row["advr"][0]}
-        for row in rows
-    ]
-    for axes, (entry, label) in zip(
-        panels,
-        (
-            ("proposals", "proposals of an image (mean)"),
-            ("targets", "targets of an image (mean)"),
-            ("mAP", f"mAP after the attack, % (ORIG {about['orig']:.1f})"),
-            ("steps_median", "steps of an image (median)"),
-            ("seconds", "seconds an image"),
-            ("unfinished", "images with targets left at the end"),
-        ),
-        strict=True,
-    ):
-        lines = [
-            (name, *zip(*[(one["nms_threshold"], one[entry]) for one in group], strict=True))
-            for name, group in itertools.groupby(
-                [one for one in points if one[entry] is not None], lambda one: one["at most"]
-            )
-        ]
+    names = (
+        ("proposals", "proposals of an image (mean)"),
+        ("targets", "targets of an image (mean)"),
+        ("advr", "mAP after the attack, %"),
+        ("steps_median", "steps of an image (median)"),
+        ("seconds", "seconds an image"),
+        ("unfinished", "images with targets left"),
+    )
+    for axes, (entry, label) in zip(panels, names, strict=True):
+        some = [row for row in rows if row[entry] is not None]
+        lines = []
+        for most, group in by_kept(some):
+            y = [row[entry][0] if entry == "advr" else row[entry] for row in group]
+            lines.append((f"at most {most} kept", [row["nms_threshold"] for row in group], y))
+        xlabel = "NMS threshold of the attack (IoU)"
+        options_of_plot = {"xlabel": xlabel, "ylabel": label, "doubling": False, "log": False}
         if lines:
-            lineplot.lines(
-                axes,
-                lines,
-                xlabel="NMS threshold of the attack (IoU)",
-                ylabel=label,
-                doubling=False,
-                log=False,
-            )
+            lineplot.lines(axes, lines, **options_of_plot)
+    axes = panels[2]
+    for number, (_, group) in enumerate(by_kept(rows)):
+        ends = [(row["nms_threshold"], *row["advr"][1:]) for row in group]
+        axes.fill_between(*zip(*ends, strict=True), color=f"C{number}", alpha=0.15, lw=0)
+    axes.set_title(f"ORIG {about['orig']:.1f}; bands: {findings.LEVEL:.0%} intervals", fontsize=9)
+    axes.legend(fontsize=8, loc="upper left")
+    axes.set_ylim(0, 1.05 * max(row["advr"][2] for row in rows) or 1)
     lineplot.save(figure, path)
 
 

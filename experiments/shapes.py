@@ -104,11 +104,11 @@ def drawings_of(kinds):
     index = datasets.CLASS_NAMES.index(FLAGS.class_name)
     found = []
     for kind in kinds:
-        name, title, said = kind, f"{kind} of {FLAGS.class_name}", {"shape": kind}
+        name, title, said = kind, f"{kind} ({FLAGS.class_name})", {"shape": kind}
         if kind == "word":
             of = foreground(functools.partial(drawings.word, text=FLAGS.word), index)
             name = f"word_{urllib.parse.quote(FLAGS.word, safe='')}"
-            title, said = f"“{FLAGS.word}” of {FLAGS.class_name}", said | {"word": FLAGS.word}
+            title, said = f"“{FLAGS.word}” ({FLAGS.class_name})", said | {"word": FLAGS.word}
         elif kind == "file":
             of, sha256 = read_mask(FLAGS.mask)
             name, said = f"file_{sha256[:12]}", said | {"mask_sha256": sha256}
@@ -217,9 +217,10 @@ def picture(network, example, run, row):
     clean, saved = example["image"], run.image(key)
     record = run.records[run.keys.index(key)]
     before, after = evaluation.predict(network, [clean, saved])
+    left, pixels = record["active_counts"][-1], clean.shape[0] * clean.shape[1]
     title = (
-        f"{row['title']} on {key}: {record['status']} after {record['num_steps']} steps, largest "
-        f"change {record['largest_change']:.0f} grey levels"
+        f"{row['title']} on {key}: {record['status']} after {record['num_steps']} steps, "
+        f"{left} of {pixels} pixels are not as drawn"
     )
     change = saved.astype(np.float32) - clean
     return figures.AttackRow(title, clean, saved, change, before, after)
@@ -234,11 +235,7 @@ def main(argv):
     kinds = FLAGS.shape
     if kinds is None:
         kinds = [kind for kind in KINDS if kind != "file" or FLAGS.mask]
-    unknown = [kind for kind in kinds if kind not in KINDS]
-    if unknown or not kinds:
-        raise app.UsageError(
-            f"--shape: unknown {', '.join(unknown) or 'nothing'}; known: {', '.join(KINDS)}"
-        )
+    console.check_names("shape", kinds, KINDS)
     if ("file" in kinds) != (FLAGS.mask is not None):
         raise app.UsageError("--shape=file and --mask go together")
     max_steps = FLAGS.max_steps or evaluation.MAX_STEPS[False]

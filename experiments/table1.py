@@ -21,12 +21,13 @@ the next image, and ends with the same files. --networks adds rows to those that
 results of other settings, weights, versions or devices is refused.
 """
 
+import contextlib
 import json
 import sys
 import time
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 import dag_jax
 from dag_jax import networks
@@ -134,7 +135,7 @@ def picture(network, examples, run, rounded):
     If no image is like that, it is the one that loses most.
     """
     examples = examples[:SHOWN_OF]
-    attacked = buckets.Computed(lambda example: scores.adversarial(run, example, rounded), examples)
+    attacked = buckets.Computed(lambda one: scores.adversarial([run], one, rounded), examples)
     clean = evaluation.clean_images(examples)
     before, after = (evaluation.predict(network, images) for images in (clean, attacked))
     found = np.nan_to_num(
@@ -201,6 +202,52 @@ def failures(folder):
     return [(folder / name).read_text() for name in sorted(files.names_in(folder))]
 
 
+@contextlib.contextmanager
+def others_go_on(workdir, name, process, errors):
+    """Write down what goes wrong with a network, for other processes too, and go on."""
+    try:
+        yield
+    except ValueError as error:
+        trouble = workdir / name / "failed"
+        if not failures(trouble):
+            files.make_folder(trouble)
+            rundir.write(trouble / f"{process}.txt", f"process {process}: {error}")
+        errors.append(f"{evaluation.TITLES[name]}: {error}")
+
+
+def join(folder, network, examples, own, new):
+    """Return a network's row, made once every process has kept its images.
+
+    Args:
+      folder: of the network.
+      network: a `Network`.
+      examples: its examples, all processes'.
+      own: `rundir.Results` by margin.
+      new: whether this process has attacked any, so that the row has to be made anew.
+    """
+    path = folder / "row.json"
+    if new or not path.exists():
+        console.wait_until(
+            lambda: all(map(scores.are_there, own.values())),
+            f"the other processes' images of {evaluation.TITLES[network.name]}",
+            lambda: failures(folder / "failed"),
+        )
+        row = scores.row_of(network, examples, own, margin=max(own), seed=FLAGS.seed)
+        rundir.write(path, json.dumps(row, indent=2) + "\n")
+    return json.loads(path.read_text())
+
+
+def summary(row):
+    """Return a row in a line."""
+    title = evaluation.TITLES[row["network"]]
+    return f"{title}: ORIG {row['orig']:.2f} ADVR {row['advr']:.2f} PERM {row['perm']:.2f}"
+
+
+def own_of(results, name):
+    """Return {margin: `rundir.Results`} of a network."""
+    return {margin: found for (of, margin), found in results.items() if of == name}
+
+
 def write_table(workdir, rows, settings, loaded, examples, started):
     """Write and print the table, and draw its pictures."""
     text = report(rows, settings)
@@ -225,12 +272,7 @@ def main(argv):
     process, processes = console.start(argv)
     mesh = console.open_mesh()
     started = time.monotonic()
-    unknown = [name for name in FLAGS.networks if name not in networks.NAMES]
-    if unknown or not FLAGS.networks:
-        raise app.UsageError(
-            f"--networks: unknown {', '.join(unknown) or 'nothing'}; known: "
-            f"{', '.join(networks.NAMES)}"
-        )
+    console.check_names("networks", FLAGS.networks, networks.NAMES)
     dag_jax.check_numbers(FLAGS.max_steps or 1, FLAGS.step_size, FLAGS.margin or 0)
 
     # 1. Everything that can be wrong is read before anything is written. Rows that the folder has
@@ -262,41 +304,26 @@ def main(argv):
                     processes=processes,
                 )
 
-    # 2. A row at a time; images that are finished are kept, by every process its own.
-    rows, errors = [], []
+    # 2. A network at a time. Each process keeps its own images and waits for no other; process 0
+    # joins what all have kept as soon as it is there.
+    rows, errors, attacked = {}, [], {}
     for name, network in loaded.items():
-        title = evaluation.TITLES[name]
-        path, trouble = workdir / name / "row.json", workdir / name / "failed"
-        own = {margin: found for (of, margin), found in results.items() if of == name}
-        try:
-            files.remove(trouble / f"{process}.txt")
-            new = attack(network, examples[network.detects], own, mesh)
-            if process:
-                others = f"{path}, which process 0 writes"
-                console.wait_until(path.exists, others, lambda t=trouble: failures(t))
-            elif new or not path.exists():
-                console.wait_until(
-                    lambda own=own: all(map(scores.are_there, own.values())),
-                    f"the other processes' images of {title}",
-                    lambda t=trouble: failures(t),
-                )
-                row = scores.row_of(
-                    network, examples[network.detects], own, margin=max(own), seed=FLAGS.seed
-                )
-                rundir.write(path, json.dumps(row, indent=2) + "\n")
-        except ValueError as error:  # this network's; the others go on
-            if not failures(trouble):
-                files.make_folder(trouble)
-                rundir.write(trouble / f"{process}.txt", f"process {process}: {error}")
-            errors.append(f"{title}: {error}")
-            continue
-        rows.append(json.loads(path.read_text()))
-        done = f"{len(rows)} of {len(loaded)} networks, {time.monotonic() - started:.0f} s"
-        print(
-            f"{title}: ORIG {rows[-1]['orig']:.2f} ADVR {rows[-1]['advr']:.2f} "
-            f"PERM {rows[-1]['perm']:.2f}  ({done})",
-            file=sys.stderr,
-        )
+        with others_go_on(workdir, name, process, errors):
+            files.remove(workdir / name / "failed" / f"{process}.txt")
+            own = own_of(results, name)
+            attacked[name] = attack(network, examples[network.detects], own, mesh)
+        last = name == list(loaded)[-1]
+        for other, new in [] if process else list(attacked.items()):
+            own = own_of(results, other)
+            if not (last or all(map(scores.are_there, own.values()))):
+                continue
+            del attacked[other]
+            with others_go_on(workdir, other, process, errors):
+                known = examples[loaded[other].detects]
+                rows[other] = join(workdir / other, loaded[other], known, own, new)
+                done = f"{len(rows)} of {len(loaded)} networks, {time.monotonic() - started:.0f} s"
+                print(f"{summary(rows[other])}  ({done})", file=sys.stderr)
+    rows = [rows[name] for name in loaded if name in rows]
     if process:
         print(f"process {process} is done; process 0 writes the table: {workdir}/")
     elif rows:

@@ -124,6 +124,11 @@ def sha256(value) -> str:
     return digest.hexdigest()
 
 
+def sha256_of(path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    return hashlib.sha256(epath.Path(path).read_bytes()).hexdigest()
+
+
 def pack(arrays: dict[str, np.ndarray], content) -> bytes:
     """Return a safetensors file of arrays and of what JSON can hold.
 

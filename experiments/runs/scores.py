@@ -19,20 +19,28 @@ PERMUTATIONS = 3  # shuffles whose mean is PERM
 _LAST = "advr"  # the column that is kept last: where it is, all are
 
 
-def permuted(run, example, seed, shuffle, rounded):
-    """Return the image f32[H, W, 3] with its perturbation's rows and columns shuffled."""
-    key = jax.random.fold_in(dag_jax.image_key(seed, example["image_id"]), 1 + shuffle)
-    shuffled = metrics.permute(key, run.perturbation(example["image_id"]))
-    image = example["image"].astype(np.float32)
-    return np.asarray(dag_jax.perturb(image, np.asarray(shuffled), rounded=rounded))
+def adversarial(runs, example, rounded, *, seed=0, shuffle=None):
+    """Return an image with what attacks found for it.
 
+    Args:
+      runs: `rundir.Run`s whose perturbations of this image are added up; none: the clean image.
+      example: the image's.
+      rounded: whether it was attacked in whole grey levels.
+      seed: of the permutations.
+      shuffle: which permutation of the sum's rows and columns; None: as it is.
 
-def adversarial(run, example, rounded):
-    """Return the image f32[H, W, 3] that was attacked last."""
+    Returns:
+      f32[H, W, 3], RGB grey levels.
+    """
     image = example["image"].astype(np.float32)
-    return np.asarray(
-        dag_jax.perturb(image, run.perturbation(example["image_id"]), rounded=rounded)
-    )
+    if not runs:
+        return image
+    key = example["image_id"]
+    change = sum(run.perturbation(key) for run in runs)
+    if shuffle is not None:
+        draw = jax.random.fold_in(dag_jax.image_key(seed, key), 1 + shuffle)
+        change = np.asarray(metrics.permute(draw, change))
+    return np.asarray(dag_jax.perturb(image, change, rounded=rounded))
 
 
 def _columns(run, seed, rounded, *, all_of_them):
@@ -45,10 +53,10 @@ def _columns(run, seed, rounded, *, all_of_them):
         columns["orig"] = lambda example: example["image"]
         columns["advr_uint8"] = lambda example: run.image(example["image_id"])
         for shuffle in range(PERMUTATIONS):
-            columns[f"perm_{shuffle}"] = lambda example, shuffle=shuffle: permuted(
-                run, example, seed, shuffle, rounded
+            columns[f"perm_{shuffle}"] = lambda example, shuffle=shuffle: adversarial(
+                [run], example, rounded, seed=seed, shuffle=shuffle
             )
-    return columns | {_LAST: lambda example: adversarial(run, example, rounded)}
+    return columns | {_LAST: lambda example: adversarial([run], example, rounded)}
 
 
 def keep(network, examples, results, *, seed, rounded, all_of_them, mesh):

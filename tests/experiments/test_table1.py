@@ -206,7 +206,7 @@ def voc(tmp_path_factory, cache):
         (year / folder).mkdir(parents=True)
     source = datasets.open_dataset("scenes", "seg11valid", cache_dir=cache)
     names = []
-    for index, (height, width) in enumerate([(100, 128), (120, 90), (96, 110)]):
+    for index, (height, width) in enumerate([(100, 120), (120, 90), (96, 110)]):
         example, name = source[index], f"2012_00000{index}"
         Image.fromarray(example["image"][:height, :width]).save(year / f"JPEGImages/{name}.jpg")
         mask = Image.fromarray(example["mask"][:height, :width, 0], "L")
@@ -234,7 +234,7 @@ def check_voc_run(workdir, networks_of_run):
         stored = rundir.read(workdir / name)
         shapes = {key: stored.perturbation(key).shape for key in stored.keys}
         assert shapes == {
-            "2012_000000": (100, 128, 3),
+            "2012_000000": (100, 120, 3),
             "2012_000001": (120, 90, 3),
             "2012_000002": (96, 110, 3),
         }

@@ -91,10 +91,9 @@ def example(rng, shape):
     ("name", "size"),
     [
         ("fcn_alex", (33, 48)),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in (("fcn_alex", (1, 2)), ("fcn_vgg", (1, 2)), ("fcn_vgg", (75, 40)))
-        ),
+        ("fcn_alex", (1, 2)),
+        ("fcn_vgg", (1, 2)),
+        ("fcn_vgg", (75, 40)),
     ],
 )
 @pytest.mark.slow
@@ -115,6 +114,7 @@ def test_learned_upsamplings_read_the_same(rng):
     assert flops(own) < 0.6 * flops(other)
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NARROW)
 def test_images_in_one_array_have_each_their_own_border(name, rng):

@@ -1,5 +1,6 @@
 """The targets that launches attack, on miniatures and a small image of blocks."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -25,13 +26,15 @@ def example():
     }
 
 
+@pytest.mark.slow  # it compiles a detector
 def test_proposals_are_counted_as_their_settings_ask(example):
     network = networks.load("fr_zf_07", miniature=True)
     image = example["image"].astype(np.float32)
+    propose = jax.jit(networks.propose, static_argnames="max_proposals")
     kept = []
-    for threshold, most in ((0.5, 300), (0.9, 300), (0.9, 20)):
-        setting = {"nms_threshold": threshold, "max_proposals": most}
-        boxes, _, valid = networks.propose(network, image, **setting)
+    for threshold in (0.3, 0.9):
+        setting = {"nms_threshold": threshold, "max_proposals": 60}
+        boxes, _, valid = propose(network, image, **setting)
         boxes = np.asarray(boxes)[np.asarray(valid)]
         overlap = np.array(detection.iou(boxes, boxes))
         np.fill_diagonal(overlap, 0)
@@ -40,16 +43,16 @@ def test_proposals_are_counted_as_their_settings_ask(example):
         assert counts.shape == (2, 2) and (counts[:, 0] == len(boxes)).all()
         (group,) = buckets.group(network, [image.shape])
         targets, (attacked,) = attacks.paper_targets(group, example, 0, **setting)
-        assert (counts[:, 1] == targets.valid.sum()).all() and len(attacked) <= most
+        assert (counts[:, 1] == targets.valid.sum()).all() and len(attacked) <= 60
         kept.append(len(boxes))
-    assert kept[0] < kept[1] and kept[2] == 20
+    assert 0 < kept[0] < kept[1] == 60
 
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_every_pixel_of_a_drawing_is_a_target(example, padded):
     network = networks.load("fcn_alex", miniature=True)
     image = example["image"].astype(np.float32)
-    seen = np.asarray(networks.predict(network, image))
+    seen = np.asarray(jax.jit(networks.predict)(network, image))
     drawn = example["mask"][:, :, 0].astype(np.int32)
     drawn[50:52] = seen[50:52]  # some is as drawn already
     example = {**example, "mask": drawn[:, :, None]}

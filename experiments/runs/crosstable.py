@@ -1,0 +1,169 @@
+"""Tables of a matrix of transfer: Markdown, CSV, LaTeX; rows are sources, columns are networks."""
+
+import csv
+import io
+from typing import NamedTuple
+
+from experiments import console, evaluation
+from experiments.runs import findings
+
+_RISKY = str.maketrans({"*": r"$^*$", "&": r"\&", "_": r"\_", "%": r"\%"})
+
+
+class Block(NamedTuple):
+    """A table of some rows and columns of the matrix."""
+
+    title: str
+    sources: list  # of `stored.Source`
+    targets: list[str]  # names of networks
+    cells: dict  # {(source, target): matrix.Cell}
+
+
+def blocks(cells) -> list[Block]:
+    """Return the paper's three tables: within detection, within segmentation, across tasks.
+
+    Args:
+      cells: {(source, target): `matrix.Cell`}.
+
+    Returns:
+      List of `Block`; a task without two rows has none.
+    """
+    sources = list(dict.fromkeys(source for source, _ in cells))
+    targets = list(dict.fromkeys(target for _, target in cells))
+
+    def tasks(source):
+        return {name.startswith("fr_") for name in source.members}
+
+    def block(title, wanted, some):
+        """Keep clean rows of the splits that other rows are of."""
+        rows = [source for source in sources if source.members and wanted(source)]
+        splits = {source.split for source in rows}
+        rows = [one for one in sources if one in rows or (not one.members and one.split in splits)]
+        rows.sort(key=lambda one: (one.permuted, len(one.members)))
+        return Block(title, rows, some, cells)
+
+    found = [
+        block(title, lambda one, t=task: tasks(one) == {t}, [n for n in targets if is_of(n, task)])
+        for title, task in (("Within detection", True), ("Within segmentation", False))
+    ]
+    alone = lambda one: len(one.members) == 1 and not one.permuted  # noqa: E731
+    found.append(block("Across tasks", lambda one: alone(one) or len(tasks(one)) == 2, targets))
+    both = len({is_of(name, True) for name in targets}) == 2
+    found = found if both else found[:2]
+    return [one for one in found if len(one.sources) > 1 and one.targets]
+
+
+def is_of(name, detects) -> bool:
+    """Return whether a network is of a task, by its name."""
+    return name.startswith("fr_") == detects
+
+
+def row_title(source, sources) -> str:
+    """Return what a row is called; with its split where the rows have several."""
+    several = len({one.split for one in sources}) > 1
+    return source.title + (f" ({source.split})" if several else "")
+
+
+def _text(cell, source, target):
+    if not cell.images:
+        return "-"
+    return f"{cell.scores[0]:.2f}" + ("°" if target in source.members else "")
+
+
+def markdown(tables, diagonal, claims, stored) -> str:
+    """Return transfer.md.
+
+    Args:
+      tables: from `blocks`.
+      diagonal: from `diagonal`.
+      claims: from `findings.of_transfer`.
+      stored: `stored.Stored`.
+    """
+    settings = stored.settings
+    size = "miniatures" if settings["miniature"] else "full-size networks"
+    images = {len(run.keys) for run in stored.runs.values()}
+    text = [
+        f"# Transfer ({size}, {settings['dataset']})\n",
+        f"Rows are what is added to {' or '.join(map(str, sorted(images)))} images, columns are "
+        "networks that look at them: mIoU of an FCN, 11-point VOC mAP of a detector, in percent. "
+        "none: the clean images. °: the perturbation was found for this network (white box). "
+        "permuted: rows and columns shuffled, mean over 3 shuffles.\n",
+    ]
+    for table in tables:
+        columns = [("added", lambda one, t=table: row_title(one, t.sources))]
+        columns += [
+            (
+                evaluation.TITLES[target],
+                lambda one, t=table, name=target: _text(t.cells[one, name], one, name),
+            )
+            for target in table.targets
+        ]
+        text.append(f"## {table.title}\n\n{console.markdown(table.sources, columns)}\n")
+    worst = max((abs(new - old) for new, old in diagonal.values()), default=0)
+    equal = f"equals ADVR of Table 1 ({len(diagonal)} cells)"
+    text.append(
+        f"The diagonal {equal if worst == 0 else f'differs from Table 1 by up to {worst:.2f}'}.\n"
+    )
+    text.append(f"## What holds\n\n{findings.transfer(claims)}")
+    return "\n".join(text)
+
+
+def diagonal(cells, rows) -> dict[str, list[float]]:
+    """Return {network: [its cell on the diagonal, ADVR of its row of Table 1]}, as printed."""
+    return {
+        target: [round(float(cell.scores[0]), 2), rows[target]["advr"]]
+        for (source, target), cell in cells.items()
+        if source.members == (target,) and not source.permuted
+    }
+
+
+def records(cells) -> list[dict]:
+    """Return each cell as what JSON can hold."""
+    return [
+        {
+            "added": list(source.members),
+            "permuted": source.permuted,
+            "split": source.split,
+            "network": target,
+            "kind": findings.kind_of(source, target) if source.members else "clean",
+            "images": cell.images,
+            "score": round(float(cell.scores[0]), 2),
+            "clean": round(float(cell.clean[0]), 2),
+        }
+        for (source, target), cell in cells.items()
+        if cell.images
+    ]
+
+
+def csv_of(cells) -> str:
+    """Return each cell as a line of CSV."""
+    file = io.StringIO()
+    lines = records(cells)
+    writer = csv.DictWriter(file, fieldnames=list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(line | {"added": "+".join(line["added"])} for line in lines)
+    return file.getvalue()
+
+
+def latex(tables) -> str:
+    """Return the tables for LaTeX's booktabs; white-box cells are bold."""
+    text = []
+    for table in tables:
+        heads = [evaluation.TITLES[target].translate(_RISKY) for target in table.targets]
+        text += [
+            f"% {table.title}",
+            r"\begin{tabular}{l" + "r" * len(heads) + "}",
+            r"\toprule",
+            " & ".join(["added", *heads]) + r" \\",
+            r"\midrule",
+        ]
+        for source in table.sources:
+            numbers = []
+            for target in table.targets:
+                shown = _text(table.cells[source, target], source, target)
+                white = shown.endswith("°")
+                numbers.append(rf"\textbf{{{shown[:-1]}}}" if white else shown)
+            title = row_title(source, table.sources).translate(_RISKY)
+            text.append(" & ".join([title, *numbers]) + r" \\")
+        text += [r"\bottomrule", r"\end{tabular}", ""]
+    return "\n".join(text)

@@ -1,0 +1,145 @@
+"""Transfer: what perturbations found for one network do to another.
+
+    python -m experiments.table1 --split=seg11valid --limit=100 --workdir=runs/table1_one_split
+    python -m experiments.transfer --run=runs/table1_one_split
+
+    python -m experiments.transfer --run=runs/table1       FCNs and detectors on images of their own
+    python -m experiments.transfer --run=runs/table1 --sums=fr_zf_07+fr_vgg_07 --black_boxes=
+    python -m experiments.transfer --run=runs/table1_paper --data_dir=VOCdevkit \
+        --checkpoints=runs/weights --black_boxes=           full-size networks
+
+Nothing is attacked: the perturbations are those that table1 left in --run, alone and summed, as
+they are and with rows and columns shuffled. Each is added to its image in the image's own pixels,
+whatever a network does to the image then. Rows are what is added, columns are networks that look;
+the first row of each split is the clean image. A cell on the diagonal is ADVR of Table 1 again, or
+the launch says that it is not. The columns --black_boxes are networks that no attack has seen.
+
+A sum of networks that were attacked on different splits cannot be made and is left out: attack all
+of them on one split, as above, for sums across tasks.
+
+Results go to --workdir: transfer.md (the tables, and which of the paper's claims hold), .csv, .tex,
+.json, transfer.png, and the cells, each kept once it is made.
+"""
+
+import json
+import sys
+import time
+
+from absl import app, flags
+
+from dag_jax import networks
+from experiments import console, heatmap
+from experiments.runs import crosstable, findings, rundir, versions
+from experiments.runs.matrix import Matrix
+from experiments.runs.stored import Stored
+
+# Sums of the paper: within detection, within segmentation, across tasks; each for both sets of
+# training data.
+SUMS = (
+    ("fr_zf_07", "fr_vgg_07"),
+    ("fr_zf_0712", "fr_vgg_0712"),
+    ("fcn_alex", "fcn_vgg"),
+    ("fcn_alex_star", "fcn_vgg_star"),
+    ("fcn_alex", "fcn_vgg", "fr_zf_07", "fr_vgg_07"),
+    ("fcn_alex_star", "fcn_vgg_star", "fr_zf_0712", "fr_vgg_0712"),
+)
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("run", "runs/table1", "Folder of experiments.table1: where perturbations are.")
+flags.DEFINE_list("networks", None, "Networks that look. Default: all of --run.")
+flags.DEFINE_list(
+    "black_boxes", list(networks.NAMES[:0]), "Networks that look and were not attacked."
+)
+flags.DEFINE_list(
+    "sums", None, "Sums, as fcn_alex+fcn_vgg. Default: the paper's, those of --run's networks."
+)
+flags.DEFINE_string("data_dir", None, "Folder of VOC and SBD, extracted or not.")
+flags.DEFINE_string("cache_dir", None, "Where prepared datasets lie. Default: ~/.cache/dag_jax.")
+flags.DEFINE_string("checkpoints", None, "Folder of <network>.safetensors to use instead.")
+flags.DEFINE_integer("sets", 1000, "Sets of images drawn for the intervals.", 1)
+flags.DEFINE_integer("seed", 0, "Seed of these sets.")
+flags.DEFINE_string("workdir", "runs/transfer", "Where to write.")
+# What decides no cell: cells of other networks and sums join those that are there.
+UNRECORDED = (
+    *("run", "networks", "black_boxes", "sums", "sets", "seed"),
+    *("data_dir", "cache_dir", "checkpoints", "workdir"),
+)
+
+
+def parse_sums(stored):
+    """Return the sums of --sums, tuples of names."""
+    if FLAGS.sums is None:
+        return [members for members in SUMS if set(members) <= set(stored.runs)]
+    sums = [tuple(text.split("+")) for text in FLAGS.sums if text]
+    for members in sums:
+        if len(set(members)) < 2 or len(set(members)) < len(members):
+            raise app.UsageError(f"--sums: {'+'.join(members)} is not a sum of different networks")
+    return sums
+
+
+def write(workdir, matrix, targets, started):
+    """Write and print the tables and the claims, and draw the heat-map."""
+    cells = {
+        (source, target): matrix.cell(target, source)
+        for target in console.progress(list(targets), desc="scoring", unit="network")
+        for source in matrix.sources
+    }
+    blocks = crosstable.blocks(cells)
+    found = findings.of_transfer(cells)
+    diagonal = crosstable.diagonal(cells, matrix.stored.rows)
+    text = crosstable.markdown(blocks, diagonal, found, matrix.stored)
+    rundir.write(workdir / "transfer.md", text)
+    rundir.write(workdir / "transfer.csv", crosstable.csv_of(cells))
+    rundir.write(workdir / "transfer.tex", crosstable.latex(blocks))
+    content = {
+        "run": str(matrix.stored.folder),
+        "cells": crosstable.records(cells),
+        "diagonal": diagonal,
+        "findings": [claim._asdict() for claim in found],
+    }
+    rundir.write(workdir / "transfer.json", json.dumps(content, indent=2) + "\n")
+    heatmap.draw(blocks, workdir / "transfer.png")
+    print(text)
+    print(f"{time.monotonic() - started:.0f} s; results: {workdir}/")
+
+
+def main(argv):
+    """Let each network look at what each source makes of the images."""
+    process, processes = console.start(argv)
+    mesh = console.open_mesh()
+    started = time.monotonic()
+    stored = Stored(FLAGS.run, data_dir=FLAGS.data_dir, cache_dir=FLAGS.cache_dir)
+    wanted = list(dict.fromkeys((FLAGS.networks or list(stored.runs)) + FLAGS.black_boxes))
+    wanted = [name for name in wanted if name]
+    console.check_names("networks, --black_boxes", wanted, networks.NAMES + networks.NAMES[:0])
+    loaded = {name: stored.network(name, FLAGS.checkpoints) for name in wanted}
+    sources = stored.sources(parse_sums(stored))
+    sources += [source._replace(permuted=True) for source in sources if source.members]
+    for split in dict.fromkeys(source.split for source in sources):
+        stored.examples(split)
+    manifest = {
+        "launch": "transfer",
+        "settings": rundir.settings_of(FLAGS, sys.argv[0], without=UNRECORDED),
+        "run": stored.fingerprint(),
+        "units": {"scores": "percent"},
+        **versions.environment(),
+    }
+    workdir = rundir.claim(FLAGS.workdir, manifest)
+    matrix = Matrix(workdir, stored, sources, seed=FLAGS.seed, num_sets=FLAGS.sets)
+
+    own = list(loaded)[process::processes]
+    for name in own:
+        matrix.fill(*loaded[name], mesh=mesh)
+    if process:
+        print(f"process {process} is done; process 0 writes the tables: {workdir}/")
+        return
+    console.wait_until(
+        lambda: all(matrix.is_there(name) for name in loaded),
+        "the other processes' networks",
+        lambda: [],
+    )
+    write(workdir, matrix, loaded, started)
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,0 +1,186 @@
+"""Transfer over stored perturbations, on three scenes."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dag_jax
+from dag_jax import datasets, metrics, networks
+from dag_jax.networks import zoo
+from dag_jax.weights import store
+from experiments.runs import rundir
+from experiments.runs.stored import Stored
+
+pytestmark = pytest.mark.slow  # it compiles whole networks
+
+ATTACKED = ("fcn_alex", "fcn_alex_star", "fr_zf_07")
+UNSEEN = "fcn_vgg"
+FLAGS = ("--sums=fcn_alex+fcn_alex_star,fcn_alex+fr_zf_07", f"--black_boxes={UNSEEN}", "--sets=50")
+
+
+@pytest.fixture(scope="module")
+def table(launch, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("transfer") / "table1"
+    flags = (f"--networks={','.join(ATTACKED)}", "--split=seg11valid", "--limit=3")
+    launch("table1", *flags, "--max_steps=4", f"--workdir={folder}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(launch, table):
+    workdir = table.parent / "transfer"
+    return workdir, launch("transfer", f"--run={table}", *FLAGS, f"--workdir={workdir}")
+
+
+def cells_of(workdir):
+    """Return {(members, permuted, network): cell} of transfer.json."""
+    content = json.loads((workdir / "transfer.json").read_text())
+    return {
+        ("+".join(cell["added"]), cell["permuted"], cell["network"]): cell
+        for cell in content["cells"]
+    }
+
+
+def test_every_source_meets_every_network(run):
+    workdir, process = run
+    sources = ["", *ATTACKED, "fcn_alex+fcn_alex_star", "fcn_alex+fr_zf_07"]
+    expected = {
+        (source, permuted, name)
+        for source in sources
+        for permuted in ((False, True) if source else (False,))
+        for name in (*ATTACKED, UNSEEN)
+    }
+    cells = cells_of(workdir)
+    assert cells.keys() == expected
+    assert all(cell["images"] == 3 and cell["split"] == "seg11valid" for cell in cells.values())
+    kinds = {
+        cells[source, False, name]["kind"]
+        for source, name in (("fcn_alex", "fcn_alex"), ("fcn_alex+fr_zf_07", "fr_zf_07"))
+    }
+    assert kinds == {"white box"}
+    assert cells["fcn_alex", False, "fcn_alex_star"]["kind"] == "cross-training"
+    assert cells["fcn_alex", False, UNSEEN]["kind"] == "cross-network"
+    assert cells["fr_zf_07", False, "fcn_alex"]["kind"] == "cross-task"
+    text = (workdir / "transfer.md").read_text()
+    assert text in process.stdout and f"results: {workdir}" in process.stdout
+    for part in ("Within segmentation", "Within detection", "Across tasks", "What holds"):
+        assert f"## {part}" in text
+
+
+def test_the_diagonal_is_table_1(run, table):
+    content = json.loads((run[0] / "transfer.json").read_text())
+    rows = json.loads((table / "table1.json").read_text())["rows"]
+    assert content["diagonal"] == {row["network"]: [row["advr"]] * 2 for row in rows}
+    cells = cells_of(run[0])
+    for row in rows:
+        name = row["network"]
+        assert cells["", False, name]["score"] == row["orig"] == cells[name, False, name]["clean"]
+        assert cells[name, True, name]["score"] == row["perm"]
+    assert "The diagonal equals ADVR of Table 1 (3 cells)" in run[1].stdout
+
+
+@pytest.mark.parametrize("members", [("fcn_alex",), ("fcn_alex", "fr_zf_07")])
+def test_a_network_alone_gives_the_same_number(run, table, cache, members):
+    network = networks.load(UNSEEN, miniature=True)
+    runs = [rundir.read(table / name) for name in members]
+    source = datasets.open_dataset("scenes", "seg11valid[:3]", cache_dir=cache)
+    confusion = 0
+    for example in source:
+        change = sum(one.perturbation(example["image_id"]) for one in runs)
+        image = dag_jax.perturb(example["image"].astype(np.float32), change)
+        labels = np.asarray(networks.predict(network, image))
+        confusion = confusion + metrics.confusion_matrix(example["mask"][:, :, 0], labels, 21)
+    cell = cells_of(run[0])["+".join(members), False, UNSEEN]
+    assert cell["score"] == round(100 * metrics.mean_iou(confusion), 2)
+    assert cell["score"] != cell["clean"]
+
+
+def test_tables_for_other_programs(run):
+    workdir, _ = run
+    with open(workdir / "transfer.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert {(line["added"], line["permuted"] == "True", line["network"]) for line in lines} == set(
+        cells_of(workdir)
+    )
+    latex = (workdir / "transfer.tex").read_text()
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 3
+    assert r"FCN-Alex$^*$" in latex and r"\textbf{" in latex
+    with Image.open(workdir / "transfer.png") as image:
+        assert min(image.size) > 400
+
+
+def test_a_cell_that_is_missing_is_made_anew_and_no_other(run, table, launch):
+    workdir, _ = run
+    before = (workdir / "transfer.json").read_bytes()
+    cells = sorted((workdir / "cells").rglob("*.safetensors"))
+    content = cells[3].read_bytes()
+    cells[3].unlink()
+    at = {path: path.stat().st_mtime_ns for path in cells if path.exists()}
+    launch("transfer", f"--run={table}", *FLAGS, f"--workdir={workdir}")
+    assert (workdir / "transfer.json").read_bytes() == before
+    assert cells[3].read_bytes() == content
+    assert {path: path.stat().st_mtime_ns for path in at} == at
+
+
+def test_two_processes_share_the_networks(run, table, launch):
+    workdir = table.parent / "shared"
+    flags = (f"--run={table}", *FLAGS, f"--workdir={workdir}", "--processes=2")
+    assert "process 1 is done" in launch("transfer", *flags, "--process=1").stdout
+    done = {path.name for path in (workdir / "cells").iterdir()}
+    assert done and done < {*ATTACKED, UNSEEN} and not (workdir / "transfer.json").exists()
+    launch("transfer", *flags, "--process=0")
+    assert (workdir / "transfer.json").read_bytes() == (run[0] / "transfer.json").read_bytes()
+
+
+def test_networks_of_different_splits_have_no_sum(table, launch):
+    folder, workdir = table.parent / "two_splits", table.parent / "two"
+    flags = ("--networks=fcn_alex,fr_zf_07", "--limit=2", "--max_steps=1", f"--workdir={folder}")
+    launch("table1", *flags)
+    flags = ("--sums=fcn_alex+fr_zf_07", "--black_boxes=", "--sets=20", f"--workdir={workdir}")
+    text = launch("transfer", f"--run={folder}", *flags).stdout
+    assert "none (seg11valid)" in text and "none (voc07_test)" in text
+    assert "FCN-Alex + FR-ZF-07" not in text
+    cells = cells_of(workdir)
+    assert cells["fr_zf_07", False, "fcn_alex"]["split"] == "voc07_test"
+
+
+def test_perturbations_that_are_not_there_are_named(table, tmp_path):
+    with pytest.raises(ValueError, match="has no row of Table 1"):
+        Stored(tmp_path)
+    with pytest.raises(ValueError, match="has no row of fcn_vgg"):
+        Stored(table).sources([("fcn_alex", "fcn_vgg")])
+
+
+def test_other_weights_than_those_attacked_are_refused(table, tmp_path):
+    parameters, record = store.load(zoo.CHECKPOINTS / "fcn_alex.safetensors")
+    store.save(tmp_path / "fcn_alex.safetensors", parameters, record)
+    with pytest.raises(ValueError, match="other weights than"):
+        Stored(table).network("fcn_alex", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--sums=fcn_alex+fcn_alex", "fcn_alex+fcn_alex is not a sum of different networks"),
+        ("--black_boxes=fcn_google", "unknown fcn_google; known: fcn_alex"),
+    ],
+)
+def test_bad_flags_are_named_and_nothing_is_written(table, launch, tmp_path, flag, message):
+    flags = (f"--run={table}", f"--workdir={tmp_path / 'run'}", flag)
+    process = launch("transfer", *flags, fails=True)
+    assert message in process.stderr + process.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_cells_of_other_perturbations_are_refused(run, table, launch, tmp_path):
+    workdir, _ = run
+    other = tmp_path / "table1"
+    shutil.copytree(table, other)
+    shutil.rmtree(other / "fcn_alex_star")
+    flags = ("--sums=", "--black_boxes=", f"--workdir={workdir}")
+    process = launch("transfer", f"--run={other}", *flags, fails=True)
+    assert "other settings (run.fcn_alex_star" in process.stderr
