@@ -205,7 +205,9 @@ def report(rows, about) -> str:
     ]
     text = "\n".join(f"{note}  " for note in notes)
     table = console.markdown(rows, COLUMNS)
-    return f"# Attack variants ({title}, {size})\n\n{text}\n\n{table}\n"
+    titles = {row["variant"]: row["title"] for row in rows}
+    shown = findings.table1(rows, titles, of="variant")
+    return f"# Attack variants ({title}, {size})\n\n{text}\n\n{table}\n\n## What holds\n\n{shown}"
 
 
 def right_of(examples, results, records, *, detects) -> tuple[np.ndarray, np.ndarray]:

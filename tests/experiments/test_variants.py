@@ -30,6 +30,7 @@ def test_prints_and_writes_a_row_of_each_variant(run):
     workdir, _, process = run
     text = (workdir / "variants.md").read_text()
     assert text in process.stdout and f"results: {workdir}" in process.stdout
+    assert "adversarial below original" in text and "permuted equal to original" in text
     rows = rows_of(workdir)
     assert list(rows) == ["dag", "release", "pgd"]
     for row in rows.values():
