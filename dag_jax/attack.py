@@ -223,13 +223,14 @@ def step(
     scores_finite = jnp.stack(jax.tree.leaves(finite)).all()
     first = attack.num_steps == 0
     last = attack.num_steps == max_steps
+    broken = ~jnp.isfinite(gradient).all()
     stuck = ~jnp.any(gradient != 0)
     reasons = [  # the first that holds
         (~scores_finite, Status.NON_FINITE),
         ((count == 0) & first, Status.NO_TARGETS),
         (_stops(stop_fraction, targets, active, count, last | stuck), Status.FOOLED),
         (last, Status.MAX_STEPS),
-        (~jnp.isfinite(gradient).all(), Status.NON_FINITE),
+        (broken, Status.NON_FINITE),
         (stuck, Status.ZERO_GRADIENT),
     ]
     conditions, statuses = zip(*reasons, strict=True)

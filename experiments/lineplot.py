@@ -5,6 +5,7 @@ Nothing here touches pyplot, so nothing needs a display and nothing stays open.
 
 import itertools
 
+import numpy as np
 from etils import epath
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -16,6 +17,7 @@ _DPI = 150
 _MARKERS = "os^Dv"
 _POINT = 6  # pixels of a figure around a point that a name stays out of
 _AWAY = 7, 14, 24, 38, 56, 80  # points of type that a name may stand from its point
+_STITCHES = np.linspace(0, 1, 30)[:, None]  # of a line from a name to its point
 
 
 def series(points, key, x, y, scale=1):
@@ -89,7 +91,7 @@ def lines(axes, series, *, xlabel, ylabel, doubling=True, log=True):
 
 
 def name_points(figure, axes, points, others=()):
-    """Write names beside points, where they cover no other name and no point.
+    """Write names beside points, where they cover no name and no point, nor lines to points names.
 
     Args:
       figure: matplotlib's; all else is drawn into it before.
@@ -104,7 +106,8 @@ def name_points(figure, axes, points, others=()):
     figure.draw_without_rendering()  # places depend on the layout
     frame = axes.get_window_extent()
     spots = axes.transData.transform([*((x, y) for x, y, _ in points), *others])
-    taken = [Bbox([spot - _POINT, spot + _POINT]) for spot in spots]
+    dots = [Bbox([spot - _POINT, spot + _POINT]) for spot in spots]
+    names, threads = [], []
     sides = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)]
 
     def place(x, y, name, away, right, up):
@@ -118,21 +121,33 @@ def name_points(figure, axes, points, others=()):
             va={1: "bottom", 0: "center", -1: "top"}[up],
             fontsize=8,
             arrowprops=line if away > _AWAY[0] else None,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
         )
         text.update_positions(renderer)
         return text, Text.get_window_extent(text)  # without the line to its point
 
+    def free(box, thread, lines_too):
+        crossed = [box.count_contains(one) for one in threads]
+        crossed += [one.count_contains(thread) for one in names]
+        return (
+            (frame.contains(*box.min) and frame.contains(*box.max))
+            and not any(box.overlaps(one) for one in dots + names)
+            and not (lines_too and any(crossed))
+        )
+
     texts = []
-    for point in points:
-        for away, side in itertools.product(_AWAY, sides):
+    for point, spot in zip(points, spots, strict=False):
+        # Where nothing else is left, a line may cross a name.
+        for lines_too, away, side in itertools.product((True, False), _AWAY, sides):
             text, box = place(*point, away, *side)
-            inside = frame.contains(*box.min) and frame.contains(*box.max)
-            if inside and not any(box.overlaps(one) for one in taken):
+            thread = spot + _STITCHES * ((box.min + box.max) / 2 - spot)
+            if free(box, thread, lines_too):
                 break
             text.remove()
         else:
             text, box = place(*point, _AWAY[0], *sides[0])
-        taken.append(box)
+        names.append(box)
+        threads.append(thread)
         texts.append(text)
     return texts
 

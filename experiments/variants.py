@@ -205,7 +205,9 @@ def report(rows, about) -> str:
     ]
     text = "\n".join(f"{note}  " for note in notes)
     table = console.markdown(rows, COLUMNS)
-    return f"# Attack variants ({title}, {size})\n\n{text}\n\n{table}\n"
+    titles = {row["variant"]: row["title"] for row in rows}
+    shown = findings.table1(rows, titles, of="variant")
+    return f"# Attack variants ({title}, {size})\n\n{text}\n\n{table}\n\n## What holds\n\n{shown}"
 
 
 def right_of(examples, results, records, *, detects) -> tuple[np.ndarray, np.ndarray]:
@@ -264,6 +266,7 @@ def draw(rows, about, path):
         1, f"{title} under attack ({rows[0]['images']} images)", inches=(6.5, 4.8)
     )
     orig = rows[0]["orig"]
+    axes.axhline(0, color="0.4", lw=0.5)
     axes.axhline(orig, color="0.4", lw=1, ls="--", label=f"no attack: {orig:.1f}")
     for bounded, marker, colour, label in (
         (False, "o", "C0", "DAG and its kin, which stop by themselves"),
@@ -284,13 +287,14 @@ def draw(rows, about, path):
                 style = {"marker": marker, "color": colour, "mfc": face, "ls": "none"}
                 axes.plot(sizes, scores_of, label=text, zorder=3, clip_on=False, **style)
     axes.set(
-        xlabel="size of the perturbation, p x 1000",
+        xlabel="perceptibility p x 1000 (a change of one grey level everywhere: 6.8)",
         ylabel=f"{unit} left (%)",
-        ylim=(0, 100),
+        yticks=range(0, 101, 20),
+        ylim=(-9, 100),  # room for names below
         xlim=(0, 1200 * max(row["perceptibility"] for row in rows) + 1e-3),
     )
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center right")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2, frameon=False)
     points = [(1000 * row["perceptibility"], row["advr"], row["title"]) for row in rows]
     shuffled = [(1000 * row["perceptibility"], row["perm"]) for row in rows]
     lineplot.name_points(figure, axes, points, shuffled)

@@ -102,14 +102,15 @@ def downhill(scores, targets, active, progress):
 def test_none_goes_on_to_the_last_step(problem):
     options = {"objective": Objective(dag_jax.active_targets, downhill), "stop_fraction": None}
     plain = compiled(objective=options["objective"])(*problem)
-    assert 3 < int(plain.num_steps) < 60
-    for max_steps, status in ((60, Status.FOOLED), (3, Status.MAX_STEPS)):
+    steps = int(plain.num_steps)
+    assert int(plain.status) == Status.FOOLED and 3 < steps < 190
+    for max_steps, status in ((200, Status.FOOLED), (3, Status.MAX_STEPS)):
         result = compiled(max_steps=max_steps, **options)(*problem)
         assert int(result.status) == status and int(result.num_steps) == max_steps
         assert (np.asarray(result.active_counts) >= 0).all()
     # Where no pixel moves what is left, it does stop, and says whether it got there.
-    result = compiled(max_steps=60, stop_fraction=None)(*problem)
-    assert int(result.status) == Status.FOOLED and int(result.num_steps) == int(plain.num_steps)
+    paper, result = compiled()(*problem), compiled(stop_fraction=None)(*problem)
+    assert int(result.status) == Status.FOOLED and int(result.num_steps) == int(paper.num_steps)
     score_fn, image, targets = problem
     flat = jax.tree_util.Partial(flattened, score_fn)
     assert int(compiled(stop_fraction=None)(flat, image, targets).status) == Status.ZERO_GRADIENT

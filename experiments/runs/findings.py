@@ -61,14 +61,15 @@ def text(interval) -> str:
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def table1(rows, titles) -> str:
-    """Return what Table 1 shows, as Markdown.
+def table1(rows, titles, *, of="network") -> str:
+    """Return what Table 1, or another of its columns, shows, as Markdown.
 
     Args:
-      rows: of table1.json.
+      rows: dicts with "intervals" from `intervals_of`.
       titles: {network: what it is called}.
+      of: what a row is of, and the entry that names it: `titles` has these.
     """
-    columns = [("network", lambda row: titles[row["network"]])]
+    columns = [(of, lambda row: titles[row[of]])]
     columns += [
         (name.upper(), lambda row, name=name: text(row["intervals"][name]))
         for name in ("orig", "advr", "perm")

@@ -30,6 +30,7 @@ def test_prints_and_writes_a_row_of_each_variant(run):
     workdir, _, process = run
     text = (workdir / "variants.md").read_text()
     assert text in process.stdout and f"results: {workdir}" in process.stdout
+    assert "adversarial below original" in text and "permuted equal to original" in text
     rows = rows_of(workdir)
     assert list(rows) == ["dag", "release", "pgd"]
     for row in rows.values():
@@ -85,12 +86,12 @@ def test_more_variants_join_and_rows_stay(run, launch):
 
 def test_a_detector_takes_those_that_are_not_of_pixels(launch, tmp_path):
     workdir = tmp_path / "run"
-    flags = ("--network=fr_zf_07", "--limit=2", "--max_steps=2", "--bounded_steps=2", "--slots=1")
-    launch("variants", *flags, f"--workdir={workdir}", "--variants=release,pgd")
+    flags = ("--network=fr_zf_07", "--limit=2", "--max_steps=2", "--slots=1")
+    launch("variants", *flags, f"--workdir={workdir}", "--variants=release")
     rows = rows_of(workdir)
-    assert list(rows) == ["release", "pgd"]
-    for row in rows.values():
-        assert row["orig"] > 0 and row["images"] == 2 and row["steps_median"] == 2
+    assert list(rows) == ["release"]
+    row = rows["release"]
+    assert row["orig"] > 0 and row["images"] == 2 and row["steps_median"] == 2
     text = (workdir / "variants.md").read_text()
     assert "11-point VOC mAP" in text and "margin of 3 logits" in text
 
@@ -103,8 +104,6 @@ def test_a_detector_takes_those_that_are_not_of_pixels(launch, tmp_path):
         ("--network=fr_zf_07,--variants=pgd,segpgd", "segpgd weigh the pixels of a segmentation"),
         ("--epsilon=0", "epsilon is 0.0; it is a positive number of grey levels"),
         ("--bounded_step_size=-1", "step_size is -1"),
-        ("--bounded_steps=0", "must be an integer in the range"),
-        ("--nominiature", "--nominiature needs --checkpoints"),
     ],
 )
 def test_bad_input_is_named_before_anything_is_written(launch, tmp_path, flag, message):
