@@ -31,6 +31,8 @@ TITLES = {
     "fr_zf_0712": "FR-ZF-0712",
     "fr_vgg_07": "FR-VGG-07",
     "fr_vgg_0712": "FR-VGG-0712",
+    "fcn_resnet": "FCN-ResNet",
+    "fr_resnet": "FR-ResNet",
 }
 NOTICEABLE = 10  # grey levels: the paper's figures stay below
 # By kind of network (detects or not). A detector run again finds what the attack left at a
