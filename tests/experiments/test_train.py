@@ -63,7 +63,11 @@ def test_a_folder_of_something_else_is_left_alone(launch, tmp_path):
     assert (tmp_path / "fcn_alex.safetensors").read_text() == "somebody's"
 
 
-@pytest.mark.parametrize("name", ["fr_zf_07", "fr_vgg_07"])
+def test_every_network_has_its_lists():
+    assert tuple(train.SPLITS) == networks.NAMES + networks.BLACK_BOX
+
+
+@pytest.mark.parametrize("name", ["fr_zf_07", "fr_vgg_07", "fr_resnet"])
 @pytest.mark.parametrize("miniature", [True, False])
 def test_a_cell_is_labelled_by_the_pixel_under_its_centre(name, miniature):
     module = networks.build(name, miniature=miniature)
