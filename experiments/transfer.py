@@ -48,7 +48,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("run", "runs/table1", "Folder of experiments.table1: where perturbations are.")
 flags.DEFINE_list("networks", None, "Networks that look. Default: all of --run.")
 flags.DEFINE_list(
-    "black_boxes", list(networks.NAMES[:0]), "Networks that look and were not attacked."
+    "black_boxes", list(networks.BLACK_BOX), "Networks that look and were not attacked."
 )
 flags.DEFINE_list(
     "sums", None, "Sums, as fcn_alex+fcn_vgg. Default: the paper's, those of --run's networks."
@@ -108,7 +108,7 @@ def main(argv):
     stored = Stored(FLAGS.run, data_dir=FLAGS.data_dir, cache_dir=FLAGS.cache_dir)
     wanted = list(dict.fromkeys((FLAGS.networks or list(stored.runs)) + FLAGS.black_boxes))
     wanted = [name for name in wanted if name]
-    console.check_names("networks, --black_boxes", wanted, networks.NAMES + networks.NAMES[:0])
+    console.check_names("networks, --black_boxes", wanted, networks.NAMES + networks.BLACK_BOX)
     loaded = {name: stored.network(name, FLAGS.checkpoints) for name in wanted}
     sources = stored.sources(parse_sums(stored))
     sources += [source._replace(permuted=True) for source in sources if source.members]
