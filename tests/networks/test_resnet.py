@@ -78,6 +78,7 @@ def example(variables):
     return image, weights, *run(folded(variables), image)
 
 
+@pytest.mark.slow
 def test_folding_batch_normalisation_leaves_the_scores(variables, example):
     image, _, scores, gradient = example
     assert scores.shape == (*SIZE, 4) and np.isfinite(gradient).all()
