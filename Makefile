@@ -19,7 +19,7 @@ table1: $(VENV)/.installed
 	@$(IN_VENV) -m experiments.table1 $(ARGS)
 
 test: $(VENV)/.installed-test
-	@$(IN_VENV) -m pytest -n 2 $(ARGS)
+	@$(IN_VENV) -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(VENV)/.installed-test
 	@$(IN_VENV) -m ruff check .

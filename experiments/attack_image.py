@@ -51,7 +51,7 @@ FILES = {
 FLAGS = flags.FLAGS
 flags.DEFINE_string("image", None, "The photograph: JPEG, PNG, anything that Pillow reads.")
 flags.mark_flag_as_required("image")
-flags.DEFINE_enum("network", "fcn_vgg", networks.NAMES, "The network to fool.")
+flags.DEFINE_enum("network", "fcn_vgg", networks.NAMES + networks.BLACK_BOX, "The network to fool.")
 flags.DEFINE_bool("miniature", True, "The small network, or the full-size one.")
 flags.DEFINE_string("checkpoint", None, "A .safetensors to use; a full-size network needs one.")
 flags.DEFINE_integer(

@@ -31,6 +31,8 @@ TITLES = {
     "fr_zf_0712": "FR-ZF-0712",
     "fr_vgg_07": "FR-VGG-07",
     "fr_vgg_0712": "FR-VGG-0712",
+    "fcn_resnet": "FCN-ResNet",
+    "fr_resnet": "FR-ResNet",
 }
 # The paper's test split of each kind of network (detects or not); scenes have the same names.
 TEST_SPLITS = {False: "seg11valid", True: "voc07_test"}

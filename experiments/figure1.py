@@ -28,8 +28,10 @@ from experiments import console, evaluation, figures
 from experiments.runs import attacks, rundir
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("fcn", "fcn_vgg", networks.NAMES, "The network that segments.")
-flags.DEFINE_enum("detector", "fr_vgg_0712", networks.NAMES, "The detector.")
+flags.DEFINE_enum(
+    "fcn", "fcn_vgg", networks.NAMES + networks.BLACK_BOX, "The network that segments."
+)
+flags.DEFINE_enum("detector", "fr_vgg_0712", networks.NAMES + networks.BLACK_BOX, "The detector.")
 flags.DEFINE_enum("dataset", "scenes", ["scenes", "voc"], "Where the image comes from.")
 flags.DEFINE_string("split", "seg11valid", "Split that the image comes from.")
 flags.DEFINE_string("data_dir", None, "Folder of VOC and SBD, extracted or not, for --dataset=voc.")

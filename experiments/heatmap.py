@@ -12,7 +12,13 @@ from experiments import evaluation
 from experiments.runs import crosstable
 
 _CELL = 0.62, 0.3  # inches
-_DPI = 150
+_TITLE, _LABELS, _GAP = 0.3, 0.7, 0.25  # inches: above a table, and below it
+_LEGEND = 2.0  # inches to the right of the widest table
+_DPI = 130
+_NOTE = (
+    "Number: the score, percent.\nColour: share of the clean\nscore that is left.\n"
+    "Red frame: the perturbation\nwas found for this network\n(white box)."
+)
 
 
 def draw(tables, path) -> None:
@@ -28,28 +34,25 @@ def draw(tables, path) -> None:
     longest = max(
         len(crosstable.row_title(one, table.sources)) for table in tables for one in table.sources
     )
-    margin = 0.075 * longest + 0.2
-    most = max(len(table.targets) for table in tables)
-    heights = [_CELL[1] * len(table.sources) + 1.35 for table in tables]
-    width = margin + _CELL[0] * most + 1.4
-    figure = Figure((width, sum(heights) + 0.3), dpi=_DPI)
-    top = sum(heights) + 0.3
+    left = 0.072 * longest + 0.2
+    width = left + _CELL[0] * max(len(table.targets) for table in tables) + _LEGEND
+    heights = [_TITLE + _LABELS + _CELL[1] * len(table.sources) + _GAP for table in tables]
+    figure = Figure((width, sum(heights)), dpi=_DPI)
+    scale = np.array([width, sum(heights)] * 2)
+    top = sum(heights)
     for table, height in zip(tables, heights, strict=True):
-        below = top - height
-        inches = (
-            *(margin, below + 0.1),
-            *(_CELL[0] * len(table.targets), _CELL[1] * len(table.sources)),
-        )
-        whole = np.array([width, sum(heights) + 0.3] * 2)
-        axes = figure.add_axes(np.array(inches) / whole)
+        size = _CELL[0] * len(table.targets), _CELL[1] * len(table.sources)
+        axes = figure.add_axes(np.array([left, top - height + _GAP, *size]) / scale)
         shown = _matrix(axes, table)
-        top = below
-    legend = figure.add_axes(
-        np.array([width - 0.9, sum(heights) / 2 - 1.2, 0.18, 2.4])
-        / [width, sum(heights) + 0.3, width, sum(heights) + 0.3]
-    )
+        place = np.array([left, top - _TITLE]) / scale[:2]
+        figure.text(*place, table.title, fontsize=12, fontweight="bold", va="bottom")
+        top -= height
+    right = width - _LEGEND + 0.2, sum(heights) - _TITLE - _LABELS
+    legend = figure.add_axes(np.array([right[0], right[1] - 2.2, 0.18, 2.2]) / scale)
     bar = figure.colorbar(shown, cax=legend, format=lambda share, _: f"{100 * share:.0f}%")
-    bar.set_label("of the clean score left", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    place = np.array([right[0], right[1] - 2.4]) / scale[:2]
+    figure.text(*place, _NOTE, fontsize=7.5, va="top")
     with epath.Path(path).open("wb") as file:
         figure.savefig(file, format="png", dpi=_DPI)
 
@@ -58,7 +61,6 @@ def _matrix(axes, table):
     cells = [[table.cells[source, target] for target in table.targets] for source in table.sources]
     shares = np.array([[cell.left[0] for cell in row] for row in cells])
     shown = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    axes.set_title(table.title, loc="left", fontsize=11, fontweight="bold", pad=42)
     axes.set_xticks(
         range(len(table.targets)),
         [evaluation.TITLES[name] for name in table.targets],
@@ -74,7 +76,7 @@ def _matrix(axes, table):
     for y, source in enumerate(table.sources):
         for x, target in enumerate(table.targets):
             cell, share = cells[y][x], shares[y][x]
-            colour = "black" if share > 0.6 else "white"
+            colour = "black" if share > 0.6 else "white" if cell.images else "black"
             text = f"{cell.scores[0]:.1f}" if cell.images else "-"
             axes.text(x, y, text, ha="center", va="center", fontsize=8, color=colour)
             if target in source.members and not source.permuted:

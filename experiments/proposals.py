@@ -29,7 +29,8 @@ from absl import app, flags
 import dag_jax
 from dag_jax import metrics, networks
 from experiments import console, evaluation, lineplot, options
-from experiments.runs import attacks, files, findings, rundir, scores, timed, versions
+from experiments.measure import timed
+from experiments.runs import attacks, files, findings, rundir, scores, versions
 
 DETECTORS = [name for name in networks.NAMES if name.startswith("fr_")]
 PLAIN = 0.7  # the threshold of the evaluation, which the paper's attack raises

@@ -1,4 +1,4 @@
-r"""Train one network of Table 1, miniature or full size.
+r"""Train one network of Table 1 or of the black box, miniature or full size.
 
     python -m experiments.train --network=fcn_vgg
     python -m experiments.train --network=fcn_vgg --dataset=voc --data_dir=VOCdevkit --canvas=128 \
@@ -8,7 +8,7 @@ r"""Train one network of Table 1, miniature or full size.
 
 Results go to --workdir, runs/train/<network>: the checkpoint, curve.png, curve.jsonl, and the state
 that a killed run goes on from when the same command is started again; a folder of another run is
-refused. The checkpoint carries its record: command, splits, seed, score. So do the eight miniatures
+refused. The checkpoint carries its record: command, splits, seed, score. So do the miniatures
 that ship with the package: `dag_jax.weights.store.load(path)[1]`.
 
 Training uses batch normalisation; the checkpoint has it folded into the convolutions, which leaves
@@ -38,7 +38,7 @@ from dag_jax.weights import store
 from experiments import batches, console, evaluation, figures
 from experiments.runs import rundir
 
-# The lists of the paper, by network, and what each is tested on.
+# The lists of the paper, by network; the black box learns from the longer ones.
 SPLITS = {
     "fcn_alex": ("fcn_train",),
     "fcn_alex_star": ("fcn_star_train",),
@@ -48,11 +48,15 @@ SPLITS = {
     "fr_zf_0712": ("voc07_trainval", "voc12_trainval"),
     "fr_vgg_07": ("voc07_trainval",),
     "fr_vgg_0712": ("voc07_trainval", "voc12_trainval"),
+    "fcn_resnet": ("fcn_star_train",),
+    "fr_resnet": ("voc07_trainval", "voc12_trainval"),
 }
 _MASK_LAYER = "mask_layer"  # name of the linear layer that training alone has
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("network", None, networks.NAMES, "Which network to train.", required=True)
+flags.DEFINE_enum(
+    "network", None, networks.NAMES + networks.BLACK_BOX, "Which network to train.", required=True
+)
 flags.DEFINE_bool("miniature", True, "The small network, or the full-size one.")
 flags.DEFINE_enum("dataset", "scenes", ["scenes", "voc"], "What to train on.")
 flags.DEFINE_string("data_dir", None, "Folder of VOC and SBD, extracted or not, for --dataset=voc.")

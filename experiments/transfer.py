@@ -28,7 +28,7 @@ import time
 from absl import app, flags
 
 from dag_jax import networks
-from experiments import console, heatmap
+from experiments import console, heatmap, options
 from experiments.runs import crosstable, findings, rundir, versions
 from experiments.runs.matrix import Matrix
 from experiments.runs.stored import Stored
@@ -48,21 +48,18 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("run", "runs/table1", "Folder of experiments.table1: where perturbations are.")
 flags.DEFINE_list("networks", None, "Networks that look. Default: all of --run.")
 flags.DEFINE_list(
-    "black_boxes", list(networks.NAMES[:0]), "Networks that look and were not attacked."
+    "black_boxes", list(networks.BLACK_BOX), "Networks that look and were not attacked."
 )
 flags.DEFINE_list(
     "sums", None, "Sums, as fcn_alex+fcn_vgg. Default: the paper's, those of --run's networks."
 )
-flags.DEFINE_string("data_dir", None, "Folder of VOC and SBD, extracted or not.")
-flags.DEFINE_string("cache_dir", None, "Where prepared datasets lie. Default: ~/.cache/dag_jax.")
-flags.DEFINE_string("checkpoints", None, "Folder of <network>.safetensors to use instead.")
+options.define(__name__, "data_dir", "cache_dir", "checkpoints", "workdir", workdir="runs/transfer")
 flags.DEFINE_integer("sets", 1000, "Sets of images drawn for the intervals.", 1)
 flags.DEFINE_integer("seed", 0, "Seed of these sets.")
-flags.DEFINE_string("workdir", "runs/transfer", "Where to write.")
 # What decides no cell: cells of other networks and sums join those that are there.
 UNRECORDED = (
     *("run", "networks", "black_boxes", "sums", "sets", "seed"),
-    *("data_dir", "cache_dir", "checkpoints", "workdir"),
+    *options.UNRECORDED,
 )
 
 
@@ -111,7 +108,7 @@ def main(argv):
     stored = Stored(FLAGS.run, data_dir=FLAGS.data_dir, cache_dir=FLAGS.cache_dir)
     wanted = list(dict.fromkeys((FLAGS.networks or list(stored.runs)) + FLAGS.black_boxes))
     wanted = [name for name in wanted if name]
-    console.check_names("networks, --black_boxes", wanted, networks.NAMES + networks.NAMES[:0])
+    console.check_names("networks, --black_boxes", wanted, networks.NAMES + networks.BLACK_BOX)
     loaded = {name: stored.network(name, FLAGS.checkpoints) for name in wanted}
     sources = stored.sources(parse_sums(stored))
     sources += [source._replace(permuted=True) for source in sources if source.members]

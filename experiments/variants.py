@@ -40,7 +40,8 @@ from absl import app, flags
 import dag_jax
 from dag_jax import metrics, networks, variants
 from experiments import console, evaluation, lineplot, options
-from experiments.runs import attacks, files, findings, rundir, scores, timed, versions
+from experiments.measure import timed
+from experiments.runs import attacks, files, findings, rundir, scores, versions
 
 NAMES = ("dag", "release", "best_other", "momentum", "fgsm", "pgd", "segpgd", "cospgd")
 OF_PIXELS = ("segpgd", "cospgd")

@@ -26,7 +26,7 @@ def whole_network(name):
     return networks.Network(name, module, parameters, False)
 
 
-@pytest.mark.parametrize("name", networks.NAMES)
+@pytest.mark.parametrize("name", networks.NAMES + networks.BLACK_BOX)
 def test_the_compiled_engine_lowers_for_tpu_and_cuda(name):
     network = whole_network(name)
     labels = np.zeros(BOXES if network.detects else (SIZE, SIZE), np.int32)

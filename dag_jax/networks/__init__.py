@@ -1,6 +1,7 @@
 """The networks: `load` one by name, give its `score_fn` to the engine, `predict` with it."""
 
 from dag_jax.networks.zoo import (
+    BLACK_BOX,
     NAMES,
     PRECISIONS,
     Network,
@@ -15,6 +16,7 @@ from dag_jax.networks.zoo import (
 )
 
 __all__ = [
+    "BLACK_BOX",
     "NAMES",
     "PRECISIONS",
     "Network",

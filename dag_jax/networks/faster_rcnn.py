@@ -163,13 +163,13 @@ class FasterRCNN(nn.Module):
         if self.resize is not None:
             shape, _ = self.canvas(image.shape, extent)
             extent_read = start.rows, start.columns
-            ratio = self._scale(*extent_read)
+            ratios = (self._scale(*extent_read),) * 2
             start = start._replace(rows=shape[0], columns=shape[1])
             if extent is not None:
                 if self.canvas_shape is None:
                     raise ValueError("an extent needs a network with a canvas_shape")
                 shape = self.canvas_shape
-            image = start.cut(operations.resize(image, shape, ratio=ratio, extent=extent_read))
+            image = start.cut(operations.resize(image, shape, ratios=ratios, extent=extent_read))
             image = poison(image, start)  # the canvas of another bucket
         return self.backbone(image, train, start)["stage5"]
 

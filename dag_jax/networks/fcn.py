@@ -1,9 +1,9 @@
-"""Fully convolutional networks for segmentation: FCN-32s and FCN-8s.
+"""Fully convolutional networks for segmentation: FCN-32s and FCN-8s, and one on a dilated trunk.
 
 Shapes: `*B` no axis or one batch axis, `H W` pixels, `C` classes.
 
 Reference: Long, Shelhamer and Darrell, CVPR 2015; Caffe's fcn-alexnet-pascal and
-fcn8s-heavy-pascal, whose crop offsets follow from the geometry here.
+fcn8s-heavy-pascal, whose crop offsets follow from the geometry here; torchvision's fcn_resnet50.
 """
 
 from flax import linen as nn
@@ -13,6 +13,13 @@ from dag_jax.networks.grids import pixels, poison
 
 # FCN's own mean of PASCAL VOC in grey levels (not VGG's 123.68, 116.779, 103.939).
 MEAN_RGB = (122.67891434, 116.66876762, 104.00698793)
+IMAGENET_MEAN_RGB = (123.675, 116.28, 103.53)  # as torchvision rounds it
+
+
+def _trunk_maps(fcn, image, train, start):
+    """Return the maps of an FCN's trunk; `start` is the image's grid."""
+    less_mean = start.cut(operations.subtract_mean(image, fcn.mean_rgb))
+    return fcn.backbone(poison(less_mean, start), train, start)
 
 
 class Fcn(nn.Module):
@@ -63,8 +70,7 @@ class Fcn(nn.Module):
         if unknown := set(self.dense) - set(self.upsamplings()):
             raise ValueError(f"dense has {sorted(unknown)}, there are {self.upsamplings()}")
         start = pixels(image.shape, extent)
-        less_mean = start.cut(operations.subtract_mean(image, self.mean_rgb))
-        maps = self.backbone(poison(less_mean, start), train, start)
+        maps = _trunk_maps(self, image, train, start)
         x, grid = maps["stage5"]
         x = layers.PatchDense(self.fc_width, self.fc_size, batch_norm=self.batch_norm, name="fc6")(
             x, train
@@ -107,3 +113,36 @@ class Fcn(nn.Module):
 
     def _score(self, name, x):
         return layers.Conv(self.num_classes, 1, relu=False, scale=0.1, name=name)(x)
+
+
+class DilatedFcn(nn.Module):
+    """An FCN on a trunk whose last map is fine enough to need no skips: torchvision's.
+
+    Attributes:
+      backbone: a trunk whose "stage5" has few pixels between two cells.
+      fc_width: channels of the convolution before the scores.
+      num_classes: classes with background.
+      mean_rgb: mean of the training set in grey levels.
+      batch_norm: as in `layers.Conv`.
+    """
+
+    backbone: nn.Module
+    fc_width: int = 512
+    num_classes: int = 21
+    mean_rgb: tuple[float, float, float] = IMAGENET_MEAN_RGB
+    batch_norm: bool = False
+
+    @nn.compact
+    def __call__(self, image, train: bool = False, extent=None):
+        """Score every pixel, as `Fcn` does.
+
+        Scores of cells become those of pixels bilinearly, the border continued: PyTorch's
+        interpolate without align_corners.
+        """
+        start = pixels(image.shape, extent)
+        x, grid = _trunk_maps(self, image, train, start)["stage5"]
+        layer = layers.Conv(self.fc_width, padding=1, batch_norm=self.batch_norm, name="fc6")
+        x = layers.Conv(self.num_classes, 1, relu=False, scale=0.1, name="score")(layer(x, train))
+        sides = (start.rows, grid.rows), (start.columns, grid.columns)
+        x = operations.resize(x, image.shape[-3:-1], ratios=sides, extent=(grid.rows, grid.columns))
+        return start.cut(x)

@@ -51,6 +51,7 @@ class Conv(nn.Module):
         `fold_batch_norm` takes it out again.
       relu: whether to end with a ReLU.
       scale: factor of the initial weights.
+      dilation: cells between two that the kernel reads.
     """
 
     features: int
@@ -61,6 +62,7 @@ class Conv(nn.Module):
     batch_norm: bool = False
     relu: bool = True
     scale: float = 1.0
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x, train: bool = False, padding=None):
@@ -78,12 +80,9 @@ class Conv(nn.Module):
             strict=True,
         )
         padding = self.padding if padding is None else padding
+        geometry = {"stride": self.stride, "padding": padding, "dilation": self.dilation}
         sums = jnp.concatenate(
-            [
-                operations.convolve(part, weights, stride=self.stride, padding=padding)
-                for part, weights in parts
-            ],
-            axis=-1,
+            [operations.convolve(part, weights, **geometry) for part, weights in parts], axis=-1
         )
         return _finish(self, sums, bias, train, x.dtype)
 

@@ -28,40 +28,43 @@ def _batched(function, x):
     return y.reshape(*x.shape[:-3], *y.shape[1:])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _correlate(x, kernel, pads):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _correlate(x, kernel, pads, dilation=1):
     """Correlate f32[B, H, W, C] with f32[K, K, C, D] at every cell; the result is float32."""
     columns = slice(None)
     if kernel.shape[0] > 1 and not any(sum(pads, ())):
         # Without any padding XLA's convolution takes up to ten times as long on CPU.
         pads, columns = ((0, 0), (0, 1)), slice(-1)
-    y = _convolution(x, kernel, padding=pads, preferred_element_type=jnp.float32)
+    spread = {"padding": pads, "rhs_dilation": (dilation, dilation)}
+    y = _convolution(x, kernel, **spread, preferred_element_type=jnp.float32)
     return y[:, :, columns]
 
 
-def _correlate_forward(x, kernel, pads):
-    return _correlate(x, kernel, pads), (x, kernel)
+def _correlate_forward(x, kernel, pads, dilation):
+    return _correlate(x, kernel, pads, dilation), (x, kernel)
 
 
-def _correlate_backward(pads, residuals, cotangent):
+def _correlate_backward(pads, dilation, residuals, cotangent):
     x, kernel = residuals
     # Without the barrier XLA fuses the flip into the convolution, whose kernel then has no layout
     # that the CPU's fast path accepts: inside a loop the step is several times slower.
     flipped = lax.optimization_barrier(jnp.swapaxes(kernel[::-1, ::-1], 2, 3))
-    last = kernel.shape[0] - 1
+    last = dilation * (kernel.shape[0] - 1)
     cotangent = cotangent.astype(x.dtype)
-    x_gradient = _correlate(cotangent, flipped, tuple((last - a, last - b) for a, b in pads))
+    around = tuple((last - a, last - b) for a, b in pads)
+    x_gradient = _correlate(cotangent, flipped, around, dilation)
     # Only training uses the kernel's gradient; an attack's compiler drops it.
-    _, kernel_vjp = jax.vjp(lambda weights: _convolution(x, weights, padding=pads), kernel)
+    spread = {"padding": pads, "rhs_dilation": (dilation, dilation)}
+    _, kernel_vjp = jax.vjp(lambda weights: _convolution(x, weights, **spread), kernel)
     return x_gradient.astype(x.dtype), kernel_vjp(cotangent)[0]
 
 
 _correlate.defvjp(_correlate_forward, _correlate_backward)
 
 
-def _convolve(x, kernel, stride, pads):
+def _convolve(x, kernel, stride, pads, dilation):
     if stride == 1:
-        return _correlate(x, kernel, pads)
+        return _correlate(x, kernel, pads, dilation)
     # A strided convolution of few channels (conv1 of AlexNet and ZF) is slow on CPU. Gathering each
     # block of stride x stride pixels into channels turns it into an equal one without a stride.
     batch, channels = x.shape[0], x.shape[3]
@@ -83,7 +86,7 @@ def _convolve(x, kernel, stride, pads):
     return _correlate(x, kernel, ((0, 0), (0, 0)))
 
 
-def convolve(x, kernel, *, stride: int = 1, padding=0):
+def convolve(x, kernel, *, stride: int = 1, padding=0, dilation: int = 1):
     """Correlate `x` with `kernel`, as Caffe's Convolution does.
 
     Args:
@@ -91,12 +94,18 @@ def convolve(x, kernel, *, stride: int = 1, padding=0):
       kernel: f32[K, K, C, D], of the dtype of `x`.
       stride: cells between two outputs.
       padding: zero cells added on each side, or ((above, below), (left, right)).
+      dilation: cells between two that the kernel reads.
 
     Returns:
-      f32[*B, (H + 2 padding - K) // stride + 1, ..., D], float32 always.
+      f32[*B, (H + 2 padding - dilation (K - 1) - 1) // stride + 1, ..., D], float32 always.
+
+    Raises:
+      ValueError: where both stride and dilation are above 1.
     """
+    if stride > 1 and dilation > 1:
+        raise ValueError(f"stride is {stride} and dilation {dilation}; one of them must be 1")
     pads = ((padding, padding),) * 2 if isinstance(padding, int) else padding
-    return _batched(lambda batch: _convolve(batch, kernel, stride, pads), x)
+    return _batched(lambda batch: _convolve(batch, kernel, stride, pads, dilation), x)
 
 
 def divide(a, b):
@@ -323,13 +332,13 @@ def _resize_matrix(size, pixels, ratio, extent):
     return matrix
 
 
-def resize(x, shape: tuple[int, int], *, ratio, extent=None):
-    """Scale bilinearly, the border continued and without a blur: cv2.resize with fx = fy = ratio.
+def resize(x, shape: tuple[int, int], *, ratios, extent=None):
+    """Scale bilinearly, the border continued and without a blur: cv2.resize with fy, fx = ratios.
 
     Args:
       x: f32[*B, h, w, C].
       shape: pixels (H, W) of the result.
-      ratio: (numerator, denominator) of the scale; ints or i32[].
+      ratios: (numerator, denominator) of the scale of rows, and that of columns; ints or i32[].
       extent: rows and columns of `x` that are read, at the top left; None for all.
 
     Returns:
@@ -337,8 +346,7 @@ def resize(x, shape: tuple[int, int], *, ratio, extent=None):
     """
     extent = x.shape[-3:-1] if extent is None else extent
     rows, columns = (
-        _resize_matrix(size, pixels, ratio, end)
-        for size, pixels, end in zip(shape, x.shape[-3:-1], extent, strict=True)
+        _resize_matrix(*axis) for axis in zip(shape, x.shape[-3:-1], ratios, extent, strict=True)
     )
     return _batched(lambda batch: _separable(batch, rows, columns), x)
 

@@ -1,9 +1,14 @@
-"""The eight networks of Table 1 by name, full size and miniature, and how the engine calls them.
+"""The networks by name, full size and miniature, and how the engine calls them.
+
+Eight are those of Table 1. The black box is two residual networks, which the paper does not have: a
+perturbation can be tried on them that no network of their architecture had a part in.
 
 Shapes: `H W` pixels of the user's image, `N` boxes, `K` outputs, `C` classes.
 
 A miniature is the same module: it differs in widths, in its canvas (strides, padding, the patch of
-fc6) and in its anchors. Full-size figures are those of Caffe's deploy files.
+fc6), in its anchors and in its number of residual blocks. Full-size figures are those of Caffe's
+deploy files, for the black box those of torchvision (ResNet-50) and, of the detector's head, of
+detectron2's R50-DC5.
 """
 
 import dataclasses
@@ -16,10 +21,11 @@ from flax import linen as nn
 
 from dag_jax.networks import backbones
 from dag_jax.networks.faster_rcnn import FasterRCNN
-from dag_jax.networks.fcn import Fcn
+from dag_jax.networks.fcn import DilatedFcn, Fcn
+from dag_jax.networks.resnet import ResNet
 from dag_jax.weights import store
 
-NAMES = (
+NAMES = (  # of Table 1
     "fcn_alex",
     "fcn_alex_star",
     "fcn_vgg",
@@ -29,6 +35,7 @@ NAMES = (
     "fr_vgg_07",
     "fr_vgg_0712",
 )
+BLACK_BOX = ("fcn_resnet", "fr_resnet")  # beside them
 PRECISIONS = ("float32", "bfloat16")
 CHECKPOINTS = pathlib.Path(__file__).parent / "checkpoints"
 _BUCKET = 125  # pixels: a quarter of the longest side that VOC's images have
@@ -59,18 +66,19 @@ def build(name: str, *, miniature: bool = False, batch_norm: bool = False) -> nn
     """Return the module of a network, without parameters.
 
     Args:
-      name: one of `NAMES`.
+      name: one of `NAMES` or of `BLACK_BOX`.
       miniature: whether to build the small one.
       batch_norm: whether to build it for training; `layers.fold_batch_norm` undoes it.
 
     Returns:
-      An `Fcn` or a `FasterRCNN`.
+      An `Fcn`, a `DilatedFcn` or a `FasterRCNN`.
 
     Raises:
       ValueError: for an unknown name.
     """
-    if name not in NAMES:
-        raise ValueError(f"unknown network {name!r}; the known ones are {', '.join(NAMES)}")
+    if name not in NAMES + BLACK_BOX:
+        known = ", ".join(NAMES + BLACK_BOX)
+        raise ValueError(f"unknown network {name!r}; the known ones are {known}")
     norm = {"batch_norm": batch_norm}
     small_detector = {
         "stride": 8,
@@ -105,6 +113,13 @@ def build(name: str, *, miniature: bool = False, batch_norm: bool = False) -> nn
         multiplier = 1.0 if miniature else 0.5
         options = {"rpn_width": 256, "pool_size": 6, "fc_multiplier": multiplier}
         return FasterRCNN(trunk, **{**options, **detector_small}, **norm)
+    if name in BLACK_BOX:
+        small = {"widths": (24, 64, 96, 128, 128), "blocks": (1, 2, 2, 1)} if miniature else {}
+        if name == "fcn_resnet":
+            width = {"fc_width": 96} if miniature else {}
+            return DilatedFcn(ResNet(**small, stride=8, **norm), **width, **norm)
+        trunk = ResNet(**small, stride=8 if miniature else 16, **norm)
+        return FasterRCNN(trunk, **{"fc_width": 1024, **detector_small}, **norm)
     widths, pooled = ((8, 16, 32, 64, 64), (1, 2, 3)) if miniature else (None, (1, 2, 3, 4))
     widths = {"widths": widths} if widths else {}
     return FasterRCNN(backbones.Vgg16(pooled=pooled, **widths, **norm), **detector_small, **norm)
@@ -121,7 +136,7 @@ def load(
     """Load a network.
 
     Args:
-      name: one of `NAMES`.
+      name: one of `NAMES` or of `BLACK_BOX`.
       miniature: whether to load the small one, whose trained checkpoint ships with the package.
       checkpoint: path of a safetensors file of ours to read instead.
       seed: of the random parameters that a full-size network has without a checkpoint.

@@ -9,10 +9,10 @@ from PIL import Image
 from experiments.measure import curves, tables
 
 FLAGS = (
-    *("--cases=fcn_alex:miniature,fr_vgg_07:miniature", "--size=64", "--iterations=2"),
+    *("--cases=fcn_alex:miniature", "--size=64", "--iterations=2"),
     *("--pairs=2", "--proposals=16", "--images=5", "--few_images=3", "--max_steps=3"),
     *("--turns=2", "--lanes=1", "--batches=1,2", "--fcns=fcn_alex", "--full_images=0"),
-    *("--shrink=64", "--sizes=64,96", "--counts=8,16", "--repeats=1", "--miniature"),
+    *("--shrink=64", "--sizes=64", "--counts=8", "--repeats=1", "--miniature"),
 )
 PLOTS = {
     "time_against_batch.png",
@@ -23,13 +23,13 @@ PLOTS = {
     "busy_over_time.png",
 }
 ROWS = {
-    "engine": 2,
-    "work": 3,
+    "engine": 1,
+    "work": 2,
     "stream": 1,
     "torch": 1,
     "precision": 2,
     "kernels": 5,
-    "scaling": 10,
+    "scaling": 7,
 }
 
 

@@ -57,7 +57,7 @@ def test_groups_hold_every_image_once():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fcn_vgg", "fr_vgg_07"])
+@pytest.mark.parametrize("name", ["fr_vgg_07"])  # FCNs: tests/test_stream.py
 def test_a_run_of_many_sizes_equals_runs_of_one(examples, name):
     network = networks.load(name, miniature=True)
     mesh = jax.make_mesh((1,), ("images",), devices=jax.devices()[:1])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dag_jax import datasets, metrics
+from dag_jax import datasets, metrics, networks
 from experiments import evaluation
 
 
@@ -47,6 +47,10 @@ def test_score_over_some_classes_is_their_mean():
     assert evaluation.score([one], [wrong]) == pytest.approx(100 / 3)
     assert evaluation.score([one], [wrong], classes=[0]) == 100
     assert evaluation.score([one], [wrong], classes=[7]) == 0
+
+
+def test_every_network_has_a_title():
+    assert tuple(evaluation.TITLES) == networks.NAMES + networks.BLACK_BOX
 
 
 def test_frequent_classes_are_background_and_six_animals_and_people():

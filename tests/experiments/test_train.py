@@ -11,7 +11,10 @@ from dag_jax import datasets, networks
 from dag_jax.weights import store
 from experiments import train
 
-FLAGS = ("--network=fcn_alex", "--batch_size=2", "--score_every=2", "--score_images=2")
+FLAGS = (
+    *("--network=fcn_alex", "--splits=seg11valid"),  # the smallest
+    *("--batch_size=2", "--score_every=2", "--score_images=2"),
+)
 
 
 @pytest.mark.slow
@@ -26,7 +29,7 @@ def test_a_killed_run_goes_on_to_the_same_checkpoint(launch, tmp_path):
     first, record = store.load(whole / "fcn_alex.safetensors")
     second, _ = store.load(parts / "fcn_alex.safetensors")
     jax.tree.map(np.testing.assert_array_equal, first, second)
-    assert record["splits"] == ["fcn_train"] and "--network=fcn_alex" in record["command"]
+    assert record["splits"] == ["seg11valid"] and "--network=fcn_alex" in record["command"]
     assert record["test_images"] == 200 and 0 <= record["score"] <= 100
     points = [json.loads(line) for line in (whole / "curve.jsonl").read_text().splitlines()]
     assert [point["step"] for point in points] == [2, 4, 6]
@@ -39,7 +42,7 @@ def test_a_killed_run_goes_on_to_the_same_checkpoint(launch, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--batch_size=3000",), "2000 examples, --batch_size is 3000"),
+        (("--batch_size=300",), "200 examples, --batch_size is 300"),
         (("--initial=nowhere.safetensors",), "no such checkpoint file"),
         (("--splits=voc99",), "scenes have no split 'voc99'"),
         (("--steps=1",), "--steps=1"),
@@ -60,7 +63,11 @@ def test_a_folder_of_something_else_is_left_alone(launch, tmp_path):
     assert (tmp_path / "fcn_alex.safetensors").read_text() == "somebody's"
 
 
-@pytest.mark.parametrize("name", ["fr_zf_07", "fr_vgg_07"])
+def test_every_network_has_its_lists():
+    assert tuple(train.SPLITS) == networks.NAMES + networks.BLACK_BOX
+
+
+@pytest.mark.parametrize("name", ["fr_zf_07", "fr_vgg_07", "fr_resnet"])
 @pytest.mark.parametrize("miniature", [True, False])
 def test_a_cell_is_labelled_by_the_pixel_under_its_centre(name, miniature):
     module = networks.build(name, miniature=miniature)

@@ -18,7 +18,7 @@ from experiments.runs.stored import Stored
 pytestmark = pytest.mark.slow  # it compiles whole networks
 
 ATTACKED = ("fcn_alex", "fcn_alex_star", "fr_zf_07")
-UNSEEN = "fcn_vgg"
+UNSEEN = "fcn_resnet"
 FLAGS = ("--sums=fcn_alex+fcn_alex_star,fcn_alex+fr_zf_07", f"--black_boxes={UNSEEN}", "--sets=50")
 
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from dag_jax.networks import backbones
+from dag_jax.networks.resnet import ResNet
 
 VGG, ALEX, ZF = backbones.Vgg16(), backbones.AlexNet(), backbones.Zf()
+RESNET = ResNet()
 
 
 def shapes(module, height, width):
@@ -25,6 +27,7 @@ def shapes(module, height, width):
         (VGG, 14_714_688),  # VGG-16 without its classifier
         (ALEX, 2_334_080),  # CaffeNet's: 34,944 + 307,456 + 885,120 + 663,936 + 442,624
         (ZF, 3_726_464),  # 14,208 + 614,656 + 885,120 + 1,327,488 + 884,992
+        (RESNET, 23_481_472),  # torchvision's resnet50 without classifier and normalisations
     ],
 )
 def test_number_of_parameters_is_the_published_one(module, total):
@@ -76,8 +79,18 @@ def test_maps_have_caffes_sizes():
     assert shapes(ALEX, 227, 227)[1]["stage5"].cells.shape == (6, 6, 256)
 
 
+@pytest.mark.parametrize("size", [(224, 224), (375, 500), (129, 130)])
+def test_a_residual_map_is_as_fine_as_asked(size):
+    for stride in (4, 8, 16, 32):
+        (stage,) = shapes(ResNet(stride=stride), *size)[1].values()
+        # Each layer with a stride rounds up: 7 x 7 cells of the classifier's 224 pixels.
+        assert stage.cells.shape == (*(math.ceil(side / stride) for side in size), 2048)
+    with pytest.raises(ValueError, match=r"stride is 10; it must be one of \(4, 8, 16, 32\)"):
+        shapes(ResNet(stride=10), *size)
+
+
 def test_batch_and_single_image_have_the_same_maps():
-    for module in (VGG, ALEX, ZF):
+    for module in (VGG, ALEX, ZF, RESNET):
         _, single = shapes(module, 96, 64)
         image = jax.ShapeDtypeStruct((2, 96, 64, 3), jnp.float32)
         variables = jax.eval_shape(module.init, jax.random.key(0), image)
@@ -119,6 +132,13 @@ def alex_stack(stride, padding):
     return [(11, stride, padding), pool, (5, 1, 2), pool, *same, pool]
 
 
+def resnet_stack(dilations):
+    """The 3x3 convolution of each block has the (stride, dilation)."""
+    blocks = [(2 * dilation + 1, stride, dilation) for stride, dilation in dilations]
+    return [(7, 2, 3), (3, 2, 1), *blocks]
+
+
+SMALL_RESNET = ResNet((4, 8, 8, 8, 8), (1, 2, 1, 2), 8)
 GEOMETRIES = [
     (backbones.Vgg16(first_padding=100), f"stage{n}", vgg_stack(100, (1, 2, 3, 4, 5), n))
     for n in (3, 4, 5)
@@ -126,6 +146,16 @@ GEOMETRIES = [
     (backbones.Vgg16(pooled=(1, 2, 3)), "stage5", vgg_stack(1, (1, 2, 3), 5)),
     (backbones.AlexNet(first_padding=100), "stage5", alex_stack(4, 100)),
     (backbones.AlexNet(first_stride=2, first_padding=24), "stage5", alex_stack(2, 24)),
+    (
+        SMALL_RESNET,
+        "stage5",
+        resnet_stack([(1, 1), (2, 1), (1, 1), (1, 1), (1, 2), (1, 4)]),
+    ),
+    (
+        SMALL_RESNET.clone(stride=32),
+        "stage5",
+        resnet_stack([(1, 1), (2, 1), (1, 1)] + 2 * [(2, 1)]),
+    ),
 ]
 
 
@@ -154,6 +184,7 @@ def test_a_cell_is_centred_where_the_geometry_says(module, stage, stack):
     [
         (backbones.Vgg16((2, 2, 2, 2, 2), first_padding=10), "stage4"),
         (backbones.AlexNet((2, 4, 4, 4, 2), 2, first_padding=24), "stage5"),
+        (ResNet((4, 8, 8, 8, 8), (1, 1, 1, 1), 8), "stage5"),
     ],
 )
 def test_the_map_moves_with_the_image(module, stage):

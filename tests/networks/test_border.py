@@ -92,7 +92,6 @@ def example(rng, shape):
     [
         ("fcn_alex", (33, 48)),
         ("fcn_alex", (1, 2)),
-        ("fcn_vgg", (1, 2)),
         ("fcn_vgg", (75, 40)),
     ],
 )

@@ -269,6 +269,7 @@ SIZES = [(33, 64), (101, 78)]
 
 @pytest.mark.parametrize("learned_upsampling", [False, True])
 @pytest.mark.parametrize("name", ["fcn_alex", "fcn_vgg"])
+@pytest.mark.slow
 def test_fcn_scores_equal_caffes(tmp_path, write_caffemodel, rng, name, learned_upsampling):
     pair = Pair(
         name,
@@ -352,6 +353,7 @@ def test_anchors_are_the_published_ones():
     np.testing.assert_array_equal(networks.build("fr_vgg_07").anchors((1, 1)), ANCHORS)
 
 
+@pytest.mark.slow
 def test_zf_detector_equals_caffes(tmp_path, write_caffemodel, rng):
     # An image is its own canvas.
     pair = Pair("fr_zf_07", tmp_path / "net.caffemodel", write_caffemodel, rng, resize=None)

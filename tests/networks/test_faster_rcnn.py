@@ -170,6 +170,7 @@ def test_a_higher_threshold_and_more_candidates_give_more_proposals(variables, i
 
 
 @pytest.mark.parametrize(("module", "factor"), [(SMALL, 1), (DOUBLED, 2)])
+@pytest.mark.slow
 def test_score_equals_the_heads_step_by_step(variables, image, module, factor):
     halved = module.clone(fc_multiplier=0.5)
     features = call(halved, "features")(variables, image)
@@ -191,6 +192,7 @@ def test_score_knows_neither_the_other_boxes_nor_their_order(variables, image):
     np.testing.assert_allclose(score(variables, image, BOXES[:1]), together[:1], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_heads_by_chunks_equal_heads_at_once(variables, image, rng):
     features = call(SMALL, "features")(variables, image)
     corners = np.sort(rng.uniform(0, 31, (23, 2, 2)), axis=1)

@@ -29,10 +29,10 @@ def compare(first, second, params, x):
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_conv_equals_jax_own_grouped_convolution(rng, groups, stride):
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2)])
+def test_conv_equals_jax_own_grouped_convolution(rng, groups, stride, dilation):
     x = jnp.asarray(rng.standard_normal((2, 7, 6, 4)), jnp.float32)
-    module = layers.Conv(6, 3, stride, padding=1, groups=groups, relu=False)
+    module = layers.Conv(6, 3, stride, padding=1, groups=groups, relu=False, dilation=dilation)
     kernel = jnp.asarray(rng.standard_normal((3, 3, 4 // groups, 6)), jnp.float32)
     bias = jnp.asarray(rng.standard_normal(6), jnp.float32)
     params = {"kernel": kernel, "bias": bias}
@@ -50,6 +50,7 @@ def test_conv_equals_jax_own_grouped_convolution(rng, groups, stride):
             ((1, 1), (1, 1)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=groups,
+            rhs_dilation=(dilation, dilation),
         )
         return y + params["bias"][None, None, None, :]
 

@@ -206,6 +206,7 @@ def test_padding_of_truths_changes_nothing(variables, batch):
     assert loss == again
 
 
+@pytest.mark.slow
 def test_images_without_objects_have_no_box_loss(variables, batch):
     images, truths, classes, valid = batch
     nothing = np.zeros_like(valid)

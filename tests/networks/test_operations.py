@@ -36,40 +36,52 @@ def correlate_gradients(x, kernel, cotangent, stride, padding):
     return dx[:, rows, columns], dk
 
 
-CONVOLUTIONS = [  # height, width, kernel size, stride, padding
-    (6, 7, 3, 1, 1),
-    (6, 7, 3, 1, 0),
-    (4, 5, 3, 1, 5),  # padding beyond the kernel, as FCN's 100
-    (6, 5, 4, 1, 1),
-    (7, 8, 3, 2, 1),
-    (9, 8, 5, 2, 2),
-    (7, 6, 1, 2, 0),
-    (13, 15, 11, 4, 3),
-    (12, 13, 3, 4, 0),  # kernel below the stride: some pixels are never read
-    (11, 9, 4, 4, 1),
+CONVOLUTIONS = [  # height, width, kernel size, stride, padding, dilation
+    (6, 7, 3, 1, 1, 1),
+    (6, 7, 3, 1, 0, 1),
+    (4, 5, 3, 1, 5, 1),  # padding beyond the kernel, as FCN's 100
+    (6, 5, 4, 1, 1, 1),
+    (7, 8, 3, 2, 1, 1),
+    (9, 8, 5, 2, 2, 1),
+    (7, 6, 1, 2, 0, 1),
+    (13, 15, 11, 4, 3, 1),
+    (12, 13, 3, 4, 0, 1),  # kernel below the stride: some pixels are never read
+    (11, 9, 4, 4, 1, 1),
+    (6, 7, 3, 1, 2, 2),
+    (9, 8, 3, 1, 0, 3),
+    (3, 5, 3, 1, 4, 4),  # all but the middle of the kernel may lie outside
 ]
 
 
-@pytest.mark.parametrize(("height", "width", "size", "stride", "padding"), CONVOLUTIONS)
+@pytest.mark.parametrize(("height", "width", "size", "stride", "padding", "dilation"), CONVOLUTIONS)
 def test_convolve_equals_a_loop_in_value_and_both_gradients(
-    rng, height, width, size, stride, padding
+    rng, height, width, size, stride, padding, dilation
 ):
     x = rng.standard_normal((2, height, width, 3))
     kernel = rng.standard_normal((size, size, 3, 4))
-    expected = correlate_by_loop(x, kernel, stride, padding)
+    spread = np.zeros((*[dilation * (size - 1) + 1] * 2, 3, 4))
+    spread[::dilation, ::dilation] = kernel  # what a dilated kernel is: zeros in between
+    expected = correlate_by_loop(x, spread, stride, padding)
     cotangent = rng.standard_normal(expected.shape)
 
     @jax.jit
     def run(x, kernel, cotangent):
-        function = functools.partial(operations.convolve, stride=stride, padding=padding)
+        function = functools.partial(
+            operations.convolve, stride=stride, padding=padding, dilation=dilation
+        )
         y, vjp = jax.vjp(function, x, kernel)
         return y, vjp(cotangent)
 
     y, (dx, dk) = run(*(jnp.asarray(a, jnp.float32) for a in (x, kernel, cotangent)))
-    expected_dx, expected_dk = correlate_gradients(x, kernel, cotangent, stride, padding)
+    expected_dx, expected_dk = correlate_gradients(x, spread, cotangent, stride, padding)
     np.testing.assert_allclose(y, expected, atol=1e-4)
     np.testing.assert_allclose(dx, expected_dx, atol=1e-4)
-    np.testing.assert_allclose(dk, expected_dk, atol=1e-4)
+    np.testing.assert_allclose(dk, expected_dk[::dilation, ::dilation], atol=1e-4)
+
+
+def test_a_convolution_is_strided_or_dilated():
+    with pytest.raises(ValueError, match="stride is 2 and dilation 3; one of them must be 1"):
+        operations.convolve(jnp.zeros((9, 9, 1)), jnp.zeros((3, 3, 1, 1)), stride=2, dilation=3)
 
 
 def test_convolve_by_hand():
@@ -273,6 +285,40 @@ def test_a_crop_beyond_the_upsampled_map_is_refused(size, offset):
     with pytest.raises(ValueError, match=f"{size} pixels at {offset} .*6 pixels.*too small"):
         x, kernel = jnp.zeros((2, 2, 1)), jnp.zeros((4, 4, 1, 1))
         operations.upsample_dense(x, kernel, (size, size), stride=2, offset=offset)
+
+
+def resize_by_loop(x, shape, ratios, extent):
+    """cv2.resize's INTER_LINEAR for f32[h, w, C]: centres correspond, the border goes on."""
+    y = np.zeros((*shape, x.shape[2]))
+    for place in np.ndindex(*shape):
+        spots = []
+        for pixel, (numerator, denominator), end in zip(place, ratios, extent, strict=True):
+            spot = (pixel + 0.5) * denominator / numerator - 0.5
+            first, part = int(np.floor(spot)), spot - np.floor(spot)
+            spots.append([(np.clip(first + k, 0, end - 1), abs(1 - k - part)) for k in (0, 1)])
+        for row, above in spots[0]:
+            for column, left in spots[1]:
+                y[place] += above * left * x[row, column]
+    return y
+
+
+@pytest.mark.parametrize(
+    ("size", "shape", "ratios", "extent"),
+    [
+        ((4, 3), (29, 20), ((29, 4), (20, 3)), (4, 3)),  # an FCN's cells to pixels
+        ((6, 5), (29, 20), ((23, 4), (11, 2)), (4, 2)),  # those of an image with padding
+        ((9, 12), (6, 8), ((2, 3), (2, 3)), (9, 12)),  # a smaller canvas
+    ],
+)
+def test_resize_equals_a_loop(rng, size, shape, ratios, extent):
+    x = rng.standard_normal((*size, 2)).astype(np.float32)
+    expected = resize_by_loop(x, shape, ratios, extent)
+    np.testing.assert_allclose(
+        operations.resize(x, shape, ratios=ratios, extent=extent), expected, atol=1e-5
+    )
+    traced = jax.jit(functools.partial(operations.resize, shape=shape))
+    arrays = {"ratios": jax.tree.map(jnp.int32, ratios), "extent": jax.tree.map(jnp.int32, extent)}
+    np.testing.assert_allclose(traced(x, **arrays), expected, atol=1e-5)
 
 
 def test_subtract_mean_gives_bgr():

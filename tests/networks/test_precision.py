@@ -35,7 +35,10 @@ def scores_and_gradient(name, precision):
 
 # Of VGG-16's thirteen layers the gradients are less alike: cells that bfloat16 makes equal are all
 # maxima of their window, and the first one takes its gradient.
-COSINES = {"fcn_alex": 0.98, "fcn_vgg": 0.94, "fr_zf_07": 0.98, "fr_vgg_07": 0.94}
+COSINES = {
+    **{"fcn_alex": 0.98, "fcn_vgg": 0.94, "fr_zf_07": 0.98, "fr_vgg_07": 0.94},
+    **{"fcn_resnet": 0.94, "fr_resnet": 0.94},
+}
 
 
 @pytest.mark.parametrize(
@@ -57,7 +60,7 @@ def test_bfloat16_is_close(name, cosine):
     assert a @ b > cosine * np.sqrt((a @ a) * (b @ b))
 
 
-@pytest.mark.parametrize(("name", "wide"), [("fcn_vgg", 3), ("fr_zf_07", 2)])
+@pytest.mark.parametrize(("name", "wide"), [("fcn_vgg", 3), ("fr_zf_07", 2), ("fcn_resnet", 2)])
 def test_the_products_are_of_bfloat16(name, wide):
     # But for the image's own: forward, backward and, where it is padded far, the border's.
     network = networks.load(name, miniature=True, precision="bfloat16")

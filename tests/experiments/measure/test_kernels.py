@@ -66,6 +66,7 @@ def test_a_naive_layer_with_groups_equals_ours(rng):
     )
 
 
+@pytest.mark.slow
 def test_measure_gives_a_row_for_each_of_the_five():
     rows = kernels.measure(pairs=1, shrink=SHRINK)
     assert len(rows) == 5

@@ -460,6 +460,7 @@ def finish(child):
     return stdout
 
 
+@pytest.mark.slow
 def test_killed_at_ten_random_moments(tmp_path):
     rng = random.Random(0)
     finish(in_child(SLOW_RUN, tmp_path / "whole", 0))
