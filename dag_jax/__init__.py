@@ -14,6 +14,7 @@ from dag_jax.attack import (
     scale_by_max_norm,
     step,
 )
+from dag_jax.audit import Finding, audit
 from dag_jax.checks import check, check_numbers
 from dag_jax.feed import Failure
 from dag_jax.stream import attack_stream
@@ -30,6 +31,7 @@ from dag_jax.targets import (
 __all__ = [
     "Attack",
     "Failure",
+    "Finding",
     "State",
     "Status",
     "Targets",
@@ -37,6 +39,7 @@ __all__ = [
     "active_targets",
     "attack",
     "attack_stream",
+    "audit",
     "check",
     "check_numbers",
     "dag_update",

@@ -2,6 +2,7 @@
 
     python -m experiments.table1                 40 images a network: what `make table1` runs
     python -m experiments.table1 --limit=100 --workdir=runs/table1_100     the table in the README
+    python -m experiments.table1 --noaudit       without the checks under the table
     python -m experiments.table1 --rounded       attack the image as the saved PNG will be
     python -m experiments.table1 --dataset=voc --data_dir=VOCdevkit --split=voc2012_seg_val \
         --canvas=128 --checkpoints=runs/photographs --networks=fcn_vgg,fr_vgg_07
@@ -35,7 +36,7 @@ import dag_jax
 from dag_jax import networks
 from dag_jax.networks import zoo
 from experiments import buckets, console, evaluation, figures
-from experiments.runs import attacks, files, findings, rundir, scores, versions
+from experiments.runs import attacks, audit, files, findings, rundir, scores, versions
 
 # ORIG, ADVR, PERM of Xie et al., ICCV 2017, table 1: full-size networks on PASCAL VOC.
 PAPER = {
@@ -53,7 +54,7 @@ TEST_SPLITS = {False: "seg11valid", True: "voc07_test"}
 SLOTS = {"cpu": 2}  # a core gains nothing from more lanes, and the last images waste fewer
 SHOWN_OF = 100  # images that the one in the picture is chosen from
 # Flags that change no row; whose weights a row is of, it says itself.
-UNRECORDED = ("networks", "checkpoints", "cache_dir", "slots", "workdir", "data_dir")
+UNRECORDED = ("networks", "checkpoints", "cache_dir", "slots", "workdir", "data_dir", "audit")
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("networks", list(networks.NAMES), "Networks to attack.")
@@ -82,6 +83,7 @@ flags.DEFINE_integer("seed", 0, "Seed of adversarial labels and permutations.")
 flags.DEFINE_integer(
     "slots", None, "Images at a time on each device. Default: 2 CPU, 16 others.", 1
 )
+flags.DEFINE_bool("audit", True, "Check the networks and the attack, and print what is found.")
 flags.DEFINE_string("workdir", "runs/table1", "Where to write.")
 
 
@@ -183,6 +185,11 @@ def picture(network, examples, run, rounded):
     return figures.AttackRow(title, *images, before[index], after[index])
 
 
+def slots():
+    """Return how many images are under way at a time on each device."""
+    return FLAGS.slots or SLOTS.get(jax.default_backend(), 16)
+
+
 def attack(network, examples, own, mesh):
     """Attack what this process lacks of a network's images, and score them.
 
@@ -202,7 +209,7 @@ def attack(network, examples, own, mesh):
             examples,
             results,
             seed=FLAGS.seed,
-            slots=FLAGS.slots or SLOTS.get(jax.default_backend(), 16),
+            slots=slots(),
             mesh=mesh,
             label=f"{evaluation.TITLES[network.name]} margin {margin:g}",
             rounded=FLAGS.rounded,
@@ -273,11 +280,15 @@ def own_of(results, name):
     return {margin: found for (of, margin), found in results.items() if of == name}
 
 
-def write_table(workdir, rows, settings, loaded, examples, started):
-    """Write and print the table, and draw its pictures."""
+def write_table(workdir, rows, settings, loaded, examples, found, started):
+    """Write and print the table and its audit, and draw its pictures."""
     text = report(rows, settings)
+    if found:
+        text += f"\n## Audit\n\n{audit.report(found)}"
     rundir.write(workdir / "table1.md", text)
     content = {"settings": settings, "rows": rows}
+    if found:
+        content["audit"] = audit.as_json(found)
     rundir.write(workdir / "table1.json", json.dumps(content, indent=2) + "\n")
     shown = {
         name.rsplit("_", 1)[0] if "fr_" in name else name[:7]: name
@@ -372,7 +383,10 @@ def main(argv):
     if process:
         print(f"process {process} is done; process 0 writes the table: {workdir}/")
     elif rows:
-        write_table(workdir, rows, settings, loaded, examples, started)
+        found = {}
+        if FLAGS.audit:
+            found = audit.of_table(workdir, rows, loaded, examples, mesh=mesh, slots=slots())
+        write_table(workdir, rows, settings, loaded, examples, found, started)
     if errors:
         raise ValueError("no row of " + "; no row of ".join(errors))
 
