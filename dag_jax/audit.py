@@ -25,11 +25,13 @@ from dag_jax.targets import Targets, make_targets, map_targets
 
 TARGETS = 8  # whose own gradients are taken, of as many classes as there are
 DIRECTIONS = 8  # in which slopes are compared: the estimate of an error is good to a quarter
-# Grey levels (standard deviation) to both sides between which a slope is measured. The step of an
-# attack first; a shorter one for a network that bends sooner, a longer one for low precision.
-DISTANCES = (0.5, 0.1, 2.0)
-MOST_OFF = 0.25  # of a gradient's length, by which it may miss the slopes that are measured
+# Grey levels (standard deviation) to both sides between which a slope is measured. A network of
+# ReLUs bends within a hundredth of one; longer distances are for scores of low precision.
+DISTANCES = (0.003, 0.03, 0.3, 2.0)
+_AGREE = 0.3  # of their length, by which slopes over two distances may differ and be measured
+MOST_OFF = 0.1  # of a gradient's length, by which it may miss the slopes that are measured
 _INSIDE = 4 * max(DISTANCES)  # grey levels from black and white, so that nothing is clipped
+_BESIDE = 0.25  # grey levels from whole and half ones, where a layer that rounds would jump
 _NORMALISED = 1e-3  # by which sums of probabilities may miss 1
 _SAME = 1e-3  # of the scores' range, by which two compilations of one network may differ
 _PLANTED_STEPS = 20
@@ -80,13 +82,13 @@ def audit(score_fn, image, targets, *, seed: int = 0) -> list[Finding]:
     image = np.asarray(image, np.float32)
     rng = np.random.default_rng(seed)
     scores = _score(score_fn, image)
-    inside = np.clip(image, _INSIDE, WHITE - _INSIDE)
-    margins, active = jax.device_get(_margins(score_fn, targets, inside))
+    inside = np.clip(image, _INSIDE, WHITE - _INSIDE) + np.float32(_BESIDE)
+    active = np.asarray(_margins(score_fn, targets, inside)[1])
     return [
         _check_logits(scores, targets),
         _check_repeats(score_fn, image, scores),
         _check_gradients(score_fn, targets, inside, active, rng),
-        _check_slopes(score_fn, targets, inside, margins, active, rng),
+        _check_slopes(score_fn, targets, inside, active, rng),
         check_engine(attack),
     ]
 
@@ -234,7 +236,7 @@ def _check_gradients(score_fn, targets, image, active, rng) -> Finding:
     return judged(bool(np.isfinite(largest[0]) and largest[0] > 0 and not wrong + zero), said)
 
 
-def _check_slopes(score_fn, targets, image, margins, active, rng) -> Finding:
+def _check_slopes(score_fn, targets, image, active, rng) -> Finding:
     """<g, d> against (L(X + h d) - L(X - h d)) / 2 h, L being the sum over active targets."""
 
     def judged(passed, said, remedy=None):
@@ -245,7 +247,8 @@ def _check_slopes(score_fn, targets, image, margins, active, rng) -> Finding:
             remedy
             or "a layer has a derivative that is not its own (custom_jvp, custom_vjp, "
             "stop_gradient, quantisation): take the gradient through the layer itself, or through "
-            "a smooth stand-in that behaves like it, and score the attack without the stand-in",
+            "a smooth stand-in that behaves like it, and score the attack without the stand-in "
+            "(rounded=True for images in whole grey levels)",
         )
 
     if not active.any():
@@ -254,41 +257,45 @@ def _check_slopes(score_fn, targets, image, margins, active, rng) -> Finding:
     directions = rng.standard_normal((DIRECTIONS, *image.shape)).astype(np.float32)
     expected = np.array([np.vdot(gradient, direction) for direction in directions])
 
-    def loss(margins):
+    def loss(image):
+        margins = _margins(score_fn, targets, image)[0]
         return float(np.asarray(margins, np.float64)[active].sum())
 
-    here, off, rough = loss(margins), {}, {}
+    def apart(one, other):
+        return np.linalg.norm(one - other) / (max(map(np.linalg.norm, (one, other))) or 1.0)
+
+    measured = []
     for distance in DISTANCES:
         ahead, behind = (
-            np.array([loss(_margins(score_fn, targets, image + h * d)[0]) for d in directions])
+            np.array([loss(image + h * direction) for direction in directions])
             for h in (np.float32(distance), np.float32(-distance))
         )
-        measured = (ahead - behind) / (2 * distance)
-        length = max(np.linalg.norm(expected), np.linalg.norm(measured))
-        if not (np.isfinite(length) and length > 0):
-            return judged(None, "scores or gradients are not finite, or all zero")
-        off[distance] = float(np.linalg.norm(expected - measured) / length)
-        # What noise of the scores would do to `measured`, if all that is bent were noise: its
-        # standard deviation s shows as sqrt(6) s here, and as s / (sqrt(2) distance) there.
-        bent = np.linalg.norm(ahead + behind - 2 * here) / np.sqrt(12)
-        rough[distance] = float(bent / distance / length)
-        if off[distance] <= MOST_OFF:
+        measured.append((ahead - behind) / (2 * distance))
+        if not np.isfinite([expected, measured[-1]]).all():
+            return judged(None, "scores or gradients are not finite")
+        off = apart(expected, measured[-1])
+        if off <= MOST_OFF and expected.any():
             return judged(
                 True,
-                f"the gradient is off by {off[distance]:.1%} of its length from slopes measured "
-                f"over {distance:g} grey levels in {DIRECTIONS} directions",
+                f"the gradient is off by {off:.1%} of its length from slopes measured over "
+                f"{distance:g} grey levels in {DIRECTIONS} directions",
             )
-    numbers = ", ".join(f"{off[h]:.0%} over {h:g}" for h in DISTANCES)
+    numbers = ", ".join(
+        f"{apart(expected, one):.0%} over {distance:g}"
+        for one, distance in zip(measured, DISTANCES, strict=True)
+    )
     said = (
         f"the gradient is off by {numbers} grey levels, of its length, from slopes measured in "
         f"{DIRECTIONS} directions; {MOST_OFF:.0%} is the most"
     )
-    if all(rough[h] > off[h] / 2 for h in DISTANCES):
+    if not (expected.any() or np.any(measured)):
+        return judged(None, "neither the gradient nor the scores say that the image matters")
+    if min(map(apart, measured, measured[1:])) > _AGREE:
         return judged(
             None,
-            f"{said}; but scores are too rough to tell",
-            "score in higher precision (jax_default_matmul_precision='highest', float32 "
-            "throughout); a random layer does this, too",
+            f"{said}, but the slopes do not agree with each other either",
+            "score in float32 throughout (jax_default_matmul_precision='highest'): scores are too "
+            "rough to have slopes; a random layer does that, too",
         )
     return judged(False, said)
 

@@ -16,7 +16,8 @@ padding that changes no score.
 
 Results go to --workdir: table1.md, table1.json, figure1.png, and for each network a folder of what
 was attacked (for detectors a second one, with margin 0): its manifest, a record for each image, the
-perturbations, the adversarial images as PNG, and its row. `experiments.runs.rundir.read` reads one.
+perturbations, the adversarial images as PNG, its row and its audit, which is printed under the
+table: whether it measures the attack at all. `experiments.runs.rundir.read` reads a folder.
 An image is kept as soon as it is finished: whatever kills a launch, the same command goes on with
 the next image, and ends with the same files. --networks adds rows to those that are there; one with
 results of other settings, weights, versions or devices is refused.
