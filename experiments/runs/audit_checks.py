@@ -187,7 +187,7 @@ def _continue(subject, rows) -> dict:
 
     def inputs():
         for row, _, targets, more in subject.inputs(rows):
-            stopped = scores.adversarial(subject.run, subject.examples[row], rounded=False)
+            stopped = scores.adversarial([subject.run], subject.examples[row], False)
             yield row, stopped, targets, more
 
     own = len(subject.examples)
@@ -293,7 +293,9 @@ def white_box(subject: Subject, rivals: dict[str, rundir.Run]) -> Finding:
 
     def sets(run):
         rounded = subject.settings["rounded"]
-        adversarial = buckets.Computed(lambda one: scores.adversarial(run, one, rounded), examples)
+        adversarial = buckets.Computed(
+            lambda one: scores.adversarial([run], one, rounded), examples
+        )
         found = _evidence(subject, examples, adversarial)
         return evaluation.score_sets(examples, found, images)
 
