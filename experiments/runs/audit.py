@@ -3,10 +3,12 @@
     found = audit.of_table(workdir, rows, networks, examples, mesh=mesh, slots=slots)
     print(audit.report(found))
 
-What is found of a row is in audit.json beside it, and not looked for again while the row is the
-same. What each check asks is in `experiments.runs.audit_checks`.
+What is found of a row is in audit.json beside it, and not looked for again while the row and the
+checks are the same; `kept` hands it to launches that work on the rows' perturbations. What each
+check asks is in `experiments.runs.audit_checks`.
 """
 
+import functools
 import json
 
 from dag_jax import Finding
@@ -15,7 +17,7 @@ from experiments.runs import audit_checks, files, rundir
 from experiments.runs.audit_checks import WHITE_BOX, Subject
 
 FILE = "audit.json"
-_CHECKS = (
+CHECKS = (
     audit_checks.model,
     audit_checks.stops,
     audit_checks.grows,
@@ -25,12 +27,15 @@ _CHECKS = (
 )
 
 
-def of_row(subject: Subject, rivals, *, then=None, bar=None) -> tuple[list[Finding], bool]:
+def of_row(
+    subject: Subject, rivals, *, checks=CHECKS, then=None, bar=None
+) -> tuple[list[Finding], bool]:
     """Audit a row.
 
     Args:
       subject: the row.
-      rivals: as in `audit_checks.white_box`.
+      rivals: as in `audit_checks.white_box`; None leaves that check out.
+      checks: functions of a subject, each returning a Finding or a list of them.
       then: findings of the same row beside other rivals: only what rivals change is done again.
       bar: progress bar to advance by 1 for each check.
 
@@ -38,15 +43,18 @@ def of_row(subject: Subject, rivals, *, then=None, bar=None) -> tuple[list[Findi
       (findings, whether all checks ran: one that raised could not be judged).
     """
     found, ran = [one for one in then or () if one.check != WHITE_BOX], True
-    for check in (*_CHECKS, audit_checks.white_box):
-        if check is audit_checks.white_box or not then:
+    compare = functools.partial(audit_checks.white_box, rivals=rivals)
+    last = () if rivals is None else (compare,)
+    for check in (*checks, *last):
+        if check in last or not then:
             try:
-                new = check(subject, rivals) if check is audit_checks.white_box else check(subject)
+                new = check(subject)
             except (ValueError, OSError, RuntimeError) as error:  # it must not cost the table
                 ran = False
                 said = f"{type(error).__name__}: {error}"
                 remedy = "mend that, and run the same command again"
-                new = Finding(f"audit.{check.__name__}", None, said, remedy)
+                name = WHITE_BOX if check in last else f"audit_checks.{check.__name__}"
+                new = Finding(name, None, said, remedy)
             found += new if isinstance(new, list) else [new]
         if bar is not None:
             bar.update()
@@ -71,18 +79,18 @@ def of_table(workdir, rows, loaded, examples, *, mesh, slots) -> dict[str, list[
       OSError: where results cannot be written.
     """
     workdir, found = files.open_folder(workdir), {}
-    total = len(rows) * (len(_CHECKS) + 1)
+    total = len(rows) * (len(CHECKS) + 1)
     with console.progress(total=total, desc="audit", unit="check") as bar:
         for row in rows:
             name = row["network"]
             kind = loaded[name].detects
             names = [one["network"] for one in rows if loaded[one["network"]].detects == kind]
             names = sorted(set(names) - {name})
-            of = {"row": row, "rivals": names}
+            of = {"row": row, "rivals": names, "checks": _checks()}
             then = _read(workdir / name / FILE, row)
             if then is not None and then["rivals"] == names:
                 found[name] = then["findings"]
-                bar.update(len(_CHECKS) + 1)
+                bar.update(len(CHECKS) + 1)
                 continue
             subject = Subject(
                 loaded[name], examples[kind], rundir.read(workdir / name), mesh, slots
@@ -96,11 +104,23 @@ def of_table(workdir, rows, loaded, examples, *, mesh, slots) -> dict[str, list[
     return found
 
 
+def kept(workdir, rows) -> dict[str, list[Finding]]:
+    """Return what `of_table` found of some rows: {network's name: findings}, where it is there."""
+    folder = files.open_folder(workdir)
+    then = {row["network"]: _read(folder / row["network"] / FILE, row) for row in rows}
+    return {name: one["findings"] for name, one in then.items() if one is not None}
+
+
+def _checks() -> str:
+    """Return what tells these checks from others, their limits too."""
+    return files.sha256_of(audit_checks.__file__)
+
+
 def _read(path, row):
     """Return what `of_table` wrote of the same row, None where it is not there."""
     try:
         then = files.load_json(path)
-        if json.dumps(then["row"]) == json.dumps(row):
+        if (json.dumps(then["row"]), then["checks"]) == (json.dumps(row), _checks()):
             return then | {"findings": [Finding(**one) for one in then["findings"]]}
     except (ValueError, KeyError, TypeError):
         pass
@@ -123,10 +143,10 @@ def report(found: dict[str, list[Finding]]) -> str:
     passed, fired, open_ = (
         sum(one.passed is verdict for one in every) for verdict in (True, False, None)
     )
-    networks_ = f"{len(found)} network{'s' if len(found) > 1 else ''}"
     lines = [
-        f"{networks_}, {len(names)} checks each: {passed} hold, {fired} do not, {open_} could not "
-        f"be judged. Checked: {'; '.join(names)}."
+        f"{len(found)} network{'s' * (len(found) > 1)}, {len(names)} checks each: {passed} hold, "
+        f"{fired} do{'es' * (fired == 1)} not, {open_} could not be judged. Checked: "
+        f"{'; '.join(names)}."
     ]
     for name, findings in found.items():
         for one in findings:

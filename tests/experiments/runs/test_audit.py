@@ -249,6 +249,8 @@ def test_a_table_keeps_its_audit(healthy, load, examples, mesh, tmp_path):
     assert "what was kept" in both["fr_zf_07"][1].said and "what was kept" in path.read_text()
     content = json.loads((tmp_path / "fr_zf_0712" / "audit.json").read_text())
     assert content["rivals"] == ["fr_zf_07"] and content["row"] == rows[1]
+    assert audit.kept(tmp_path, rows) == both
+    assert audit.kept(tmp_path, [rows[0], rows[1] | {"advr": 2}]).keys() == {"fr_zf_07"}
 
 
 def test_a_check_that_cannot_run_costs_no_table(healthy, tmp_path):
@@ -261,7 +263,20 @@ def test_a_check_that_cannot_run_costs_no_table(healthy, tmp_path):
     broken = subject._replace(run=rundir.read(folder))
     found, ran = audit.of_row(broken, {}, then=None)
     assert not ran
-    wrong = {one.check: one.said for one in found if one.check.startswith("audit.")}
-    assert set(wrong) == {"audit.permuted", "audit.saved"}
+    wrong = {one.check: one.said for one in found if one.check.startswith("audit_checks.")}
+    assert set(wrong) == {"audit_checks.permuted", "audit_checks.saved"}
     assert all("no such file" in said for said in wrong.values())
     assert audit.of_row(broken, {}, then=done)[1]
+    found, ran = audit.of_row(subject, None, checks=(audit_checks.stops, audit_checks.grows))
+    assert ran and [one.check for one in found] == [STOPS, GROWS]
+
+
+def test_the_report_has_a_line_for_all_that_holds():
+    good, bad = Finding("a", True, "1 of 1", "none"), Finding("b", False, "2 of 3", "do this")
+    text = audit.report({"fcn_alex": [good, good._replace(check="b")], "x": [good, bad]})
+    assert text.splitlines() == [
+        "2 networks, 2 checks each: 3 hold, 1 does not, 0 could not be judged. Checked: a; b.",
+        "",
+        '- **x: "b" does not hold**: 2 of 3. *Remedy:* do this.',
+    ]
+    assert len(audit.report({"fcn_alex": [good]}).splitlines()) == 1
