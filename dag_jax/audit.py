@@ -27,7 +27,7 @@ TARGETS = 8  # whose own gradients are taken, of as many classes as there are
 DIRECTIONS = 8  # in which slopes are compared: the estimate of an error is good to a quarter
 # Grey levels (standard deviation) to both sides between which a slope is measured. A network of
 # ReLUs bends within a hundredth of one; longer distances are for scores of low precision.
-DISTANCES = (0.003, 0.03, 0.3, 2.0)
+DISTANCES = (0.001, 0.01, 0.1, 1.0)
 _AGREE = 0.3  # of their length, by which slopes over two distances may differ and be measured
 MOST_OFF = 0.1  # of a gradient's length, by which it may miss the slopes that are measured
 _INSIDE = 4 * max(DISTANCES)  # grey levels from black and white, so that nothing is clipped
