@@ -12,6 +12,7 @@ from dag_jax.attack import (
     scale_by_max_norm,
     step,
 )
+from dag_jax.audit import Finding, audit
 from dag_jax.checks import check, check_numbers
 from dag_jax.feed import Failure
 from dag_jax.objective import DAG, Objective, active_targets, margin_loss
@@ -30,6 +31,7 @@ __all__ = [
     "Attack",
     "DAG",
     "Failure",
+    "Finding",
     "Objective",
     "State",
     "Status",
@@ -38,6 +40,7 @@ __all__ = [
     "active_targets",
     "attack",
     "attack_stream",
+    "audit",
     "check",
     "check_numbers",
     "dag_update",

@@ -2,6 +2,7 @@
 
     python -m experiments.table1                 40 images a network: what `make table1` runs
     python -m experiments.table1 --limit=100 --workdir=runs/table1_100     the table in the README
+    python -m experiments.table1 --noaudit       without the checks under the table
     python -m experiments.table1 --rounded       attack the image as the saved PNG will be
     python -m experiments.table1 --dataset=voc --data_dir=VOCdevkit --split=voc2012_seg_val \
         --canvas=128 --checkpoints=runs/photographs --networks=fcn_vgg,fr_vgg_07
@@ -15,7 +16,8 @@ padding that changes no score.
 
 Results go to --workdir: table1.md, table1.json, figure1.png, and for each network a folder of what
 was attacked (for detectors a second one, with margin 0): its manifest, a record for each image, the
-perturbations, the adversarial images as PNG, and its row. `experiments.runs.rundir.read` reads one.
+perturbations, the adversarial images as PNG, its row and its audit, which is printed under the
+table: whether it measures the attack at all. `experiments.runs.rundir.read` reads a folder.
 An image is kept as soon as it is finished: whatever kills a launch, the same command goes on with
 the next image, and ends with the same files. --networks adds rows to those that are there; one with
 results of other settings, weights, versions or devices is refused.
@@ -32,7 +34,7 @@ from absl import flags
 import dag_jax
 from dag_jax import networks
 from experiments import buckets, console, evaluation, figures, options
-from experiments.runs import attacks, files, findings, rundir, scores, versions
+from experiments.runs import attacks, audit, files, findings, rundir, scores, versions
 
 # ORIG, ADVR, PERM of Xie et al., ICCV 2017, table 1: full-size networks on PASCAL VOC.
 PAPER = {
@@ -47,7 +49,7 @@ PAPER = {
 }
 SHOWN_OF = 100  # images that the one in the picture is chosen from
 # Flags that change no row.
-UNRECORDED = ("networks", *options.UNRECORDED)
+UNRECORDED = ("networks", "audit", *options.UNRECORDED)
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("networks", list(networks.NAMES), "Networks to attack.")
@@ -58,6 +60,7 @@ options.define(
     *("slots", "workdir"),
     workdir="runs/table1",
 )
+flags.DEFINE_bool("audit", True, "Check the networks and the attack, and print what is found.")
 
 
 def manifest_of(name, margin, weights, settings):
@@ -248,11 +251,15 @@ def own_of(results, name):
     return {margin: found for (of, margin), found in results.items() if of == name}
 
 
-def write_table(workdir, rows, settings, loaded, examples, started):
-    """Write and print the table, and draw its pictures."""
+def write_table(workdir, rows, settings, loaded, examples, found, started):
+    """Write and print the table and its audit, and draw its pictures."""
     text = report(rows, settings)
+    if found:
+        text += f"\n## Audit\n\n{audit.report(found)}"
     rundir.write(workdir / "table1.md", text)
     content = {"settings": settings, "rows": rows}
+    if found:
+        content["audit"] = audit.as_json(found)
     rundir.write(workdir / "table1.json", json.dumps(content, indent=2) + "\n")
     shown = {
         name.rsplit("_", 1)[0] if "fr_" in name else name[:7]: name
@@ -327,7 +334,10 @@ def main(argv):
     if process:
         print(f"process {process} is done; process 0 writes the table: {workdir}/")
     elif rows:
-        write_table(workdir, rows, settings, loaded, examples, started)
+        found = {}
+        if FLAGS.audit:
+            found = audit.of_table(workdir, rows, loaded, examples, mesh=mesh, slots=options.slots())
+        write_table(workdir, rows, settings, loaded, examples, found, started)
     if errors:
         raise ValueError("no row of " + "; no row of ".join(errors))
 

@@ -142,6 +142,7 @@ class Run:
       manifest: dict, what the results are of.
       keys: list of the images that are done, in the order of the run.
       records: list of their records, dicts that name the key, in the order of `keys`.
+      num_shards: number of shards that all images of the run make.
     """
 
     def __init__(self, folder):
@@ -153,6 +154,7 @@ class Run:
         found = layout.scan(range(layout.num_shards), whole=False)
         self.keys = [layout.keys[index] for index in sorted(found)]
         self.records = [found[index].record for index in sorted(found)]
+        self.num_shards = layout.num_shards
         self._layout = layout
         self._entries = {layout.keys[index]: entry for index, entry in found.items()}
 
@@ -166,6 +168,10 @@ class Run:
     def image(self, key: str) -> np.ndarray:
         """Return the adversarial image u8[H, W, 3]; ValueError where damaged or not there."""
         return files.load_image(self._layout.image(key), self._entry(key).pixels_sha256)
+
+    def get(self, name: str, shard: int) -> dict[str, np.ndarray]:
+        """Return what `Results.put` wrote; ValueError where it is damaged or not there."""
+        return files.load(self._layout.scores(name, shard))[1]
 
     def _entry(self, key):
         if key not in self._entries:

@@ -50,6 +50,21 @@ def test_prints_and_writes_the_table(run):
     assert (workdir / "figure1.png").stat().st_size > 10_000
 
 
+def test_prints_and_keeps_the_audit(run):
+    workdir, _, process = run
+    assert "## Audit\n\n2 networks, 12 checks each: " in process.stdout
+    content = json.loads((workdir / "table1.json").read_text())
+    assert set(content["audit"]) == {"fcn_alex", "fr_zf_07"}
+    for name, found in content["audit"].items():
+        assert json.loads((workdir / name / "audit.json").read_text())["findings"] == found
+        verdicts = {one["check"]: one["passed"] for one in found}
+        assert verdicts["scores are logits"] and verdicts["saved PNGs score as the table says"]
+        # Three steps are too few, and one network of a kind has no other to be compared with.
+        assert verdicts["twice the steps change little"] is False
+        assert verdicts["white-box beats transfer"] is None
+    assert '"twice the steps change little" does not hold**: 2 of 2 images' in process.stdout
+
+
 def everything(workdir, *, without=("timings", "finished")):
     """Return {name: bytes} of a run's files, but those that no two runs agree on."""
     return {
@@ -92,7 +107,7 @@ def test_stored_perturbations_and_images_give_the_row_again(run, cache):
 
 def test_two_processes_make_the_same_files(run, tmp_path):
     workdir, flags, _ = run
-    flags = ["--networks=fr_zf_07", "--limit=10", *flags[2:3]]
+    flags = ["--networks=fr_zf_07", "--limit=10", "--noaudit", *flags[2:3]]
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -128,7 +143,7 @@ def test_a_damaged_shard_of_a_finished_row_is_made_anew(run, launch):
 
 
 def test_a_killed_and_an_interrupted_run_go_on_and_end_the_same(launch, tmp_path):
-    flags = ("--networks=fcn_alex", "--limit=12", "--max_steps=6", "--slots=1")
+    flags = ("--networks=fcn_alex", "--limit=12", "--max_steps=6", "--slots=1", "--noaudit")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     launch("table1", *flags, f"--workdir={whole}")
     flags = (*flags, f"--workdir={cut}")
@@ -141,6 +156,8 @@ def test_a_killed_and_an_interrupted_run_go_on_and_end_the_same(launch, tmp_path
     assert process.returncode == 130 and not (cut / "table1.json").exists()
     launch("table1", *flags)
     assert everything(cut) == everything(whole)
+    assert "Audit" not in (cut / "table1.md").read_text()
+    assert "audit" not in json.loads((cut / "table1.json").read_text())
     assert all(path.stat().st_mtime_ns == at for path, at in kept.items())
 
 
@@ -159,6 +176,9 @@ def test_more_networks_add_rows(run, launch):
     content = json.loads((workdir / "table1.json").read_text())
     names = ["fcn_alex", "fcn_alex_star", "fr_zf_07"]
     assert [row["network"] for row in content["rows"]] == names
+    said = {name: found[-1]["said"] for name, found in content["audit"].items()}
+    assert "under that of FCN-Alex*" in said["fcn_alex"]
+    assert "under that of FCN-Alex" in said["fcn_alex_star"]
     assert "FR-ZF-07" in (workdir / "table1.md").read_text()
 
 
@@ -180,7 +200,7 @@ def test_rounding_attacks_and_scores_the_saved_image(launch, tmp_path):
     launch(
         "table1",
         *("--networks=fcn_alex", "--limit=3", "--max_steps=4", "--rounded"),
-        *("--image_ids=scene_13_000001", f"--workdir={workdir}"),
+        *("--image_ids=scene_13_000001", f"--workdir={workdir}", "--noaudit"),
     )
     row = json.loads((workdir / "fcn_alex" / "row.json").read_text())
     assert row["images"] == 1
@@ -249,6 +269,8 @@ def test_photographs_keep_their_sizes(launch, voc, tmp_path):
     assert segmenter["orig"] > 2 * segmenter["advr"] or segmenter["steps_median"] == 4
     assert segmenter["no_targets"] == 0 < segmenter["largest_change_median"] <= 2
     assert detector["no_targets"] < 3
+    found = json.loads((workdir / "table1.json").read_text())["audit"]
+    assert all(one["passed"] is not None for one in found["fcn_vgg"][:8]), found
 
 
 def test_a_full_size_network_is_attacked_on_photographs(launch, voc, tmp_path):
@@ -259,7 +281,7 @@ def test_a_full_size_network_is_attacked_on_photographs(launch, voc, tmp_path):
         "table1",
         *("--nominiature", "--networks=fcn_alex", f"--checkpoints={tmp_path}", "--limit=0"),
         *("--dataset=voc", f"--data_dir={voc}", "--split=voc2012_seg_val", "--max_steps=1"),
-        f"--workdir={workdir}",
+        *(f"--workdir={workdir}", "--noaudit"),
     )
     (row,) = check_voc_run(workdir, ["fcn_alex"])
     assert row["orig"] < 20  # random weights

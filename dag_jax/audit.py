@@ -1,0 +1,359 @@
+"""Does an attack measure what it seems to? Checks of a network and of the engine, with remedies.
+
+An attack that fails looks like a network that is robust. More often a gradient is masked, a layer
+is random, or what is attacked are probabilities that have saturated; each shows in a few calls:
+
+    for finding in dag_jax.audit(score_fn, image, targets):
+        print(finding.check, finding.passed, finding.said, finding.remedy)
+
+Shapes: `H W` pixels, `*T` any target shape, `C` classes, `M` targets of all leaves together.
+
+References: Carlini et al., "On Evaluating Adversarial Robustness", 2019; Athalye et al.,
+"Obfuscated Gradients Give a False Sense of Security", ICML 2018.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dag_jax.attack import Status, attack
+from dag_jax.checks import WHITE, check
+from dag_jax.objective import active_targets, margin_loss
+from dag_jax.targets import Targets, make_targets, map_targets
+
+TARGETS = 8  # whose own gradients are taken, of as many classes as there are
+DIRECTIONS = 8  # in which slopes are compared: the estimate of an error is good to a quarter
+# Grey levels (standard deviation) to both sides between which a slope is measured. A network of
+# ReLUs bends within a hundredth of one; longer distances are for scores of low precision.
+DISTANCES = (0.001, 0.01, 0.1, 1.0)
+_AGREE = 0.3  # of their length, by which slopes over two distances may differ and be measured
+MOST_OFF = 0.1  # of a gradient's length, by which it may miss the slopes that are measured
+_INSIDE = 4 * max(DISTANCES)  # grey levels from black and white, so that nothing is clipped
+_BESIDE = 0.25  # grey levels from whole and half ones, where a layer that rounds would jump
+_NORMALISED = 1e-3  # by which sums of probabilities may miss 1
+_SAME = 1e-3  # of the scores' range, by which two compilations of one network may differ
+_PLANTED_STEPS = 20
+_PLANTED_STEP = 0.5  # grey levels
+
+
+class Finding(NamedTuple):
+    """What a check found.
+
+    check: what must hold. passed: whether it does; None where it could not be judged. said: the
+    numbers. remedy: what to do where it does not hold, or could not be judged.
+    """
+
+    check: str
+    passed: bool | None
+    said: str
+    remedy: str
+
+
+def audit(score_fn, image, targets, *, seed: int = 0) -> list[Finding]:
+    """Check a network on one image, and the engine on a model of its own.
+
+    Scores are logits; forward passes repeat; gradients are finite and not zero; gradients are the
+    slopes of the scores; an adversarial example that provably exists is found. It costs about 25
+    passes forward and 10 backward, and the compilation of four programs.
+
+    A gradient is compared with differences of the same loss in random directions d: the error
+    ||g - g'|| / ||g'|| of a gradient g is estimated by the root mean square of <g, d> - <g', d>.
+
+    Args:
+      score_fn: image f32[H, W, 3] -> pre-softmax scores f32[*T, C], or a pytree of scores. A
+        `jax.tree_util.Partial` has its parameters traced.
+      image: [H, W, 3], RGB grey levels 0-255; one on which targets are active.
+      targets: Targets of shape *T, or the same pytree of them as the scores.
+      seed: of the targets and directions that are drawn.
+
+    Returns:
+      List of Finding, one for each check, always in the same order.
+
+    Raises:
+      ValueError: as `checks.check` says.
+
+    References: Carlini et al., 2019; Athalye et al., ICML 2018, section 3.1.
+    """
+    check(score_fn, image, targets)
+    if jax.tree_util.all_leaves([score_fn]):  # a plain function is no pytree of parameters
+        score_fn = jax.tree_util.Partial(score_fn)
+    image = np.asarray(image, np.float32)
+    rng = np.random.default_rng(seed)
+    scores = _score(score_fn, image)
+    inside = np.clip(image, _INSIDE, WHITE - _INSIDE) + np.float32(_BESIDE)
+    active = np.asarray(_margins(score_fn, targets, inside)[1])
+    return [
+        _check_logits(scores, targets),
+        _check_repeats(score_fn, image, scores),
+        _check_gradients(score_fn, targets, inside, active, rng),
+        _check_slopes(score_fn, targets, inside, active, rng),
+        check_engine(attack),
+    ]
+
+
+def _scores(score_fn, image):
+    return score_fn(image)
+
+
+_score = jax.jit(_scores)
+_score_anew = jax.jit(lambda score_fn, image: _scores(score_fn, image))  # traced for itself
+
+
+def _flat(tree):
+    return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(tree)])
+
+
+def _margins_of(score_fn, targets, image):
+    """Return (f32[M] each target's margin, bool[M] whether it is active)."""
+    scores = score_fn(image)
+    margins = map_targets(lambda t, f: margin_loss(f, t), targets, scores)
+    active = map_targets(lambda t, f: active_targets(f, t), targets, scores)
+    return _flat(margins), _flat(active)
+
+
+_margins = jax.jit(_margins_of)
+
+
+@jax.jit
+def _gradient(score_fn, targets, image, weights):
+    """Return f32[H, W, 3], the gradient of the margins' sum with weights f32[M]."""
+    _, pull, _ = jax.vjp(
+        lambda image: _margins_of(score_fn, targets, image), jnp.asarray(image), has_aux=True
+    )
+    return pull(weights)[0]
+
+
+def _check_logits(scores, targets) -> Finding:
+    """Probabilities are at least 0 and sum to 1; log-probabilities have the logits' margins."""
+
+    def judged(passed, said):
+        return Finding(
+            "scores are logits",
+            passed,
+            said,
+            "return the scores before softmax or sigmoid: probabilities saturate, and margin and "
+            "step_size then mean something else",
+        )
+
+    valid = map_targets(lambda t, f: np.asarray(f)[np.asarray(t.valid)], targets, scores)
+    said = []
+    for rows in jax.tree.leaves(valid):  # [n, C] of each network
+        rows = rows.astype(np.float64)
+        if not rows.size:
+            continue
+        if not np.isfinite(rows).all():
+            share = 1 - np.isfinite(rows).all(axis=-1).mean()
+            return judged(None, f"{share:.1%} of the targets have a score that is not finite")
+        low, high, sums = rows.min(), rows.max(), rows.sum(axis=-1)
+        span = f"scores of {len(rows)} targets run from {low:.4g} to {high:.4g}"
+        if low >= 0 and np.ptp(sums) <= _NORMALISED * sums.max():
+            return judged(False, f"{span}, and those of a target sum to {sums.mean():.4g}")
+        if low >= 0 and high <= 1:
+            return judged(False, f"{span}: they look like the outputs of a sigmoid")
+        total = np.logaddexp.reduce(rows, axis=-1)
+        log = np.abs(total).max() <= _NORMALISED
+        same = ": log-probabilities, whose margins are the logits' own" if log else ""
+        said.append(span + same)
+    return judged(bool(said) or None, "; ".join(said) or "there is no target")
+
+
+def _check_repeats(score_fn, image, scores) -> Finding:
+    """The same image gives the same bits, another one in between, and another trace."""
+    _score(score_fn, WHITE - image)
+    again, anew = _score(score_fn, image), _score_anew(score_fn, image)
+    first, *others = (
+        [np.asarray(leaf) for leaf in jax.tree.leaves(f)] for f in (scores, again, anew)
+    )
+    calls, traces = (max(map(_apart, first, other)) for other in others)
+    bits = all(map(functools.partial(np.array_equal, equal_nan=True), first, others[0]))
+    return Finding(
+        "forward passes repeat",
+        bits and traces <= _SAME,
+        "one image scored again has "
+        + ("the same bits" if bits else f"scores that differ by {calls:.2%} of their range")
+        + f"; traced anew they differ by {traces:.2g} of it",
+        "switch off dropout, augmentation and the statistics of a batch (flax: train=False, "
+        "deterministic=True); what must stay random gets a key of its own that does not change. On "
+        "a GPU, XLA_FLAGS=--xla_gpu_deterministic_ops=true",
+    )
+
+
+def _apart(one, other):
+    """Return the largest difference of two arrays, as a share of the range of the first."""
+    one, other = one.astype(np.float64), other.astype(np.float64)
+    span = np.ptp(one[np.isfinite(one)]) if np.isfinite(one).any() else 0.0
+    differ = ~((one == other) | (np.isnan(one) & np.isnan(other)))
+    return float(np.abs(one[differ] - other[differ]).max(initial=0) / (span or 1.0))
+
+
+def _labels(targets):
+    """Return i64[M] a number for each class of each network."""
+    leaves = jax.tree.leaves(targets, is_leaf=lambda node: isinstance(node, Targets))
+    flat = [np.asarray(one.labels).reshape(-1) + 10**6 * i for i, one in enumerate(leaves)]
+    return np.concatenate(flat)
+
+
+def _draw(rng, labels, active, number):
+    """Return the places of that many active targets, the classes taking turns."""
+    order = rng.permutation(np.flatnonzero(active))
+    order = order[np.argsort(labels[order], kind="stable")]
+    _, first, group = np.unique(labels[order], return_index=True, return_inverse=True)
+    turn = np.arange(len(order)) - first[group]
+    return order[np.argsort(turn, kind="stable")][:number]
+
+
+def _check_gradients(score_fn, targets, image, active, rng) -> Finding:
+    """Of the attack's loss, and of single targets."""
+
+    def judged(passed, said):
+        return Finding(
+            "gradients are finite and not zero",
+            passed,
+            said,
+            "look between image and scores for stop_gradient, argmax, rounding, NumPy or a "
+            "saturated activation (probabilities for logits), and for float16",
+        )
+
+    if not active.any():
+        return judged(None, "no target is active: give an image that the network gets right")
+    total = np.asarray(_gradient(score_fn, targets, image, np.float32(active)))
+    labels = _labels(targets)
+    places = _draw(rng, labels, active, TARGETS)
+    largest = [float(np.abs(total).max())]
+    for place in places:
+        one = np.arange(len(active)) == place
+        gradient = np.asarray(_gradient(score_fn, targets, image, np.float32(one)))
+        largest.append(float(np.abs(gradient).max()))
+    wrong = int((~np.isfinite(largest[1:])).sum())
+    zero = int((np.array(largest[1:]) == 0).sum())
+    said = (
+        f"largest slope of the loss {largest[0]:.3g} logits a grey level; of {len(places)} targets "
+        f"of {len(set(labels[places]))} classes, {zero} have a gradient of exactly zero, {wrong} "
+        "one that is not finite"
+    )
+    return judged(bool(np.isfinite(largest[0]) and largest[0] > 0 and not wrong + zero), said)
+
+
+def _check_slopes(score_fn, targets, image, active, rng) -> Finding:
+    """<g, d> against (L(X + h d) - L(X - h d)) / 2 h, L being the sum over active targets."""
+
+    def judged(passed, said, remedy=None):
+        return Finding(
+            "gradients are the slopes of the scores",
+            passed,
+            said,
+            remedy
+            or "a layer has a derivative that is not its own (custom_jvp, custom_vjp, "
+            "stop_gradient, quantisation): take the gradient through the layer itself, or through "
+            "a smooth stand-in that behaves like it, and score the attack without the stand-in "
+            "(rounded=True for images in whole grey levels)",
+        )
+
+    if not active.any():
+        return judged(None, "no target is active", "give an image that the network gets right")
+    gradient = np.asarray(_gradient(score_fn, targets, image, np.float32(active)), np.float64)
+    directions = rng.standard_normal((DIRECTIONS, *image.shape)).astype(np.float32)
+    expected = np.array([np.vdot(gradient, direction) for direction in directions])
+
+    def loss(image):
+        margins = _margins(score_fn, targets, image)[0]
+        return float(np.asarray(margins, np.float64)[active].sum())
+
+    def apart(one, other):
+        return np.linalg.norm(one - other) / (max(map(np.linalg.norm, (one, other))) or 1.0)
+
+    measured = []
+    for distance in DISTANCES:
+        ahead, behind = (
+            np.array([loss(image + h * direction) for direction in directions])
+            for h in (np.float32(distance), np.float32(-distance))
+        )
+        measured.append((ahead - behind) / (2 * distance))
+        if not np.isfinite([expected, measured[-1]]).all():
+            return judged(None, "scores or gradients are not finite")
+        off = apart(expected, measured[-1])
+        if off <= MOST_OFF and expected.any():
+            return judged(
+                True,
+                f"the gradient is off by {off:.1%} of its length from slopes measured over "
+                f"{distance:g} grey levels in {DIRECTIONS} directions",
+            )
+    numbers = ", ".join(
+        f"{apart(expected, one):.0%} over {distance:g}"
+        for one, distance in zip(measured, DISTANCES, strict=True)
+    )
+    said = (
+        f"the gradient is off by {numbers} grey levels, of its length, from slopes measured in "
+        f"{DIRECTIONS} directions; {MOST_OFF:.0%} is the most"
+    )
+    if not (expected.any() or np.any(measured)):
+        return judged(None, "neither the gradient nor the scores say that the image matters")
+    if min(map(apart, measured, measured[1:])) > _AGREE:
+        return judged(
+            None,
+            f"{said}, but the slopes do not agree with each other either",
+            "score in float32 throughout (jax_default_matmul_precision='highest'): scores are too "
+            "rough to have slopes; a random layer does that, too",
+        )
+    return judged(False, said)
+
+
+@functools.partial(jax.jit, static_argnames="engine")
+def _attack_planted(image, pattern, steps, labels, *, engine):
+    """Attack a linear model whose target [i, j] is lost after steps[i, j] steps, and not before.
+
+    A label's score is steps - 1/2 - <pattern, X - X_0> / (3 gamma) at its pixel, the adversarial
+    label's 0. Slopes are equal, so every step moves an active pixel by gamma times its pattern of
+    -1 and 1, and lowers its margin by 1.
+    """
+    classes = jnp.arange(3, dtype=jnp.int32)[None, None, :]
+
+    def score_fn(seen):
+        moved = (pattern * (seen - image)).sum(axis=-1) / (3 * _PLANTED_STEP)
+        margin = steps.astype(jnp.float32) - 0.5 - moved
+        is_label = classes == labels[..., None]
+        third = classes == ((labels + 2) % 3)[..., None]
+        return jnp.where(is_label, margin[..., None], jnp.where(third, -1e3, 0.0))
+
+    targets = make_targets(labels, (labels + 1) % 3)
+    options = {"max_steps": 2 * _PLANTED_STEPS, "step_size": _PLANTED_STEP}
+    return engine(score_fn, image, targets, **options)
+
+
+def check_engine(engine) -> Finding:
+    """Put an engine to a model whose adversarial example provably exists.
+
+    Args:
+      engine: as `dag_jax.attack`, with the paper's rule of step and active targets.
+
+    Returns:
+      Finding: whether it finds the example, in the fewest steps that there can be, and says so.
+    """
+    rng = np.random.default_rng(0)
+    shape = (8, 8)
+    image = rng.uniform(64, WHITE - 64, (*shape, 3)).astype(np.float32)
+    pattern = rng.choice(np.float32([-1, 1]), image.shape)
+    steps = rng.integers(1, _PLANTED_STEPS + 1, shape).astype(np.int32)
+    steps[0, 0] = _PLANTED_STEPS
+    labels = rng.integers(0, 3, shape).astype(np.int32)
+    found = jax.device_get(_attack_planted(image, pattern, steps, labels, engine=engine))
+    status, made = Status(int(found.status)).name, int(found.num_steps)
+    counts = (steps > np.arange(_PLANTED_STEPS + 1)[:, None, None]).sum(axis=(1, 2))
+    off = np.abs(found.perturbation - _PLANTED_STEP * steps[..., None] * pattern).max()
+    right = (
+        status == Status.FOOLED.name
+        and made == _PLANTED_STEPS
+        and np.array_equal(found.active_counts[: made + 1], counts)
+        and off < _PLANTED_STEP / 100
+    )
+    return Finding(
+        "a planted adversarial example is found",
+        bool(right),
+        f"{steps.size} targets of a linear model fall after {_PLANTED_STEPS} steps: {status} after "
+        f"{made}, {int(found.active.sum())} left, perturbation off by {off:.2g} grey levels",
+        "the engine itself is wrong on this machine: run tests/test_attack.py there, and look at "
+        "versions of jax and jaxlib and at XLA_FLAGS",
+    )

@@ -1,0 +1,290 @@
+"""Each check of a row fires on its fault, and the rows of healthy networks pass them all."""
+
+import collections
+import dataclasses
+import functools
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from jax import lax
+
+import dag_jax
+from dag_jax import Finding, metrics, networks
+from dag_jax.networks.faster_rcnn import FasterRCNN
+from experiments import console, evaluation
+from experiments.runs import attacks, audit, audit_checks, files, rundir, scores
+from experiments.runs.audit_checks import Subject
+
+SETTINGS = {"seed": 0, "step_size": 0.5, "rounded": False}
+COUNT = 10  # images
+PNG, GROWS = "saved PNGs score as the table says", "success grows with steps"
+PERMUTED, STOPS = "permuted noise does worse", "no attack ends at a zero or non-finite gradient"
+Attack = collections.namedtuple("Attack", "image perturbation")
+SLOPES = "gradients are the slopes of the scores"
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return console.open_mesh()
+
+
+@pytest.fixture(scope="module")
+def load():
+    return functools.cache(functools.partial(networks.load, miniature=True))
+
+
+@pytest.fixture(scope="module")
+def examples(cache, load):
+    return evaluation.load_examples(
+        "scenes", ["voc07_test"], cache_dir=cache, limit=COUNT, network=load("fr_zf_07")
+    )
+
+
+def keep(network, examples, results, mesh):
+    options = {"seed": 0, "rounded": False, "all_of_them": True}
+    scores.keep(network, examples, results, mesh=mesh, **options)
+
+
+@pytest.fixture(scope="module")
+def make(mesh, examples):
+    """Attack the examples and keep their scores, as table1 does; return the audit's subject."""
+
+    def run(folder, network, *, max_steps=150, margin=3.0, scored=True):
+        manifest = {"network": network.name, "max_steps": max_steps, "margin": margin}
+        keys = [example["image_id"] for example in examples]
+        results = rundir.Results(folder, manifest | {"settings": SETTINGS}, keys)
+        options = {"max_steps": max_steps, "margin": margin, "step_size": 0.5}
+        attacks.attack_all(
+            network,
+            examples,
+            results,
+            seed=0,
+            slots=4,
+            mesh=mesh,
+            label="attack",
+            rounded=False,
+            **options,
+        )
+        if scored:
+            keep(network, examples, results, mesh)
+        return Subject(network, examples, rundir.read(folder), mesh, 4)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def healthy(make, load, tmp_path_factory):
+    """Two finished rows, by network."""
+    folder = tmp_path_factory.mktemp("healthy")
+    return {name: make(folder / name, load(name)) for name in ("fr_zf_07", "fr_zf_0712")}
+
+
+def verdict(findings, check):
+    """Return the finding of a check."""
+    (found,) = [one for one in findings if one.check == check]
+    return found
+
+
+pytestmark = pytest.mark.slow  # it compiles whole networks
+
+
+def test_rows_of_healthy_networks_pass_every_check(healthy):
+    subject, rival = healthy.values()
+    found, ran = audit.of_row(subject, {"FR-ZF-0712": rival.run})
+    assert ran and len(found) == 12
+    assert all(one.passed is True for one in found), audit.report({"fr_zf_07": found})
+    assert "3 of 3 images, such as scene_08_000000: scores of" in found[0].said
+
+
+@pytest.mark.parametrize("name", networks.NAMES)
+def test_healthy_networks_pass_every_check_of_a_model(cache, load, name):
+    network = load(name)
+    split = "voc07_test" if network.detects else "seg11valid"
+    some = evaluation.load_examples("scenes", [split], cache_dir=cache, limit=2, network=network)
+    for _, image, targets, inputs in attacks.attack_inputs(network, some, 0):
+        found = dag_jax.audit(networks.score_fn(network, *inputs), image, targets)
+        assert all(one.passed is True for one in found), found
+
+
+def test_probabilities_of_a_network_for_its_logits(cache, load):
+    network = load("fcn_alex")
+    (example,) = evaluation.load_examples(
+        "scenes", ["seg11valid"], cache_dir=cache, limit=1, network=network
+    )
+    ((_, image, targets, _),) = attacks.attack_inputs(network, [example], 0)
+    squashed = lambda image: jax.nn.softmax(networks.score_fn(network)(image))  # noqa: E731
+    found = dag_jax.audit(squashed, image, targets)
+    assert verdict(found, "scores are logits").passed is False
+
+
+def flipped(image):
+    """Return the image, whose gradient goes back with the wrong sign."""
+    return 2 * lax.stop_gradient(image) - image
+
+
+class Flipped(FasterRCNN):
+    """A detector whose gradient has the wrong sign."""
+
+    def score(self, image, boxes, extent=None):
+        """Score boxes."""
+        return super().score(flipped(image), boxes, extent)
+
+
+class Detached(FasterRCNN):
+    """A detector whose gradient does not reach the image."""
+
+    def score(self, image, boxes, extent=None):
+        """Score boxes."""
+        return super().score(lax.stop_gradient(image), boxes, extent)
+
+
+def planted(network, kind):
+    """Return a network whose module is of another class with the same attributes."""
+    module = network.module
+    names = [field.name for field in dataclasses.fields(module) if field.init]
+    attributes = {name: getattr(module, name) for name in names if name not in ("parent", "name")}
+    return dataclasses.replace(network, module=kind(**attributes))
+
+
+def test_a_network_whose_gradient_is_masked(make, load, healthy, tmp_path):
+    subject = make(tmp_path / "run", planted(load("fr_zf_07"), Flipped), max_steps=8)
+    found, _ = audit.of_row(subject, {"FR-ZF-0712": healthy["fr_zf_0712"].run})
+    for check in (SLOPES, GROWS, PERMUTED, audit_checks.WHITE_BOX):
+        assert verdict(found, check).passed is False, check
+    assert "more harm by FR-ZF-0712" in verdict(found, audit_checks.WHITE_BOX).said
+    assert verdict(found, PNG).passed is True
+
+
+def test_a_network_whose_gradient_is_detached(make, load, tmp_path):
+    subject = make(tmp_path / "run", planted(load("fr_zf_07"), Detached), max_steps=2, scored=False)
+    found = audit_checks.stops(subject)
+    assert found.passed is False and "ZERO_GRADIENT" in found.said
+    assert audit_checks.grows(subject).passed is False
+    assert verdict(audit_checks.model(subject), "gradients are finite and not zero").passed is False
+
+
+def test_too_few_steps(make, load, tmp_path):
+    subject = make(tmp_path / "run", load("fr_zf_07"), max_steps=6, scored=False)
+    stored, twice = audit_checks.goes_on(subject)
+    assert stored.passed is True
+    assert twice.passed is False and "raise --max_steps from 6" in twice.remedy
+    assert f"images are unfinished after 6 steps; of {audit_checks.CONTINUED} that" in twice.said
+
+
+def test_permuted_perturbations_stored_for_the_attacks(healthy, tmp_path):
+    subject = healthy["fr_zf_07"]
+    run, own = subject.run, {"format", "units", "shard_size", "keys"}  # which Results adds itself
+    manifest = {name: value for name, value in run.manifest.items() if name not in own}
+    results = rundir.Results(tmp_path / "run", manifest, run.keys)
+    for index, example in enumerate(subject.examples):
+        change = metrics.permute(jax.random.key(7), run.perturbation(run.keys[index]))
+        stored = Attack(example["image"], np.asarray(change))
+        results.add(index, stored, run.records[index], 0.0)
+    keep(subject.network, subject.examples, results, subject.mesh)
+    subject = subject._replace(run=rundir.read(results.folder))
+    assert audit_checks.permuted(subject).passed is False
+    stored, _ = audit_checks.goes_on(subject)
+    assert stored.passed is False and "other perturbations" in stored.remedy
+    assert audit_checks.saved(subject).passed is True
+
+
+def rewrite(subject, folder, writer):
+    """Copy a run; its PNGs are those of another writer, its digests theirs; return the subject."""
+    shutil.copytree(subject.run.folder, folder)
+    images = {example["image_id"]: example["image"] for example in subject.examples}
+    for path in sorted((folder / "perturbations").iterdir()):
+        said, arrays = files.load(files.open_folder(path))
+        for key in said:
+            pixels, arrays[key] = writer(images[key], arrays[key])
+            files.write(folder / "images" / f"{key}.png", files.pack_image(pixels))
+            said[key]["pixels_sha256"] = files.sha256(pixels)
+        files.write(path, files.pack(arrays, said))
+    return subject._replace(run=rundir.read(folder))
+
+
+def truncate(image, change):
+    return np.clip(image + change, 0, 255).astype(np.uint8), change
+
+
+def shift(image, change):
+    """Truncate, and store the perturbation that rounds to what was truncated."""
+    pixels, _ = truncate(image, change)
+    return pixels, pixels.astype(np.float32) - image
+
+
+def test_a_writer_that_truncates(healthy, tmp_path):
+    subject = healthy["fr_zf_07"]
+    found = audit_checks.saved(rewrite(subject, tmp_path / "truncated", truncate))
+    assert found.passed is False and "truncated" in found.remedy
+    assert " 0.00% of their values" not in found.said and " 0 are predicted" not in found.said
+    found = audit_checks.saved(rewrite(subject, tmp_path / "shifted", shift))
+    assert found.passed is False and " 0.00% of their values" in found.said
+    assert " 0 are predicted otherwise" not in found.said  # only the score tells
+    (tmp_path / "truncated" / "perturbations").rename(tmp_path / "other")
+    shutil.copytree(subject.run.folder / "perturbations", tmp_path / "truncated" / "perturbations")
+    run = rundir.read(tmp_path / "truncated")
+    found = audit_checks.saved(subject._replace(run=run))
+    assert found.passed is False and "do not match their SHA-256" in found.said
+
+
+def test_folders_that_are_mixed_up(healthy):
+    subject, rival = healthy.values()
+    found = audit_checks.white_box(subject._replace(run=rival.run), {"FR-ZF-07": subject.run})
+    assert found.passed is False and "mixed up" in found.remedy
+    assert audit_checks.white_box(subject, {}).passed is None
+
+
+def test_a_table_keeps_its_audit(healthy, load, examples, mesh, tmp_path):
+    for name, subject in healthy.items():
+        shutil.copytree(subject.run.folder, tmp_path / name)
+    rows = [{"network": name, "advr": 1.5} for name in healthy]
+    loaded, options = {name: load(name) for name in healthy}, {"mesh": mesh, "slots": 4}
+    alone = audit.of_table(tmp_path, rows[:1], loaded, {True: examples}, **options)
+    assert alone["fr_zf_07"][-1].passed is None  # white-box against nobody
+    path = tmp_path / "fr_zf_07" / "audit.json"
+    kept = path.read_bytes()
+    assert audit.of_table(tmp_path, rows[:1], loaded, {True: examples}, **options) == alone
+    assert path.read_bytes() == kept
+    path.write_bytes(kept.replace(b"the same bits", b"what was kept"))
+    # With another network in the table, only the comparison with it is new.
+    (tmp_path / "fr_zf_0712" / "audit.json").write_text("damaged")
+    both = audit.of_table(tmp_path, rows, loaded, {True: examples}, **options)
+    assert [one.passed for one in both["fr_zf_07"]] == [True] * 12
+    assert [one.check for one in both["fr_zf_07"]] == [one.check for one in both["fr_zf_0712"]]
+    assert "what was kept" in both["fr_zf_07"][1].said and "what was kept" in path.read_text()
+    content = json.loads((tmp_path / "fr_zf_0712" / "audit.json").read_text())
+    assert content["rivals"] == ["fr_zf_07"] and content["row"] == rows[1]
+    assert audit.kept(tmp_path, rows) == both
+    assert audit.kept(tmp_path, [rows[0], rows[1] | {"advr": 2}]).keys() == {"fr_zf_07"}
+
+
+def test_a_check_that_cannot_run_costs_no_table(healthy, tmp_path):
+    subject = healthy["fr_zf_07"]
+    folder = tmp_path / "run"
+    shutil.copytree(subject.run.folder, folder)
+    for path in (folder / "scores").iterdir():
+        path.unlink()
+    done = [Finding(audit_checks.WHITE_BOX, None, "nothing", "add one")]
+    broken = subject._replace(run=rundir.read(folder))
+    found, ran = audit.of_row(broken, {}, then=None)
+    assert not ran
+    wrong = {one.check: one.said for one in found if one.check.startswith("audit_checks.")}
+    assert set(wrong) == {"audit_checks.permuted", "audit_checks.saved"}
+    assert all("no such file" in said for said in wrong.values())
+    assert audit.of_row(broken, {}, then=done)[1]
+    found, ran = audit.of_row(subject, None, checks=(audit_checks.stops, audit_checks.grows))
+    assert ran and [one.check for one in found] == [STOPS, GROWS]
+
+
+def test_the_report_has_a_line_for_all_that_holds():
+    good, bad = Finding("a", True, "1 of 1", "none"), Finding("b", False, "2 of 3", "do this")
+    text = audit.report({"fcn_alex": [good, good._replace(check="b")], "x": [good, bad]})
+    assert text.splitlines() == [
+        "2 networks, 2 checks each: 3 hold, 1 does not, 0 could not be judged. Checked: a; b.",
+        "",
+        '- **x: "b" does not hold**: 2 of 3. *Remedy:* do this.',
+    ]
+    assert len(audit.report({"fcn_alex": [good]}).splitlines()) == 1

@@ -1,0 +1,278 @@
+"""Each check of a network fires on its fault, and is silent on a network without one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+from jax.experimental import io_callback
+
+import dag_jax
+from dag_jax import audit as run_audit
+from dag_jax.attack import attack, scale_by_max_norm
+
+H, W, C = 16, 16, 5
+LOGITS, REPEAT, GRADIENT, SLOPES, PLANTED = CHECKS = (
+    "scores are logits",
+    "forward passes repeat",
+    "gradients are finite and not zero",
+    "gradients are the slopes of the scores",
+    "a planted adversarial example is found",
+)
+
+
+def convolve(x, kernel):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=numbers)[0]
+
+
+def small_network(parameters, image):
+    first, second = parameters
+    return convolve(jax.nn.relu(convolve(image - 128, first)), second)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(0)
+    shapes = (3, 3, 3, 16), (3, 3, 16, C)
+    parameters = [
+        jnp.float32(scale * rng.standard_normal(shape))
+        for scale, shape in zip((0.02, 0.1), shapes, strict=True)
+    ]
+    score_fn = jax.tree_util.Partial(small_network, parameters)
+    image = rng.integers(0, 256, (H, W, 3)).astype(np.float32)
+    labels = jnp.argmax(score_fn(image), axis=-1)
+    return score_fn, image, dag_jax.make_targets(labels, (labels + 1) % C)
+
+
+def verdicts(*problem, **options):
+    """Return {check: finding}."""
+    found = run_audit(*problem, **options)
+    assert tuple(one.check for one in found) == CHECKS
+    assert all(one.said and one.remedy for one in found)
+    return {one.check: one for one in found}
+
+
+def test_a_healthy_network_passes_every_check(problem):
+    found = verdicts(*problem)
+    assert all(one.passed is True for one in found.values()), found
+    assert f"scores of {H * W} targets" in found[LOGITS].said
+    assert "FOOLED after 20, 0 left" in found[PLANTED].said
+    assert found == verdicts(*problem)  # nothing is drawn from a clock
+    score_fn, image, targets = problem
+    assert found == verdicts(score_fn, image.astype(np.uint8), targets)
+
+
+@pytest.mark.parametrize("squash", [jax.nn.softmax, jax.nn.sigmoid])
+def test_probabilities_for_logits(problem, squash):
+    score_fn, image, targets = problem
+    found = verdicts(lambda x: squash(score_fn(x)), image, targets)[LOGITS]
+    assert found.passed is False and "softmax" in found.remedy
+    # In percent, too.
+    if squash is jax.nn.softmax:
+        found = verdicts(lambda x: 100 * squash(score_fn(x)), image, targets)[LOGITS]
+        assert found.passed is False and "sum to 100" in found.said
+
+
+def test_log_probabilities_have_the_margins_of_logits(problem):
+    score_fn, image, targets = problem
+    found = verdicts(lambda x: jax.nn.log_softmax(score_fn(x)), image, targets)
+    assert all(one.passed is True for one in found.values())
+    assert "log-probabilities" in found[LOGITS].said
+
+
+def test_scores_that_are_not_finite_cannot_be_judged(problem):
+    score_fn, image, targets = problem
+    found = verdicts(lambda x: score_fn(x).at[0, 0].set(jnp.nan), image, targets)
+    assert found[LOGITS].passed is None and "not finite" in found[LOGITS].said
+    assert found[REPEAT].passed is True
+
+
+def dropout(score_fn, draw, image):
+    kept = jax.random.bernoulli(jax.random.key(draw()), 0.9, image.shape)
+    return score_fn(jnp.where(kept, image, 128))
+
+
+def test_a_layer_that_is_random_in_every_call(problem):
+    score_fn, image, targets = problem
+    seeds = np.random.default_rng(0)
+
+    def draw():
+        number = jax.ShapeDtypeStruct((), jnp.uint32)
+        return io_callback(lambda: np.uint32(seeds.integers(2**32)), number)
+
+    found = verdicts(functools.partial(dropout, score_fn, draw), image, targets)
+    assert found[REPEAT].passed is False
+    assert "scores that differ by" in found[REPEAT].said and "dropout" in found[REPEAT].remedy
+    assert found[SLOPES].passed is None and "random layer" in found[SLOPES].remedy
+
+
+def test_a_layer_that_is_random_in_every_trace(problem):
+    score_fn, image, targets = problem
+    seeds = np.random.default_rng(0)
+    found = verdicts(
+        functools.partial(dropout, score_fn, lambda: int(seeds.integers(2**31))), image, targets
+    )
+    assert found[REPEAT].passed is False
+    assert "the same bits; traced anew they differ" in found[REPEAT].said
+
+
+def test_a_detached_gradient(problem):
+    score_fn, image, targets = problem
+    found = verdicts(lambda x: lax.stop_gradient(score_fn(x)), image, targets)
+    assert found[GRADIENT].passed is False and found[SLOPES].passed is False
+    assert "8 have a gradient of exactly zero" in found[GRADIENT].said
+    assert "stop_gradient" in found[GRADIENT].remedy
+
+
+def test_a_class_whose_gradient_is_detached(problem):
+    score_fn, image, targets = problem
+    labels = np.asarray(targets.labels)
+    present, counts = np.unique(labels, return_counts=True)
+    rare = present[counts.argmin()]
+    assert counts.min() < labels.size / len(present)
+
+    def detached(x):
+        scores = score_fn(x)
+        return jnp.where((labels == rare)[..., None], lax.stop_gradient(scores), scores)
+
+    found = verdicts(detached, image, targets)[GRADIENT]
+    assert found.passed is False and " 0 have a gradient" not in found.said
+
+
+def test_a_branch_whose_gradient_is_detached(problem):
+    score_fn, image, targets = problem
+    partly = lambda x: score_fn(x.at[..., 0].set(lax.stop_gradient(x[..., 0])))  # noqa: E731
+    found = verdicts(partly, image, targets)
+    assert found[GRADIENT].passed is True  # it is there, and wrong
+    assert found[SLOPES].passed is False and "custom_vjp" in found[SLOPES].remedy
+
+
+def masked(change):
+    """Return the identity, whose gradient is changed on its way back."""
+
+    @jax.custom_vjp
+    def identity(x):
+        return x
+
+    identity.defvjp(lambda x: (x, None), lambda _, gradient: (change(gradient),))
+    return identity
+
+
+def checkers(gradient):
+    rows, columns = np.indices((H, W))
+    return gradient * np.float32((rows + columns) % 2)[..., None]
+
+
+def noise(gradient):
+    random = jax.random.normal(jax.random.key(0), gradient.shape)
+    return random * jnp.linalg.norm(gradient) / jnp.linalg.norm(random)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda g: 0 * g, lambda g: -g, lambda g: 2 * g, checkers, noise]
+)
+def test_a_network_whose_gradient_is_masked(problem, change):
+    score_fn, image, targets = problem
+    layer = masked(change)
+    found = verdicts(lambda x: score_fn(layer(x)), image, targets)
+    assert found[SLOPES].passed is False
+    assert found[LOGITS].passed is found[REPEAT].passed is True
+
+
+@pytest.mark.parametrize("straight_through", [False, True])
+def test_an_image_that_is_quantised_coarsely(problem, straight_through):
+    score_fn, image, targets = problem
+
+    def quantised(x):
+        coarse = 32 * jnp.floor(x / 32) + 16
+        return score_fn(x + lax.stop_gradient(coarse - x) if straight_through else coarse)
+
+    found = verdicts(quantised, image, targets)
+    assert found[SLOPES if straight_through else GRADIENT].passed is False
+
+
+def test_scores_that_saturate(problem):
+    score_fn, image, targets = problem
+    found = verdicts(lambda x: jax.nn.softmax(1000 * score_fn(x)), image, targets)
+    assert found[LOGITS].passed is False and found[GRADIENT].passed is False
+
+
+def test_a_gradient_that_is_not_finite(problem):
+    score_fn, image, targets = problem
+    found = verdicts(lambda x: score_fn(x) + jnp.sqrt(x.sum() * 0), image, targets)
+    assert found[GRADIENT].passed is False and "8 one that is not finite" in found[GRADIENT].said
+    assert found[SLOPES].passed is None
+
+
+def test_scores_too_rough_for_slopes(problem):
+    score_fn, image, targets = problem
+
+    def rough(x):  # as low precision is: noise that an image always gives, and no gradient has
+        noise = jnp.sin(1e5 * lax.stop_gradient(score_fn(x)))
+        return score_fn(x) + 30 * noise
+
+    labels = jnp.argmax(rough(image), axis=-1)
+    targets = dag_jax.make_targets(labels, (labels + 1) % C)
+    found = verdicts(rough, image, targets)
+    assert found[REPEAT].passed is True
+    assert found[SLOPES].passed is None and "precision" in found[SLOPES].remedy
+
+
+def test_several_networks_at_once(problem):
+    score_fn, image, targets = problem
+    both = {"a": targets, "b": targets}
+    healthy = verdicts(lambda x: {"a": score_fn(x), "b": 2 * score_fn(x)}, image, both)
+    assert all(one.passed is True for one in healthy.values())
+    detached = lambda x: {"a": score_fn(x), "b": lax.stop_gradient(score_fn(x))}  # noqa: E731
+    found = verdicts(detached, image, both)
+    assert found[GRADIENT].passed is False and "of 8 targets of 8 classes, " in found[GRADIENT].said
+    assert found[SLOPES].passed is False
+    squashed = lambda x: {"a": score_fn(x), "b": jax.nn.softmax(score_fn(x))}  # noqa: E731
+    assert verdicts(squashed, image, both)[LOGITS].passed is False
+
+
+def test_nothing_to_attack_cannot_be_judged(problem):
+    score_fn, image, targets = problem
+    nothing = dag_jax.make_targets(targets.labels, targets.adversarial, False)
+    found = verdicts(score_fn, image, nothing)
+    for check in (LOGITS, GRADIENT, SLOPES):
+        assert found[check].passed is None, check
+    assert "network gets right" in found[SLOPES].remedy
+
+
+def test_bad_input_is_refused(problem):
+    score_fn, image, targets = problem
+    with pytest.raises(ValueError, match="must be"):
+        run_audit(score_fn, image[0], targets)
+    with pytest.raises(ValueError, match="grey levels"):
+        run_audit(score_fn, image / 255, targets)
+
+
+def uphill(score_fn, image, targets, *, step_size, **options):
+    optimizer = optax.chain(scale_by_max_norm(), optax.scale(step_size))
+    return attack(score_fn, image, targets, optimizer=optimizer, **options)
+
+
+def short(score_fn, image, targets, *, max_steps, **options):
+    return attack(score_fn, image, targets, max_steps=max_steps // 4, **options)
+
+
+def halting(score_fn, image, targets, *, step_size, **options):
+    return attack(score_fn, image, targets, step_size=step_size / 2, **options)
+
+
+def forgetful(score_fn, image, targets, **options):
+    """Attack all targets to the end, also those that are lost."""
+    return attack(score_fn, image, targets, margin=5.0, **options)
+
+
+@pytest.mark.parametrize("engine", [uphill, short, halting, forgetful])
+def test_an_engine_that_misses_the_planted_example(engine):
+    check_engine = run_audit.__globals__["check_engine"]  # the function has the module's name
+    assert check_engine(attack).passed is True
+    found = check_engine(engine)
+    assert found.passed is False and "64 targets" in found.said
