@@ -10,7 +10,8 @@ still active. One that has finished counts as 0 from then on, one that stopped w
 stays at its last share. A detector was attacked twice, with its margin and by the paper's rule
 (margin 0), and has a row for each.
 
-Results go to --workdir: convergence.md; convergence.json, with the curves; convergence.png, the
+Results go to --workdir: convergence.md, with what table1's audit found of the attacks;
+convergence.json, with the curves; convergence.png, the
 targets left against iteration; distributions.png, of steps, perceptibility and statuses. The same
 command makes them anew from a run that went on meanwhile; a folder of another run is refused.
 """
@@ -27,7 +28,7 @@ from matplotlib.ticker import PercentFormatter
 import dag_jax
 from dag_jax import networks
 from experiments import console, evaluation, lineplot
-from experiments.runs import files, findings, rundir, scores
+from experiments.runs import audit, files, findings, rundir, scores
 
 MARKS = (10, 50, 100)  # iterations at which the table has the share of targets left
 QUARTILES = (25, 50, 75)  # percent
@@ -337,10 +338,13 @@ def main(argv):
     workdir = rundir.claim(FLAGS.workdir, {"launch": "convergence", "run": manifest})
     pairs = [row_of(one) for one in console.progress(found, desc="curves")]
     rows = [row for row, _ in pairs]
-    text = report(rows, manifest["settings"])
+    names = list(dict.fromkeys(row["network"] for row in rows))
+    audited, section = audit.of_table1(FLAGS.run, names)
+    text = f"{report(rows, manifest['settings'])}\n{section}"
     rundir.write(workdir / "convergence.md", text)
     with_curves = [row | {"curves": curves} for row, curves in pairs]
     content = {"settings": manifest["settings"], "rows": with_curves}
+    content["audit"] = audit.as_json(audited)
     rundir.write(workdir / "convergence.json", json.dumps(content, indent=2) + "\n")
     draw_curves(pairs, workdir / "convergence.png")
     draw_distributions(rows, found, workdir / "distributions.png")

@@ -104,10 +104,16 @@ _SHARED = {
         f"Images at a time on each device. Default: {_SLOTS[0]['cpu']} CPU, {_SLOTS[1]} others.",
         {"lower_bound": 1},
     ),
+    "audit": (
+        flags.DEFINE_bool,
+        True,
+        "Check the networks and the attack, and say under the table what is found.",
+        {},
+    ),
     "workdir": (flags.DEFINE_string, None, "Where to write.", {}),
 }
 # Flags that change no result; whose weights a result is of, it says itself.
-UNRECORDED = ("checkpoints", "cache_dir", "slots", "workdir", "data_dir")
+UNRECORDED = ("checkpoints", "cache_dir", "slots", "audit", "workdir", "data_dir")
 
 
 def define(module, *names, **defaults) -> None:

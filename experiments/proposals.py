@@ -20,6 +20,7 @@ that are there; a folder with results of another network, other settings, weight
 devices is refused.
 """
 
+import functools
 import itertools
 import json
 import sys
@@ -30,7 +31,7 @@ import dag_jax
 from dag_jax import metrics, networks
 from experiments import console, evaluation, lineplot, options
 from experiments.measure import timed
-from experiments.runs import attacks, files, findings, rundir, scores, versions
+from experiments.runs import attacks, audit, audit_checks, files, findings, rundir, scores, versions
 
 DETECTORS = [name for name in networks.NAMES if name.startswith("fr_")]
 PLAIN = 0.7  # the threshold of the evaluation, which the paper's attack raises
@@ -57,7 +58,7 @@ options.define(
     __name__,
     *("dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints", "miniature"),
     *("image_ids", "limit", "max_steps", "step_size", "margin", "rounded", "precision", "seed"),
-    *("slots", "workdir"),
+    *("slots", "audit", "workdir"),
     workdir="runs/proposals",
 )
 
@@ -89,6 +90,11 @@ def parse_proposals(texts, miniature):
 def folder_of(threshold, most):
     """Return the name of a setting's folder."""
     return f"nms_{threshold:g}_kept_{most}"
+
+
+def title_of(threshold, most):
+    """Return what a setting is called."""
+    return f"NMS {threshold:g}, at most {most}"
 
 
 COLUMNS = (
@@ -214,19 +220,15 @@ def draw(rows, about, path):
 
 def measure(network, examples, results, *, threshold, most, margin, max_steps, mesh):
     """Attack what a setting's folder lacks of the images, score them, return the row."""
-    label = f"NMS {threshold:g}, at most {most}"
+    label = title_of(threshold, most)
     setting = {"nms_threshold": threshold, "max_proposals": most}
-
-    def targets_of(group, example, seed):
-        return attacks.paper_targets(group, example, seed, **setting)
-
     seconds = timed.attack_all(
         network,
         examples,
         results,
         seed=FLAGS.seed,
         label=label,
-        targets_of=targets_of,
+        targets_of=functools.partial(attacks.paper_targets, **setting),
         slots=options.slots(),
         mesh=mesh,
         rounded=FLAGS.rounded,
@@ -272,6 +274,22 @@ def measure(network, examples, results, *, threshold, most, margin, max_steps, m
         "evaluation_proposals": network.module.post_nms,
         **scores.summary_of(results.finalise()),
     }
+
+
+def audit_of(workdir, rows, network, examples, mesh):
+    """Return what `audit.of_table` finds of the settings, of the detector once."""
+    audited = {}
+    for row in rows:
+        setting = {name: row[name] for name in ("nms_threshold", "max_proposals")}
+        audited[folder_of(*setting.values())] = audit.Row(
+            title_of(*setting.values()),
+            network,
+            examples,
+            (audit_checks.model,) * (row is rows[0])
+            + (audit_checks.stops, audit_checks.grows, audit_checks.goes_on, audit_checks.saved),
+            targets_of=functools.partial(attacks.paper_targets, **setting),
+        )
+    return audit.of_table(workdir, audited, mesh=mesh, slots=options.slots())
 
 
 def main(argv):
@@ -333,12 +351,13 @@ def main(argv):
     ]
     rows.sort(key=lambda row: (row["max_proposals"], row["nms_threshold"]))
     differences = compare(workdir, rows)
-    text = report(rows, differences, about)
+    found = audit_of(workdir, rows, network, examples, mesh) if FLAGS.audit else {}
+    settings = [(row["nms_threshold"], row["max_proposals"]) for row in rows]
+    titles = {folder_of(*one): title_of(*one) for one in settings}
+    text = f"{report(rows, differences, about)}\n{audit.section(found, titles)}"
     rundir.write(workdir / "proposals.md", text)
-    rundir.write(
-        workdir / "proposals.json",
-        json.dumps({**about, "rows": rows, "differences": differences}, indent=2) + "\n",
-    )
+    content = {**about, "rows": rows, "differences": differences, "audit": audit.as_json(found)}
+    rundir.write(workdir / "proposals.json", json.dumps(content, indent=2) + "\n")
     draw(rows, about, workdir / "proposals.png")
     print(text)
     print(f"results: {workdir}/")

@@ -36,7 +36,7 @@ import dag_jax
 from dag_jax import datasets, metrics, networks
 from dag_jax.metrics.segmentation import VOID
 from experiments import console, drawings, evaluation, figures, images, options
-from experiments.runs import attacks, files, findings, rundir, scores, versions
+from experiments.runs import attacks, audit, audit_checks, files, findings, rundir, scores, versions
 
 SEGMENTERS = [name for name in networks.NAMES if name.startswith("fcn_")]
 DRAWN = {"circle": drawings.circle, "square": drawings.square, "strip": drawings.strip}
@@ -61,7 +61,7 @@ flags.DEFINE_float(
 options.define(
     __name__,
     *("dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints", "miniature"),
-    *("image_ids", "limit", "max_steps", "step_size", "precision", "slots", "workdir"),
+    *("image_ids", "limit", "max_steps", "step_size", "precision", "slots", "audit", "workdir"),
     limit=10,
     workdir="runs/shapes",
 )
@@ -75,6 +75,13 @@ class Drawing(NamedTuple):
     title: str
     of: Callable  # (H, W) -> u8[H, W], the class of each pixel
     said: dict  # what it is of, for the manifest
+
+    def on(self, examples):
+        """Return the examples with the drawing for their masks."""
+        return [
+            {**example, "mask": self.of(example["image"].shape[:2])[:, :, None]}
+            for example in examples
+        ]
 
 
 def foreground(mask_of, index):
@@ -226,6 +233,24 @@ def picture(network, example, run, row):
     return figures.AttackRow(title, clean, saved, change, before, after)
 
 
+def audit_of(workdir, names, wanted, network, examples, mesh):
+    """Return what `audit.of_table` finds of this launch's shapes, and found of others before."""
+    checks = (audit_checks.stops, audit_checks.grows, audit_checks.saved)
+    audited = {
+        drawing.name: audit.Row(
+            drawing.title,
+            network,
+            drawing.on(examples),
+            (audit_checks.model,) * (drawing is wanted[0]) + checks,
+            targets_of=attacks.drawn_targets,
+        )
+        for drawing in wanted
+    }
+    found = audit.of_table(workdir, audited, mesh=mesh, slots=options.slots())
+    found |= audit.kept(workdir, set(names) - set(audited))
+    return {name: found[name] for name in names if name in found}
+
+
 def main(argv):
     """Attack for each shape, print the table, draw the pictures."""
     console.start(argv)
@@ -264,10 +289,7 @@ def main(argv):
         folder = workdir / drawing.name
         if (folder / "row.json").exists():
             continue
-        drawn = [
-            {**example, "mask": drawing.of(example["image"].shape[:2])[:, :, None]}
-            for example in examples
-        ]
+        drawn = drawing.on(examples)
         results = rundir.Results(folder, about | drawing.said, keys)
         row = measure(network, drawn, results, drawing, max_steps=max_steps, mesh=mesh)
         rundir.write(folder / "row.json", json.dumps(row, indent=2) + "\n")
@@ -278,9 +300,11 @@ def main(argv):
         for name in sorted(rundir.folders_in(workdir, "row.json"))
     }
     rows = dict(sorted(rows.items(), key=lambda pair: KINDS.index(pair[1]["shape"])))
-    text = report(list(rows.values()), about)
+    found = audit_of(workdir, rows, wanted, network, examples, mesh) if FLAGS.audit else {}
+    titles = {name: row["title"] for name, row in rows.items()}
+    text = f"{report(list(rows.values()), about)}\n{audit.section(found, titles)}"
     rundir.write(workdir / "shapes.md", text)
-    content = {**about, "rows": list(rows.values())}
+    content = {**about, "rows": list(rows.values()), "audit": audit.as_json(found)}
     rundir.write(workdir / "shapes.json", json.dumps(content, indent=2) + "\n")
     pictures = [
         picture(network, examples[0], rundir.read(workdir / name), row)

@@ -49,7 +49,7 @@ PAPER = {
 }
 SHOWN_OF = 100  # images that the one in the picture is chosen from
 # Flags that change no row.
-UNRECORDED = ("networks", "audit", *options.UNRECORDED)
+UNRECORDED = ("networks", *options.UNRECORDED)
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("networks", list(networks.NAMES), "Networks to attack.")
@@ -57,10 +57,9 @@ options.define(
     __name__,
     *("dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints", "miniature"),
     *("image_ids", "limit", "max_steps", "step_size", "margin", "rounded", "precision", "seed"),
-    *("slots", "workdir"),
+    *("slots", "audit", "workdir"),
     workdir="runs/table1",
 )
-flags.DEFINE_bool("audit", True, "Check the networks and the attack, and print what is found.")
 
 
 def manifest_of(name, margin, weights, settings):
@@ -251,15 +250,25 @@ def own_of(results, name):
     return {margin: found for (of, margin), found in results.items() if of == name}
 
 
+def audit_of(workdir, rows, loaded, examples, mesh):
+    """Return what `audit.of_table` finds of the rows, each beside the others of its kind."""
+    names = [row["network"] for row in rows]
+    audited = {}
+    for name in names:
+        network = loaded[name]
+        same = (other for other in names if loaded[other].detects == network.detects)
+        rivals = tuple(other for other in same if other != name)
+        known = examples[network.detects]
+        audited[name] = audit.Row(evaluation.TITLES[name], network, known, rivals=rivals)
+    return audit.of_table(workdir, audited, mesh=mesh, slots=options.slots())
+
+
 def write_table(workdir, rows, settings, loaded, examples, found, started):
     """Write and print the table and its audit, and draw its pictures."""
-    text = report(rows, settings)
-    if found:
-        text += f"\n## Audit\n\n{audit.report(found)}"
+    titles = {row["network"]: evaluation.TITLES[row["network"]] for row in rows}
+    text = f"{report(rows, settings)}\n{audit.section(found, titles)}"
     rundir.write(workdir / "table1.md", text)
-    content = {"settings": settings, "rows": rows}
-    if found:
-        content["audit"] = audit.as_json(found)
+    content = {"settings": settings, "rows": rows, "audit": audit.as_json(found)}
     rundir.write(workdir / "table1.json", json.dumps(content, indent=2) + "\n")
     shown = {
         name.rsplit("_", 1)[0] if "fr_" in name else name[:7]: name
@@ -334,9 +343,7 @@ def main(argv):
     if process:
         print(f"process {process} is done; process 0 writes the table: {workdir}/")
     elif rows:
-        found = {}
-        if FLAGS.audit:
-            found = audit.of_table(workdir, rows, loaded, examples, mesh=mesh, slots=options.slots())
+        found = audit_of(workdir, rows, loaded, examples, mesh) if FLAGS.audit else {}
         write_table(workdir, rows, settings, loaded, examples, found, started)
     if errors:
         raise ValueError("no row of " + "; no row of ".join(errors))

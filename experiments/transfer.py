@@ -17,8 +17,9 @@ the launch says that it is not. The columns --black_boxes are networks that no a
 A sum of networks that were attacked on different splits cannot be made and is left out: attack all
 of them on one split, as above, for sums across tasks.
 
-Results go to --workdir: transfer.md (the tables, and which of the paper's claims hold), .csv, .tex,
-.json, transfer.png, and the cells, each kept once it is made.
+Results go to --workdir: transfer.md (the tables, which of the paper's claims hold, and what the
+audit of table1 found of the attacks), .csv, .tex, .json, transfer.png, and the cells, each kept
+once it is made.
 """
 
 import json
@@ -29,7 +30,7 @@ from absl import app, flags
 
 from dag_jax import networks
 from experiments import console, heatmap, options
-from experiments.runs import crosstable, findings, rundir, versions
+from experiments.runs import audit, crosstable, findings, rundir, versions
 from experiments.runs.matrix import Matrix
 from experiments.runs.stored import Stored
 
@@ -84,7 +85,8 @@ def write(workdir, matrix, targets, started):
     blocks = crosstable.blocks(cells)
     found = findings.of_transfer(cells)
     diagonal = crosstable.diagonal(cells, matrix.stored.rows)
-    text = crosstable.markdown(blocks, diagonal, found, matrix.stored)
+    audited, section = audit.of_table1(matrix.stored.folder, list(matrix.stored.rows))
+    text = f"{crosstable.markdown(blocks, diagonal, found, matrix.stored)}\n{section}"
     rundir.write(workdir / "transfer.md", text)
     rundir.write(workdir / "transfer.csv", crosstable.csv_of(cells))
     rundir.write(workdir / "transfer.tex", crosstable.latex(blocks))
@@ -93,6 +95,7 @@ def write(workdir, matrix, targets, started):
         "cells": crosstable.records(cells),
         "diagonal": diagonal,
         "findings": [claim._asdict() for claim in found],
+        "audit": audit.as_json(audited),
     }
     rundir.write(workdir / "transfer.json", json.dumps(content, indent=2) + "\n")
     heatmap.draw(blocks, workdir / "transfer.png")

@@ -33,7 +33,6 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from absl import app, flags
 
@@ -41,7 +40,7 @@ import dag_jax
 from dag_jax import metrics, networks, variants
 from experiments import console, evaluation, lineplot, options
 from experiments.measure import timed
-from experiments.runs import attacks, files, findings, rundir, scores, versions
+from experiments.runs import attacks, audit, audit_checks, files, findings, rundir, scores, versions
 
 NAMES = ("dag", "release", "best_other", "momentum", "fgsm", "pgd", "segpgd", "cospgd")
 OF_PIXELS = ("segpgd", "cospgd")
@@ -64,7 +63,7 @@ options.define(
     __name__,
     *("dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints", "miniature"),
     *("image_ids", "limit", "max_steps", "step_size", "margin", "rounded", "precision", "seed"),
-    *("slots", "workdir"),
+    *("slots", "audit", "workdir"),
     workdir="runs/variants",
 )
 
@@ -85,20 +84,6 @@ class Variant(NamedTuple):
     targets_of: Callable = attacks.paper_targets
 
 
-def absent_targets(group, example, seed):
-    """Find what `attacks.paper_targets` does, driven to classes that no target of the image has."""
-    targets, inputs = attacks.paper_targets(group, example, seed)
-    adversarial = dag_jax.absent_labels(
-        dag_jax.image_key(seed, example["image_id"]),
-        targets.labels,
-        evaluation.NUM_CLASSES,
-        valid=targets.valid,
-        first_class=int(group.network.detects),
-    )
-    targets = dag_jax.make_targets(targets.labels, adversarial, targets.valid)
-    return jax.device_get(targets), inputs
-
-
 def variants_of(detects) -> dict[str, Variant]:
     """Return the attacks by name, as the flags have them.
 
@@ -115,7 +100,7 @@ def variants_of(detects) -> dict[str, Variant]:
     momentum = steps | variants.momentum(step_size=FLAGS.step_size)
     return {
         "dag": Variant("DAG", False, steps),
-        "release": Variant("DAG, authors' release", False, release, absent_targets),
+        "release": Variant("DAG, authors' release", False, release, attacks.absent_targets),
         "best_other": Variant("DAG, best other class", False, best_other),
         "momentum": Variant("DAG, momentum", False, momentum),
         "fgsm": Variant("FGSM", True, variants.fgsm(FLAGS.epsilon)),
@@ -329,6 +314,27 @@ def measure(name, variant, network, examples, results, *, margin, mesh) -> dict:
     return row_of(name, variant, examples, results, detects=network.detects, seconds=seconds)
 
 
+def audit_of(workdir, rows, known, network, examples, mesh):
+    """Return what `audit.of_table` finds of the rows, of the network once.
+
+    Attacks that go on from where they stopped are DAG's; steps that are given need not suffice.
+    """
+    audited = {}
+    for row in rows:
+        variant = known[row["variant"]]
+        checks = (audit_checks.stops, audit_checks.permuted, audit_checks.saved)
+        if not variant.bounded:
+            checks = (audit_checks.grows, *checks)
+        if row["variant"] == "dag":
+            checks = audit.CHECKS
+        elif row is rows[0]:
+            checks = (audit_checks.model, *checks)
+        audited[row["variant"]] = audit.Row(
+            variant.title, network, examples, checks, targets_of=variant.targets_of
+        )
+    return audit.of_table(workdir, audited, mesh=mesh, slots=options.slots())
+
+
 def main(argv):
     """Attack by each variant, print the table, draw the plot."""
     console.start(argv)
@@ -374,11 +380,12 @@ def main(argv):
     rows = [files.load_json(workdir / name / "row.json") for name in NAMES if name in finished]
     if rows:
         about |= {"cores": console.cores()}
-        text = report(rows, about)
+        found = audit_of(workdir, rows, known, network, examples, mesh) if FLAGS.audit else {}
+        titles = {row["variant"]: row["title"] for row in rows}
+        text = f"{report(rows, about)}\n{audit.section(found, titles)}"
         rundir.write(workdir / "variants.md", text)
-        rundir.write(
-            workdir / "variants.json", json.dumps({**about, "rows": rows}, indent=2) + "\n"
-        )
+        content = {**about, "rows": rows, "audit": audit.as_json(found)}
+        rundir.write(workdir / "variants.json", json.dumps(content, indent=2) + "\n")
         draw(rows, about, workdir / "variants.png")
         print(text)
         print(f"results: {workdir}/")

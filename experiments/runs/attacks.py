@@ -110,6 +110,20 @@ def paper_targets(group, example, seed, *, nms_threshold=evaluation.ATTACK_NMS, 
     return buckets.crop(targets, example["image"].shape, group.shape), ()
 
 
+def absent_targets(group, example, seed):
+    """Find what `paper_targets` does, driven to classes that no target of the image has."""
+    targets, inputs = paper_targets(group, example, seed)
+    adversarial = dag_jax.absent_labels(
+        dag_jax.image_key(seed, example["image_id"]),
+        targets.labels,
+        evaluation.NUM_CLASSES,
+        valid=targets.valid,
+        first_class=int(group.network.detects),
+    )
+    targets = dag_jax.make_targets(targets.labels, adversarial, targets.valid)
+    return jax.device_get(targets), inputs
+
+
 @jax.jit
 def _drawn_targets(network, image, drawn, *extent):
     _, best = jax.lax.top_k(networks.score_fn(network)(image, *extent), 2)

@@ -1,19 +1,21 @@
 """Whether a table measures the attack: its rows' checks, kept beside them and printed under it.
 
-    found = audit.of_table(workdir, rows, networks, examples, mesh=mesh, slots=slots)
-    print(audit.report(found))
+    found = audit.of_table(workdir, {name: audit.Row(title, network, examples)}, mesh=mesh, slots=2)
+    print(audit.section(found, titles))
 
 What is found of a row is in audit.json beside it, and not looked for again while the row and the
-checks are the same; `kept` hands it to launches that work on the rows' perturbations. What each
-check asks is in `experiments.runs.audit_checks`.
+checks are the same; `of_table1` hands it to launches that work on the rows' perturbations. What
+each check asks is in `experiments.runs.audit_checks`.
 """
 
 import functools
 import json
+from collections.abc import Callable
+from typing import NamedTuple
 
-from dag_jax import Finding
+from dag_jax import Finding, networks
 from experiments import console, evaluation
-from experiments.runs import audit_checks, files, rundir
+from experiments.runs import attacks, audit_checks, files, rundir
 from experiments.runs.audit_checks import WHITE_BOX, Subject
 
 FILE = "audit.json"
@@ -25,6 +27,26 @@ CHECKS = (
     audit_checks.permuted,
     audit_checks.saved,
 )
+
+
+class Row(NamedTuple):
+    """A row of a table, whose folder has what was attacked, and what is asked of it.
+
+    Attributes:
+      title: what it is called.
+      network: the `Network` that was attacked.
+      examples: of all images of the run.
+      checks: functions of a `Subject`, each returning a `Finding` or a list of them.
+      rivals: folders of other networks' rows, attacked on the same images; None: not compared.
+      targets_of: as in `attacks.attack_inputs`.
+    """
+
+    title: str
+    network: networks.Network
+    examples: list
+    checks: tuple[Callable, ...] = CHECKS
+    rivals: tuple[str, ...] | None = None
+    targets_of: Callable = attacks.paper_targets
 
 
 def of_row(
@@ -61,66 +83,76 @@ def of_row(
     return found, ran
 
 
-def of_table(workdir, rows, loaded, examples, *, mesh, slots) -> dict[str, list[Finding]]:
+def of_table(workdir, rows: dict[str, Row], *, mesh, slots) -> dict[str, list[Finding]]:
     """Audit each row of a table, or take what was found of it before.
 
     Args:
       workdir: the run's folder.
-      rows: of table1.json.
-      loaded: {name: `Network`}.
-      examples: {whether a network detects: its examples}.
+      rows: by the names of their folders, which have a row.json.
       mesh: from `console.open_mesh`.
       slots: images under way at a time on each device.
 
     Returns:
-      {network's name: its findings}.
+      {name of a row: its findings}.
 
     Raises:
       OSError: where results cannot be written.
     """
     workdir, found = files.open_folder(workdir), {}
-    total = len(rows) * (len(CHECKS) + 1)
-    with console.progress(total=total, desc="audit", unit="check") as bar:
-        for row in rows:
-            name = row["network"]
-            kind = loaded[name].detects
-            names = [one["network"] for one in rows if loaded[one["network"]].detects == kind]
-            names = sorted(set(names) - {name})
-            of = {"row": row, "rivals": names, "checks": _checks()}
-            then = _read(workdir / name / FILE, row)
-            if then is not None and then["rivals"] == names:
+    count = {name: len(row.checks) + (row.rivals is not None) for name, row in rows.items()}
+    with console.progress(total=sum(count.values()), desc="audit", unit="check") as bar:
+        for name, row in rows.items():
+            then, rivals = _read(workdir / name), row.rivals and list(row.rivals)
+            if then is not None and then["rivals"] == rivals:
                 found[name] = then["findings"]
-                bar.update(len(CHECKS) + 1)
+                bar.update(count[name])
                 continue
-            subject = Subject(
-                loaded[name], examples[kind], rundir.read(workdir / name), mesh, slots
-            )
-            rivals = {evaluation.TITLES[one]: rundir.read(workdir / one) for one in names}
+            run = rundir.read(workdir / name)
+            subject = Subject(row.network, row.examples, run, mesh, slots, row.targets_of)
+            others = row.rivals and {rows[one].title: rundir.read(workdir / one) for one in rivals}
             old = then["findings"] if then is not None else None
-            found[name], ran = of_row(subject, rivals, then=old, bar=bar)
+            found[name], ran = of_row(subject, others, checks=row.checks, then=old, bar=bar)
             if ran:
-                content = of | {"findings": [one._asdict() for one in found[name]]}
+                content = _about(workdir / name) | {"rivals": rivals}
+                content |= {"findings": [one._asdict() for one in found[name]]}
                 files.write(workdir / name / FILE, json.dumps(content, indent=2) + "\n")
     return found
 
 
-def kept(workdir, rows) -> dict[str, list[Finding]]:
-    """Return what `of_table` found of some rows: {network's name: findings}, where it is there."""
+def kept(workdir, names) -> dict[str, list[Finding]]:
+    """Return what `of_table` found of some rows: {name of a row: findings}, where it is there."""
     folder = files.open_folder(workdir)
-    then = {row["network"]: _read(folder / row["network"] / FILE, row) for row in rows}
+    then = {name: _read(folder / name) for name in names}
     return {name: one["findings"] for name, one in then.items() if one is not None}
 
 
-def _checks() -> str:
-    """Return what tells these checks from others, their limits too."""
-    return files.sha256_of(audit_checks.__file__)
+def of_table1(folder, names) -> tuple[dict[str, list[Finding]], str]:
+    """Return what a launch of Table 1 found of its rows, for launches over its perturbations.
+
+    Args:
+      folder: `--workdir` of that launch.
+      names: of networks.
+
+    Returns:
+      ({network: findings}, the `section` that says them).
+    """
+    found = kept(folder, names)
+    titles = {name: evaluation.TITLES[name] for name in names}
+    remedy = f"`python -m experiments.table1 --workdir={folder}`, with the flags of that launch,"
+    return found, section(found, titles, remedy=remedy)
 
 
-def _read(path, row):
+def _about(folder) -> dict:
+    """Return what findings are of: the row, and the checks with their limits."""
+    row = files.load_json(folder / "row.json")
+    return {"row": row, "checks": files.sha256_of(audit_checks.__file__)}
+
+
+def _read(folder):
     """Return what `of_table` wrote of the same row, None where it is not there."""
     try:
-        then = files.load_json(path)
-        if (json.dumps(then["row"]), then["checks"]) == (json.dumps(row), _checks()):
+        then, about = files.load_json(folder / FILE), _about(folder)
+        if all(json.dumps(then[name]) == json.dumps(about[name]) for name in about):
             return then | {"findings": [Finding(**one) for one in then["findings"]]}
     except (ValueError, KeyError, TypeError):
         pass
@@ -132,28 +164,34 @@ def as_json(found) -> dict[str, list[dict]]:
     return {name: [one._asdict() for one in findings] for name, findings in found.items()}
 
 
-def report(found: dict[str, list[Finding]]) -> str:
-    """Return findings as Markdown: a line for all that passed, one for each that did not.
+def section(found: dict[str, list[Finding]], titles: dict[str, str], *, remedy="--audit") -> str:
+    """Return findings as the section of a report: a line for all that hold, one for each other.
 
     Args:
-      found: {a network's name or title: its findings}.
+      found: from `of_table` or `kept`.
+      titles: {name of a row: what it is called}, of all rows of the table.
+      remedy: what makes the findings of rows that have none.
     """
-    every = [one for findings in found.values() for one in findings]
-    names = list(dict.fromkeys(one.check for one in every))
-    passed, fired, open_ = (
-        sum(one.passed is verdict for one in every) for verdict in (True, False, None)
-    )
-    lines = [
-        f"{len(found)} network{'s' * (len(found) > 1)}, {len(names)} checks each: {passed} hold, "
-        f"{fired} do{'es' * (fired == 1)} not, {open_} could not be judged. Checked: "
-        f"{'; '.join(names)}."
-    ]
+    lines = []
+    if found:
+        every = [one for findings in found.values() for one in findings]
+        names = "; ".join(dict.fromkeys(one.check for one in every))
+        passed, fired, open_ = (
+            sum(one.passed is verdict for one in every) for verdict in (True, False, None)
+        )
+        lines += [
+            f"{len(every)} checks of {len(found)} row{'s' * (len(found) > 1)}: {passed} hold, "
+            f"{fired} do{'es' * (fired == 1)} not, {open_} could not be judged. Checked: {names}.",
+            "",
+        ]
+    if missing := [title for name, title in titles.items() if name not in found]:
+        lines += [f"Not audited: {', '.join(missing)}; {remedy} does it.", ""]
     for name, findings in found.items():
         for one in findings:
             if not one.passed:
                 verdict = "could not be judged" if one.passed is None else "does not hold"
-                title = evaluation.TITLES.get(name, name)
                 lines.append(
-                    f'- **{title}: "{one.check}" {verdict}**: {one.said}. *Remedy:* {one.remedy}.'
+                    f'- **{titles[name]}: "{one.check}" {verdict}**: {one.said}. *Remedy:* '
+                    f"{one.remedy}."
                 )
-    return "\n".join([lines[0], "", *lines[1:]]).rstrip() + "\n"
+    return "\n".join(["## Audit", "", *lines]).rstrip() + "\n"

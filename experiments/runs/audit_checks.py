@@ -7,6 +7,7 @@ before any table was audited, and are the same for every network. `audit` beside
 Shapes: `H W` pixels, `B` sets of images that `metrics.draw_images` draws.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -39,18 +40,21 @@ class Subject(NamedTuple):
     run: rundir.Run
     mesh: Mesh
     slots: int  # images under way at a time on each device
+    targets_of: Callable = attacks.paper_targets  # as in `attacks.attack_inputs`
 
     @property
     def settings(self) -> dict:
         """The launch's settings, with max_steps and margin as this network had them."""
         manifest = self.run.manifest
-        own = {name: manifest[name] for name in ("max_steps", "margin")}
+        own = {name: manifest[name] for name in ("max_steps", "margin") if name in manifest}
         return manifest["settings"] | own
 
     def inputs(self, rows):
         """Yield (row, image, targets, inputs) of those rows that have any."""
-        seed = self.settings["seed"]
-        for one in attacks.attack_inputs(self.network, self.examples, seed, rows):
+        seed = self.settings.get("seed", 0)
+        for one in attacks.attack_inputs(
+            self.network, self.examples, seed, rows, targets_of=self.targets_of
+        ):
             if not isinstance(one, dag_jax.Failure):
                 yield one
 

@@ -95,7 +95,9 @@ def test_rows_of_healthy_networks_pass_every_check(healthy):
     subject, rival = healthy.values()
     found, ran = audit.of_row(subject, {"FR-ZF-0712": rival.run})
     assert ran and len(found) == 12
-    assert all(one.passed is True for one in found), audit.report({"fr_zf_07": found})
+    assert all(one.passed is True for one in found), audit.section(
+        {"fr_zf_07": found}, {"fr_zf_07": "FR-ZF-07"}
+    )
     assert "3 of 3 images, such as scene_08_000000: scores of" in found[0].said
 
 
@@ -238,27 +240,36 @@ def test_folders_that_are_mixed_up(healthy):
 
 
 def test_a_table_keeps_its_audit(healthy, load, examples, mesh, tmp_path):
+    rows = {}
     for name, subject in healthy.items():
         shutil.copytree(subject.run.folder, tmp_path / name)
-    rows = [{"network": name, "advr": 1.5} for name in healthy]
-    loaded, options = {name: load(name) for name in healthy}, {"mesh": mesh, "slots": 4}
-    alone = audit.of_table(tmp_path, rows[:1], loaded, {True: examples}, **options)
+        (tmp_path / name / "row.json").write_text('{"advr": 1.5}')
+        (other,) = healthy.keys() - {name}
+        rows[name] = audit.Row(evaluation.TITLES[name], load(name), examples, rivals=(other,))
+    of_table = functools.partial(audit.of_table, tmp_path, mesh=mesh, slots=4)
+    one = {"fr_zf_07": rows["fr_zf_07"]._replace(rivals=())}
+    alone = of_table(one)
     assert alone["fr_zf_07"][-1].passed is None  # white-box against nobody
     path = tmp_path / "fr_zf_07" / "audit.json"
     kept = path.read_bytes()
-    assert audit.of_table(tmp_path, rows[:1], loaded, {True: examples}, **options) == alone
+    assert of_table(one) == alone
     assert path.read_bytes() == kept
     path.write_bytes(kept.replace(b"the same bits", b"what was kept"))
     # With another network in the table, only the comparison with it is new.
     (tmp_path / "fr_zf_0712" / "audit.json").write_text("damaged")
-    both = audit.of_table(tmp_path, rows, loaded, {True: examples}, **options)
+    both = of_table(rows)
     assert [one.passed for one in both["fr_zf_07"]] == [True] * 12
     assert [one.check for one in both["fr_zf_07"]] == [one.check for one in both["fr_zf_0712"]]
     assert "what was kept" in both["fr_zf_07"][1].said and "what was kept" in path.read_text()
     content = json.loads((tmp_path / "fr_zf_0712" / "audit.json").read_text())
-    assert content["rivals"] == ["fr_zf_07"] and content["row"] == rows[1]
-    assert audit.kept(tmp_path, rows) == both
-    assert audit.kept(tmp_path, [rows[0], rows[1] | {"advr": 2}]).keys() == {"fr_zf_07"}
+    assert content["rivals"] == ["fr_zf_07"] and content["row"] == {"advr": 1.5}
+    found, section = audit.of_table1(tmp_path, list(rows))
+    assert found == both and "24 checks of 2 rows: 24 hold" in section
+    (tmp_path / "fr_zf_0712" / "row.json").write_text('{"advr": 2}')
+    found, section = audit.of_table1(tmp_path, list(rows))
+    assert found.keys() == {"fr_zf_07"}
+    command = f"`python -m experiments.table1 --workdir={tmp_path}`"
+    assert f"Not audited: FR-ZF-0712; {command}" in section
 
 
 def test_a_check_that_cannot_run_costs_no_table(healthy, tmp_path):
@@ -279,12 +290,18 @@ def test_a_check_that_cannot_run_costs_no_table(healthy, tmp_path):
     assert ran and [one.check for one in found] == [STOPS, GROWS]
 
 
-def test_the_report_has_a_line_for_all_that_holds():
+def test_the_section_has_a_line_for_all_that_holds():
     good, bad = Finding("a", True, "1 of 1", "none"), Finding("b", False, "2 of 3", "do this")
-    text = audit.report({"fcn_alex": [good, good._replace(check="b")], "x": [good, bad]})
+    found = {"fcn_alex": [good, good._replace(check="b")], "x": [good, bad]}
+    text = audit.section(found, {"fcn_alex": "FCN-Alex", "x": "X", "y": "Y"})
     assert text.splitlines() == [
-        "2 networks, 2 checks each: 3 hold, 1 does not, 0 could not be judged. Checked: a; b.",
+        "## Audit",
         "",
-        '- **x: "b" does not hold**: 2 of 3. *Remedy:* do this.',
+        "4 checks of 2 rows: 3 hold, 1 does not, 0 could not be judged. Checked: a; b.",
+        "",
+        "Not audited: Y; --audit does it.",
+        "",
+        '- **X: "b" does not hold**: 2 of 3. *Remedy:* do this.',
     ]
-    assert len(audit.report({"fcn_alex": [good]}).splitlines()) == 1
+    assert audit.section({}, {"x": "X"}) == "## Audit\n\nNot audited: X; --audit does it.\n"
+    assert len(audit.section({"x": [good]}, {"x": "X"}).splitlines()) == 3
