@@ -102,14 +102,16 @@ def of_table(workdir, rows: dict[str, Row], *, mesh, slots) -> dict[str, list[Fi
     count = {name: len(row.checks) + (row.rivals is not None) for name, row in rows.items()}
     with console.progress(total=sum(count.values()), desc="audit", unit="check") as bar:
         for name, row in rows.items():
-            then, rivals = _read(workdir / name), row.rivals and list(row.rivals)
+            then, others = _read(workdir / name), None
+            rivals = None if row.rivals is None else list(row.rivals)
             if then is not None and then["rivals"] == rivals:
                 found[name] = then["findings"]
                 bar.update(count[name])
                 continue
             run = rundir.read(workdir / name)
             subject = Subject(row.network, row.examples, run, mesh, slots, row.targets_of)
-            others = row.rivals and {rows[one].title: rundir.read(workdir / one) for one in rivals}
+            if rivals is not None:
+                others = {rows[one].title: rundir.read(workdir / one) for one in rivals}
             old = then["findings"] if then is not None else None
             found[name], ran = of_row(subject, others, checks=row.checks, then=old, bar=bar)
             if ran:

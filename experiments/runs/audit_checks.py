@@ -288,6 +288,8 @@ def _evidence(subject, examples, images):
 def white_box(subject: Subject, rivals: dict[str, rundir.Run]) -> Finding:
     """No other network's perturbation does more harm than the network's own, and one does less.
 
+    Where none does more, and none surely less, it could not be judged.
+
     Args:
       subject: the row.
       rivals: {title: run} of other networks, attacked on the same images.
@@ -310,15 +312,15 @@ def white_box(subject: Subject, rivals: dict[str, rundir.Run]) -> Finding:
     off = {title: metrics.interval(own - other) for title, other in others.items()}
     stronger = [title for title, one in off.items() if one.low > 0]
     weaker = [title for title, one in off.items() if one.high < 0]
-    few = len(examples) < FEWEST and not stronger and not weaker
+    open_ = not stronger and not weaker
     numbers = ", ".join(f"{other[0]:.2f} under that of {title}" for title, other in others.items())
     more = f"; more harm by {', '.join(stronger)}" if stronger else ""
     return Finding(
         WHITE_BOX,
-        None if few else not stronger and bool(weaker),
+        None if open_ else not stronger,
         f"{own[0]:.2f} under its own perturbation, {numbers}{more} ({len(examples)} images)",
-        f"at least {FEWEST} images tell (--limit)"
-        if few
+        "take more images (--limit) or networks: on these the perturbations differ by chance alone"
+        if open_
         else "gradients are masked (see above), the attack is too short (--max_steps), or folders "
         "are mixed up",
     )

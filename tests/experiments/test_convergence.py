@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.runs import rundir
+from experiments.runs import audit_checks, files, rundir
 
 SETTINGS = {"dataset": "scenes", "miniature": True, "step_size": 0.5}
 
@@ -78,6 +78,20 @@ def test_the_rows_are_those_of_the_records(run):
     assert "2.5 [1.75, 5.25]" in text and "15%" in text
 
 
+def test_the_audit_of_table_1_is_shown(run, launch):
+    source, workdir, process = run
+    assert "Not audited: FCN-VGG, FR-ZF-07; `python -m experiments.table1" in process.stdout
+    about = {"row": {"advr": 1}, "checks": files.sha256_of(audit_checks.__file__)}
+    finding = {"check": "a", "passed": False, "said": "1 of 2", "remedy": "do this"}
+    (source / "fcn_vgg" / "row.json").write_text(json.dumps(about["row"]))
+    (source / "fcn_vgg" / "audit.json").write_text(json.dumps(about | {"findings": [finding]}))
+    text = launch("convergence", f"--run={source}", f"--workdir={workdir}").stdout
+    assert '- **FCN-VGG: "a" does not hold**: 1 of 2. *Remedy:* do this.' in text
+    assert "Not audited: FR-ZF-07; " in text
+    content = json.loads((workdir / "convergence.json").read_text())
+    assert content["audit"] == {"fcn_vgg": [finding]}
+
+
 def test_an_image_that_finished_is_0_and_one_that_stopped_stays(run):
     _, workdir, _ = run
     fcn, detector, by_paper = json.loads((workdir / "convergence.json").read_text())["rows"]
@@ -119,7 +133,7 @@ def test_what_is_no_run_is_named_and_another_run_is_refused(run, launch, tmp_pat
 @pytest.mark.slow  # it attacks two images
 def test_a_run_of_table_1_is_read(launch, tmp_path):
     source, workdir = tmp_path / "table1", tmp_path / "convergence"
-    flags = "--networks=fcn_alex", "--limit=2", "--max_steps=3", "--slots=1"
+    flags = "--networks=fcn_alex", "--limit=2", "--max_steps=3", "--slots=1", "--noaudit"
     launch("table1", *flags, f"--workdir={source}")
     launch("convergence", f"--run={source}", f"--workdir={workdir}")
     (row,) = json.loads((workdir / "convergence.json").read_text())["rows"]

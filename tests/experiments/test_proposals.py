@@ -18,7 +18,7 @@ def run(launch, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("proposals") / "run"
     flags = ("--network=fr_zf_07", "--limit=2", "--max_steps=4", "--slots=1")
     flags = (*flags, f"--workdir={workdir}", "--proposals=20,300")
-    return workdir, flags, launch("proposals", *flags, "--thresholds=0.7,0.9")
+    return workdir, flags, launch("proposals", *flags, "--thresholds=0.7,0.9", "--noaudit")
 
 
 def rows_of(workdir):
@@ -79,6 +79,12 @@ def test_the_same_folder_takes_more_settings_and_keeps_what_it_has(run, launch):
     assert set(after) == set(before) | {(0.8, 20)}
     # Seconds too: nothing was attacked again.
     assert {setting: after[setting] for setting in before} == before
+    # The detector itself is looked at once.
+    found = json.loads((workdir / "proposals.json").read_text())["audit"]
+    assert [len(one) for one in found.values()] == [10, 5, 5, 5, 5]
+    verdicts = {one["check"]: one["passed"] for one in found["nms_0.9_kept_300"]}
+    assert verdicts.pop("twice the steps change little") is False  # after four
+    assert verdicts.pop("success grows with steps") is False and all(verdicts.values())
     refused = launch("proposals", *flags, "--seed=1", fails=True)
     assert "other settings (settings.seed: now 1, there 0)" in refused.stderr
 

@@ -20,7 +20,7 @@ def run(launch, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("shapes") / "run"
     flags = ("--network=fcn_vgg", "--limit=2", "--max_steps=60", "--class_name=cat", "--slots=1")
     flags = (*flags, f"--workdir={workdir}")
-    return workdir, flags, launch("shapes", *flags, "--shape=square,word", "--word=I")
+    return workdir, flags, launch("shapes", *flags, "--shape=square,word", "--word=I", "--noaudit")
 
 
 def rows_of(workdir):
@@ -78,6 +78,10 @@ def test_the_same_folder_takes_more_shapes_and_keeps_what_it_has(run, launch, tm
     after = rows_of(workdir)
     assert untouched.stat().st_mtime_ns == written
     assert {title: after[title] for title in before} == before
+    found = json.loads((workdir / "shapes.json").read_text())["audit"]
+    assert len(found["word_I"]) == 8 and "square" not in found  # of those that were asked for
+    assert all(one["passed"] for rows in found.values() for one in rows), found
+    assert "Not audited: square (cat); --audit" in (workdir / "shapes.md").read_text()
     mask = after["half.png"]
     assert mask["class_name"] is None and mask["as_drawn_after"] > mask["as_drawn_before"]
     refused = launch("shapes", *flags, "--class_name=dog", fails=True)

@@ -18,7 +18,7 @@ def run(launch, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("variants") / "run"
     flags = ("--network=fcn_alex", "--limit=2", "--max_steps=3", "--bounded_steps=2")
     flags = (*flags, "--epsilon=3", f"--workdir={workdir}")
-    return workdir, flags, launch("variants", *flags, "--variants=pgd,release,dag")
+    return workdir, flags, launch("variants", *flags, "--variants=pgd,release,dag", "--noaudit")
 
 
 def rows_of(workdir):
@@ -75,7 +75,7 @@ def test_more_variants_join_and_rows_stay(run, launch):
     before = rows_of(workdir)
     untouched = (workdir / "dag" / "row.json").stat().st_mtime_ns
     (workdir / "pgd" / "row.json").unlink()  # killed before it was written
-    launch("variants", *flags, "--variants=segpgd,pgd")
+    launch("variants", *flags, "--variants=segpgd,pgd", "--noaudit")
     after = rows_of(workdir)
     assert list(after) == ["dag", "release", "pgd", "segpgd"]
     assert all(after[name] == row for name, row in before.items())
@@ -94,6 +94,10 @@ def test_a_detector_takes_those_that_are_not_of_pixels(launch, tmp_path):
     assert row["orig"] > 0 and row["images"] == 2 and row["steps_median"] == 2
     text = (workdir / "variants.md").read_text()
     assert "11-point VOC mAP" in text and "margin of 3 logits" in text
+    found = json.loads((workdir / "variants.json").read_text())["audit"]["release"]
+    checks = {one["check"]: one["passed"] for one in found}
+    assert len(checks) == 9 and checks["saved PNGs score as the table says"]
+    assert checks["gradients are the slopes of the scores"] and "## Audit" in text
 
 
 @pytest.mark.parametrize(
