@@ -108,7 +108,7 @@ def scale_by_max_norm() -> optax.GradientTransformation:
 def dag_update(step_size: float = 0.5) -> optax.GradientTransformation:
     """Return the paper's update rule: r + gamma / ||r_m||_inf r_m, where r_m = -gradient.
 
-    `optax.chain(optax.trace(0.9), dag_update(0.5))` is the same attack with momentum.
+    `dag_jax.variants.momentum` is the same attack with momentum.
 
     Args:
       step_size: gamma, the largest change of a channel in one step, in grey levels.

@@ -13,14 +13,16 @@ from jax.experimental import io_callback
 import dag_jax
 from dag_jax import audit as run_audit
 from dag_jax.attack import attack, scale_by_max_norm
+from dag_jax.stream import attack_stream
 
 H, W, C = 16, 16, 5
-LOGITS, REPEAT, GRADIENT, SLOPES, PLANTED = CHECKS = (
+LOGITS, REPEAT, GRADIENT, SLOPES, PLANTED, STREAM = CHECKS = (
     "scores are logits",
     "forward passes repeat",
     "gradients are finite and not zero",
     "gradients are the slopes of the scores",
     "a planted adversarial example is found",
+    "a stream finds planted adversarial examples",
 )
 
 
@@ -276,3 +278,33 @@ def test_an_engine_that_misses_the_planted_example(engine):
     assert check_engine(attack).passed is True
     found = check_engine(engine)
     assert found.passed is False and "64 targets" in found.said
+
+
+def mixed_up(score_fn, examples, **options):
+    keys, *rest = zip(*attack_stream(score_fn, examples, **options), strict=True)
+    return zip(keys[1:] + keys[:1], *rest, strict=True)
+
+
+def losing(score_fn, examples, **options):
+    return list(attack_stream(score_fn, examples, **options))[1:]
+
+
+def cut_short(score_fn, examples, *, max_steps, **options):
+    return attack_stream(score_fn, examples, max_steps=max_steps // 4, **options)
+
+
+@pytest.mark.parametrize("stream", [mixed_up, losing, cut_short])
+def test_a_stream_that_misses_planted_examples(stream):
+    check_stream = run_audit.__globals__["check_stream"]
+    assert check_stream(attack_stream).passed is True
+    assert check_stream(stream).passed is False
+
+
+def test_equal_sums_of_too_few_targets_tell_nothing():
+    image = np.full((H, W, 3), 100, np.float32)
+    weights = jnp.float32([5, 2, 1])
+    targets = dag_jax.make_targets(jnp.array([0]), jnp.array([1]))
+    found = verdicts(lambda x: (1 + x.mean() / 255) * weights[None], image, targets)
+    assert found[LOGITS].passed is None and "too few targets" in found[LOGITS].said
+    found = verdicts(lambda x: jax.nn.softmax(x.mean() * weights[None]), image, targets)
+    assert found[LOGITS].passed is False

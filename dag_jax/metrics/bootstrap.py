@@ -6,9 +6,10 @@ same sets, so that what both owe to the images falls out of their difference.
 
 Shapes: M images, B sets of them, C classes. Everything here is NumPy on the host.
 
-Reference: Efron and Tibshirani, An Introduction to the Bootstrap, 1993 (percentile intervals).
+Reference: Efron and Tibshirani, An Introduction to the Bootstrap, 1993.
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -103,19 +104,29 @@ def mean_ap_of_sets(
     return _mean(per_class)
 
 
-def interval(scores, *, level: float = 0.95) -> Interval:
-    """Return a score and its percentile interval.
+def interval(scores, *, level: float = 0.95, within=(-math.inf, math.inf)) -> Interval:
+    """Return a score and its basic bootstrap interval, [2 s - q_high, 2 s - q_low].
+
+    Sets with repeated images score otherwise than the images themselves: classes are missing, and
+    copies of an image stand together in a ranking. A mean average precision is some points higher.
+    The quantiles q of the sets have that bias; the basic interval takes it off, where the
+    percentile interval [q_low, q_high] has it twice. What is left is that few images are no small
+    copy of all: of a mean average precision over 100 images, fewer than 95 in 100 of the 95%
+    intervals have the score of all images in them (tests/metrics/test_bootstrap.py).
 
     Args:
       scores: float [B + 1], of the images themselves and of each set that `draw_images` drew; or a
         difference of two such. Sets without a score are left out.
       level: share of the sets inside.
+      within: the least and the largest number that a score can be.
 
     Returns:
-      An `Interval`; nan where no set has a score.
+      An `Interval` that has the score in it; nan where no set has a score.
 
     Raises:
       ValueError: for a level outside 0 to 1, or where there is no set.
+
+    Reference: Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 5.2.
     """
     scores = np.asarray(scores, np.float64)
     if not 0 < level < 1 or scores.ndim != 1 or len(scores) < 2:
@@ -124,7 +135,9 @@ def interval(scores, *, level: float = 0.95) -> Interval:
     if not drawn.size:
         return Interval(float(scores[0]), float("nan"), float("nan"))
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(scores[0]), float(low), float(high))
+    value = float(scores[0])
+    low, high = np.clip([2 * value - high, 2 * value - low], *within)
+    return Interval(value, min(float(low), value), max(float(high), value))
 
 
 def _check(num_images, images):

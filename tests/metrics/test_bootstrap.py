@@ -83,6 +83,69 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_law():
     assert found.high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
 
 
+def test_intervals_of_a_mean_iou_have_the_truth_in_them():
+    """100 images of 20 classes in three: sets lack classes, and score lower than they should."""
+    rng = np.random.default_rng(0)
+    every = np.zeros((400, 20, 20), np.int64)
+    for confusion in every:
+        for truth in rng.integers(0, 20, 2):
+            right = rng.integers(0, 100)
+            confusion[truth, truth] += right
+            confusion[truth, rng.integers(0, 20)] += 100 - right
+    truth = metrics.mean_iou_of_sets(every, np.ones((1, 400), int))[0]
+
+    inside = []
+    for seed in range(200):
+        some = every[rng.integers(0, 400, 100)]
+        scores = metrics.mean_iou_of_sets(some, metrics.draw_images(seed, 100, 200))
+        found = metrics.interval(scores, within=(0, 1))
+        inside.append(found.low <= truth <= found.high)
+
+    assert 0.88 < np.mean(inside) < 0.99
+
+
+def scenes(rng, num_images, quality):
+    """Return detections and ground truth of 20 classes; that share of objects is found."""
+    detections, truths = {}, {}
+    for image in range(num_images):
+        count, more = rng.integers(1, 4), rng.integers(0, 3)
+        corners = rng.uniform(0, 60, (count, 2))
+        boxes = np.concatenate([corners, corners + rng.uniform(15, 40, (count, 2))], axis=1)
+        classes = rng.integers(1, 21, count)
+        right = rng.random(count) < quality
+        near = np.where(right[:, None], boxes + rng.normal(0, 1, boxes.shape), boxes + 40)
+        corners = rng.uniform(0, 60, (more, 2))
+        detections[image] = metrics.Detections(
+            np.concatenate([near, np.concatenate([corners, corners + 20], axis=1)]),
+            np.append(classes, rng.integers(1, 21, more)),
+            np.append(np.where(right, rng.beta(4, 2, count), 0.5), rng.beta(2, 5, more)),
+        )
+        truths[image] = metrics.Truths(boxes, classes, np.zeros(count, bool))
+    return detections, truths
+
+
+@pytest.mark.parametrize("quality", [0.75, 0.2])
+def test_intervals_of_a_mean_average_precision_have_the_truth_in_them(quality):
+    """A sample of 100 images has a higher precision than all images: nominal is not reached."""
+    rng = np.random.default_rng(0)
+    detections, truths = scenes(rng, 1000, quality)
+
+    def matches(some):
+        found = [{i: of[k] for i, k in enumerate(some)} for of in (detections, truths)]
+        return metrics.match_detections(*found, num_classes=21)
+
+    truth = metrics.mean_ap_of_sets(matches(range(1000)), np.ones((1, 1000), int))[0]
+
+    inside = []
+    for seed in range(60):
+        some = matches(rng.integers(0, 1000, 100))
+        scores = metrics.mean_ap_of_sets(some, metrics.draw_images(seed, 100, 200))
+        found = metrics.interval(scores, within=(0, 1))
+        inside.append(found.low <= truth <= found.high)
+
+    assert np.mean(inside) > 0.8
+
+
 def test_columns_that_agree_on_each_image_differ_by_nothing(rng):
     confusions = rng.integers(0, 9, (30, NUM_CLASSES, NUM_CLASSES))
     images = metrics.draw_images(0, 30)
@@ -98,6 +161,7 @@ def test_sets_without_a_score_are_left_out():
     scores = np.array([0.5, np.nan, 0.4, 0.6])
 
     assert metrics.interval(scores, level=0.5) == pytest.approx((0.5, 0.45, 0.55))
+    assert metrics.interval(scores, level=0.5, within=(0.48, 1)).low == 0.48
     nothing = metrics.interval([np.nan, np.nan])
     assert np.isnan(nothing).all()
 
