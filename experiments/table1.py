@@ -23,7 +23,6 @@ the next image, and ends with the same files. --networks adds rows to those that
 results of other settings, weights, versions or devices is refused.
 """
 
-import contextlib
 import json
 import sys
 import time
@@ -34,7 +33,8 @@ from absl import flags
 import dag_jax
 from dag_jax import networks
 from experiments import buckets, console, evaluation, figures, options
-from experiments.runs import attacks, audit, files, findings, rundir, scores, versions
+from experiments.runs import attacks, audit, findings, rundir, scores, versions
+from experiments.runs.failures import failures, forget, others_go_on
 
 # ORIG, ADVR, PERM of Xie et al., ICCV 2017, table 1: full-size networks on PASCAL VOC.
 PAPER = {
@@ -199,24 +199,6 @@ def attack(network, examples, own, mesh):
     return new
 
 
-def failures(folder):
-    """Return what processes say that failed."""
-    return [(folder / name).read_text() for name in sorted(files.names_in(folder))]
-
-
-@contextlib.contextmanager
-def others_go_on(workdir, name, process, errors):
-    """Write down what goes wrong with a network, for other processes too, and go on."""
-    try:
-        yield
-    except ValueError as error:
-        trouble = workdir / name / "failed"
-        if not failures(trouble):
-            files.make_folder(trouble)
-            rundir.write(trouble / f"{process}.txt", f"process {process}: {error}")
-        errors.append(f"{evaluation.TITLES[name]}: {error}")
-
-
 def join(folder, network, examples, own, new):
     """Return a network's row, made once every process has kept its images.
 
@@ -325,7 +307,7 @@ def main(argv):
     rows, errors, attacked = {}, [], {}
     for name, network in loaded.items():
         with others_go_on(workdir, name, process, errors):
-            files.remove(workdir / name / "failed" / f"{process}.txt")
+            forget(workdir, name, process)
             own = own_of(results, name)
             attacked[name] = attack(network, examples[network.detects], own, mesh)
         last = name == list(loaded)[-1]

@@ -1,0 +1,32 @@
+"""What goes wrong in one of several processes, for the others that wait for its part.
+
+Nothing connects the processes: each writes down what failed, in a folder of the network.
+"""
+
+import contextlib
+
+from experiments import evaluation
+from experiments.runs import files, rundir
+
+
+def failures(folder) -> list[str]:
+    """Return what processes say that failed."""
+    return [(folder / name).read_text() for name in sorted(files.names_in(folder))]
+
+
+@contextlib.contextmanager
+def others_go_on(workdir, name, process, errors):
+    """Write down what goes wrong with a network, for other processes too, and go on."""
+    try:
+        yield
+    except ValueError as error:
+        trouble = workdir / name / "failed"
+        if not failures(trouble):
+            files.make_folder(trouble)
+            rundir.write(trouble / f"{process}.txt", f"process {process}: {error}")
+        errors.append(f"{evaluation.TITLES[name]}: {error}")
+
+
+def forget(workdir, name, process):
+    """Remove what this process wrote of a network, before it tries again."""
+    files.remove(workdir / name / "failed" / f"{process}.txt")
