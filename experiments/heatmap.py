@@ -79,7 +79,7 @@ def _matrix(axes, table):
             colour = "black" if share > 0.6 else "white" if cell.images else "black"
             text = f"{cell.scores[0]:.1f}" if cell.images else "-"
             axes.text(x, y, text, ha="center", va="center", fontsize=8, color=colour)
-            if target in source.members and not source.permuted:
+            if source.is_white_box(target):
                 axes.add_patch(
                     Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, fill=False, edgecolor="red", lw=1.6)
                 )

@@ -14,12 +14,13 @@ whatever a network does to the image then. Rows are what is added, columns are n
 the first row of each split is the clean image. A cell on the diagonal is ADVR of Table 1 again, or
 the launch says that it is not. The columns --black_boxes are networks that no attack has seen.
 
-A sum of networks that were attacked on different splits cannot be made and is left out: attack all
-of them on one split, as above, for sums across tasks.
+A sum of networks that were attacked on different splits cannot be made: attack all of them on one
+split, as above, for sums across tasks. Without --sums such sums are left out.
 
 Results go to --workdir: transfer.md (the tables, which of the paper's claims hold, and what the
 audit of table1 found of the attacks), .csv, .tex, .json, transfer.png, and the cells, each kept
-once it is made.
+once it is made. Networks that are added to --run later join them; a cell whose perturbations were
+made anew is refused.
 """
 
 import json
@@ -30,7 +31,8 @@ from absl import app, flags
 
 from dag_jax import networks
 from experiments import console, heatmap, options
-from experiments.runs import audit, crosstable, findings, rundir, versions
+from experiments.runs import audit, claims, crosstable, rundir, versions
+from experiments.runs.failures import failures, forget, others_go_on
 from experiments.runs.matrix import Matrix
 from experiments.runs.stored import Stored
 
@@ -65,9 +67,10 @@ UNRECORDED = (
 
 
 def parse_sums(stored):
-    """Return the sums of --sums, tuples of names."""
+    """Return the sums of --sums, tuples of names; without it, those that can be made."""
     if FLAGS.sums is None:
-        return [members for members in SUMS if set(members) <= set(stored.runs)]
+        splits = stored.splits
+        return [one for one in SUMS if len({splits.get(name, name) for name in one}) == 1]
     sums = [tuple(text.split("+")) for text in FLAGS.sums if text]
     for members in sums:
         if len(set(members)) < 2 or len(set(members)) < len(members):
@@ -77,27 +80,30 @@ def parse_sums(stored):
 
 def write(workdir, matrix, targets, started):
     """Write and print the tables and the claims, and draw the heat-map."""
+    sizes = {source: matrix.size(source) for source in console.progress(matrix.sources, desc="p")}
     cells = {
         (source, target): matrix.cell(target, source)
         for target in console.progress(list(targets), desc="scoring", unit="network")
         for source in matrix.sources
     }
-    blocks = crosstable.blocks(cells)
-    found = findings.of_transfer(cells)
+    blocks = crosstable.blocks(cells, sizes)
+    found = claims.of_transfer(cells, matrix.cell)
     diagonal = crosstable.diagonal(cells, matrix.stored.rows)
     audited, section = audit.of_table1(matrix.stored.folder, list(matrix.stored.rows))
     text = f"{crosstable.markdown(blocks, diagonal, found, matrix.stored)}\n{section}"
     rundir.write(workdir / "transfer.md", text)
-    rundir.write(workdir / "transfer.csv", crosstable.csv_of(cells))
+    rundir.write(workdir / "transfer.csv", crosstable.csv_of(cells, sizes))
     rundir.write(workdir / "transfer.tex", crosstable.latex(blocks))
     content = {
         "run": str(matrix.stored.folder),
-        "cells": crosstable.records(cells),
+        "seed": FLAGS.seed,
+        "sets": FLAGS.sets,
+        "cells": crosstable.records(cells, sizes),
         "diagonal": diagonal,
-        "findings": [claim._asdict() for claim in found],
+        "findings": [claim.as_json() for claim in found],
         "audit": audit.as_json(audited),
     }
-    rundir.write(workdir / "transfer.json", json.dumps(content, indent=2) + "\n")
+    rundir.write(workdir / "transfer.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     heatmap.draw(blocks, workdir / "transfer.png")
     print(text)
     print(f"{time.monotonic() - started:.0f} s; results: {workdir}/")
@@ -117,26 +123,36 @@ def main(argv):
     sources += [source._replace(permuted=True) for source in sources if source.members]
     for split in dict.fromkeys(source.split for source in sources):
         stored.examples(split)
+    if not any(stored.seen(name, source) for name in loaded for source in sources):
+        raise ValueError(
+            f"none of the images of {FLAGS.run} has a mask, and an FCN is scored on nothing else: "
+            "add a detector to --networks"
+        )
     manifest = {
         "launch": "transfer",
         "settings": rundir.settings_of(FLAGS, sys.argv[0], without=UNRECORDED),
-        "run": stored.fingerprint(),
+        "run": {"settings": stored.settings},
         "units": {"scores": "percent"},
         **versions.environment(),
     }
     workdir = rundir.claim(FLAGS.workdir, manifest)
     matrix = Matrix(workdir, stored, sources, seed=FLAGS.seed, num_sets=FLAGS.sets)
 
-    own = list(loaded)[process::processes]
-    for name in own:
-        matrix.fill(*loaded[name], mesh=mesh)
+    # A process makes the cells of its own networks and waits for no other; process 0 for all.
+    errors = []
+    for name in list(loaded)[process::processes]:
+        forget(workdir / "cells", name, process)
+        with others_go_on(workdir / "cells", name, process, errors):
+            matrix.fill(*loaded[name], mesh=mesh)
+    if errors:
+        raise ValueError("; ".join(errors))
     if process:
         print(f"process {process} is done; process 0 writes the tables: {workdir}/")
         return
     console.wait_until(
         lambda: all(matrix.is_there(name) for name in loaded),
         "the other processes' networks",
-        lambda: [],
+        lambda: [text for name in loaded for text in failures(workdir / "cells" / name / "failed")],
     )
     write(workdir, matrix, loaded, started)
 

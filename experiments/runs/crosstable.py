@@ -5,7 +5,8 @@ import io
 from typing import NamedTuple
 
 from experiments import console, evaluation
-from experiments.runs import findings
+from experiments.runs import claims, findings
+from experiments.runs.scores import PERMUTATIONS
 
 _RISKY = str.maketrans({"*": r"$^*$", "&": r"\&", "_": r"\_", "%": r"\%"})
 
@@ -17,16 +18,19 @@ class Block(NamedTuple):
     sources: list  # of `stored.Source`
     targets: list[str]  # names of networks
     cells: dict  # {(source, target): matrix.Cell}
+    sizes: dict  # {source: mean perceptibility of what is added}
 
 
-def blocks(cells) -> list[Block]:
+def blocks(cells, sizes) -> list[Block]:
     """Return the paper's three tables: within detection, within segmentation, across tasks.
 
     Args:
       cells: {(source, target): `matrix.Cell`}.
+      sizes: {source: mean perceptibility of what is added}.
 
     Returns:
-      List of `Block`; a task without two rows has none.
+      List of `Block`; one without a row of its own or without a column is left out, and so is that
+      across tasks where all rows and columns are of one.
     """
     sources = list(dict.fromkeys(source for source, _ in cells))
     targets = list(dict.fromkeys(target for _, target in cells))
@@ -40,7 +44,7 @@ def blocks(cells) -> list[Block]:
         splits = {source.split for source in rows}
         rows = [one for one in sources if one in rows or (not one.members and one.split in splits)]
         rows.sort(key=lambda one: (one.permuted, len(one.members)))
-        return Block(title, rows, some, cells)
+        return Block(title, rows, some, cells, sizes)
 
     found = [
         block(title, lambda one, t=task: tasks(one) == {t}, [n for n in targets if is_of(n, task)])
@@ -48,8 +52,8 @@ def blocks(cells) -> list[Block]:
     ]
     alone = lambda one: len(one.members) == 1 and not one.permuted  # noqa: E731
     found.append(block("Across tasks", lambda one: alone(one) or len(tasks(one)) == 2, targets))
-    both = len({is_of(name, True) for name in targets}) == 2
-    found = found if both else found[:2]
+    if len({is_of(name, True) for name in targets}.union(*map(tasks, sources))) < 2:
+        found.pop()
     return [one for one in found if len(one.sources) > 1 and one.targets]
 
 
@@ -67,16 +71,16 @@ def row_title(source, sources) -> str:
 def _text(cell, source, target):
     if not cell.images:
         return "-"
-    return f"{cell.scores[0]:.2f}" + ("°" if target in source.members else "")
+    return f"{cell.scores[0]:.2f}" + ("°" if source.is_white_box(target) else "")
 
 
-def markdown(tables, diagonal, claims, stored) -> str:
+def markdown(tables, diagonal, found, stored) -> str:
     """Return transfer.md.
 
     Args:
       tables: from `blocks`.
       diagonal: from `diagonal`.
-      claims: from `findings.of_transfer`.
+      found: from `claims.of_transfer`.
       stored: `stored.Stored`.
     """
     settings = stored.settings
@@ -87,10 +91,14 @@ def markdown(tables, diagonal, claims, stored) -> str:
         f"Rows are what is added to {' or '.join(map(str, sorted(images)))} images, columns are "
         "networks that look at them: mIoU of an FCN, 11-point VOC mAP of a detector, in percent. "
         "none: the clean images. °: the perturbation was found for this network (white box). "
-        "permuted: rows and columns shuffled, mean over 3 shuffles.\n",
+        f"permuted: rows and columns shuffled, mean over {PERMUTATIONS} shuffles. p: mean "
+        "perceptibility of what is added to the image, which stays within 0 to 255: sums are "
+        f"larger than their members. The {findings.LEVEL:.0%} interval of each cell is in "
+        "transfer.csv and transfer.json.\n",
     ]
     for table in tables:
         columns = [("added", lambda one, t=table: row_title(one, t.sources))]
+        columns.append(("p x1000", lambda one, t=table: f"{1000 * t.sizes[one]:.1f}"))
         columns += [
             (
                 evaluation.TITLES[target],
@@ -104,7 +112,7 @@ def markdown(tables, diagonal, claims, stored) -> str:
     text.append(
         f"The diagonal {equal if worst == 0 else f'differs from Table 1 by up to {worst:.2f}'}.\n"
     )
-    text.append(f"## What holds\n\n{findings.transfer(claims)}")
+    text.append(f"## What holds\n\n{claims.markdown(found)}")
     return "\n".join(text)
 
 
@@ -113,35 +121,39 @@ def diagonal(cells, rows) -> dict[str, list[float]]:
     return {
         target: [round(float(cell.scores[0]), 2), rows[target]["advr"]]
         for (source, target), cell in cells.items()
-        if source.members == (target,) and not source.permuted
+        if source.members == (target,) and not source.permuted and cell.images
     }
 
 
-def records(cells) -> list[dict]:
-    """Return each cell as what JSON can hold."""
-    return [
-        {
-            "added": list(source.members),
-            "permuted": source.permuted,
-            "split": source.split,
-            "network": target,
-            "kind": findings.kind_of(source, target) if source.members else "clean",
-            "images": cell.images,
-            "score": round(float(cell.scores[0]), 2),
-            "clean": round(float(cell.clean[0]), 2),
-        }
-        for (source, target), cell in cells.items()
-        if cell.images
-    ]
+_FIELDS = ("added", "permuted", "split", "network", "kind", "images", "perceptibility")
+_FIELDS += ("score", "low", "high", "clean")
 
 
-def csv_of(cells) -> str:
-    """Return each cell as a line of CSV."""
+def records(cells, sizes) -> list[dict]:
+    """Return each cell as what JSON can hold: `_FIELDS`; low and high are of the score's interval.
+
+    Args:
+      cells: {(source, target): `matrix.Cell`}.
+      sizes: {source: mean perceptibility of what is added}.
+    """
+    found = []
+    for (source, target), cell in cells.items():
+        if cell.images:
+            numbers = [*findings.in_percent(cell.scores), cell.clean[0]]
+            about = (list(source.members), source.permuted, source.split, target)
+            about += (claims.kind_of(source, target), cell.images)
+            about += (findings.as_json(sizes[source], 6), *map(findings.as_json, numbers))
+            found.append(dict(zip(_FIELDS, about, strict=True)))
+    return found
+
+
+def csv_of(cells, sizes) -> str:
+    """Return each cell as a line of CSV; see `records`."""
     file = io.StringIO()
-    lines = records(cells)
-    writer = csv.DictWriter(file, fieldnames=list(lines[0]), lineterminator="\n")
+    writer = csv.DictWriter(file, fieldnames=_FIELDS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(line | {"added": "+".join(line["added"])} for line in lines)
+    for line in records(cells, sizes):
+        writer.writerow(line | {"added": "+".join(line["added"])})
     return file.getvalue()
 
 

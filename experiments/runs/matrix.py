@@ -2,9 +2,11 @@
 
 A cell is what one network says of the images of one source. It is kept as soon as it is there, so
 that whatever kills a launch, the same command goes on with the next cell; of several processes each
-makes the cells of its own networks.
+makes the cells of its own networks. Each says what its source was made of: one of other
+perturbations is refused, and those of a new source join those that are there.
 """
 
+import json
 from typing import NamedTuple
 
 import numpy as np
@@ -23,11 +25,16 @@ class Cell(NamedTuple):
 
     scores: np.ndarray  # f64[B + 1], the first of the images themselves: metrics.draw_images
     clean: np.ndarray  # f64[B + 1], of the same images without the source
-    images: int  # 0 where none can be scored; all scores are nan then
+    keys: tuple[str, ...]  # of the images; none where none can be scored: all scores are nan then
+
+    @property
+    def images(self) -> int:
+        """Return how many images it is of."""
+        return len(self.keys)
 
     @property
     def left(self) -> np.ndarray:
-        """Return f64[B + 1], the share of the clean score that is left."""
+        """Return f64[B + 1], the share of the clean score that is left; nan of a clean score 0."""
         return self.scores / np.where(self.clean > 0, self.clean, np.nan)
 
 
@@ -45,14 +52,32 @@ class Matrix:
     def __init__(self, folder, stored: Stored, sources, *, seed=0, num_sets=1000):
         self.folder, self.stored, self.sources = folder, stored, list(sources)
         self._seed, self._num_sets = seed, num_sets
+        self._fingerprints: dict = {}
 
     def path(self, target, source) -> files.epath.Path:
         """Return the file of a cell."""
         return self.folder / "cells" / target / f"{source.name}.safetensors"
 
     def is_there(self, target) -> bool:
-        """Return whether all cells of a network are there."""
-        return all(self.path(target, source).exists() for source in self.sources)
+        """Return whether all cells of a network are there.
+
+        Raises:
+          ValueError: where one is of other perturbations than `stored` has now.
+        """
+        return all(self._has(self.path(target, source), source) for source in self.sources)
+
+    def _has(self, path, source):
+        """Return whether a file is there, made of what a source is now."""
+        if not path.exists():
+            return False
+        then, now = files.load(path, ())[0].get("of", {}), self._fingerprint(source)
+        rundir.check_same(path, now, then | {"images": now["images"]} if "images" in now else then)
+        return then == now  # clean images are looked at anew where there are more
+
+    def _fingerprint(self, source):
+        if source not in self._fingerprints:
+            self._fingerprints[source] = json.loads(json.dumps(self.stored.fingerprint(source)))
+        return self._fingerprints[source]
 
     def fill(self, network, weights, *, mesh) -> None:
         """Make those cells of a network that are not there.
@@ -63,37 +88,66 @@ class Matrix:
           mesh: from `console.open_mesh`.
 
         Raises:
-          ValueError: where the cells that are there are of other weights.
+          ValueError: where the cells that are there are of other weights or perturbations.
           OSError: where a cell cannot be written; those that are finished are kept.
         """
         rundir.claim(self.folder / "cells" / network.name, {"weights_sha256": weights})
-        missing = [one for one in self.sources if not self.path(network.name, one).exists()]
+        paths = {source: self.path(network.name, source) for source in self.sources}
+        missing = [source for source, path in paths.items() if not self._has(path, source)]
         if not missing:
             return
         label = f"{evaluation.TITLES[network.name]} sees"
         for source in console.progress(missing, desc=label, unit="source"):
-            examples = self._examples(source)
-            if not network.detects:
-                examples = [example for example in examples if example["has_mask"]]
-            content = {"keys": [example["image_id"] for example in examples]}
+            examples = self.stored.seen(network.name, source)
             arrays = self._look(network, source, examples, mesh)
-            files.write(self.path(network.name, source), files.pack(arrays, content))
+            self._write(paths[source], source, examples, arrays)
 
-    def cell(self, target, source) -> Cell:
+    def _write(self, path, source, examples, arrays):
+        keys = [example["image_id"] for example in examples]
+        files.write(path, files.pack(arrays, {"keys": keys, "of": self._fingerprint(source)}))
+
+    def size(self, source) -> float:
+        """Return the mean perceptibility of what a source adds; made once, and kept as a cell is.
+
+        It is of the images that are looked at, so within 0 to 255; of a permuted source, the mean
+        over its shuffles.
+
+        Raises:
+          ValueError: where what is kept is of other perturbations, or damaged.
+          OSError: where it cannot be written.
+        """
+        path = self.folder / "added" / f"{source.name}.safetensors"
+        if not self._has(path, source):
+            by_id = self.stored.examples(source.split)
+            examples = [by_id[key] for key in self.stored.keys(source)]
+            sizes = [
+                [
+                    metrics.perceptibility(self.stored.image(source, one, version) - one["image"])
+                    for version in range(_versions(source))
+                ]
+                for one in console.progress(examples, desc=f"size of {source.title}", leave=False)
+            ]
+            files.make_folder(path.parent)
+            self._write(path, source, examples, {"p": np.array(sizes, np.float32)})
+        found = files.load(path)[1]["p"]
+        return float(found.mean()) if found.size else 0.0
+
+    def cell(self, target, source, keys=None) -> Cell:
         """Score a cell.
 
         Args:
           target: name of a network.
           source: one of the sources.
+          keys: ids of those of its images to score; None for all.
 
         Raises:
           ValueError: where it is not there, or damaged.
         """
         found, clean = self._found(target, source), self._found(target, Source(source.split))
-        keys = list(found[0])
+        keys = tuple(found[0] if keys is None else keys)
         if not keys:  # an FCN, and no image of the split has a mask
             nothing = np.full(self._num_sets + 1, np.nan)
-            return Cell(nothing, nothing, 0)
+            return Cell(nothing, nothing, ())
         by_id = self.stored.examples(source.split)
         examples = [by_id[key] for key in keys]
         sets = metrics.draw_images(self._seed, len(keys), self._num_sets)
@@ -105,17 +159,13 @@ class Matrix:
             ]
             return np.mean(each, axis=0)
 
-        return Cell(score(found), score(clean), len(keys))
-
-    def _examples(self, source):
-        by_id = self.stored.examples(source.split)
-        return [by_id[key] for key in self.stored.keys(source)]
+        return Cell(score(found), score(clean), keys)
 
     def _look(self, network, source, examples, mesh):
         """Return {'<row> <version> <kind>': array} of what a network says of a source's images."""
         shapes = [example["image"].shape for example in examples]
         arrays = {}
-        for version in range(scores.PERMUTATIONS if source.permuted else 1):
+        for version in range(_versions(source)):
             images = buckets.Computed(
                 lambda one, version=version: self.stored.image(source, one, version), examples
             )
@@ -129,9 +179,13 @@ class Matrix:
         """Return {image id: evidence} of each version of a cell."""
         content, arrays = files.load(self.path(target, source))
         keys = content["keys"]
-        count = scores.PERMUTATIONS if source.permuted else 1
-        found: list = [{key: {} for key in keys} for _ in range(count)]
+        found: list = [{key: {} for key in keys} for _ in range(_versions(source))]
         for name, array in arrays.items():
             row, version, kind = name.split(" ")
             found[int(version)][keys[int(row)]][kind] = array
         return found
+
+
+def _versions(source):
+    """Return how many images a source makes of one."""
+    return scores.PERMUTATIONS if source.permuted else 1

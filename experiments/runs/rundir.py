@@ -78,26 +78,30 @@ def claim(workdir, manifest: dict) -> epath.Path:
     # The listing first: another process may write its manifest between two looks.
     others = [n for n in files.names_in(workdir) if not files.TEMPORARY.fullmatch(n)]
     if path.exists():
-        now = dict(_leaves(json.loads(json.dumps(manifest))))
-        then = dict(_leaves(files.load_json(path)))
-        other = [
-            f"{name}: now {now.get(name, 'nothing'):.60}, there {then.get(name, 'nothing'):.60}"
-            for name in sorted(now | then)
-            if now.get(name) != then.get(name)
-        ]
-        if other:
-            more = [f"and {len(other) - _MOST_NAMED} more"] if len(other) > _MOST_NAMED else []
-            raise ValueError(
-                f"{workdir} holds results of a run with other settings "
-                f"({'; '.join(other[:_MOST_NAMED] + more)}); nothing was changed there. Give "
-                "another --workdir, or remove the folder"
-            )
+        check_same(workdir, manifest, files.load_json(path))
     elif others:
         raise ValueError(f"{workdir} is not empty and holds no run of this launch")
     else:
         files.make_folder(workdir)
         write(path, json.dumps(manifest, indent=2) + "\n")
     return workdir
+
+
+def check_same(path, manifest: dict, there: dict) -> None:
+    """Raise ValueError where the manifest of a file or folder, `there`, is another than now."""
+    now, then = dict(_leaves(json.loads(json.dumps(manifest)))), dict(_leaves(there))
+    other = [
+        f"{name}: now {now.get(name, 'nothing'):.60}, there {then.get(name, 'nothing'):.60}"
+        for name in sorted(now | then)
+        if now.get(name) != then.get(name)
+    ]
+    if other:
+        more = [f"and {len(other) - _MOST_NAMED} more"] if len(other) > _MOST_NAMED else []
+        raise ValueError(
+            f"{path} holds results of a run with other settings "
+            f"({'; '.join(other[:_MOST_NAMED] + more)}); nothing was changed there. Give "
+            "another --workdir, or remove the folder"
+        )
 
 
 def folders_in(workdir, name) -> set[str]:

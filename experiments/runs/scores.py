@@ -136,7 +136,7 @@ def mean_interval(values, *, seed=0) -> list[float]:
     """
     images = metrics.draw_images(seed, len(values))
     means = images @ np.asarray(values, np.float64) / len(values)
-    return findings.as_list(metrics.interval(means, level=findings.LEVEL))
+    return findings.as_list(findings.in_percent(means))
 
 
 def summary_of(records) -> dict:

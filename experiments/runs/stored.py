@@ -29,6 +29,38 @@ class Source(NamedTuple):
         titles = " + ".join(evaluation.TITLES[name] for name in self.members)
         return (titles or "none") + ", permuted" * self.permuted
 
+    def is_white_box(self, target) -> bool:
+        """Return whether it is what was found for a network, not shuffled."""
+        return not self.permuted and target in self.members
+
+
+def open_run(folder):
+    """Return the folder that a launch of Table 1 wrote, as a path.
+
+    Args:
+      folder: what a user gives as --run.
+
+    Raises:
+      ValueError: where there is no such folder, or nothing in it.
+    """
+    if not str(folder):
+        raise ValueError("--run is empty; it is the folder that experiments.table1 wrote")
+    path = files.open_folder(folder)
+    if not path.exists():
+        raise ValueError(f"--run: there is no folder {folder}; {_makes(folder)}")
+    if not path.is_dir():
+        raise ValueError(f"--run: {folder} is not a folder; {_makes(folder)}")
+    if not files.names_in(path):
+        raise ValueError(f"--run: the folder {folder} is empty; {_makes(folder)}")
+    return path
+
+
+def _makes(folder):
+    return (
+        f"`python -m experiments.table1 --workdir={folder}` makes it, and with --split=seg11valid "
+        "attacks all networks on one split, as sums across tasks need it"
+    )
+
 
 class Stored:
     """A folder of Table 1, its rows and the images that they are of.
@@ -37,6 +69,7 @@ class Stored:
       settings: dict, of the launch.
       rows: {network: its row of the table}, in the table's order.
       runs: {network: `rundir.Run`}.
+      splits: {network: the split that it was attacked on}.
 
     Args:
       folder: `--workdir` of a launch of Table 1.
@@ -48,17 +81,15 @@ class Stored:
     """
 
     def __init__(self, folder, *, data_dir=None, cache_dir=None):
-        self.folder = files.open_folder(folder)
+        self.folder = open_run(folder)
         there = rundir.folders_in(folder, "row.json")
         names = [name for name in networks.NAMES if name in there]
         if not names:
-            raise ValueError(
-                f"{folder} has no row of Table 1; `python -m experiments.table1 --workdir={folder}`"
-                " makes them"
-            )
+            raise ValueError(f"--run: {folder} has no row of Table 1; {_makes(folder)}")
         self.settings = files.load_json(self.folder / rundir.MANIFEST)["settings"]
         self.runs = {name: rundir.read(self.folder / name) for name in names}
         self.rows = {name: files.load_json(self.folder / name / "row.json") for name in names}
+        self.splits = {name: run.manifest["splits"] for name, run in self.runs.items()}
         self._folders = {"data_dir": data_dir, "cache_dir": cache_dir}
         self._examples = {}
 
@@ -69,30 +100,45 @@ class Stored:
           sums: tuples of names of networks.
 
         Returns:
-          List of `Source`, none of them permuted. A sum is there where all its members were
-          attacked on the same split.
+          List of `Source`, none of them permuted.
 
         Raises:
-          ValueError: for a member without a row.
+          ValueError: for a member without a row, or members attacked on different splits.
         """
-        splits = {name: run.manifest["splits"] for name, run in self.runs.items()}
-        missing = sorted({name for one in sums for name in one} - splits.keys())
+        alone = [Source(split) for split in dict.fromkeys(self.splits.values())]
+        alone += [Source(split, (name,)) for name, split in self.splits.items()]
+        return alone + [Source(self._split_of(members), tuple(members)) for members in sums]
+
+    def _split_of(self, members):
+        """Return the split that all members of a sum were attacked on."""
+        missing = [name for name in members if name not in self.splits]
         if missing:
-            raise ValueError(f"{self.folder} has no row of {', '.join(missing)}")
-        alone = [Source(split) for split in dict.fromkeys(splits.values())]
-        alone += [Source(split, (name,)) for name, split in splits.items()]
-        for members in sums:
-            of = {splits[name] for name in members}
-            if len(of) == 1:
-                alone.append(Source(*of, tuple(members)))
-        return alone
+            raise ValueError(
+                f"{self.folder} has no row of {', '.join(missing)}; it has rows of "
+                f"{', '.join(self.splits)}"
+            )
+        of = {name: self.splits[name] for name in members}
+        if len(set(of.values())) > 1:
+            said = ", ".join(f"{name} on {split}" for name, split in of.items())
+            raise ValueError(
+                f"{'+'.join(members)} is no sum: its members were attacked on different splits "
+                f"({said}). Attack them on one: `python -m experiments.table1 --split=...`"
+            )
+        return of[members[0]]
 
     def keys(self, source: Source) -> list[str]:
         """Return the ids of the images that a source changes, or that are clean in its split."""
         if not source.members:
             return list(self.examples(source.split))
         first, *others = (self.runs[name].keys for name in source.members)
-        return [key for key in first if all(key in other for other in others)]
+        common = set(first).intersection(*others)
+        return [key for key in first if key in common]
+
+    def seen(self, target, source: Source) -> list[dict]:
+        """Return those examples of a source that a network can be scored on: FCNs need a mask."""
+        by_id = self.examples(source.split)
+        found = [by_id[key] for key in self.keys(source)]
+        return [one for one in found if target.startswith("fr_") or one["has_mask"]]
 
     def examples(self, split) -> dict[str, dict]:
         """Return the examples of a split by image id, those that were attacked.
@@ -141,16 +187,28 @@ class Stored:
             shuffle=shuffle if source.permuted else None,
         )
 
-    def fingerprint(self) -> dict:
-        """Return what tells these perturbations from any others, for a manifest."""
-        return {
+    def fingerprint(self, source: Source) -> dict:
+        """Return what tells a source from any other of its name.
+
+        Returns:
+          {"members": of each network, "settings": of the launch, "images": SHA-256 of those of
+          clean images, which are more once another network was attacked on others}.
+        """
+        of = {
             name: {
                 "weights_sha256": run.manifest["weights_sha256"],
                 "margin": run.manifest["margin"],
                 "records_sha256": files.sha256(files.canonical_json(run.records)),
             }
-            for name, run in self.runs.items()
-        } | {"settings": self.settings}
+            for name, run in ((name, self.runs[name]) for name in source.members)
+        }
+        found = {"members": of, "settings": self.settings}
+        if not source.members:
+            images = {
+                key: files.sha256(one["image"]) for key, one in self.examples(source.split).items()
+            }
+            found["images"] = files.sha256(files.canonical_json(images))
+        return found
 
     def network(self, name, checkpoints=None) -> tuple[networks.Network, str]:
         """Load a network: one that was attacked, with the same weights, or another.
