@@ -66,11 +66,24 @@ UNRECORDED = (
 )
 
 
+def default_sums(splits):
+    """Return those of `SUMS` that can be made of {network: split that it was attacked on}."""
+    return [one for one in SUMS if len({splits.get(name, name) for name in one}) == 1]
+
+
+def check_shown(stored, names, sources):
+    """Raise ValueError where none of the networks can be scored on any image."""
+    if not any(stored.seen(name, source) for name in names for source in sources):
+        raise ValueError(
+            f"none of the images of {stored.folder} has a mask, and an FCN is scored on nothing "
+            "else: add a detector to --networks"
+        )
+
+
 def parse_sums(stored):
     """Return the sums of --sums, tuples of names; without it, those that can be made."""
     if FLAGS.sums is None:
-        splits = stored.splits
-        return [one for one in SUMS if len({splits.get(name, name) for name in one}) == 1]
+        return default_sums(stored.splits)
     sums = [tuple(text.split("+")) for text in FLAGS.sums if text]
     for members in sums:
         if len(set(members)) < 2 or len(set(members)) < len(members):
@@ -123,11 +136,7 @@ def main(argv):
     sources += [source._replace(permuted=True) for source in sources if source.members]
     for split in dict.fromkeys(source.split for source in sources):
         stored.examples(split)
-    if not any(stored.seen(name, source) for name in loaded for source in sources):
-        raise ValueError(
-            f"none of the images of {FLAGS.run} has a mask, and an FCN is scored on nothing else: "
-            "add a detector to --networks"
-        )
+    check_shown(stored, loaded, sources)
     manifest = {
         "launch": "transfer",
         "settings": rundir.settings_of(FLAGS, sys.argv[0], without=UNRECORDED),

@@ -175,7 +175,7 @@ def _mean(claim, of, changes, others=None) -> list[Claim]:
     parts = [changes] if others is None else [changes, others]
     scored = [_scored(part) for part in parts]
     left_out = tuple(title for _, titles in scored for title in titles)
-    of = f"{of}: {count} cells"
+    of = f"{of}: {count} cell{'s' * (count != '1')}"
     if not all(there for there, _ in scored):
         return [Claim(claim, of, metrics.Interval(*[np.nan] * 3), OPEN, left_out)]
     means = [np.mean([one.shares for one in there], axis=0) for there, _ in scored]

@@ -66,9 +66,9 @@ STRONGER = (
     "cross-training transfer is stronger than cross-network",
     "segmentation: 1 against 3 cells",
 )
-HELPS = ("a sum is stronger on other networks than its best member", f"{SUM}: 1 cells")
-UNSEEN = ("... and on networks that no attack has seen", f"{SUM}: 1 cells")
-MORE = ("a sum does more on other networks than its permuted form", f"{SUM}: 1 cells")
+HELPS = ("a sum is stronger on other networks than its best member", f"{SUM}: 1 cell")
+UNSEEN = ("... and on networks that no attack has seen", f"{SUM}: 1 cell")
+MORE = ("a sum does more on other networks than its permuted form", f"{SUM}: 1 cell")
 KEEPS, NOTHING = "a sum keeps the white-box effects", "a permuted sum does nothing"
 
 
@@ -82,7 +82,7 @@ def test_what_the_paper_claims_holds_where_it_does():
     plain = {key for key in found if key[0] not in (KEEPS, NOTHING)}
     assert plain == {
         ("fools the network itself", "white box: 2 cells"),
-        ("transfers", "cross-training: 1 cells"),
+        ("transfers", "cross-training: 1 cell"),
         ("transfers", "cross-network: 3 cells"),
         *(STRONGER, HELPS, UNSEEN, MORE),
     }
