@@ -281,7 +281,7 @@ def main(argv):
         "settings": rundir.settings_of(FLAGS, sys.argv[0], without=UNRECORDED),
         **versions.environment(),
     }
-    workdir = rundir.claim(FLAGS.workdir, about | {"units": rundir.UNITS})
+    workdir = attacks.claim(FLAGS.workdir, about, examples)
 
     # 2. A shape at a time; images and shapes that are finished are kept.
     keys = [example["image_id"] for example in examples]

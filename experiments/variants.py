@@ -359,7 +359,7 @@ def main(argv):
         "settings": rundir.settings_of(FLAGS, sys.argv[0], without=UNRECORDED),
         **versions.environment(),
     }
-    workdir = rundir.claim(FLAGS.workdir, about | {"units": rundir.UNITS})
+    workdir = attacks.claim(FLAGS.workdir, about, examples)
 
     # 2. A variant at a time; images and rows that are finished are kept.
     keys, errors = [example["image_id"] for example in examples], []
