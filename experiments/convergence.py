@@ -51,6 +51,7 @@ class Attacked(NamedTuple):
     """The images of a network that were attacked in one way."""
 
     network: str
+    weights: str  # SHA-256 of its checkpoint
     margin: float
     max_steps: int  # M_0 of the run
     planned: int  # images of the run, attacked or not
@@ -65,19 +66,45 @@ def read_run(folder) -> list[Attacked]:
     """
     there = rundir.folders_in(folder, rundir.MANIFEST)
     names = [f"{name}{end}" for name in networks.NAMES for end in ("", "_margin_0")]
-    found = []
-    for name in console.progress([one for one in names if one in there], desc="records"):
+    names, found = [name for name in names if name in there], []
+    for name in console.progress(names, desc="records") if names else []:
         run = rundir.read(files.open_folder(folder) / name)
         said = run.manifest
-        about = said["network"], said["margin"], said["max_steps"], len(said["keys"])
+        about = (said[entry] for entry in ("network", "weights_sha256", "margin", "max_steps"))
         if run.records:
-            found.append(Attacked(*about, run.records))
+            found.append(Attacked(*about, len(said["keys"]), run.records))
     if not found:
         raise ValueError(
             f"--run={folder} has no image that was attacked; "
             f"`python -m experiments.table1 --workdir={folder}` attacks some"
         )
     return found
+
+
+def claim(workdir, manifest, found):
+    """Claim the folder of a run, which may have gone on, but not with other weights.
+
+    Args:
+      workdir: --workdir.
+      manifest: of the run.
+      found: `Attacked`s of `read_run`.
+
+    Returns:
+      The folder.
+
+    Raises:
+      ValueError: for a folder of another run.
+    """
+    workdir = rundir.claim(workdir, {"launch": "convergence", "run": manifest})
+    path, now = workdir / "convergence.json", {one.network: one.weights for one in found}
+    for row in files.load_json(path)["rows"] if path.exists() else []:
+        # Networks may have joined since, and none leaves a run.
+        if row.get("weights_sha256") != now.get(row["network"]):
+            raise ValueError(
+                f"{path} is of other weights of {evaluation.TITLES[row['network']]} than --run "
+                "has; give another --workdir"
+            )
+    return workdir
 
 
 def shares_left(records, max_steps) -> np.ndarray:
@@ -117,6 +144,7 @@ def row_of(attacked: Attacked) -> tuple[dict, dict]:
     marks = [mark for mark in MARKS if mark < attacked.max_steps] + [attacked.max_steps]
     row = {
         "network": attacked.network,
+        "weights_sha256": attacked.weights,
         "margin": attacked.margin,
         "max_steps": attacked.max_steps,
         "planned": attacked.planned,
@@ -335,7 +363,7 @@ def main(argv):
         raise app.UsageError("--run is empty; it is the folder that experiments.table1 wrote")
     found = read_run(FLAGS.run)
     manifest = files.load_json(files.open_folder(FLAGS.run) / rundir.MANIFEST)
-    workdir = rundir.claim(FLAGS.workdir, {"launch": "convergence", "run": manifest})
+    workdir = claim(FLAGS.workdir, manifest, found)
     pairs = [row_of(one) for one in console.progress(found, desc="curves")]
     rows = [row for row, _ in pairs]
     names = list(dict.fromkeys(row["network"] for row in rows))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import convergence
 from experiments.runs import audit_checks, files, rundir
 
 SETTINGS = {"dataset": "scenes", "miniature": True, "step_size": 0.5}
@@ -33,8 +34,9 @@ FCN = [
 DETECTOR = [record("NO_TARGETS", [0]), record("FOOLED", [4, 5, 0], 0.002)]
 
 
-def write(folder, network, margin, records, planned):
-    manifest = {"network": network, "margin": margin, "max_steps": 12, "settings": SETTINGS}
+def write(folder, network, margin, records, planned, weights="a1"):
+    manifest = {"network": network, "weights_sha256": weights, "margin": margin}
+    manifest |= {"max_steps": 12, "settings": SETTINGS}
     results = rundir.Results(folder, manifest, [f"image {i}" for i in range(planned)])
     image = np.zeros((2, 2, 3), np.uint8)
     attack = types.SimpleNamespace(image=image, perturbation=np.zeros((2, 2, 3), np.float32))
@@ -120,7 +122,7 @@ def test_what_is_no_run_is_named_and_another_run_is_refused(run, launch, tmp_pat
     _, workdir, _ = run
     before = (workdir / "convergence.json").read_bytes()
     nothing = launch("convergence", f"--run={tmp_path}", f"--workdir={tmp_path / 'a'}", fails=True)
-    assert "has no image that was attacked" in nothing.stderr
+    assert "has no image that was attacked" in nothing.stderr and "records:" not in nothing.stderr
     assert not (tmp_path / "a").exists()
     other = tmp_path / "table1"
     rundir.claim(other, {"settings": SETTINGS | {"seed": 1}})
@@ -128,6 +130,16 @@ def test_what_is_no_run_is_named_and_another_run_is_refused(run, launch, tmp_pat
     refused = launch("convergence", f"--run={other}", f"--workdir={workdir}", fails=True)
     assert "other settings (run.settings.seed: now 1, there nothing)" in refused.stderr
     assert (workdir / "convergence.json").read_bytes() == before
+
+
+def test_a_run_may_go_on_with_other_networks_but_not_with_other_weights(run):
+    source, workdir, _ = run
+    manifest, found = {"settings": SETTINGS}, convergence.read_run(source)
+    more = found[0]._replace(network="fcn_alex", weights="b2")
+    assert convergence.claim(workdir, manifest, [*found, more]) == workdir
+    other = [one._replace(weights="b2") for one in found if one.network == "fr_zf_07"]
+    with pytest.raises(ValueError, match="is of other weights of FR-ZF-07 than --run has"):
+        convergence.claim(workdir, manifest, [found[0], *other])
 
 
 @pytest.mark.slow  # it attacks two images
