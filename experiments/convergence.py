@@ -153,6 +153,7 @@ def row_of(attacked: Attacked) -> tuple[dict, dict]:
         "targets": quartiles([record["active_counts"][0] for record in some]),
         "steps": quartiles([record["num_steps"] for record in some]),
         "finished": scores.mean_interval(finished) if some else None,
+        "half_minus_finished": scores.mean_interval([50 - x for x in finished]) if some else None,
         "left": {str(mark): float(shares[:, mark].mean()) for mark in marks} if some else {},
         "perceptibility": quartiles([record["perceptibility"] for record in some]),
         "statuses": {
@@ -206,6 +207,16 @@ COLUMNS = (
 )
 
 
+CLAIMS = (
+    ("network", lambda row: evaluation.TITLES[row["network"]]),
+    ("margin", lambda row: f"{row['margin']:g}"),
+    (
+        "most images finish within M_0",
+        lambda row: scores.verdict(row["half_minus_finished"], row["with_targets"]),
+    ),
+)
+
+
 def report(rows, settings) -> str:
     """Return convergence.md."""
     kind = "miniatures" if settings["miniature"] else "full-size networks"
@@ -226,7 +237,13 @@ def report(rows, settings) -> str:
         if row["images"] < row["planned"]
     ]
     text = "\n".join(f"{note}  " for note in notes)
-    return f"# Convergence ({kind}, {of})\n\n{text}\n\n{console.markdown(rows, COLUMNS)}\n"
+    table, claims = console.markdown(rows, COLUMNS), console.markdown(rows, CLAIMS)
+    shown = (
+        "Behind each verdict 50% minus the share that finished, in points, with its interval: the "
+        "claim holds where all of it is below 0, and does not where all is above."
+    )
+    parts = [f"# Convergence ({kind}, {of})", text, table, "## What holds", shown, claims]
+    return "\n\n".join(parts) + "\n"
 
 
 def draw_curves(pairs, path):

@@ -127,7 +127,7 @@ def drawings_of(kinds):
 
 
 def agreement(drawn, results, column):
-    """Return how far a column's predictions are the drawing, means over images in percent.
+    """Return how far a column's predictions are the drawing, in percent of each image.
 
     Args:
       drawn: examples whose masks are the drawing.
@@ -135,8 +135,7 @@ def agreement(drawn, results, column):
       column: of `scores.keep_column`.
 
     Returns:
-      [value, low, high] of the share of pixels as drawn, and of the IoU of the drawn classes but
-      background.
+      f64[2, M], the share of pixels as drawn, and the mean IoU of the drawn classes but background.
     """
     shares, overlaps = [], []
     for one in scores.join(drawn, results, column):
@@ -144,7 +143,7 @@ def agreement(drawn, results, column):
         there = np.flatnonzero(confusion.sum(axis=1)[1:]) + 1
         shares.append(100 * np.trace(confusion) / confusion.sum())
         overlaps.append(100 * metrics.class_iou(confusion)[there].mean())
-    return scores.mean_interval(shares), scores.mean_interval(overlaps)
+    return np.array([shares, overlaps])
 
 
 def measure(network, drawn, results, drawing, *, max_steps, mesh):
@@ -176,10 +175,11 @@ def measure(network, drawn, results, drawing, *, max_steps, mesh):
         **drawing.said,
         "title": drawing.title,
         "class_name": None if drawing.kind == "file" else FLAGS.class_name,
-        "as_drawn_before": before[0],
-        "as_drawn_after": after[0],
-        "iou_before": before[1],
-        "iou_after": after[1],
+        "as_drawn_before": scores.mean_interval(before[0]),
+        "as_drawn_after": scores.mean_interval(after[0]),
+        "as_drawn_lost": scores.mean_interval(before[0] - after[0]),
+        "iou_before": scores.mean_interval(before[1]),
+        "iou_after": scores.mean_interval(after[1]),
         **scores.summary_of(records),
         "statuses": {name: statuses.count(name) for name in sorted(set(statuses))},
     }
@@ -199,6 +199,15 @@ COLUMNS = (
 )
 
 
+CLAIMS = (
+    ("shape", lambda row: row["title"]),
+    (
+        "the saved PNG is more as drawn than the clean image",
+        lambda row: scores.verdict(row["as_drawn_lost"], row["images"]),
+    ),
+)
+
+
 def report(rows, about) -> str:
     """Return shapes.md."""
     title = evaluation.TITLES[about["network"]]
@@ -215,7 +224,14 @@ def report(rows, about) -> str:
         "steps, largest (grey levels): medians; p: mean perceptibility; of the PNG.",
     ]
     text = "\n".join(f"{note}  " for note in notes)
-    return f"# Shapes ({title}, {size})\n\n{text}\n\n{console.markdown(rows, COLUMNS)}\n"
+    table, claims = console.markdown(rows, COLUMNS), console.markdown(rows, CLAIMS)
+    shown = (
+        "Behind each verdict the pixels as drawn on the clean image minus those on the PNG, in "
+        "points, with its interval over the same images: the claim holds where all of it is below "
+        "0, and does not where all is above."
+    )
+    parts = [f"# Shapes ({title}, {size})", text, table, "## What holds", shown, claims]
+    return "\n\n".join(parts) + "\n"
 
 
 def picture(network, example, run, row):

@@ -80,6 +80,18 @@ def test_the_rows_are_those_of_the_records(run):
     assert "2.5 [1.75, 5.25]" in text and "15%" in text
 
 
+def test_what_holds_is_said_of_enough_images():
+    texts = []
+    for fooled, others in ((19, 1), (1, 19), (5, 5), (9, 0)):
+        records = FCN[:1] * fooled + FCN[2:3] * others
+        one = convergence.Attacked("fcn_vgg", "a1", 0.0, 12, len(records), records)
+        text = convergence.report([convergence.row_of(one)[0]], SETTINGS)
+        texts.append(text.partition("## What holds")[2])
+    assert "| holds: -45.00 [-5" in texts[0] and "| does not hold: 45.00 [4" in texts[1]
+    assert "| not shown: 0.00 [" in texts[2]
+    assert "| not shown (fewer than 10 images) |" in texts[3]
+
+
 def test_the_audit_of_table_1_is_shown(run, launch):
     source, workdir, process = run
     assert "Not audited: FCN-VGG, FR-ZF-07; `python -m experiments.table1" in process.stdout

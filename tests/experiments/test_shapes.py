@@ -60,6 +60,9 @@ def test_the_network_sees_the_shape_in_the_png(run, cache):
             assert record["active_counts"][-1] == round((1 - share) * drawn.size)
             assert record["largest_change"] == int(record["largest_change"]) > 0
         assert row["iou_after"][0] > row["iou_before"][0] + 20
+        gain = row["as_drawn_before"][0] - row["as_drawn_after"][0]
+        assert row["as_drawn_lost"][0] == pytest.approx(gain, abs=0.02) and gain < 0
+    assert text.count("not shown (fewer than 10 images)") == 2
     with Image.open(workdir / "shapes.png") as picture:
         assert picture.width > 1000
 
