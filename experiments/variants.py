@@ -1,4 +1,4 @@
-"""Attack variants compared on one network: what each leaves of the score, and at what size.
+r"""Attack variants compared on one network: what each leaves of the score, and at what size.
 
     python -m experiments.variants --limit=100            what the README shows
     python -m experiments.variants --network=fr_vgg_07    a detector: those that are not of pixels
@@ -56,9 +56,9 @@ flags.DEFINE_list(
     f"Which attacks, some of {', '.join(NAMES)}. Default: all; of a detector, all but "
     f"{', '.join(OF_PIXELS)}.",
 )
-flags.DEFINE_float("epsilon", 8.0, "Largest change that fgsm, pgd, segpgd, cospgd may make.")
+flags.DEFINE_float("epsilon", 8.0, "Largest change of fgsm, pgd, segpgd, cospgd, in grey levels.")
 flags.DEFINE_integer("bounded_steps", 40, "Steps of pgd, segpgd and cospgd.", 1)
-flags.DEFINE_float("bounded_step_size", 2.0, "Grey levels of each of their steps.")
+flags.DEFINE_float("bounded_step_size", 2.0, "Length of each of these, in grey levels.")
 options.define(
     __name__,
     *("dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints", "miniature"),
@@ -119,11 +119,7 @@ def asked_for(texts, network) -> list[str]:
     detects = network.startswith("fr_")
     known = [name for name in NAMES if not (detects and name in OF_PIXELS)]
     asked = known if texts is None else texts
-    unknown = [name for name in asked if name not in NAMES]
-    if unknown or not asked:
-        raise app.UsageError(
-            f"--variants: unknown {', '.join(unknown) or 'nothing'}; known: {', '.join(NAMES)}"
-        )
+    console.check_names("variants", asked, NAMES)
     if senseless := [name for name in asked if name not in known]:
         raise app.UsageError(
             f"--variants: {', '.join(senseless)} weigh the pixels of a segmentation, and "

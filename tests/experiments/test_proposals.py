@@ -104,6 +104,7 @@ def test_bad_input_is_named_before_anything_is_written(launch, tmp_path, flag, m
     workdir = tmp_path / "run"
     process = launch("proposals", f"--workdir={workdir}", flag, fails=True)
     assert message in process.stderr + process.stdout
+    assert "--workdir:" not in process.stderr + process.stdout  # the whole help hides the message
     assert not workdir.exists()
 
 
@@ -112,3 +113,6 @@ def test_help_lists_the_flags_that_launches_share(launch):
     for name in ("--thresholds", "--dataset", "--limit", "--workdir", "--slots"):
         assert name in text
     assert "(default: 'runs/proposals')" in text
+    assert "--limit=100 --margin=0 --workdir=runs/proposals_margin_0\n" in text
+    assert "--dataset=voc \\\n        --data_dir" in text  # can be pasted into a shell
+    assert "FCN" not in text  # it attacks detectors alone
