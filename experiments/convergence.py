@@ -2,12 +2,15 @@
 
     python -m experiments.table1                                 attacks, and keeps its records
     python -m experiments.convergence                            reads those of runs/table1
+
+    python -m experiments.table1 --limit=100 --workdir=runs/table1_100
     python -m experiments.convergence --run=runs/table1_100 --workdir=runs/convergence_100
 
 Nothing is attacked: every figure is of the records that Table 1 left of its images, finished or
-not. An image counts from iterate 0, the clean one, by the share of its active targets that are
-still active. One that has finished counts as 0 from then on, one that stopped with targets left
-stays at its last share. A detector was attacked twice, with its margin and by the paper's rule
+not. An image counts from iterate 0, the clean one, by the share of the targets that were active on
+the clean image that are active now; it can rise, as a target becomes active again when its label
+wins again. One that has finished counts as 0 from then on, one that stopped with targets left stays
+at its last share. A detector was attacked twice, with its margin and by the paper's rule
 (margin 0), and has a row for each.
 
 Results go to --workdir: convergence.md, with what table1's audit found of the attacks;
@@ -227,8 +230,9 @@ def report(rows, settings) -> str:
         "[quartiles] over the images with targets. finished: share of these in which no target is "
         f"active any more, [{findings.LEVEL:.0%} interval] by the bootstrap over images. p: "
         "perceptibility.",
-        "left: share of an image's targets that are still active after so many iterations, mean "
-        "over the images with targets; one that has finished counts as 0.",
+        "left: the targets of an image that are active after so many iterations, as a share of "
+        "those active on the clean image, mean over the images with targets; one that has finished "
+        "counts as 0. It can rise: a target is active again when its label wins again.",
     ]
     notes += [
         f"{evaluation.TITLES[row['network']]}, margin {row['margin']:g}: {row['images']} of the "
