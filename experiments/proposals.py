@@ -1,6 +1,8 @@
-"""How many proposals an attack on a detector needs: mAP, steps and time against the RPN's NMS.
+r"""How many proposals an attack on a detector needs: mAP, steps and time against the RPN's NMS.
 
-    python -m experiments.proposals
+    python -m experiments.proposals --limit=100 --margin=0 --workdir=runs/proposals_margin_0
+                                                   what the README shows: the paper's rule
+    python -m experiments.proposals                the margin that is usual for detectors
     python -m experiments.proposals --network=fr_zf_07 --thresholds=0.7,0.9 --proposals=300
     python -m experiments.proposals --nominiature --checkpoints=runs/weights --dataset=voc \
         --data_dir=VOCdevkit --limit=100
@@ -59,6 +61,7 @@ options.define(
     *("dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints", "miniature"),
     *("image_ids", "limit", "max_steps", "step_size", "margin", "rounded", "precision", "seed"),
     *("slots", "audit", "workdir"),
+    kinds=(True,),
     workdir="runs/proposals",
 )
 

@@ -56,12 +56,13 @@ flags.DEFINE_string("word", "DAG", "The word of --shape=word.")
 flags.DEFINE_string("mask", None, "PNG of --shape=file: class indices, or in the colours of VOC.")
 flags.DEFINE_enum("class_name", "person", datasets.CLASS_NAMES[1:], "The class inside the shape.")
 flags.DEFINE_float(
-    "stop_fraction", 0.01, "Share of the pixels that may have another class than drawn."
+    "stop_fraction", 0.01, "Share of the pixels (0 to 1) that may have another class than drawn."
 )
 options.define(
     __name__,
     *("dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints", "miniature"),
     *("image_ids", "limit", "max_steps", "step_size", "precision", "slots", "audit", "workdir"),
+    kinds=(False,),
     limit=10,
     workdir="runs/shapes",
 )
