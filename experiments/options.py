@@ -91,8 +91,8 @@ _SHARED = {
     "margin": (
         flags.DEFINE_float,
         None,
-        "A target is attacked until its label scores more than this many logits below the class "
-        "that it is driven to; 0 is the paper's rule. Default: {MARGINS}.",
+        "A target is attacked until its label scores this many logits less than the best other "
+        "class; 0 is the paper's rule. Default: {MARGINS}.",
         {},
     ),
     "rounded": (
