@@ -12,8 +12,8 @@ attack alone, so that about 3,000 proposals are kept instead of 300, and says th
 make it work. Here the same images are attacked at several thresholds, with several limits on the
 number kept. The evaluation stays what it is: 0.7, and as many proposals as the detector takes.
 
-Seconds are of finding the targets and of the attack; what has to be compiled is compiled before, by
-attacks without a target. They depend on what else the machine does.
+Seconds are of finding the targets, of the attack and of writing what it found; what has to be
+compiled is compiled before, by attacks without a target. They depend on what else the machine does.
 
 Results go to --workdir: proposals.md, proposals.json, proposals.png, and for each setting a folder
 of what was attacked and its row. An image is kept as soon as it is finished: whatever kills a
@@ -168,7 +168,7 @@ def report(rows, differences, about) -> str:
         f"[{findings.LEVEL:.0%} interval] by the bootstrap over images. uint8: on the saved PNG. "
         "steps, largest (grey levels): medians; p: mean perceptibility; these are over images with "
         "targets.",
-        f"s an image: wall-clock seconds of targets and attack, without compiling; "
+        "s an image: wall-clock seconds of targets, attack and writing it down, without compiling; "
         f"{about['device']}, {about['cores']} cores.",
     ]
     shown = [

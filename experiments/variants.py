@@ -182,8 +182,8 @@ def report(rows, about) -> str:
         f"{right}; right <= {FEW:.0%}: share of images where that is all.",
         "steps, largest (grey levels): medians; p: mean perceptibility of the image that was "
         "attacked, within 0 to 255; these are over images with targets. s an image: wall-clock "
-        f"seconds of targets and attack, without compiling; {about['device']}, {about['cores']} "
-        "cores.",
+        "seconds of targets, attack and writing it down, without compiling; "
+        f"{about['device']}, {about['cores']} cores.",
     ]
     text = "\n".join(f"{note}  " for note in notes)
     table = console.markdown(rows, COLUMNS)
