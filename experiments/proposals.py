@@ -28,6 +28,7 @@ import json
 import sys
 
 from absl import app, flags
+from matplotlib.ticker import MaxNLocator
 
 import dag_jax
 from dag_jax import metrics, networks
@@ -185,22 +186,23 @@ def report(rows, differences, about) -> str:
 
 def draw(rows, about, path):
     """Draw what the rows say against the threshold, a line for each number kept."""
-    title = evaluation.TITLES[about["network"]]
-    figure, panels = lineplot.panels(
-        6,
-        f"{title} attacked on the proposals of a sparser or denser suppression (margin "
-        f"{about['margin']:g}, {rows[0]['images']} images; its evaluation stays as it is)",
-        columns=3,
-        inches=(3.7, 3.0),
+    title = (
+        f"{evaluation.TITLES[about['network']]} attacked on the proposals of a sparser or denser "
+        f"suppression (margin {about['margin']:g}, {rows[0]['images']} images; its evaluation "
+        "stays as it is)"
     )
-    names = (
+    names = [
         ("proposals", "proposals of an image (mean)"),
         ("targets", "targets of an image (mean)"),
         ("advr", "mAP after the attack, %"),
         ("steps_median", "steps of an image (median)"),
         ("seconds", "seconds an image"),
-        ("unfinished", "images with targets left"),
-    )
+    ]
+    if any(row["unfinished"] for row in rows):
+        names.append(("unfinished", "images with targets left"))
+    else:
+        title += "\nNo image has targets left at the end"
+    figure, panels = lineplot.panels(len(names), title, columns=3, inches=(3.7, 3.0))
     for axes, (entry, label) in zip(panels, names, strict=True):
         some = [row for row in rows if row[entry] is not None]
         lines = []
@@ -211,13 +213,21 @@ def draw(rows, about, path):
         options_of_plot = {"xlabel": xlabel, "ylabel": label, "doubling": False, "log": False}
         if lines:
             lineplot.lines(axes, lines, **options_of_plot)
+            axes.get_legend().remove()  # one for all panels, where it covers nothing
+        if entry == "unfinished":
+            axes.set_ylim(0, max(1, axes.get_ylim()[1]))
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes = panels[2]
     for number, (_, group) in enumerate(by_kept(rows)):
         ends = [(row["nms_threshold"], *row["advr"][1:]) for row in group]
         axes.fill_between(*zip(*ends, strict=True), color=f"C{number}", alpha=0.15, lw=0)
-    axes.set_title(f"ORIG {about['orig']:.1f}; bands: {findings.LEVEL:.0%} intervals", fontsize=9)
-    axes.legend(fontsize=8, loc="upper left")
-    axes.set_ylim(0, 1.05 * max(row["advr"][2] for row in rows) or 1)
+    text = f"ORIG {about['orig']:.1f}, the mAP before the attack"
+    axes.axhline(about["orig"], color="0.35", lw=1, ls="--", label=text)
+    axes.set_title(f"bands: {findings.LEVEL:.0%} intervals", fontsize=9)
+    handles, _ = axes.get_legend_handles_labels()
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    largest = max(about["orig"], *(row["advr"][2] for row in rows))
+    axes.set_ylim(0, lineplot.HEADROOM * largest or 1)
     lineplot.save(figure, path)
 
 

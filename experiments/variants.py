@@ -256,6 +256,8 @@ def draw(rows, about, path):
     ):
         some = [row for row in rows if row["bounded"] == bounded]
         sizes = [1000 * row["perceptibility"] for row in some]
+        ends = [[row[column] for row in some] for column in ("advr", "perm")]
+        axes.vlines(sizes, *ends, color=colour, lw=0.7, alpha=0.5, zorder=2)  # of one variant
         for column, face, text in (
             ("advr", colour, label),
             (
@@ -278,8 +280,12 @@ def draw(rows, about, path):
     axes.grid(alpha=0.3)
     figure.legend(fontsize=8, loc="outside lower center", ncols=2, frameon=False)
     points = [(1000 * row["perceptibility"], row["advr"], row["title"]) for row in rows]
-    shuffled = [(1000 * row["perceptibility"], row["perm"]) for row in rows]
-    lineplot.name_points(figure, axes, points, shuffled)
+    joins = [
+        (1000 * row["perceptibility"], y)
+        for row in rows
+        for y in np.linspace(row["advr"], row["perm"], 20)
+    ]
+    lineplot.name_points(figure, axes, points, joins)
     lineplot.save(figure, path)
 
 
