@@ -280,12 +280,8 @@ def draw(rows, about, path):
     axes.grid(alpha=0.3)
     figure.legend(fontsize=8, loc="outside lower center", ncols=2, frameon=False)
     points = [(1000 * row["perceptibility"], row["advr"], row["title"]) for row in rows]
-    joins = [
-        (1000 * row["perceptibility"], y)
-        for row in rows
-        for y in np.linspace(row["advr"], row["perm"], 20)
-    ]
-    lineplot.name_points(figure, axes, points, joins)
+    shuffled = [(1000 * row["perceptibility"], row["perm"]) for row in rows]
+    lineplot.name_points(figure, axes, points, shuffled)
     lineplot.save(figure, path)
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import convergence
 from experiments.runs import audit_checks, files, rundir
 
 SETTINGS = {"dataset": "scenes", "miniature": True, "step_size": 0.5}
@@ -66,6 +65,7 @@ def test_the_rows_are_those_of_the_records(run):
     )
     assert fcn["targets"] == [100, 100, 100]
     assert fcn["finished"] == [50, 0, 100]  # of four images, no more can be said
+    assert fcn["half_minus_finished"] == [0, -50, 50] and by_paper["half_minus_finished"] is None
     assert fcn["steps"] == np.percentile([1, 2, 12, 3], (25, 50, 75)).tolist()
     # After 10 iterations two are done, one has half of its targets, the other a tenth.
     assert fcn["left"] == {"10": pytest.approx(0.15), "12": pytest.approx(0.15)}
@@ -78,18 +78,13 @@ def test_the_rows_are_those_of_the_records(run):
     assert text in process.stdout and f"results: {workdir}" in process.stdout
     assert "FCN-VGG, margin 0: 4 of the 5 images of the run" in text
     assert "2.5 [1.75, 5.25]" in text and "15%" in text
-
-
-def test_what_holds_is_said_of_enough_images():
-    texts = []
-    for fooled, others in ((19, 1), (1, 19), (5, 5), (9, 0)):
-        records = FCN[:1] * fooled + FCN[2:3] * others
-        one = convergence.Attacked("fcn_vgg", "a1", 0.0, 12, len(records), records)
-        text = convergence.report([convergence.row_of(one)[0]], SETTINGS)
-        texts.append(text.partition("## What holds")[2])
-    assert "| holds: -45.00 [-5" in texts[0] and "| does not hold: 45.00 [4" in texts[1]
-    assert "| not shown: 0.00 [" in texts[2]
-    assert "| not shown (fewer than 10 images) |" in texts[3]
+    shown = text.partition("## What holds")[2].partition("## Audit")[0]
+    verdicts = [
+        line.split(" | ")[-1].strip() for line in shown.splitlines() if line.startswith("|")
+    ]
+    assert verdicts[0] == "most images finish within M_0 |"
+    few = "not shown (fewer than 10 images) |"
+    assert verdicts[2:] == [few, few, "- |"]
 
 
 def test_the_audit_of_table_1_is_shown(run, launch):
@@ -124,8 +119,10 @@ def test_the_pictures_are_there_and_the_same_command_makes_them_anew(run, launch
             assert picture.width > 800 and len(np.unique(np.asarray(picture.convert("L")))) > 20
     (workdir / "distributions.png").unlink()
     write(source / "fcn_vgg", "fcn_vgg", 0.0, [*FCN, FCN[0]], planned=5)  # the run went on
+    write(source / "fr_zf_0712", "fr_zf_0712", 3.0, DETECTOR, planned=2)  # and took a network
     launch("convergence", f"--run={source}", f"--workdir={workdir}")
-    row = json.loads((workdir / "convergence.json").read_text())["rows"][0]
+    row, *more = json.loads((workdir / "convergence.json").read_text())["rows"]
+    assert [one["network"] for one in more] == ["fr_zf_07", "fr_zf_07", "fr_zf_0712"]
     assert row["images"] == 5 and row["statuses"]["FOOLED"] == 3
     assert (workdir / "distributions.png").exists()
 
@@ -141,17 +138,12 @@ def test_what_is_no_run_is_named_and_another_run_is_refused(run, launch, tmp_pat
     write(other / "fcn_vgg", "fcn_vgg", 0.0, FCN, planned=4)
     refused = launch("convergence", f"--run={other}", f"--workdir={workdir}", fails=True)
     assert "other settings (run.settings.seed: now 1, there nothing)" in refused.stderr
+    trained = tmp_path / "trained"
+    rundir.claim(trained, {"settings": SETTINGS})
+    write(trained / "fcn_vgg", "fcn_vgg", 0.0, FCN, planned=5, weights="b2")
+    refused = launch("convergence", f"--run={trained}", f"--workdir={workdir}", fails=True)
+    assert "is of other weights of FCN-VGG than --run has" in refused.stderr
     assert (workdir / "convergence.json").read_bytes() == before
-
-
-def test_a_run_may_go_on_with_other_networks_but_not_with_other_weights(run):
-    source, workdir, _ = run
-    manifest, found = {"settings": SETTINGS}, convergence.read_run(source)
-    more = found[0]._replace(network="fcn_alex", weights="b2")
-    assert convergence.claim(workdir, manifest, [*found, more]) == workdir
-    other = [one._replace(weights="b2") for one in found if one.network == "fr_zf_07"]
-    with pytest.raises(ValueError, match="is of other weights of FR-ZF-07 than --run has"):
-        convergence.claim(workdir, manifest, [found[0], *other])
 
 
 @pytest.mark.slow  # it attacks two images
