@@ -42,6 +42,8 @@ def run(main) -> None:
         except KeyboardInterrupt:
             print("interrupted: what was written stays, the same command goes on", file=sys.stderr)
             sys.exit(130)  # 128 + SIGINT, as shells have it
+        except app.UsageError as error:  # absl would print all of the help first
+            sys.exit(f"error: {error}\n(--help lists the flags)")
         except (ValueError, OSError) as error:
             if FLAGS.verbosity > 0:
                 raise

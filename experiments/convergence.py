@@ -2,12 +2,15 @@
 
     python -m experiments.table1                                 attacks, and keeps its records
     python -m experiments.convergence                            reads those of runs/table1
+
+    python -m experiments.table1 --limit=100 --workdir=runs/table1_100
     python -m experiments.convergence --run=runs/table1_100 --workdir=runs/convergence_100
 
 Nothing is attacked: every figure is of the records that Table 1 left of its images, finished or
-not. An image counts from iterate 0, the clean one, by the share of its active targets that are
-still active. One that has finished counts as 0 from then on, one that stopped with targets left
-stays at its last share. A detector was attacked twice, with its margin and by the paper's rule
+not. An image counts from iterate 0, the clean one, by the share of the targets that were active on
+the clean image that are active now; it can rise, as a target becomes active again when its label
+wins again. One that has finished counts as 0 from then on, one that stopped with targets left stays
+at its last share. A detector was attacked twice, with its margin and by the paper's rule
 (margin 0), and has a row for each.
 
 Results go to --workdir: convergence.md, with what table1's audit found of the attacks;
@@ -21,26 +24,14 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import app, flags
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import PercentFormatter
 
 import dag_jax
 from dag_jax import networks
-from experiments import console, evaluation, lineplot
+from experiments import console, convergence_plots, evaluation
 from experiments.runs import audit, files, findings, rundir, scores
 
 MARKS = (10, 50, 100)  # iterations at which the table has the share of targets left
 QUARTILES = (25, 50, 75)  # percent
-LINEAR_BELOW = 0.01  # share of targets: above, the plot's axis is logarithmic
-LEAST_INCHES = 7  # width of a plot, for its title and legend
-STATUS_COLOURS = {
-    "FOOLED": "#4c9f70",
-    "MAX_STEPS": "#e8a33d",
-    "ZERO_GRADIENT": "#b35c44",
-    "NON_FINITE": "#5b4a8a",
-    "NO_TARGETS": "#c4c4c4",
-}
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("run", "runs/table1", "Folder that experiments.table1 wrote, its --workdir.")
@@ -51,6 +42,7 @@ class Attacked(NamedTuple):
     """The images of a network that were attacked in one way."""
 
     network: str
+    weights: str  # SHA-256 of its checkpoint
     margin: float
     max_steps: int  # M_0 of the run
     planned: int  # images of the run, attacked or not
@@ -65,19 +57,45 @@ def read_run(folder) -> list[Attacked]:
     """
     there = rundir.folders_in(folder, rundir.MANIFEST)
     names = [f"{name}{end}" for name in networks.NAMES for end in ("", "_margin_0")]
-    found = []
-    for name in console.progress([one for one in names if one in there], desc="records"):
+    names, found = [name for name in names if name in there], []
+    for name in console.progress(names, desc="records") if names else []:
         run = rundir.read(files.open_folder(folder) / name)
         said = run.manifest
-        about = said["network"], said["margin"], said["max_steps"], len(said["keys"])
+        about = (said[entry] for entry in ("network", "weights_sha256", "margin", "max_steps"))
         if run.records:
-            found.append(Attacked(*about, run.records))
+            found.append(Attacked(*about, len(said["keys"]), run.records))
     if not found:
         raise ValueError(
             f"--run={folder} has no image that was attacked; "
             f"`python -m experiments.table1 --workdir={folder}` attacks some"
         )
     return found
+
+
+def claim(workdir, manifest, found):
+    """Claim the folder of a run, which may have gone on, but not with other weights.
+
+    Args:
+      workdir: --workdir.
+      manifest: of the run.
+      found: `Attacked`s of `read_run`.
+
+    Returns:
+      The folder.
+
+    Raises:
+      ValueError: for a folder of another run.
+    """
+    workdir = rundir.claim(workdir, {"launch": "convergence", "run": manifest})
+    path, now = workdir / "convergence.json", {one.network: one.weights for one in found}
+    for row in files.load_json(path)["rows"] if path.exists() else []:
+        # Networks may have joined since, and none leaves a run.
+        if row.get("weights_sha256") != now.get(row["network"]):
+            raise ValueError(
+                f"{path} is of other weights of {evaluation.TITLES[row['network']]} than --run "
+                "has; give another --workdir"
+            )
+    return workdir
 
 
 def shares_left(records, max_steps) -> np.ndarray:
@@ -117,6 +135,7 @@ def row_of(attacked: Attacked) -> tuple[dict, dict]:
     marks = [mark for mark in MARKS if mark < attacked.max_steps] + [attacked.max_steps]
     row = {
         "network": attacked.network,
+        "weights_sha256": attacked.weights,
         "margin": attacked.margin,
         "max_steps": attacked.max_steps,
         "planned": attacked.planned,
@@ -125,6 +144,7 @@ def row_of(attacked: Attacked) -> tuple[dict, dict]:
         "targets": quartiles([record["active_counts"][0] for record in some]),
         "steps": quartiles([record["num_steps"] for record in some]),
         "finished": scores.mean_interval(finished) if some else None,
+        "half_minus_finished": scores.mean_interval([50 - x for x in finished]) if some else None,
         "left": {str(mark): float(shares[:, mark].mean()) for mark in marks} if some else {},
         "perceptibility": quartiles([record["perceptibility"] for record in some]),
         "statuses": {
@@ -178,6 +198,16 @@ COLUMNS = (
 )
 
 
+CLAIMS = (
+    ("network", lambda row: evaluation.TITLES[row["network"]]),
+    ("margin", lambda row: f"{row['margin']:g}"),
+    (
+        "most images finish within M_0",
+        lambda row: scores.verdict(row["half_minus_finished"], row["with_targets"]),
+    ),
+)
+
+
 def report(rows, settings) -> str:
     """Return convergence.md."""
     kind = "miniatures" if settings["miniature"] else "full-size networks"
@@ -188,8 +218,9 @@ def report(rows, settings) -> str:
         "[quartiles] over the images with targets. finished: share of these in which no target is "
         f"active any more, [{findings.LEVEL:.0%} interval] by the bootstrap over images. p: "
         "perceptibility.",
-        "left: share of an image's targets that are still active after so many iterations, mean "
-        "over the images with targets; one that has finished counts as 0.",
+        "left: the targets of an image that are active after so many iterations, as a share of "
+        "those active on the clean image, mean over the images with targets; one that has finished "
+        "counts as 0. It can rise: a target is active again when its label wins again.",
     ]
     notes += [
         f"{evaluation.TITLES[row['network']]}, margin {row['margin']:g}: {row['images']} of the "
@@ -198,134 +229,13 @@ def report(rows, settings) -> str:
         if row["images"] < row["planned"]
     ]
     text = "\n".join(f"{note}  " for note in notes)
-    return f"# Convergence ({kind}, {of})\n\n{text}\n\n{console.markdown(rows, COLUMNS)}\n"
-
-
-def draw_curves(pairs, path):
-    """Draw the targets left against iteration, a panel for each network.
-
-    Args:
-      pairs: (row, curves) of `row_of`.
-      path: PNG to write.
-    """
-    by_kind = [
-        list(dict.fromkeys(row["network"] for row, _ in pairs if row["network"].startswith(kind)))
-        for kind in ("fcn_", "fr_")
-    ]
-    by_kind = [names for names in by_kind if names]
-    columns = max(map(len, by_kind))
-    title = "Targets still active after each iteration, as a share of those on the clean image"
-    inches = max(3.1, LEAST_INCHES / columns), 2.8
-    figure, axes = lineplot.panels(columns * len(by_kind), title, columns=columns, inches=inches)
-    for place, one in enumerate(axes):
-        kind, column = divmod(place, columns)
-        if column >= len(by_kind[kind]):
-            one.set_visible(False)
-            continue
-        name = by_kind[kind][column]
-        of_network = [(row, curves) for row, curves in pairs if row["network"] == name]
-        _draw_network(one, name, of_network, labelled=column == 0)
-    handles = [
-        Line2D([], [], color="C0", lw=2, label="median of the images"),
-        Patch(color="C0", alpha=0.25, lw=0, label="quartiles"),
-        Line2D([], [], color="C0", lw=1.2, ls=":", label="mean"),
-        Line2D([], [], color="0.35", lw=1, ls="--", label="the paper's $M_0$"),
-    ]
-    if any(row["margin"] for row, _ in pairs):
-        text = "margin 0, the paper's rule: median, quartiles, mean"
-        handles.insert(3, Line2D([], [], color="C1", lw=2, label=text))
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=len(handles) if columns > 3 else 3,
-        fontsize=9,
-        frameon=False,
+    table, claims = console.markdown(rows, COLUMNS), console.markdown(rows, CLAIMS)
+    shown = (
+        "Behind each verdict 50% minus the share that finished, in points, with its interval: the "
+        "claim holds where all of it is below 0, and does not where all is above."
     )
-    lineplot.save(figure, path)
-
-
-def _draw_network(axes, name, pairs, *, labelled):
-    detects = name.startswith("fr_")
-    by_margin = len(pairs) > 1
-    last = evaluation.MAX_STEPS[detects]
-    title = evaluation.TITLES[name]
-    for row, curves in pairs:
-        last = max(last, row["max_steps"])
-        colour = "C1" if by_margin and not row["margin"] else "C0"
-        if row["margin"]:
-            title += f", margin {row['margin']:g}"
-        if curves:
-            x = np.arange(row["max_steps"] + 1)
-            axes.fill_between(x, curves["low"], curves["high"], color=colour, alpha=0.25, lw=0)
-            axes.plot(x, curves["mean"], color=colour, lw=1.2, ls=":")
-            axes.plot(x, curves["median"], color=colour, lw=2)
-    axes.axvline(evaluation.MAX_STEPS[detects], color="0.35", lw=1, ls="--")
-    axes.set_yscale("symlog", linthresh=LINEAR_BELOW, linscale=0.5)
-    axes.set(xlim=(0, 1.03 * last), ylim=(0, 1.15), xlabel="iteration")
-    axes.set_yticks([0, 0.01, 0.1, 1], minor=False)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.tick_params(labelleft=labelled)
-    if labelled:
-        axes.set_ylabel(f"targets still active\n(linear below {LINEAR_BELOW:.0%})")
-    axes.set_title(f"{title} ({pairs[0][0]['with_targets']} images)", fontsize=9.5)
-    axes.grid(alpha=0.3)
-
-
-def draw_distributions(rows, found, path):
-    """Draw the distributions of steps, perceptibility and statuses, a line for each row.
-
-    Args:
-      rows: of `row_of`.
-      found: `Attacked` of each.
-      path: PNG to write.
-    """
-    names = [
-        evaluation.TITLES[row["network"]] + (f", margin {row['margin']:g}" if split else "")
-        for row in rows
-        for split in [sum(other["network"] == row["network"] for other in rows) > 1]
-    ]
-    title = "How long the attack of an image takes, how large its perturbation is, how it ends"
-    figure, (steps, sizes, statuses) = lineplot.panels(
-        3, title, inches=(3.6, 0.9 + 0.32 * len(rows))
-    )
-    places = np.arange(len(rows))
-    some = [[one for one in a.records if one["active_counts"][0]] for a in found]
-    for axes, entry, scale, label in (
-        (steps, "num_steps", 1, "steps (box: quartiles; line: 5 to 95%)"),
-        (sizes, "perceptibility", 1000, "perceptibility p × 1000 (the same)"),
-    ):
-        values = [[record[entry] * scale for record in records] for records in some]
-        axes.boxplot(
-            values,
-            positions=places,
-            orientation="horizontal",
-            widths=0.6,
-            whis=(5, 95),
-            patch_artist=True,
-            boxprops={"facecolor": "#c9dcec"},
-            medianprops={"color": "C3", "linewidth": 2},
-            flierprops={"marker": ".", "markersize": 4},
-        )
-        axes.set(xlabel=label, xlim=(0, None))
-        axes.grid(axis="x", alpha=0.3)
-    starts = np.zeros(len(rows))
-    for name, colour in STATUS_COLOURS.items():
-        parts = np.array([row["statuses"].get(name, 0) / row["images"] for row in rows])
-        if not parts.any():
-            continue
-        statuses.barh(places, parts, left=starts, color=colour, label=name, height=0.7)
-        for place, start, part in zip(places, starts, parts, strict=True):
-            if part >= 0.07:  # below, there is no room for it
-                middle = start + part / 2
-                statuses.text(middle, place, f"{part:.0%}", ha="center", va="center", fontsize=8)
-        starts += parts
-    statuses.set(xlabel="images by status", xlim=(0, 1))
-    statuses.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    statuses.legend(fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
-    for axes in (steps, sizes, statuses):
-        axes.set_yticks(places, labels=names if axes is steps else [""] * len(rows), fontsize=9)
-        axes.set_ylim(len(rows) - 0.4, -0.6)  # the first on top
-    lineplot.save(figure, path)
+    parts = [f"# Convergence ({kind}, {of})", text, table, "## What holds", shown, claims]
+    return "\n\n".join(parts) + "\n"
 
 
 def main(argv):
@@ -335,7 +245,7 @@ def main(argv):
         raise app.UsageError("--run is empty; it is the folder that experiments.table1 wrote")
     found = read_run(FLAGS.run)
     manifest = files.load_json(files.open_folder(FLAGS.run) / rundir.MANIFEST)
-    workdir = rundir.claim(FLAGS.workdir, {"launch": "convergence", "run": manifest})
+    workdir = claim(FLAGS.workdir, manifest, found)
     pairs = [row_of(one) for one in console.progress(found, desc="curves")]
     rows = [row for row, _ in pairs]
     names = list(dict.fromkeys(row["network"] for row in rows))
@@ -346,8 +256,8 @@ def main(argv):
     content = {"settings": manifest["settings"], "rows": with_curves}
     content["audit"] = audit.as_json(audited)
     rundir.write(workdir / "convergence.json", json.dumps(content, indent=2) + "\n")
-    draw_curves(pairs, workdir / "convergence.png")
-    draw_distributions(rows, found, workdir / "distributions.png")
+    convergence_plots.draw_curves(pairs, workdir / "convergence.png")
+    convergence_plots.draw_distributions(rows, found, workdir / "distributions.png")
     print(text)
     print(f"results: {workdir}/")
 

@@ -13,6 +13,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from matplotlib.transforms import Bbox
 
+HEADROOM = 1.1  # of the largest value: no marker is cut
+
 _DPI = 150
 _MARKERS = "os^Dv"
 _POINT = 6  # pixels of a figure around a point that a name stays out of
@@ -50,7 +52,10 @@ def panels(count, title, *, columns=None, inches=(4.2, 3.5)):
     width, height = inches
     figure = Figure(figsize=(1.5 + width * columns, 0.3 + height * rows), layout="constrained")
     figure.suptitle(title, fontsize=12)
-    return figure, figure.subplots(rows, columns, squeeze=False).ravel()[:count].tolist()
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for one in axes[count:]:
+        one.set_visible(False)
+    return figure, axes[:count]
 
 
 def lines(axes, series, *, xlabel, ylabel, doubling=True, log=True):
@@ -64,10 +69,11 @@ def lines(axes, series, *, xlabel, ylabel, doubling=True, log=True):
       doubling: whether x values double from one to the next.
       log: whether y has a logarithmic scale; else it starts at 0.
     """
-    shown = set()
+    shown, largest = set(), 0.0
     for (label, x, y), marker in zip(series, itertools.cycle(_MARKERS), strict=False):
         axes.plot(x, y, marker=marker, ms=5, label=label)
         shown |= set(x)
+        largest = max(largest, *y)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if log:
         axes.set_yscale("log")
@@ -80,7 +86,7 @@ def lines(axes, series, *, xlabel, ylabel, doubling=True, log=True):
                 FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
             )
     else:
-        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+        axes.set_ylim(0, HEADROOM * largest or 1)
     if doubling and shown:
         axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(shown), labels=[f"{x:g}" for x in sorted(shown)])

@@ -4,6 +4,8 @@ Each launch defines those it takes as its own, so that its --help lists them and
 `rundir.settings_of` records them:
 
     options.define(__name__, "dataset", "limit", "workdir", limit=10, workdir="runs/mine")
+
+A launch that attacks one kind of network alone says so, and its --help speaks of no other.
 """
 
 import pathlib
@@ -13,6 +15,7 @@ import jax
 from absl import app, flags
 
 from dag_jax import networks
+from dag_jax.datasets import scenes
 from dag_jax.networks import zoo
 from experiments import evaluation
 from experiments.runs import files
@@ -20,25 +23,26 @@ from experiments.runs import files
 _SLOTS = {"cpu": 2}, 16  # a core gains nothing from more lanes, and the last images waste fewer
 
 FLAGS = flags.FLAGS
-# By name: what defines it, the default, the help, and what else it takes.
+# By name: what defines it, the default, the help, and what else it takes. In the help, {...} is a
+# number or name that each kind of network has its own of.
 _SHARED = {
     "dataset": (
         flags.DEFINE_enum,
         "scenes",
-        "What to attack them on.",
+        "Images to attack: rendered scenes, or photographs of PASCAL VOC.",
         {"enum_values": ["scenes", "voc"]},
     ),
     "split": (
         flags.DEFINE_string,
         None,
-        "Split to attack. Default: each network's own, "
-        f"{evaluation.TEST_SPLITS[False]} of an FCN, {evaluation.TEST_SPLITS[True]} of a detector.",
+        f"Split to attack: of scenes, one of {', '.join(scenes.SPLITS)}; of voc, a list that its "
+        "folder has, such as voc2012_seg_val. Default: {TEST_SPLITS}.",
         {},
     ),
     "data_dir": (
         flags.DEFINE_string,
         None,
-        "Folder of VOC and SBD, extracted or not, for --dataset=voc.",
+        "Folder of VOC and SBD, extracted or not; photographs (voc) need it.",
         {},
     ),
     "cache_dir": (
@@ -50,13 +54,13 @@ _SHARED = {
     "canvas": (
         flags.DEFINE_integer,
         None,
-        "Scale images to this square. Default: as they are.",
+        "Scale images to a square of this many pixels a side. Default: as they are.",
         {"lower_bound": evaluation.MIN_CANVAS},
     ),
     "checkpoints": (
         flags.DEFINE_string,
         None,
-        "Folder of <network>.safetensors to use instead.",
+        "Folder of <network>.safetensors to use instead of those that come along.",
         {},
     ),
     "miniature": (flags.DEFINE_bool, True, "The small networks, or the full-size ones.", {}),
@@ -69,20 +73,26 @@ _SHARED = {
     "limit": (
         flags.DEFINE_integer,
         40,
-        "Images a network, the first of the split; 0 is all.",
+        "How many images to attack, the first of the split; 0 is all.",
         {"lower_bound": 0},
     ),
     "max_steps": (
         flags.DEFINE_integer,
         None,
-        "M_0. Default: 200 for FCN, 150 for detectors.",
+        "Most steps of an image (the paper's M_0). Default: {MAX_STEPS}.",
         {"lower_bound": 1},
     ),
-    "step_size": (flags.DEFINE_float, 0.5, "gamma, grey levels.", {}),
+    "step_size": (
+        flags.DEFINE_float,
+        0.5,
+        "Length of a step: its largest change of a channel, gamma, in grey levels.",
+        {},
+    ),
     "margin": (
         flags.DEFINE_float,
         None,
-        "Logits a label must lose by. Default: 0 FCN, 3 detectors.",
+        "A target is attacked until its label scores this many logits less than the best other "
+        "class; 0 is the paper's rule. Default: {MARGINS}.",
         {},
     ),
     "rounded": (
@@ -94,14 +104,15 @@ _SHARED = {
     "precision": (
         flags.DEFINE_enum,
         "float32",
-        "In which networks multiply; scores and perturbation are float32.",
+        "Numbers that networks multiply in; scores and perturbation are float32.",
         {"enum_values": networks.PRECISIONS},
     ),
     "seed": (flags.DEFINE_integer, 0, "Seed of adversarial labels and permutations.", {}),
     "slots": (
         flags.DEFINE_integer,
         None,
-        f"Images at a time on each device. Default: {_SLOTS[0]['cpu']} CPU, {_SLOTS[1]} others.",
+        "Images that are attacked at the same time on each device, a CPU core being one. Default: "
+        f"{_SLOTS[0]['cpu']} on a CPU core, {_SLOTS[1]} on others.",
         {"lower_bound": 1},
     ),
     "audit": (
@@ -116,19 +127,37 @@ _SHARED = {
 UNRECORDED = ("checkpoints", "cache_dir", "slots", "audit", "workdir", "data_dir")
 
 
-def define(module, *names, **defaults) -> None:
+def help_of(name, kinds=(False, True)) -> str:
+    """Return the help of a shared flag.
+
+    Args:
+      name: of the flag.
+      kinds: whether the networks that the launch attacks detect: one or both.
+    """
+    said = {}
+    for table in ("TEST_SPLITS", "MAX_STEPS", "MARGINS"):
+        own = getattr(evaluation, table)
+        texts = [own[kind] if isinstance(own[kind], str) else f"{own[kind]:g}" for kind in kinds]
+        of = [(" for FCNs", " for detectors")[kind] if len(kinds) > 1 else "" for kind in kinds]
+        said[table] = ", ".join(map("".join, zip(texts, of, strict=True)))
+    return _SHARED[name][2].format(**said)
+
+
+def define(module, *names, kinds=(False, True), **defaults) -> None:
     """Define shared flags as a launch's own.
 
     Args:
       module: the launch's __name__.
       *names: of the flags.
+      kinds: as in `help_of`.
       **defaults: by name, where it is not the usual one.
     """
     # absl's name of the launch that runs.
     module = sys.argv[0] if module == "__main__" else module
     for name in names:
-        function, default, text, more = _SHARED[name]
-        function(name, defaults.pop(name, default), help=text, module_name=module, **more)
+        function, default, _, more = _SHARED[name]
+        text, default = help_of(name, kinds), defaults.pop(name, default)
+        function(name, default, help=text, module_name=module, **more)
     if defaults:
         raise TypeError(f"defaults of flags that are not defined: {', '.join(defaults)}")
 

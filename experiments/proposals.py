@@ -1,6 +1,8 @@
-"""How many proposals an attack on a detector needs: mAP, steps and time against the RPN's NMS.
+r"""How many proposals an attack on a detector needs: mAP, steps and time against the RPN's NMS.
 
-    python -m experiments.proposals
+    python -m experiments.proposals --limit=100 --margin=0 --workdir=runs/proposals_margin_0
+                                                   what the README shows: the paper's rule
+    python -m experiments.proposals                the margin that is usual for detectors
     python -m experiments.proposals --network=fr_zf_07 --thresholds=0.7,0.9 --proposals=300
     python -m experiments.proposals --nominiature --checkpoints=runs/weights --dataset=voc \
         --data_dir=VOCdevkit --limit=100
@@ -10,8 +12,8 @@ attack alone, so that about 3,000 proposals are kept instead of 300, and says th
 make it work. Here the same images are attacked at several thresholds, with several limits on the
 number kept. The evaluation stays what it is: 0.7, and as many proposals as the detector takes.
 
-Seconds are of finding the targets and of the attack; what has to be compiled is compiled before, by
-attacks without a target. They depend on what else the machine does.
+Seconds are of finding the targets, of the attack and of writing what it found; what has to be
+compiled is compiled before, by attacks without a target. They depend on what else the machine does.
 
 Results go to --workdir: proposals.md, proposals.json, proposals.png, and for each setting a folder
 of what was attacked and its row. An image is kept as soon as it is finished: whatever kills a
@@ -26,6 +28,7 @@ import json
 import sys
 
 from absl import app, flags
+from matplotlib.ticker import MaxNLocator
 
 import dag_jax
 from dag_jax import metrics, networks
@@ -59,6 +62,7 @@ options.define(
     *("dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints", "miniature"),
     *("image_ids", "limit", "max_steps", "step_size", "margin", "rounded", "precision", "seed"),
     *("slots", "audit", "workdir"),
+    kinds=(True,),
     workdir="runs/proposals",
 )
 
@@ -165,7 +169,7 @@ def report(rows, differences, about) -> str:
         f"[{findings.LEVEL:.0%} interval] by the bootstrap over images. uint8: on the saved PNG. "
         "steps, largest (grey levels): medians; p: mean perceptibility; these are over images with "
         "targets.",
-        f"s an image: wall-clock seconds of targets and attack, without compiling; "
+        "s an image: wall-clock seconds of targets, attack and writing it down, without compiling; "
         f"{about['device']}, {about['cores']} cores.",
     ]
     shown = [
@@ -182,22 +186,23 @@ def report(rows, differences, about) -> str:
 
 def draw(rows, about, path):
     """Draw what the rows say against the threshold, a line for each number kept."""
-    title = evaluation.TITLES[about["network"]]
-    figure, panels = lineplot.panels(
-        6,
-        f"{title} attacked on the proposals of a sparser or denser suppression (margin "
-        f"{about['margin']:g}, {rows[0]['images']} images; its evaluation stays as it is)",
-        columns=3,
-        inches=(3.7, 3.0),
+    title = (
+        f"{evaluation.TITLES[about['network']]} attacked on the proposals of a sparser or denser "
+        f"suppression (margin {about['margin']:g}, {rows[0]['images']} images; its evaluation "
+        "stays as it is)"
     )
-    names = (
+    names = [
         ("proposals", "proposals of an image (mean)"),
         ("targets", "targets of an image (mean)"),
         ("advr", "mAP after the attack, %"),
         ("steps_median", "steps of an image (median)"),
         ("seconds", "seconds an image"),
-        ("unfinished", "images with targets left"),
-    )
+    ]
+    if any(row["unfinished"] for row in rows):
+        names.append(("unfinished", "images with targets left"))
+    else:
+        title += "\nNo image has targets left at the end"
+    figure, panels = lineplot.panels(len(names), title, columns=3, inches=(3.7, 3.0))
     for axes, (entry, label) in zip(panels, names, strict=True):
         some = [row for row in rows if row[entry] is not None]
         lines = []
@@ -208,13 +213,21 @@ def draw(rows, about, path):
         options_of_plot = {"xlabel": xlabel, "ylabel": label, "doubling": False, "log": False}
         if lines:
             lineplot.lines(axes, lines, **options_of_plot)
+            axes.get_legend().remove()  # one for all panels, where it covers nothing
+        if entry == "unfinished":
+            axes.set_ylim(0, max(1, axes.get_ylim()[1]))
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes = panels[2]
     for number, (_, group) in enumerate(by_kept(rows)):
         ends = [(row["nms_threshold"], *row["advr"][1:]) for row in group]
         axes.fill_between(*zip(*ends, strict=True), color=f"C{number}", alpha=0.15, lw=0)
-    axes.set_title(f"ORIG {about['orig']:.1f}; bands: {findings.LEVEL:.0%} intervals", fontsize=9)
-    axes.legend(fontsize=8, loc="upper left")
-    axes.set_ylim(0, 1.05 * max(row["advr"][2] for row in rows) or 1)
+    text = f"ORIG {about['orig']:.1f}, the mAP before the attack"
+    axes.axhline(about["orig"], color="0.35", lw=1, ls="--", label=text)
+    axes.set_title(f"bands: {findings.LEVEL:.0%} intervals", fontsize=9)
+    handles, _ = axes.get_legend_handles_labels()
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    largest = max(about["orig"], *(row["advr"][2] for row in rows))
+    axes.set_ylim(0, lineplot.HEADROOM * largest or 1)
     lineplot.save(figure, path)
 
 
@@ -315,7 +328,7 @@ def main(argv):
         "settings": rundir.settings_of(FLAGS, sys.argv[0], without=UNRECORDED),
         **versions.environment(),
     }
-    workdir = rundir.claim(FLAGS.workdir, about | {"units": rundir.UNITS})
+    workdir = attacks.claim(FLAGS.workdir, about, examples)
 
     # 2. A setting at a time; images and settings that are finished are kept.
     keys = [example["image_id"] for example in examples]

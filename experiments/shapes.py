@@ -56,12 +56,13 @@ flags.DEFINE_string("word", "DAG", "The word of --shape=word.")
 flags.DEFINE_string("mask", None, "PNG of --shape=file: class indices, or in the colours of VOC.")
 flags.DEFINE_enum("class_name", "person", datasets.CLASS_NAMES[1:], "The class inside the shape.")
 flags.DEFINE_float(
-    "stop_fraction", 0.01, "Share of the pixels that may have another class than drawn."
+    "stop_fraction", 0.01, "Share of the pixels (0 to 1) that may have another class than drawn."
 )
 options.define(
     __name__,
     *("dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints", "miniature"),
     *("image_ids", "limit", "max_steps", "step_size", "precision", "slots", "audit", "workdir"),
+    kinds=(False,),
     limit=10,
     workdir="runs/shapes",
 )
@@ -127,7 +128,7 @@ def drawings_of(kinds):
 
 
 def agreement(drawn, results, column):
-    """Return how far a column's predictions are the drawing, means over images in percent.
+    """Return how far a column's predictions are the drawing, in percent of each image.
 
     Args:
       drawn: examples whose masks are the drawing.
@@ -135,8 +136,7 @@ def agreement(drawn, results, column):
       column: of `scores.keep_column`.
 
     Returns:
-      [value, low, high] of the share of pixels as drawn, and of the IoU of the drawn classes but
-      background.
+      f64[2, M], the share of pixels as drawn, and the mean IoU of the drawn classes but background.
     """
     shares, overlaps = [], []
     for one in scores.join(drawn, results, column):
@@ -144,7 +144,7 @@ def agreement(drawn, results, column):
         there = np.flatnonzero(confusion.sum(axis=1)[1:]) + 1
         shares.append(100 * np.trace(confusion) / confusion.sum())
         overlaps.append(100 * metrics.class_iou(confusion)[there].mean())
-    return scores.mean_interval(shares), scores.mean_interval(overlaps)
+    return np.array([shares, overlaps])
 
 
 def measure(network, drawn, results, drawing, *, max_steps, mesh):
@@ -176,10 +176,11 @@ def measure(network, drawn, results, drawing, *, max_steps, mesh):
         **drawing.said,
         "title": drawing.title,
         "class_name": None if drawing.kind == "file" else FLAGS.class_name,
-        "as_drawn_before": before[0],
-        "as_drawn_after": after[0],
-        "iou_before": before[1],
-        "iou_after": after[1],
+        "as_drawn_before": scores.mean_interval(before[0]),
+        "as_drawn_after": scores.mean_interval(after[0]),
+        "as_drawn_lost": scores.mean_interval(before[0] - after[0]),
+        "iou_before": scores.mean_interval(before[1]),
+        "iou_after": scores.mean_interval(after[1]),
         **scores.summary_of(records),
         "statuses": {name: statuses.count(name) for name in sorted(set(statuses))},
     }
@@ -199,6 +200,15 @@ COLUMNS = (
 )
 
 
+CLAIMS = (
+    ("shape", lambda row: row["title"]),
+    (
+        "the saved PNG is more as drawn than the clean image",
+        lambda row: scores.verdict(row["as_drawn_lost"], row["images"]),
+    ),
+)
+
+
 def report(rows, about) -> str:
     """Return shapes.md."""
     title = evaluation.TITLES[about["network"]]
@@ -215,7 +225,14 @@ def report(rows, about) -> str:
         "steps, largest (grey levels): medians; p: mean perceptibility; of the PNG.",
     ]
     text = "\n".join(f"{note}  " for note in notes)
-    return f"# Shapes ({title}, {size})\n\n{text}\n\n{console.markdown(rows, COLUMNS)}\n"
+    table, claims = console.markdown(rows, COLUMNS), console.markdown(rows, CLAIMS)
+    shown = (
+        "Behind each verdict the pixels as drawn on the clean image minus those on the PNG, in "
+        "points, with its interval over the same images: the claim holds where all of it is below "
+        "0, and does not where all is above."
+    )
+    parts = [f"# Shapes ({title}, {size})", text, table, "## What holds", shown, claims]
+    return "\n\n".join(parts) + "\n"
 
 
 def picture(network, example, run, row):
@@ -281,7 +298,7 @@ def main(argv):
         "settings": rundir.settings_of(FLAGS, sys.argv[0], without=UNRECORDED),
         **versions.environment(),
     }
-    workdir = rundir.claim(FLAGS.workdir, about | {"units": rundir.UNITS})
+    workdir = attacks.claim(FLAGS.workdir, about, examples)
 
     # 2. A shape at a time; images and shapes that are finished are kept.
     keys = [example["image_id"] for example in examples]

@@ -1,4 +1,4 @@
-"""Table 1: eight networks before the attack (ORIG), under it (ADVR), under its permutation (PERM).
+r"""Table 1: eight networks before the attack (ORIG), under it (ADVR), under its permutation (PERM).
 
     python -m experiments.table1                 40 images a network: what `make table1` runs
     python -m experiments.table1 --limit=100 --workdir=runs/table1_100     the table in the README
@@ -14,7 +14,7 @@
 Photographs keep their sizes unless --canvas scales them: they go through a few compiled shapes, by
 padding that changes no score.
 
-Results go to --workdir: table1.md, table1.json, figure1.png, and for each network a folder of what
+Results go to --workdir: table1.md, table1.json, examples.png, and for each network a folder of what
 was attacked (for detectors a second one, with margin 0): its manifest, a record for each image, the
 perturbations, the adversarial images as PNG, its row and its audit, which is printed under the
 table: whether it measures the attack at all. `experiments.runs.rundir.read` reads a folder.
@@ -260,7 +260,7 @@ def write_table(workdir, rows, settings, loaded, examples, found, started):
     for name in shown.values():
         run, network = rundir.read(workdir / name), loaded[name]
         pictures.append(picture(network, examples[network.detects], run, FLAGS.rounded))
-    figures.attack_figure(pictures, workdir / "figure1.png")
+    figures.attack_figure(pictures, workdir / "examples.png")
     print(text)
     print(f"{time.monotonic() - started:.0f} s; results: {workdir}/")
 

@@ -1,4 +1,4 @@
-"""Transfer: what perturbations found for one network do to another.
+r"""Transfer: what perturbations found for one network do to another.
 
     python -m experiments.table1 --split=seg11valid --limit=100 --workdir=runs/table1_one_split
     python -m experiments.transfer --run=runs/table1_one_split
@@ -58,7 +58,7 @@ flags.DEFINE_list(
 )
 options.define(__name__, "data_dir", "cache_dir", "checkpoints", "workdir", workdir="runs/transfer")
 flags.DEFINE_integer("sets", 1000, "Sets of images drawn for the intervals.", 1)
-flags.DEFINE_integer("seed", 0, "Seed of these sets.")
+flags.DEFINE_integer("seed", 0, "Seed of the bootstrap (--sets).")
 # What decides no cell: cells of other networks and sums join those that are there.
 UNRECORDED = (
     *("run", "networks", "black_boxes", "sums", "sets", "seed"),

@@ -1,4 +1,4 @@
-"""Attack variants compared on one network: what each leaves of the score, and at what size.
+r"""Attack variants compared on one network: what each leaves of the score, and at what size.
 
     python -m experiments.variants --limit=100            what the README shows
     python -m experiments.variants --network=fr_vgg_07    a detector: those that are not of pixels
@@ -56,9 +56,9 @@ flags.DEFINE_list(
     f"Which attacks, some of {', '.join(NAMES)}. Default: all; of a detector, all but "
     f"{', '.join(OF_PIXELS)}.",
 )
-flags.DEFINE_float("epsilon", 8.0, "Largest change that fgsm, pgd, segpgd, cospgd may make.")
+flags.DEFINE_float("epsilon", 8.0, "Largest change of fgsm, pgd, segpgd, cospgd, in grey levels.")
 flags.DEFINE_integer("bounded_steps", 40, "Steps of pgd, segpgd and cospgd.", 1)
-flags.DEFINE_float("bounded_step_size", 2.0, "Grey levels of each of their steps.")
+flags.DEFINE_float("bounded_step_size", 2.0, "Length of each of these, in grey levels.")
 options.define(
     __name__,
     *("dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints", "miniature"),
@@ -119,11 +119,7 @@ def asked_for(texts, network) -> list[str]:
     detects = network.startswith("fr_")
     known = [name for name in NAMES if not (detects and name in OF_PIXELS)]
     asked = known if texts is None else texts
-    unknown = [name for name in asked if name not in NAMES]
-    if unknown or not asked:
-        raise app.UsageError(
-            f"--variants: unknown {', '.join(unknown) or 'nothing'}; known: {', '.join(NAMES)}"
-        )
+    console.check_names("variants", asked, NAMES)
     if senseless := [name for name in asked if name not in known]:
         raise app.UsageError(
             f"--variants: {', '.join(senseless)} weigh the pixels of a segmentation, and "
@@ -186,8 +182,8 @@ def report(rows, about) -> str:
         f"{right}; right <= {FEW:.0%}: share of images where that is all.",
         "steps, largest (grey levels): medians; p: mean perceptibility of the image that was "
         "attacked, within 0 to 255; these are over images with targets. s an image: wall-clock "
-        f"seconds of targets and attack, without compiling; {about['device']}, {about['cores']} "
-        "cores.",
+        "seconds of targets, attack and writing it down, without compiling; "
+        f"{about['device']}, {about['cores']} cores.",
     ]
     text = "\n".join(f"{note}  " for note in notes)
     table = console.markdown(rows, COLUMNS)
@@ -260,6 +256,8 @@ def draw(rows, about, path):
     ):
         some = [row for row in rows if row["bounded"] == bounded]
         sizes = [1000 * row["perceptibility"] for row in some]
+        ends = [[row[column] for row in some] for column in ("advr", "perm")]
+        axes.vlines(sizes, *ends, color=colour, lw=0.7, alpha=0.5, zorder=2)  # of one variant
         for column, face, text in (
             ("advr", colour, label),
             (
@@ -359,7 +357,7 @@ def main(argv):
         "settings": rundir.settings_of(FLAGS, sys.argv[0], without=UNRECORDED),
         **versions.environment(),
     }
-    workdir = rundir.claim(FLAGS.workdir, about | {"units": rundir.UNITS})
+    workdir = attacks.claim(FLAGS.workdir, about, examples)
 
     # 2. A variant at a time; images and rows that are finished are kept.
     keys, errors = [example["image_id"] for example in examples], []

@@ -1,8 +1,9 @@
 """The attack of many images, and what an image took: what has to be compiled is compiled before.
 
-Seconds are of finding the targets and of the attack, on the wall's clock: they depend on what else
-the machine does. They are added up in the folder of results, launch by launch; a launch that was
-cut short leaves none of its own behind.
+Seconds are of finding the targets, of the attack and of writing what it found (the PNG, the
+perturbation and its shard), on the wall's clock: they depend on what else the machine does. They
+are added up in the folder of results, launch by launch; a launch that was cut short leaves none of
+its own behind.
 """
 
 import json
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 import dag_jax
+from experiments import console
 from experiments.measure import throughput
 from experiments.runs import attacks, files
 
@@ -38,7 +40,9 @@ def attack_all(network, examples, results, *, seed, label, targets_of, **of_stre
     """
     todo = results.todo()
     if todo:
-        inputs = attacks.attack_inputs(network, examples, seed, todo, targets_of=targets_of)
+        rows = rows_of_shapes(network, examples, todo)
+        inputs = attacks.attack_inputs(network, examples, seed, rows, targets_of=targets_of)
+        inputs = console.progress(inputs, total=len(rows), desc=f"{label}: shapes", unit="image")
         for _ in attacks.open_stream(network, examples, results, _one_of_each(inputs), **of_stream):
             pass
     started = time.perf_counter()
@@ -46,6 +50,22 @@ def attack_all(network, examples, results, *, seed, label, targets_of, **of_stre
         network, examples, results, seed=seed, label=label, targets_of=targets_of, **of_stream
     )
     return _an_image(results.folder / _SECONDS, time.perf_counter() - started, len(todo))
+
+
+def rows_of_shapes(network, examples, todo) -> list[int]:
+    """Return which examples have all shapes that an attack of `todo` needs compiled.
+
+    How many targets a detector has depends on the image, an FCN's on nothing but its size.
+
+    Args:
+      network: a `Network`.
+      examples: all of them.
+      todo: indices into these.
+    """
+    if network.detects:
+        return todo
+    first = {examples[row]["image"].shape: row for row in reversed(todo)}
+    return sorted(first.values())
 
 
 def _one_of_each(inputs):

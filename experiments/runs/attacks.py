@@ -18,7 +18,7 @@ import dag_jax
 from dag_jax import metrics, networks
 from dag_jax.metrics.segmentation import VOID
 from experiments import buckets, console, evaluation
-from experiments.runs import files
+from experiments.runs import files, rundir
 
 _FEWEST_BOXES = 8  # rows that lists of ground-truth boxes have, doubled as often as needed
 _FEWEST_TARGETS = 128  # rows that lists of targets have, four times as many as often as needed
@@ -269,6 +269,46 @@ def open_stream(
     )
 
 
+def _check_images(folder, records, examples):
+    now = {example["image_id"]: example["image"] for example in examples}
+    for record in records:
+        key = record["key"]
+        if key not in now or record["image_sha256"] != files.sha256(now[key]):
+            raise ValueError(
+                f"{folder} was made of another image of the name {key!r} than --dataset and "
+                "--data_dir have now; give another --workdir"
+            )
+
+
+def claim(workdir, about, examples):
+    """Claim the folder of a launch; what was attacked there has to be of these images.
+
+    Rows that are finished stay in the table without being made again, so they are looked at too.
+
+    Args:
+      workdir: as in `rundir.claim`.
+      about: what the run is of.
+      examples: from `evaluation.load_examples`.
+
+    Returns:
+      The folder.
+
+    Raises:
+      ValueError: as `rundir.claim` does, and for results of other images.
+      OSError: where it cannot be written.
+    """
+    workdir = rundir.claim(workdir, about | {"units": rundir.UNITS})
+    for name in sorted(rundir.folders_in(workdir, rundir.MANIFEST)):
+        run = rundir.read(workdir / name)
+        if run.manifest["keys"] != [example["image_id"] for example in examples]:
+            raise ValueError(
+                f"{run.folder} was made of other images than --dataset and --data_dir have now; "
+                "give another --workdir"
+            )
+        _check_images(run.folder, run.records, examples)
+    return workdir
+
+
 def attack_all(
     network,
     examples,
@@ -301,12 +341,7 @@ def attack_all(
         examples that cannot be attacked.
       OSError: where results cannot be written.
     """
-    for row, record in results.done().items():
-        if record["image_sha256"] != files.sha256(examples[row]["image"]):
-            raise ValueError(
-                f"{results.folder} was made of another image of the name "
-                f"{examples[row]['image_id']!r} than --dataset has now; give another --workdir"
-            )
+    _check_images(results.folder, results.done().values(), examples)
     todo, started, failed = results.todo(), time.perf_counter(), []
     if not todo:
         return

@@ -15,6 +15,7 @@ from dag_jax import metrics
 from experiments import buckets, evaluation
 from experiments.runs import findings, rundir
 
+FEWEST = 10  # images; an interval over fewer says little
 PERMUTATIONS = 3  # shuffles whose mean is PERM
 _LAST = "advr"  # the column that is kept last: where it is, all are
 
@@ -137,6 +138,20 @@ def mean_interval(values, *, seed=0) -> list[float]:
     images = metrics.draw_images(seed, len(values))
     means = images @ np.asarray(values, np.float64) / len(values)
     return findings.as_list(findings.in_percent(means))
+
+
+def verdict(difference, images) -> str:
+    """Return whether images show that a difference is below 0, as a table says it.
+
+    Args:
+      difference: [value, low, high]; None where there is no image.
+      images: their number.
+    """
+    if difference is None:
+        return "-"
+    if images < FEWEST:
+        return f"{findings.OPEN} (fewer than {FEWEST} images)"
+    return f"{findings.below(difference)}: {findings.text(difference)}"
 
 
 def summary_of(records) -> dict:

@@ -33,8 +33,9 @@ FCN = [
 DETECTOR = [record("NO_TARGETS", [0]), record("FOOLED", [4, 5, 0], 0.002)]
 
 
-def write(folder, network, margin, records, planned):
-    manifest = {"network": network, "margin": margin, "max_steps": 12, "settings": SETTINGS}
+def write(folder, network, margin, records, planned, weights="a1"):
+    manifest = {"network": network, "weights_sha256": weights, "margin": margin}
+    manifest |= {"max_steps": 12, "settings": SETTINGS}
     results = rundir.Results(folder, manifest, [f"image {i}" for i in range(planned)])
     image = np.zeros((2, 2, 3), np.uint8)
     attack = types.SimpleNamespace(image=image, perturbation=np.zeros((2, 2, 3), np.float32))
@@ -64,6 +65,7 @@ def test_the_rows_are_those_of_the_records(run):
     )
     assert fcn["targets"] == [100, 100, 100]
     assert fcn["finished"] == [50, 0, 100]  # of four images, no more can be said
+    assert fcn["half_minus_finished"] == [0, -50, 50] and by_paper["half_minus_finished"] is None
     assert fcn["steps"] == np.percentile([1, 2, 12, 3], (25, 50, 75)).tolist()
     # After 10 iterations two are done, one has half of its targets, the other a tenth.
     assert fcn["left"] == {"10": pytest.approx(0.15), "12": pytest.approx(0.15)}
@@ -76,6 +78,13 @@ def test_the_rows_are_those_of_the_records(run):
     assert text in process.stdout and f"results: {workdir}" in process.stdout
     assert "FCN-VGG, margin 0: 4 of the 5 images of the run" in text
     assert "2.5 [1.75, 5.25]" in text and "15%" in text
+    shown = text.partition("## What holds")[2].partition("## Audit")[0]
+    verdicts = [
+        line.split(" | ")[-1].strip() for line in shown.splitlines() if line.startswith("|")
+    ]
+    assert verdicts[0] == "most images finish within M_0 |"
+    few = "not shown (fewer than 10 images) |"
+    assert verdicts[2:] == [few, few, "- |"]
 
 
 def test_the_audit_of_table_1_is_shown(run, launch):
@@ -110,8 +119,10 @@ def test_the_pictures_are_there_and_the_same_command_makes_them_anew(run, launch
             assert picture.width > 800 and len(np.unique(np.asarray(picture.convert("L")))) > 20
     (workdir / "distributions.png").unlink()
     write(source / "fcn_vgg", "fcn_vgg", 0.0, [*FCN, FCN[0]], planned=5)  # the run went on
+    write(source / "fr_zf_0712", "fr_zf_0712", 3.0, DETECTOR, planned=2)  # and took a network
     launch("convergence", f"--run={source}", f"--workdir={workdir}")
-    row = json.loads((workdir / "convergence.json").read_text())["rows"][0]
+    row, *more = json.loads((workdir / "convergence.json").read_text())["rows"]
+    assert [one["network"] for one in more] == ["fr_zf_07", "fr_zf_07", "fr_zf_0712"]
     assert row["images"] == 5 and row["statuses"]["FOOLED"] == 3
     assert (workdir / "distributions.png").exists()
 
@@ -120,13 +131,18 @@ def test_what_is_no_run_is_named_and_another_run_is_refused(run, launch, tmp_pat
     _, workdir, _ = run
     before = (workdir / "convergence.json").read_bytes()
     nothing = launch("convergence", f"--run={tmp_path}", f"--workdir={tmp_path / 'a'}", fails=True)
-    assert "has no image that was attacked" in nothing.stderr
+    assert "has no image that was attacked" in nothing.stderr and "records:" not in nothing.stderr
     assert not (tmp_path / "a").exists()
     other = tmp_path / "table1"
     rundir.claim(other, {"settings": SETTINGS | {"seed": 1}})
     write(other / "fcn_vgg", "fcn_vgg", 0.0, FCN, planned=4)
     refused = launch("convergence", f"--run={other}", f"--workdir={workdir}", fails=True)
     assert "other settings (run.settings.seed: now 1, there nothing)" in refused.stderr
+    trained = tmp_path / "trained"
+    rundir.claim(trained, {"settings": SETTINGS})
+    write(trained / "fcn_vgg", "fcn_vgg", 0.0, FCN, planned=5, weights="b2")
+    refused = launch("convergence", f"--run={trained}", f"--workdir={workdir}", fails=True)
+    assert "is of other weights of FCN-VGG than --run has" in refused.stderr
     assert (workdir / "convergence.json").read_bytes() == before
 
 

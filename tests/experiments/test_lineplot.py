@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pytest
 from matplotlib.text import Text
 
 from experiments import lineplot
@@ -25,3 +26,12 @@ def test_names_of_points_that_crowd_cover_nothing(tmp_path):
     assert all(frame.contains(*box.min) and frame.contains(*box.max) for box in boxes)
     lineplot.save(figure, tmp_path / "points.png")
     assert (tmp_path / "points.png").stat().st_size > 5000
+
+
+def test_no_marker_is_cut_and_what_is_zero_has_a_scale():
+    figure, panels = lineplot.panels(2, "two of three", columns=3)
+    assert [axes.get_visible() for axes in figure.axes] == [True, True, False]
+    for axes, y, top in zip(panels, ([3, 3], [0, 0]), (3.3, 1), strict=True):
+        series = [("a", [1, 2], y)]
+        lineplot.lines(axes, series, xlabel="x", ylabel="y", doubling=False, log=False)
+        assert axes.get_ylim() == (0, pytest.approx(top))

@@ -47,7 +47,7 @@ def test_prints_and_writes_the_table(run):
     for row in content["rows"]:
         assert row.keys() >= KEYS
         assert row["images"] == 2
-    assert (workdir / "figure1.png").stat().st_size > 10_000
+    assert (workdir / "examples.png").stat().st_size > 10_000
 
 
 def test_prints_and_keeps_the_audit(run):

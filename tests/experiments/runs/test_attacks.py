@@ -1,5 +1,7 @@
 """The targets that launches attack, on miniatures and a small image of blocks."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from dag_jax import detection, networks
 from dag_jax.metrics.segmentation import VOID
 from experiments import buckets
-from experiments.runs import attacks
+from experiments.runs import attacks, files, rundir
 
 SIZE = 64, 96
 
@@ -67,3 +69,18 @@ def test_every_pixel_of_a_drawing_is_a_target(example, padded):
     differs = valid & (seen != drawn)
     np.testing.assert_array_equal(targets.labels[differs], seen[differs])
     assert (targets.labels != targets.adversarial)[valid].all() and (valid & ~differs).any()
+
+
+def test_finished_rows_of_other_images_are_refused(example, tmp_path):
+    workdir = attacks.claim(tmp_path / "run", {"launch": "a"}, [example])
+    results = rundir.Results(workdir / "dag", {"variant": "dag"}, ["blocks"])
+    image = example["image"]
+    attack = types.SimpleNamespace(image=image, perturbation=np.zeros(image.shape, np.float32))
+    results.add(0, attack, {"image_sha256": files.sha256(image)}, 1.0)
+    (workdir / "dag" / "row.json").write_text("{}")
+    assert attacks.claim(workdir, {"launch": "a"}, [example]) == workdir
+    # Another --data_dir, which no manifest records, has photographs of the same names.
+    with pytest.raises(ValueError, match="dag was made of another image of the name 'blocks'"):
+        attacks.claim(workdir, {"launch": "a"}, [{**example, "image": 255 - image}])
+    with pytest.raises(ValueError, match="dag was made of other images than --dataset"):
+        attacks.claim(workdir, {"launch": "a"}, [example, {**example, "image_id": "more"}])
