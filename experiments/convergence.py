@@ -23,12 +23,13 @@ import json
 from typing import NamedTuple
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 import dag_jax
 from dag_jax import networks
 from experiments import console, convergence_plots, evaluation
 from experiments.runs import audit, files, findings, rundir, scores
+from experiments.runs.stored import open_run
 
 MARKS = (10, 50, 100)  # iterations at which the table has the share of targets left
 QUARTILES = (25, 50, 75)  # percent
@@ -55,6 +56,7 @@ def read_run(folder) -> list[Attacked]:
     Raises:
       ValueError: where it is no folder of such a run, has no image yet, or is damaged.
     """
+    open_run(folder)
     there = rundir.folders_in(folder, rundir.MANIFEST)
     names = [f"{name}{end}" for name in networks.NAMES for end in ("", "_margin_0")]
     names, found = [name for name in names if name in there], []
@@ -118,6 +120,11 @@ def shares_left(records, max_steps) -> np.ndarray:
     return np.array(rows).reshape(len(rows), max_steps + 1)
 
 
+def less_than_half(finished) -> list[float]:
+    """Return [value, low, high] of 50 minus the mean of some percentages."""
+    return scores.mean_interval([50 - one for one in finished], within=(-50, 50))
+
+
 def row_of(attacked: Attacked) -> tuple[dict, dict]:
     """Return (row of the table, its curves) of a network's images.
 
@@ -144,7 +151,7 @@ def row_of(attacked: Attacked) -> tuple[dict, dict]:
         "targets": quartiles([record["active_counts"][0] for record in some]),
         "steps": quartiles([record["num_steps"] for record in some]),
         "finished": scores.mean_interval(finished) if some else None,
-        "half_minus_finished": scores.mean_interval([50 - x for x in finished]) if some else None,
+        "half_minus_finished": less_than_half(finished) if some else None,
         "left": {str(mark): float(shares[:, mark].mean()) for mark in marks} if some else {},
         "perceptibility": quartiles([record["perceptibility"] for record in some]),
         "statuses": {
@@ -241,8 +248,6 @@ def report(rows, settings) -> str:
 def main(argv):
     """Read the records, print the table, write everything."""
     console.start(argv)
-    if not FLAGS.run:
-        raise app.UsageError("--run is empty; it is the folder that experiments.table1 wrote")
     found = read_run(FLAGS.run)
     manifest = files.load_json(files.open_folder(FLAGS.run) / rundir.MANIFEST)
     workdir = claim(FLAGS.workdir, manifest, found)

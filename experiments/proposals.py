@@ -174,7 +174,7 @@ def report(rows, differences, about) -> str:
     ]
     shown = [
         f"At most {one['max_proposals']} kept, ADVR at {evaluation.ATTACK_NMS} is below ADVR at "
-        f"{PLAIN}: {findings.below(one['difference'])}, the difference is "
+        f"{PLAIN}: {findings.below(one['difference'], rows[0]['images'])}, the difference is "
         f"{findings.text(one['difference'])}."
         for one in differences
     ]
@@ -279,10 +279,7 @@ def measure(network, examples, results, *, threshold, most, margin, max_steps, m
         **setting,
         "proposals": float(proposals),
         "targets": float(targets),
-        **{
-            column: findings.as_list(metrics.interval(one, level=findings.LEVEL))
-            for column, one in sets.items()
-        },
+        **{column: findings.as_list(findings.in_percent(one)) for column, one in sets.items()},
         "seconds": seconds,
         "evaluation_proposals": network.module.post_nms,
         **scores.summary_of(results.finalise()),

@@ -178,7 +178,7 @@ def measure(network, drawn, results, drawing, *, max_steps, mesh):
         "class_name": None if drawing.kind == "file" else FLAGS.class_name,
         "as_drawn_before": scores.mean_interval(before[0]),
         "as_drawn_after": scores.mean_interval(after[0]),
-        "as_drawn_lost": scores.mean_interval(before[0] - after[0]),
+        "as_drawn_lost": scores.mean_interval(before[0] - after[0], within=(-100, 100)),
         "iou_before": scores.mean_interval(before[1]),
         "iou_after": scores.mean_interval(after[1]),
         **scores.summary_of(records),

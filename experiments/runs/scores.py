@@ -15,7 +15,6 @@ from dag_jax import metrics
 from experiments import buckets, evaluation
 from experiments.runs import findings, rundir
 
-FEWEST = 10  # images; an interval over fewer says little
 PERMUTATIONS = 3  # shuffles whose mean is PERM
 _LAST = "advr"  # the column that is kept last: where it is, all are
 
@@ -128,16 +127,17 @@ def join(examples, results, column) -> list[dict]:
     return found
 
 
-def mean_interval(values, *, seed=0) -> list[float]:
+def mean_interval(values, *, within=(0, 100), seed=0) -> list[float]:
     """Return [value, low, high] of the mean of one number an image, rounded to hundredths.
 
     Args:
       values: float [M], in percent.
+      within: the least and the largest number that the mean can be.
       seed: of the sets of images that the interval is over.
     """
     images = metrics.draw_images(seed, len(values))
     means = images @ np.asarray(values, np.float64) / len(values)
-    return findings.as_list(findings.in_percent(means))
+    return findings.as_list(metrics.interval(means, level=findings.LEVEL, within=within))
 
 
 def verdict(difference, images) -> str:
@@ -149,9 +149,8 @@ def verdict(difference, images) -> str:
     """
     if difference is None:
         return "-"
-    if images < FEWEST:
-        return f"{findings.OPEN} (fewer than {FEWEST} images)"
-    return f"{findings.below(difference)}: {findings.text(difference)}"
+    verdict = findings.below(difference, images)
+    return verdict if images < findings.FEWEST else f"{verdict}: {findings.text(difference)}"
 
 
 def summary_of(records) -> dict:
