@@ -295,11 +295,20 @@ def audit_of(workdir, rows, network, examples, mesh):
             title_of(*setting.values()),
             network,
             examples,
-            (audit_checks.model,) * (row is rows[0])
-            + (audit_checks.stops, audit_checks.grows, audit_checks.goes_on, audit_checks.saved),
+            audit.checks_but(audit_checks.permuted, *(audit_checks.model,) * (row is not rows[0])),
             targets_of=functools.partial(attacks.paper_targets, **setting),
         )
     return audit.of_table(workdir, audited, mesh=mesh, slots=options.slots())
+
+
+def write_table(workdir, rows, about, found):
+    """Write the table and what its audit found; return the text."""
+    differences = compare(workdir, rows)
+    settings = [(row["nms_threshold"], row["max_proposals"]) for row in rows]
+    titles = {folder_of(*one): title_of(*one) for one in settings}
+    content = {**about, "rows": rows, "differences": differences}
+    shown = report(rows, differences, about)
+    return audit.write(workdir, "proposals", shown, content, titles=titles, found=found)
 
 
 def main(argv):
@@ -360,15 +369,11 @@ def main(argv):
         for name in rundir.folders_in(workdir, "row.json")
     ]
     rows.sort(key=lambda row: (row["max_proposals"], row["nms_threshold"]))
-    differences = compare(workdir, rows)
-    found = audit_of(workdir, rows, network, examples, mesh) if FLAGS.audit else {}
-    settings = [(row["nms_threshold"], row["max_proposals"]) for row in rows]
-    titles = {folder_of(*one): title_of(*one) for one in settings}
-    text = f"{report(rows, differences, about)}\n{audit.section(found, titles)}"
-    rundir.write(workdir / "proposals.md", text)
-    content = {**about, "rows": rows, "differences": differences, "audit": audit.as_json(found)}
-    rundir.write(workdir / "proposals.json", json.dumps(content, indent=2) + "\n")
+    text = write_table(workdir, rows, about, {})  # an audit can be interrupted
     draw(rows, about, workdir / "proposals.png")
+    if FLAGS.audit:
+        found = audit_of(workdir, rows, network, examples, mesh)
+        text = write_table(workdir, rows, about, found)
     print(text)
     print(f"results: {workdir}/")
 

@@ -147,6 +147,12 @@ def agreement(drawn, results, column):
     return np.array([shares, overlaps])
 
 
+def attack_options():
+    """Return how a shape is attacked, less what the manifest says."""
+    release = dag_jax.variants.release()
+    return release | {"rounded": True, "stop_fraction": FLAGS.stop_fraction}
+
+
 def measure(network, drawn, results, drawing, *, max_steps, mesh):
     """Attack what a shape's folder lacks of the images, score the PNGs, return the row."""
     attacks.attack_all(
@@ -157,11 +163,10 @@ def measure(network, drawn, results, drawing, *, max_steps, mesh):
         slots=options.slots(),
         mesh=mesh,
         label=drawing.title,
-        rounded=True,
         targets_of=attacks.drawn_targets,
         max_steps=max_steps,
         step_size=FLAGS.step_size,
-        **(dag_jax.variants.release() | {"stop_fraction": FLAGS.stop_fraction}),
+        **attack_options(),
     )
     run = rundir.read(results.folder)
     for column, image_of in (
@@ -252,20 +257,30 @@ def picture(network, example, run, row):
 
 def audit_of(workdir, names, wanted, network, examples, mesh):
     """Return what `audit.of_table` finds of this launch's shapes, and found of others before."""
-    checks = (audit_checks.stops, audit_checks.grows, audit_checks.saved)
     audited = {
         drawing.name: audit.Row(
             drawing.title,
             network,
             drawing.on(examples),
-            (audit_checks.model,) * (drawing is wanted[0]) + checks,
+            audit.checks_but(
+                audit_checks.permuted, *(audit_checks.model,) * (drawing is not wanted[0])
+            ),
             targets_of=attacks.drawn_targets,
+            options=attack_options(),
         )
         for drawing in wanted
     }
     found = audit.of_table(workdir, audited, mesh=mesh, slots=options.slots())
     found |= audit.kept(workdir, set(names) - set(audited))
     return {name: found[name] for name in names if name in found}
+
+
+def write_table(workdir, rows, about, found):
+    """Write the table and what its audit found; return the text."""
+    titles = {name: row["title"] for name, row in rows.items()}
+    content = {**about, "rows": list(rows.values())}
+    shown = report(content["rows"], about)
+    return audit.write(workdir, "shapes", shown, content, titles=titles, found=found)
 
 
 def main(argv):
@@ -317,17 +332,15 @@ def main(argv):
         for name in sorted(rundir.folders_in(workdir, "row.json"))
     }
     rows = dict(sorted(rows.items(), key=lambda pair: KINDS.index(pair[1]["shape"])))
-    found = audit_of(workdir, rows, wanted, network, examples, mesh) if FLAGS.audit else {}
-    titles = {name: row["title"] for name, row in rows.items()}
-    text = f"{report(list(rows.values()), about)}\n{audit.section(found, titles)}"
-    rundir.write(workdir / "shapes.md", text)
-    content = {**about, "rows": list(rows.values()), "audit": audit.as_json(found)}
-    rundir.write(workdir / "shapes.json", json.dumps(content, indent=2) + "\n")
+    text = write_table(workdir, rows, about, {})  # an audit can be interrupted
     pictures = [
         picture(network, examples[0], rundir.read(workdir / name), row)
         for name, row in rows.items()
     ]
     figures.attack_figure(pictures, workdir / "shapes.png")
+    if FLAGS.audit:
+        found = audit_of(workdir, rows, wanted, network, examples, mesh)
+        text = write_table(workdir, rows, about, found)
     print(text)
     print(f"results: {workdir}/")
 

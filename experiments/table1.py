@@ -245,13 +245,16 @@ def audit_of(workdir, rows, loaded, examples, mesh):
     return audit.of_table(workdir, audited, mesh=mesh, slots=options.slots())
 
 
-def write_table(workdir, rows, settings, loaded, examples, found, started):
-    """Write and print the table and its audit, and draw its pictures."""
+def write_table(workdir, rows, settings, found):
+    """Write the table and what its audit found; return the text."""
     titles = {row["network"]: evaluation.TITLES[row["network"]] for row in rows}
-    text = f"{report(rows, settings)}\n{audit.section(found, titles)}"
-    rundir.write(workdir / "table1.md", text)
-    content = {"settings": settings, "rows": rows, "audit": audit.as_json(found)}
-    rundir.write(workdir / "table1.json", json.dumps(content, indent=2) + "\n")
+    content = {"settings": settings, "rows": rows}
+    shown = report(rows, settings)
+    return audit.write(workdir, "table1", shown, content, titles=titles, found=found)
+
+
+def draw(workdir, rows, loaded, examples):
+    """Draw figure1.png, a picture of each kind of network."""
     shown = {
         name.rsplit("_", 1)[0] if "fr_" in name else name[:7]: name
         for name in (row["network"] for row in rows)
@@ -261,8 +264,6 @@ def write_table(workdir, rows, settings, loaded, examples, found, started):
         run, network = rundir.read(workdir / name), loaded[name]
         pictures.append(picture(network, examples[network.detects], run, FLAGS.rounded))
     figures.attack_figure(pictures, workdir / "examples.png")
-    print(text)
-    print(f"{time.monotonic() - started:.0f} s; results: {workdir}/")
 
 
 def main(argv):
@@ -325,8 +326,13 @@ def main(argv):
     if process:
         print(f"process {process} is done; process 0 writes the table: {workdir}/")
     elif rows:
-        found = audit_of(workdir, rows, loaded, examples, mesh) if FLAGS.audit else {}
-        write_table(workdir, rows, settings, loaded, examples, found, started)
+        text = write_table(workdir, rows, settings, {})  # an audit can be interrupted
+        draw(workdir, rows, loaded, examples)
+        if FLAGS.audit:
+            found = audit_of(workdir, rows, loaded, examples, mesh)
+            text = write_table(workdir, rows, settings, found)
+        print(text)
+        print(f"{time.monotonic() - started:.0f} s; results: {workdir}/")
     if errors:
         raise ValueError("no row of " + "; no row of ".join(errors))
 

@@ -315,22 +315,26 @@ def measure(name, variant, network, examples, results, *, margin, mesh) -> dict:
 def audit_of(workdir, rows, known, network, examples, mesh):
     """Return what `audit.of_table` finds of the rows, of the network once.
 
-    Attacks that go on from where they stopped are DAG's; steps that are given need not suffice.
+    Steps that are given need not suffice; what momentum had gathered is not stored, so that it
+    cannot go on from where it stopped.
     """
     audited = {}
     for row in rows:
-        variant = known[row["variant"]]
-        checks = (audit_checks.stops, audit_checks.permuted, audit_checks.saved)
-        if not variant.bounded:
-            checks = (audit_checks.grows, *checks)
-        if row["variant"] == "dag":
-            checks = audit.CHECKS
-        elif row is rows[0]:
-            checks = (audit_checks.model, *checks)
-        audited[row["variant"]] = audit.Row(
-            variant.title, network, examples, checks, targets_of=variant.targets_of
-        )
+        name, variant = row["variant"], known[row["variant"]]
+        out = (audit_checks.model,) * (row is not rows[0])
+        out += (audit_checks.grows,) * variant.bounded
+        out += (audit_checks.goes_on,) * (variant.bounded or name == "momentum")
+        how = {"targets_of": variant.targets_of, "options": variant.options}
+        checks = audit.checks_but(*out)
+        audited[name] = audit.Row(variant.title, network, examples, checks, **how)
     return audit.of_table(workdir, audited, mesh=mesh, slots=options.slots())
+
+
+def write_table(workdir, rows, about, found):
+    """Write the table and what its audit found; return the text."""
+    titles = {row["variant"]: row["title"] for row in rows}
+    content, shown = {**about, "rows": rows}, report(rows, about)
+    return audit.write(workdir, "variants", shown, content, titles=titles, found=found)
 
 
 def main(argv):
@@ -378,13 +382,11 @@ def main(argv):
     rows = [files.load_json(workdir / name / "row.json") for name in NAMES if name in finished]
     if rows:
         about |= {"cores": console.cores()}
-        found = audit_of(workdir, rows, known, network, examples, mesh) if FLAGS.audit else {}
-        titles = {row["variant"]: row["title"] for row in rows}
-        text = f"{report(rows, about)}\n{audit.section(found, titles)}"
-        rundir.write(workdir / "variants.md", text)
-        content = {**about, "rows": rows, "audit": audit.as_json(found)}
-        rundir.write(workdir / "variants.json", json.dumps(content, indent=2) + "\n")
+        text = write_table(workdir, rows, about, {})  # an audit can be interrupted
         draw(rows, about, workdir / "variants.png")
+        if FLAGS.audit:
+            found = audit_of(workdir, rows, known, network, examples, mesh)
+            text = write_table(workdir, rows, about, found)
         print(text)
         print(f"results: {workdir}/")
     if errors:

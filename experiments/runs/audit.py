@@ -3,16 +3,19 @@
     found = audit.of_table(workdir, {name: audit.Row(title, network, examples)}, mesh=mesh, slots=2)
     print(audit.section(found, titles))
 
-What is found of a row is in audit.json beside it, and not looked for again while the row and the
-checks are the same; `of_table1` hands it to launches that work on the rows' perturbations. What
-each check asks is in `experiments.runs.audit_checks`.
+What is found of a row is in audit.json beside it, and not looked for again while the row, those
+that it is compared with, and the checks are the same; `of_table1` hands it to launches that work on
+the rows' perturbations. What each check asks is in `experiments.runs.audit_checks`.
 """
 
 import functools
 import json
+import pathlib
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
+import dag_jax
 from dag_jax import Finding, networks
 from experiments import console, evaluation
 from experiments.runs import attacks, audit_checks, files, rundir
@@ -39,6 +42,7 @@ class Row(NamedTuple):
       checks: functions of a `Subject`, each returning a `Finding` or a list of them.
       rivals: folders of other networks' rows, attacked on the same images; None: not compared.
       targets_of: as in `attacks.attack_inputs`.
+      options: of `dag_jax.attack_stream`, where they are not what the folder's manifest says.
     """
 
     title: str
@@ -47,6 +51,12 @@ class Row(NamedTuple):
     checks: tuple[Callable, ...] = CHECKS
     rivals: tuple[str, ...] | None = None
     targets_of: Callable = attacks.paper_targets
+    options: dict = {}
+
+
+def checks_but(*out) -> tuple[Callable, ...]:
+    """Return the checks of a row but those that make no sense for it."""
+    return tuple(check for check in CHECKS if check not in out)
 
 
 def of_row(
@@ -71,7 +81,7 @@ def of_row(
         if check in last or not then:
             try:
                 new = check(subject)
-            except (ValueError, OSError, RuntimeError) as error:  # it must not cost the table
+            except Exception as error:  # whatever it is, it must not cost the other checks
                 ran = False
                 said = f"{type(error).__name__}: {error}"
                 remedy = "mend that, and run the same command again"
@@ -86,8 +96,10 @@ def of_row(
 def of_table(workdir, rows: dict[str, Row], *, mesh, slots) -> dict[str, list[Finding]]:
     """Audit each row of a table, or take what was found of it before.
 
+    The table is written before that, as an audit takes its time and can be interrupted.
+
     Args:
-      workdir: the run's folder.
+      workdir: the run's folder, which is named as where the table is.
       rows: by the names of their folders, which have a row.json.
       mesh: from `console.open_mesh`.
       slots: images under way at a time on each device.
@@ -99,23 +111,25 @@ def of_table(workdir, rows: dict[str, Row], *, mesh, slots) -> dict[str, list[Fi
       OSError: where results cannot be written.
     """
     workdir, found = files.open_folder(workdir), {}
+    print(f"results: {workdir}/, where the audit is still to be added", file=sys.stderr)
     count = {name: len(row.checks) + (row.rivals is not None) for name, row in rows.items()}
     with console.progress(total=sum(count.values()), desc="audit", unit="check") as bar:
         for name, row in rows.items():
-            then, others = _read(workdir / name), None
-            rivals = None if row.rivals is None else list(row.rivals)
+            then, others = _read(workdir, name), None
+            rivals = _rows(workdir, row.rivals)
             if then is not None and then["rivals"] == rivals:
                 found[name] = then["findings"]
                 bar.update(count[name])
                 continue
             run = rundir.read(workdir / name)
-            subject = Subject(row.network, row.examples, run, mesh, slots, row.targets_of)
+            how = row.targets_of, row.options
+            subject = Subject(row.network, row.examples, run, mesh, slots, *how)
             if rivals is not None:
                 others = {rows[one].title: rundir.read(workdir / one) for one in rivals}
             old = then["findings"] if then is not None else None
             found[name], ran = of_row(subject, others, checks=row.checks, then=old, bar=bar)
             if ran:
-                content = _about(workdir / name) | {"rivals": rivals}
+                content = _about(workdir, name) | {"rivals": rivals}
                 content |= {"findings": [one._asdict() for one in found[name]]}
                 files.write(workdir / name / FILE, json.dumps(content, indent=2) + "\n")
     return found
@@ -124,7 +138,7 @@ def of_table(workdir, rows: dict[str, Row], *, mesh, slots) -> dict[str, list[Fi
 def kept(workdir, names) -> dict[str, list[Finding]]:
     """Return what `of_table` found of some rows: {name of a row: findings}, where it is there."""
     folder = files.open_folder(workdir)
-    then = {name: _read(folder / name) for name in names}
+    then = {name: _read(folder, name) for name in names}
     return {name: one["findings"] for name, one in then.items() if one is not None}
 
 
@@ -140,22 +154,42 @@ def of_table1(folder, names) -> tuple[dict[str, list[Finding]], str]:
     """
     found = kept(folder, names)
     titles = {name: evaluation.TITLES[name] for name in names}
-    remedy = f"`python -m experiments.table1 --workdir={folder}`, with the flags of that launch,"
+    command = f"`python -m experiments.table1 --workdir={folder}`"
+    remedy = f"{command}, with the flags and the version of the launch that made it,"
     return found, section(found, titles, remedy=remedy)
 
 
-def _about(folder) -> dict:
+def checks_sha256() -> str:
+    """Return what changes with the checks and their limits: a digest of their sources."""
+    package = pathlib.Path(dag_jax.__file__).parent
+    sources = audit_checks.__file__, package / "audit.py", package / "planted.py"
+    return files.sha256(" ".join(map(files.sha256_of, sources)))
+
+
+def _about(workdir, name) -> dict:
     """Return what findings are of: the row, and the checks with their limits."""
-    row = files.load_json(folder / "row.json")
-    return {"row": row, "checks": files.sha256_of(audit_checks.__file__)}
+    return {"row": files.load_json(workdir / name / "row.json"), "checks": checks_sha256()}
 
 
-def _read(folder):
-    """Return what `of_table` wrote of the same row, None where it is not there."""
+def _rows(workdir, rivals):
+    """Return {name: digest of the row.json} of rivals; None where they are not compared."""
+    if rivals is None:
+        return None
+    paths = {name: workdir / name / "row.json" for name in rivals}
+    return {name: files.sha256_of(path) if path.exists() else "" for name, path in paths.items()}
+
+
+def _read(workdir, name):
+    """Return what `of_table` wrote of the same row, None where it is not there.
+
+    Where a row that it was compared with is not the same, it is without that comparison.
+    """
     try:
-        then, about = files.load_json(folder / FILE), _about(folder)
-        if all(json.dumps(then[name]) == json.dumps(about[name]) for name in about):
-            return then | {"findings": [Finding(**one) for one in then["findings"]]}
+        then, about = files.load_json(workdir / name / FILE), _about(workdir, name)
+        if all(json.dumps(then[key]) == json.dumps(about[key]) for key in about):
+            same = then["rivals"] == _rows(workdir, then["rivals"])
+            found = [Finding(**one) for one in then["findings"]]
+            return then | {"findings": [one for one in found if same or one.check != WHITE_BOX]}
     except (ValueError, KeyError, TypeError):
         pass
     return None
@@ -164,6 +198,27 @@ def _read(folder):
 def as_json(found) -> dict[str, list[dict]]:
     """Return findings as JSON can hold them."""
     return {name: [one._asdict() for one in findings] for name, findings in found.items()}
+
+
+def write(workdir, name, report, content, *, titles, found) -> str:
+    """Write a table as Markdown and as JSON, each with what was found of its rows.
+
+    Args:
+      workdir: the run's folder.
+      name: of the two files, without their ends.
+      report: Markdown.
+      content: what JSON can hold.
+      titles: as in `section`.
+      found: as in `section`; none before the audit.
+
+    Returns:
+      The Markdown.
+    """
+    text = f"{report}\n{section(found, titles)}"
+    files.write(workdir / f"{name}.md", text)
+    content = {**content, "audit": as_json(found)}
+    files.write(workdir / f"{name}.json", json.dumps(content, indent=2) + "\n")
+    return text
 
 
 def section(found: dict[str, list[Finding]], titles: dict[str, str], *, remedy="--audit") -> str:

@@ -16,19 +16,30 @@ from jax.sharding import Mesh
 import dag_jax
 from dag_jax import Finding, Status, metrics, networks
 from experiments import buckets, evaluation
-from experiments.runs import attacks, rundir, scores
+from experiments.runs import attacks, files, rundir, scores
+from experiments.runs.findings import FEWEST
 
 MODEL_IMAGES = 3  # that `dag_jax.audit` looks at
 CONTINUED = 8  # images whose attack goes on, unfinished ones first
 SCORED = 32  # images scored anew: as many as go through a network at a time
-STILL_RIGHT = 0.01  # of all targets, that more steps may take at most
+STILL_LEFT = 0.01  # of all targets, that more steps may take at most
 LEFT_OFF = 0.01  # of an image's targets, by which a stored perturbation may miss its record
 # Of all targets, that an attack must take: without a bound on the perturbation it takes all of any
 # network in the end (Athalye et al., ICML 2018, section 3.1).
 LOST = 0.5
 NOT_LESS = 0.01  # of all targets, by which success may fall while steps grow
 OTHERWISE = 1e-3  # of an image's pixels, or in a detection's score: what another kernel may change
-FEWEST = 10  # images that a difference of scores can be judged on
+ROUNDED = 5.0  # points by which PNGs may score above the images that were attacked
+
+MORE_IMAGES = f"give at least {FEWEST} images (--limit): fewer do not tell"
+UNDONE = (
+    "rounding undoes the attack: let it score the image as it will be saved (--rounded), or go on "
+    "until labels have lost by more (--margin, --max_steps)"
+)
+OPTIONS = (  # of `dag_jax.attack_stream`, which an attack that goes on has as before
+    *("max_steps", "step_size", "margin", "rounded"),
+    *("optimizer", "objective", "stop_fraction"),
+)
 WHITE_BOX = "white-box beats transfer"
 
 
@@ -41,13 +52,14 @@ class Subject(NamedTuple):
     mesh: Mesh
     slots: int  # images under way at a time on each device
     targets_of: Callable = attacks.paper_targets  # as in `attacks.attack_inputs`
+    options: dict = {}  # of `dag_jax.attack_stream`, where they are not what the manifest says
 
     @property
     def settings(self) -> dict:
-        """The launch's settings, with max_steps and margin as this network had them."""
+        """The launch's settings, with max_steps, margin and options as this row had them."""
         manifest = self.run.manifest
         own = {name: manifest[name] for name in ("max_steps", "margin") if name in manifest}
-        return manifest["settings"] | own
+        return manifest["settings"] | own | self.options
 
     def inputs(self, rows):
         """Yield (row, image, targets, inputs) of those rows that have any."""
@@ -127,13 +139,13 @@ def grows(subject: Subject) -> Finding:
     first = sum(one[0] for one in counts)
     lost = [1 - sum(one[min(m, len(one) - 1)] for one in counts) / max(first, 1) for m in after]
     falls = max(a - b for a, b in zip(lost, lost[1:], strict=False))
-    numbers = ", ".join(f"{m} {share:.1%}" for m, share in zip(after, lost, strict=True))
+    numbers = ", ".join(f"{share:.1%} after {m}" for m, share in zip(after, lost, strict=True))
     return Finding(
         "success grows with steps",
         bool(lost[-1] >= LOST and falls <= NOT_LESS) if counts else None,
-        f"targets lost after steps: {numbers}",
-        "the gradient does not lead downhill (see to the checks of gradients), steps are too few "
-        "(--max_steps) or too long (--step_size)",
+        f"targets that the attack is done with: {numbers} steps ({LOST:.0%} are the least)",
+        "give more steps (--max_steps) or shorter ones (--step_size); where that does not help, "
+        "the gradient does not lead downhill: see to the checks of gradients",
     )
 
 
@@ -152,19 +164,20 @@ def goes_on(subject: Subject) -> list[Finding]:
     more = [*some, *spread(finished, CONTINUED - len(some) // 2)]
     found = _continue(subject, sorted(more))
 
-    def left(row, counts):
-        return int(counts[-1]) / max(records[row]["active_counts"][0], 1)
+    def left(row, count):
+        return int(count) / max(records[row]["active_counts"][0], 1)
 
-    off = {  # stored perturbation against record
-        row: left(row, one[:1]) - left(row, records[row]["active_counts"])
-        for row, one in found.items()
-    }
+    then = {row: left(row, records[row]["active_counts"][-1]) for row in found}
+    # What the stored perturbation leaves, against its record.
+    off = {row: left(row, one.active_counts[0]) - then[row] for row, one in found.items()}
     worst = max(off, key=lambda row: abs(off[row]), default=None)
     stored = Finding(
         "stored perturbations do what their records say",
         bool(abs(off[worst]) <= LEFT_OFF) if off else None,
-        f"of the targets of {len(off)} images, the shares that are still right differ from the "
-        + (f"records by up to {abs(off[worst]):.2%}" if off else "records by nothing"),
+        f"attacked anew from there, {len(off)} images have shares of their targets left that "
+        f"differ from the records by up to {abs(off[worst]):.2%}"
+        if off
+        else "no image's attack could go on",
         "the folder holds other perturbations than the attack's, or the network is another: remove "
         "the folder, and let the same command make it anew",
     )
@@ -174,23 +187,21 @@ def goes_on(subject: Subject) -> list[Finding]:
     if not unfinished or not records:
         return [stored, Finding(check, True if records else None, count, remedy)]
     some = [row for row in some if row in found]
-    before, after = (
-        float(np.mean([left(row, counts(row)) for row in some]))
-        for counts in (lambda row: records[row]["active_counts"], lambda row: found[row])
-    )
-    ended = sum(int(found[row][-1]) == 0 for row in some)
+    before = float(np.mean([then[row] for row in some]))
+    after = float(np.mean([left(row, found[row].active.sum()) for row in some]))
+    ended = sum(int(found[row].status) == Status.FOOLED for row in some)
     share = len(unfinished) / len(records)
     said = (
-        f"{count}; of {len(some)} that went on for {max_steps} more, {ended} finish, and targets "
-        f"still right fall from {before:.2%} to {after:.2%}: about {share * (before - after):.2%} "
-        "of the table's"
+        f"{count}; of {len(some)} that went on for {max_steps} more, {ended} finish, and the "
+        f"targets left go from {before:.2%} to {after:.2%}: about {share * (before - after):.2%} "
+        f"of the targets of all images ({STILL_LEFT:.0%} is the most)"
     )
-    return [stored, Finding(check, share * (before - after) <= STILL_RIGHT, said, remedy)]
+    return [stored, Finding(check, share * (before - after) <= STILL_LEFT, said, remedy)]
 
 
 def _continue(subject, rows) -> dict:
-    """Return {row: active targets at each iterate} of attacks that start where they stopped."""
-    options = ("max_steps", "step_size", "margin", "rounded")
+    """Return {row: Attack} of attacks that start from the images where they stopped."""
+    settings = subject.settings
 
     def inputs():
         for row, _, targets, more in subject.inputs(rows):
@@ -204,9 +215,9 @@ def _continue(subject, rows) -> dict:
         slots=subject.mesh.size * min(subject.slots, -(-own // subject.mesh.size)),
         mesh=subject.mesh,
         bucket=attacks.bucket_for(subject.examples),
-        **{name: subject.settings[name] for name in options},
+        **{name: settings[name] for name in OPTIONS if name in settings},
     )
-    return {row: one.active_counts[: int(one.num_steps) + 1] for row, one in stream} if rows else {}
+    return dict(stream) if rows else {}
 
 
 def permuted(subject: Subject) -> Finding:
@@ -220,13 +231,13 @@ def permuted(subject: Subject) -> Finding:
     names = [f"perm_{i}" for i in range(scores.PERMUTATIONS)]
     advr, perm = sets("advr"), np.mean([sets(name) for name in names], axis=0)
     value, low, high = metrics.interval(perm - advr)
-    few = len(examples) < FEWEST and not (low > 0 or high < 0)
+    few = len(examples) < FEWEST
     return Finding(
         "permuted noise does worse",
         None if few else bool(low > 0),
         f"ADVR {advr[0]:.2f}, PERM {perm[0]:.2f}: {value:.2f} [{low:.2f}, {high:.2f}] higher, on "
         f"{len(examples)} images",
-        f"at least {FEWEST} images tell (--limit)"
+        MORE_IMAGES
         if few
         else "size alone does what the attack does, or it does nothing: see to the gradients and "
         "--max_steps, and that ORIG is worth attacking",
@@ -234,9 +245,10 @@ def permuted(subject: Subject) -> Finding:
 
 
 def saved(subject: Subject) -> Finding:
-    """PNGs that are read back hold clean + perturbation, rounded, and score as the table says."""
+    """PNGs that are read back are clean + perturbation, rounded, and score as the table says."""
     examples, run = subject.examples, subject.run
     rows = spread(range(len(examples)), SCORED)
+    check = "saved PNGs score as the table says"
     remedy = (
         "the images were written otherwise than rounded (truncated, scaled, compressed), or by "
         "another run: remove the folder's images, and let the same command make them anew"
@@ -244,25 +256,37 @@ def saved(subject: Subject) -> Finding:
     try:
         images = [run.image(examples[row]["image_id"]) for row in rows]
     except ValueError as error:
-        return Finding("saved PNGs score as the table says", False, str(error), remedy)
-    wrong = 0
-    for row, image in zip(rows, images, strict=True):
-        change = run.perturbation(examples[row]["image_id"])
-        wrong += int((image != rundir.saved_pixels(examples[row]["image"], change)).sum())
+        return Finding(check, False, str(error), remedy)
+    wrong = sum(_wrong(subject, examples[row], png) for row, png in zip(rows, images, strict=True))
     table = scores.join(examples, run, "advr_uint8")
-    stored = [table[row] for row in rows]
-    some = [examples[row] for row in rows]
+    stored, some = [table[row] for row in rows], [examples[row] for row in rows]
     anew = _evidence(subject, some, images)
     then, now = (evaluation.score_evidence(some, one) for one in (stored, anew))
     others = sum(not _alike(*pair) for pair in zip(stored, anew, strict=True))
-    values = sum(image.size for image in images)
-    return Finding(
-        "saved PNGs score as the table says",
-        wrong == 0 and others == 0,
-        f"{len(rows)} PNGs read back: {wrong / values:.2%} of their values are not the rounded "
-        f"image, {others} are predicted otherwise; {now:.2f}, in the table {then:.2f}",
-        remedy,
+    said = (
+        f"{len(rows)} PNGs read back: {wrong / sum(image.size for image in images):.2%} of their "
+        f"values are not the rounded image, {others} are predicted otherwise (score {now:.2f}, in "
+        f"the table {then:.2f})"
     )
+    right = wrong == others == 0
+    # A launch that attacks whole grey levels alone may have no score of the image before rounding.
+    if any(name.startswith("advr-") for name in files.names_in(run.folder / "scores")):
+        found = (scores.join(examples, run, "advr"), table)
+        before, after = (evaluation.score_evidence(examples, one) for one in found)
+        said += f"; rounding takes the score of all {len(examples)} images from {before:.2f} to "
+        said += f"{after:.2f} ({ROUNDED:g} points more are the most)"
+        if right and after - before > ROUNDED:
+            few = len(examples) < FEWEST
+            right, remedy = (None, MORE_IMAGES) if few else (False, UNDONE)
+    return Finding(check, right, said, remedy)
+
+
+def _wrong(subject, example, png) -> int:
+    """Return how many values of a PNG are not the perturbed image's, rounded."""
+    change = subject.run.perturbation(example["image_id"])
+    image = np.asarray(example["image"], np.float32)
+    expected = np.asarray(dag_jax.perturb(image, change, rounded=True))
+    return int((png != expected.astype(np.uint8)).sum())
 
 
 def _alike(one, other):
@@ -295,10 +319,13 @@ def white_box(subject: Subject, rivals: dict[str, rundir.Run]) -> Finding:
       rivals: {title: run} of other networks, attacked on the same images.
     """
     examples = [subject.examples[row] for row in spread(range(len(subject.examples)), SCORED)]
-    images = metrics.draw_images(subject.settings["seed"], len(examples))
     if not rivals:
         said = "there is no other network of its kind in the table"
         return Finding(WHITE_BOX, None, said, "add one to --networks")
+    if len(examples) < FEWEST:
+        said = f"images to compare it with {', '.join(rivals)} on: {len(examples)}"
+        return Finding(WHITE_BOX, None, said, MORE_IMAGES)
+    images = metrics.draw_images(subject.settings["seed"], len(examples))
 
     def sets(run):
         rounded = subject.settings["rounded"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.runs import audit_checks, files, rundir
+from experiments.runs import audit, rundir
 
 SETTINGS = {"dataset": "scenes", "miniature": True, "step_size": 0.5}
 
@@ -90,10 +90,11 @@ def test_the_rows_are_those_of_the_records(run):
 def test_the_audit_of_table_1_is_shown(run, launch):
     source, workdir, process = run
     assert "Not audited: FCN-VGG, FR-ZF-07; `python -m experiments.table1" in process.stdout
-    about = {"row": {"advr": 1}, "checks": files.sha256_of(audit_checks.__file__)}
+    about = {"row": {"advr": 1}, "checks": audit.checks_sha256()}
     finding = {"check": "a", "passed": False, "said": "1 of 2", "remedy": "do this"}
+    content = about | {"rivals": {}, "findings": [finding]}
     (source / "fcn_vgg" / "row.json").write_text(json.dumps(about["row"]))
-    (source / "fcn_vgg" / "audit.json").write_text(json.dumps(about | {"findings": [finding]}))
+    (source / "fcn_vgg" / "audit.json").write_text(json.dumps(content))
     text = launch("convergence", f"--run={source}", f"--workdir={workdir}").stdout
     assert '- **FCN-VGG: "a" does not hold**: 1 of 2. *Remedy:* do this.' in text
     assert "Not audited: FR-ZF-07; " in text

@@ -1,6 +1,7 @@
 """The launch on two images."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -77,13 +78,19 @@ def test_the_same_folder_takes_more_shapes_and_keeps_what_it_has(run, launch, tm
     written = untouched.stat().st_mtime_ns
     (workdir / "word_I" / "row.json").unlink()  # killed before it was written
     more = "--shape=word,file", "--word=I", f"--mask={tmp_path / 'half.png'}"
+    # Ctrl-C in the audit loses no table, and what is audited is kept.
+    kill_at = workdir / "word_I" / "audit.json"
+    stopped = launch("shapes", *flags, *more, kill_at=kill_at, kill_by=signal.SIGINT)
+    assert stopped.returncode == 130 and len(rows_of(workdir)) == 3
+    assert json.loads((workdir / "shapes.json").read_text())["audit"] == {}
     launch("shapes", *flags, *more)
     after = rows_of(workdir)
     assert untouched.stat().st_mtime_ns == written
     assert {title: after[title] for title in before} == before
     found = json.loads((workdir / "shapes.json").read_text())["audit"]
-    assert found["word_I"] and "square" not in found  # of those that were asked for
-    assert all(one["passed"] for rows in found.values() for one in rows), found
+    assert len(found["word_I"]) == 11 and "square" not in found  # of those that were asked for
+    wrong = [one["check"] for rows in found.values() for one in rows if not one["passed"]]
+    assert wrong == ["twice the steps change little"] * 2  # sixty are too few
     assert "Not audited: square (cat); --audit" in (workdir / "shapes.md").read_text()
     mask = after["half.png"]
     assert mask["class_name"] is None and mask["as_drawn_after"] > mask["as_drawn_before"]
