@@ -58,7 +58,9 @@ def test_prints_and_keeps_the_audit(run):
     for name, found in content["audit"].items():
         assert json.loads((workdir / name / "audit.json").read_text())["findings"] == found
         verdicts = {one["check"]: one["passed"] for one in found}
-        assert verdicts["scores are logits"] and verdicts["saved PNGs score as the table says"]
+        # What rounding takes from the attack cannot be judged on two images.
+        assert verdicts["scores are logits"]
+        assert verdicts["saved PNGs score as the table says"] is not False
         # Three steps are too few, and one network of a kind has no other to be compared with.
         assert verdicts["twice the steps change little"] is False
         assert verdicts["white-box beats transfer"] is None
