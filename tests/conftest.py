@@ -5,9 +5,12 @@ and the CPU shows as two devices, so that code which is right only on one device
 promotion fails here. Set JAX_PLATFORMS to run the tests on an accelerator.
 """
 
+import atexit
 import functools
 import os
 import pathlib
+import shutil
+import tempfile
 
 # Before the first import of NumPy and JAX, which read these once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -15,6 +18,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers share the cores already. XLA has no such setting that works with two CPU devices.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# Compiling takes most of a test's time: what is compiled once is there for all workers, and for the
+# launches that tests start. A folder that is named from outside is kept for the next session.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _COMPILED = tempfile.mkdtemp(prefix="dag_jax_compiled_")
+    atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED
+os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", "4000000000")  # with a limit, JAX locks it
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import numpy as np

@@ -19,26 +19,22 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def launch(cache, tmp_path_factory):
+def launch(cache):
     """Run `python -m experiments.<name>`; return the finished process.
 
     With `fails` it must end in an error; with `kill_at` it gets a signal once that file exists.
     """
-    compiled = tmp_path_factory.mktemp("compiled")
 
     def run(name, *flags, fails=False, kill_at=None, kill_by=signal.SIGKILL):
         command = [sys.executable, "-m", f"experiments.{name}", *flags]
         without = ("attack_image", "convergence", "convert_weights", "fetch_weights", "full_size")
         if name not in without:  # these read no dataset
             command.append(f"--cache_dir={cache}")
-        # What one launch has compiled, the next one finds: a worker runs them one after the other.
-        environment = {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(compiled),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        }
-        options = {"cwd": ROOT, "env": os.environ | environment, "text": True}
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+        options = {"cwd": ROOT, "env": environment, "text": True}
         if kill_at is not None:
+            # It reads what is compiled, and leaves no half of a program to others.
+            environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1e9"
             # A shell's background jobs ignore Ctrl-C, and hand that down.
             listen = (
                 "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "

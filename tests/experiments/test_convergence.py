@@ -132,7 +132,7 @@ def test_what_is_no_run_is_named_and_another_run_is_refused(run, launch, tmp_pat
     _, workdir, _ = run
     before = (workdir / "convergence.json").read_bytes()
     nothing = launch("convergence", f"--run={tmp_path}", f"--workdir={tmp_path / 'a'}", fails=True)
-    assert "has no image that was attacked" in nothing.stderr and "records:" not in nothing.stderr
+    assert f"the folder {tmp_path} is empty" in nothing.stderr and "records:" not in nothing.stderr
     assert not (tmp_path / "a").exists()
     other = tmp_path / "table1"
     rundir.claim(other, {"settings": SETTINGS | {"seed": 1}})
