@@ -244,8 +244,11 @@ def permuted(subject: Subject) -> Finding:
     )
 
 
-def saved(subject: Subject) -> Finding:
-    """PNGs that are read back are clean + perturbation, rounded, and score as the table says."""
+def saved(subject: Subject) -> list[Finding]:
+    """PNGs that are read back are clean + perturbation, rounded, and score as the table says.
+
+    A second finding, where the image before rounding has a score: rounding does not undo the attack.
+    """
     examples, run = subject.examples, subject.run
     rows = spread(range(len(examples)), SCORED)
     check = "saved PNGs score as the table says"
@@ -256,7 +259,7 @@ def saved(subject: Subject) -> Finding:
     try:
         images = [run.image(examples[row]["image_id"]) for row in rows]
     except ValueError as error:
-        return Finding(check, False, str(error), remedy)
+        return [Finding(check, False, str(error), remedy)]
     wrong = sum(_wrong(subject, examples[row], png) for row, png in zip(rows, images, strict=True))
     table = scores.join(examples, run, "advr_uint8")
     stored, some = [table[row] for row in rows], [examples[row] for row in rows]
@@ -268,17 +271,23 @@ def saved(subject: Subject) -> Finding:
         f"values are not the rounded image, {others} are predicted otherwise (score {now:.2f}, in "
         f"the table {then:.2f})"
     )
-    right = wrong == others == 0
-    # A launch that attacks whole grey levels alone may have no score of the image before rounding.
+    found = [Finding(check, wrong == others == 0, said, remedy)]
     if any(name.startswith("advr-") for name in files.names_in(run.folder / "scores")):
-        found = (scores.join(examples, run, "advr"), table)
-        before, after = (evaluation.score_evidence(examples, one) for one in found)
-        said += f"; rounding takes the score of all {len(examples)} images from {before:.2f} to "
-        said += f"{after:.2f} ({ROUNDED:g} points more are the most)"
-        if right and after - before > ROUNDED:
-            few = len(examples) < FEWEST
-            right, remedy = (None, MORE_IMAGES) if few else (False, UNDONE)
-    return Finding(check, right, said, remedy)
+        found.append(_rounding(examples, scores.join(examples, run, "advr"), table))
+    return found
+
+
+def _rounding(examples, before, after) -> Finding:
+    """Return whether images score, rounded, as before: evidence of all of them, both times."""
+    before, after = (evaluation.score_evidence(examples, one) for one in (before, after))
+    undone, few = after - before > ROUNDED, len(examples) < FEWEST
+    return Finding(
+        "rounding does not undo the attack",
+        not undone if not (undone and few) else None,
+        f"the score of {len(examples)} images goes from {before:.2f} to {after:.2f} on the PNGs "
+        f"({ROUNDED:g} points more are the most)",
+        MORE_IMAGES if few else UNDONE,
+    )
 
 
 def _wrong(subject, example, png) -> int:

@@ -81,7 +81,7 @@ def test_the_same_folder_takes_more_settings_and_keeps_what_it_has(run, launch):
     assert {setting: after[setting] for setting in before} == before
     # The detector itself is looked at once.
     found = json.loads((workdir / "proposals.json").read_text())["audit"]
-    assert [len(one) for one in found.values()] == [11, 5, 5, 5, 5]
+    assert [len(one) for one in found.values()] == [12, 6, 6, 6, 6]
     verdicts = {one["check"]: one["passed"] for one in found["nms_0.9_kept_300"]}
     assert verdicts.pop("twice the steps change little") is False  # after four
     assert verdicts.pop("success grows with steps") is False and False not in verdicts.values()

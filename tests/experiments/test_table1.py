@@ -52,7 +52,7 @@ def test_prints_and_writes_the_table(run):
 
 def test_prints_and_keeps_the_audit(run):
     workdir, _, process = run
-    assert "## Audit\n\n26 checks of 2 rows: " in process.stdout
+    assert "## Audit\n\n28 checks of 2 rows: " in process.stdout
     content = json.loads((workdir / "table1.json").read_text())
     assert set(content["audit"]) == {"fcn_alex", "fr_zf_07"}
     for name, found in content["audit"].items():
