@@ -247,7 +247,7 @@ def permuted(subject: Subject) -> Finding:
 def saved(subject: Subject) -> list[Finding]:
     """PNGs that are read back are clean + perturbation, rounded, and score as the table says.
 
-    A second finding, where the image before rounding has a score: rounding does not undo the attack.
+    Where images have a score before rounding, a second one: rounding does not undo the attack.
     """
     examples, run = subject.examples, subject.run
     rows = spread(range(len(examples)), SCORED)
