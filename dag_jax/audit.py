@@ -58,7 +58,7 @@ def audit(score_fn, image, targets, *, seed: int = 0) -> list[Finding]:
 
     Scores are logits; forward passes repeat; gradients are finite and not zero; gradients are the
     slopes of the scores; an adversarial example that provably exists is found, by `attack` and by
-    `attack_stream` (looked for once in a process). It costs about 25 passes forward and 10
+    `attack_stream` (looked for once in a process). It costs 25 to 75 passes forward and 10
     backward, and the compilation of five programs.
 
     A gradient is compared with differences of the same loss in random directions d: the error

@@ -228,6 +228,7 @@ def report(rows, settings) -> str:
         "left: the targets of an image that are active after so many iterations, as a share of "
         "those active on the clean image, mean over the images with targets; one that has finished "
         "counts as 0. It can rise: a target is active again when its label wins again.",
+        "The audit is of each network's own margin, not of the rows of margin 0 beside it.",
     ]
     notes += [
         f"{evaluation.TITLES[row['network']]}, margin {row['margin']:g}: {row['images']} of the "

@@ -76,7 +76,7 @@ def _matrix(axes, table):
     for y, source in enumerate(table.sources):
         for x, target in enumerate(table.targets):
             cell, share = cells[y][x], shares[y][x]
-            colour = "black" if share > 0.6 else "white" if cell.images else "black"
+            colour = "white" if share <= 0.6 else "black"  # also on the white of no share
             text = f"{cell.scores[0]:.1f}" if cell.images else "-"
             axes.text(x, y, text, ha="center", va="center", fontsize=8, color=colour)
             if source.is_white_box(target):

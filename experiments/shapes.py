@@ -222,8 +222,8 @@ def report(rows, about) -> str:
     of = "rendered scenes" if settings["dataset"] == "scenes" else about["splits"]
     notes = [
         f"{title} ({size}) on {of}. M_0 {about['max_steps']}, step size "
-        f"{settings['step_size']:g} grey levels; FOOLED: at most {settings['stop_fraction']:.3g} "
-        "of the pixels have another class than drawn.",
+        f"{settings['step_size']:g} grey levels; FOOLED: at most "
+        f"{100 * settings['stop_fraction']:g}% of the pixels have another class than drawn.",
         "as drawn: percent of the pixels that the network gives the drawing's class, on the clean "
         "image and on the saved PNG; IoU: of the class inside the shape, percent. Both are means "
         f"over the images, with [{findings.LEVEL:.0%} interval] by the bootstrap over these.",
@@ -280,7 +280,8 @@ def write_table(workdir, rows, about, found):
     titles = {name: row["title"] for name, row in rows.items()}
     content = {**about, "rows": list(rows.values())}
     shown = report(content["rows"], about)
-    return audit.write(workdir, "shapes", shown, content, titles=titles, found=found)
+    remedy = "the command that has these shapes, with --audit,"
+    return audit.write(workdir, "shapes", shown, content, titles=titles, found=found, remedy=remedy)
 
 
 def main(argv):

@@ -121,6 +121,7 @@ def report(rows, settings):
         "medians; p: mean perceptibility; "
         f">={evaluation.NOTICEABLE}: share of images with a change of that many grey levels. All "
         "three are of the image that was attacked, so within 0 to 255.",
+        "The audit below is of ADVR at the row's margin, not of margin 0.",
         "The columns 'paper' are the paper's own: full-size networks, PASCAL VOC (Xie et al., ICCV "
         "2017).",
     ]
@@ -254,7 +255,7 @@ def write_table(workdir, rows, settings, found):
 
 
 def draw(workdir, rows, loaded, examples):
-    """Draw figure1.png, a picture of each kind of network."""
+    """Draw examples.png, a picture of each kind of network."""
     shown = {
         name.rsplit("_", 1)[0] if "fr_" in name else name[:7]: name
         for name in (row["network"] for row in rows)
@@ -305,10 +306,10 @@ def main(argv):
 
     # 2. A network at a time. Each process keeps its own images and waits for no other; process 0
     # joins what all have kept as soon as it is there.
+    forget(workdir, loaded, process, processes)
     rows, errors, attacked = {}, [], {}
     for name, network in loaded.items():
         with others_go_on(workdir, name, process, errors):
-            forget(workdir, name, process)
             own = own_of(results, name)
             attacked[name] = attack(network, examples[network.detects], own, mesh)
         last = name == list(loaded)[-1]

@@ -148,9 +148,9 @@ def main(argv):
     matrix = Matrix(workdir, stored, sources, seed=FLAGS.seed, num_sets=FLAGS.sets)
 
     # A process makes the cells of its own networks and waits for no other; process 0 for all.
+    forget(workdir / "cells", loaded, process, processes)
     errors = []
     for name in list(loaded)[process::processes]:
-        forget(workdir / "cells", name, process)
         with others_go_on(workdir / "cells", name, process, errors):
             matrix.fill(*loaded[name], mesh=mesh)
     if errors:

@@ -8,6 +8,7 @@ that it is compared with, and the checks are the same; `of_table1` hands it to l
 the rows' perturbations. What each check asks is in `experiments.runs.audit_checks`.
 """
 
+import collections
 import functools
 import json
 import pathlib
@@ -19,6 +20,7 @@ import dag_jax
 from dag_jax import Finding, networks
 from experiments import console, evaluation
 from experiments.runs import attacks, audit_checks, files, rundir
+from experiments.runs import findings as rules
 from experiments.runs.audit_checks import WHITE_BOX, Subject
 
 FILE = "audit.json"
@@ -162,7 +164,8 @@ def of_table1(folder, names) -> tuple[dict[str, list[Finding]], str]:
 def checks_sha256() -> str:
     """Return what changes with the checks and their limits: a digest of their sources."""
     package = pathlib.Path(dag_jax.__file__).parent
-    sources = audit_checks.__file__, package / "audit.py", package / "planted.py"
+    sources = [module.__file__ for module in (audit_checks, rules)]
+    sources += [package / "audit.py", package / "planted.py"]
     return files.sha256(" ".join(map(files.sha256_of, sources)))
 
 
@@ -200,7 +203,7 @@ def as_json(found) -> dict[str, list[dict]]:
     return {name: [one._asdict() for one in findings] for name, findings in found.items()}
 
 
-def write(workdir, name, report, content, *, titles, found) -> str:
+def write(workdir, name, report, content, *, titles, found, remedy="--audit") -> str:
     """Write a table as Markdown and as JSON, each with what was found of its rows.
 
     Args:
@@ -210,11 +213,12 @@ def write(workdir, name, report, content, *, titles, found) -> str:
       content: what JSON can hold.
       titles: as in `section`.
       found: as in `section`; none before the audit.
+      remedy: as in `section`.
 
     Returns:
       The Markdown.
     """
-    text = f"{report}\n{section(found, titles)}"
+    text = f"{report}\n{section(found, titles, remedy=remedy)}"
     files.write(workdir / f"{name}.md", text)
     content = {**content, "audit": as_json(found)}
     files.write(workdir / f"{name}.json", json.dumps(content, indent=2) + "\n")
@@ -232,7 +236,11 @@ def section(found: dict[str, list[Finding]], titles: dict[str, str], *, remedy="
     lines = []
     if found:
         every = [one for findings in found.values() for one in findings]
-        names = "; ".join(dict.fromkeys(one.check for one in every))
+        count = collections.Counter(one.check for one in every)
+        names = "; ".join(
+            check + (f" ({number} row{'s' * (number > 1)})" if number < len(found) else "")
+            for check, number in count.items()
+        )
         passed, fired, open_ = (
             sum(one.passed is verdict for one in every) for verdict in (True, False, None)
         )

@@ -194,7 +194,7 @@ def goes_on(subject: Subject) -> list[Finding]:
     said = (
         f"{count}; of {len(some)} that went on for {max_steps} more, {ended} finish, and the "
         f"targets left go from {before:.2%} to {after:.2%}: about {share * (before - after):.2%} "
-        f"of the targets of all images ({STILL_LEFT:.0%} is the most)"
+        f"of the targets active on all clean images ({STILL_LEFT:.0%} is the most)"
     )
     return [stored, Finding(check, share * (before - after) <= STILL_LEFT, said, remedy)]
 
@@ -268,8 +268,8 @@ def saved(subject: Subject) -> list[Finding]:
     others = sum(not _alike(*pair) for pair in zip(stored, anew, strict=True))
     said = (
         f"{len(rows)} PNGs read back: {wrong / sum(image.size for image in images):.2%} of their "
-        f"values are not the rounded image, {others} are predicted otherwise (score {now:.2f}, in "
-        f"the table {then:.2f})"
+        f"values are not the rounded image, {others} are predicted otherwise; they score "
+        f"{now:.2f}, by the predictions that the table is of {then:.2f}"
     )
     found = [Finding(check, wrong == others == 0, said, remedy)]
     if any(name.startswith("advr-") for name in files.names_in(run.folder / "scores")):

@@ -164,16 +164,16 @@ def _scored(changes):
 
 
 def _interval(shares):
-    return metrics.interval(100 * shares, level=LEVEL)
+    return metrics.interval(100 * shares, level=LEVEL, within=(-100, np.inf))
 
 
 def _mean(claim, of, changes, others=None) -> list[Claim]:
     """Judge whether the mean of some changes is below 0, or below the mean of others."""
     if not changes:
         return []
-    count = f"{len(changes)} against {len(others)}" if others else f"{len(changes)}"
     parts = [changes] if others is None else [changes, others]
     scored = [_scored(part) for part in parts]
+    count = " against ".join(str(len(there)) for there, _ in scored)
     left_out = tuple(title for _, titles in scored for title in titles)
     of = f"{of}: {count} cell{'s' * (count != '1')}"
     if not all(there for there, _ in scored):
@@ -194,7 +194,7 @@ def _each(claim, of, changes, rule) -> list[Claim]:
 
     def badness(one):
         _, interval, verdict = one
-        size = max(interval.high, -interval.low) if rule == _unchanged else interval.high
+        size = abs(interval.value) if rule == _unchanged else interval.value
         return verdict == FAILS, verdict != HOLDS, size
 
     worst, interval, verdict = max(judged, key=badness)

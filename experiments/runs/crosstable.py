@@ -50,8 +50,8 @@ def blocks(cells, sizes) -> list[Block]:
         block(title, lambda one, t=task: tasks(one) == {t}, [n for n in targets if is_of(n, task)])
         for title, task in (("Within detection", True), ("Within segmentation", False))
     ]
-    alone = lambda one: len(one.members) == 1 and not one.permuted  # noqa: E731
-    found.append(block("Across tasks", lambda one: alone(one) or len(tasks(one)) == 2, targets))
+    whole = lambda one: len(one.members) > 1 or not one.permuted  # noqa: E731
+    found.append(block("Across tasks", whole, targets))
     if len({is_of(name, True) for name in targets}.union(*map(tasks, sources))) < 2:
         found.pop()
     return [one for one in found if len(one.sources) > 1 and one.targets]
@@ -107,11 +107,11 @@ def markdown(tables, diagonal, found, stored) -> str:
             for target in table.targets
         ]
         text.append(f"## {table.title}\n\n{console.markdown(table.sources, columns)}\n")
-    worst = max((abs(new - old) for new, old in diagonal.values()), default=0)
-    equal = f"equals ADVR of Table 1 ({len(diagonal)} cells)"
-    text.append(
-        f"The diagonal {equal if worst == 0 else f'differs from Table 1 by up to {worst:.2f}'}.\n"
-    )
+    off = [abs(new - old) for new, old in diagonal.values() if new is not None]
+    equal = f"equals ADVR of Table 1 ({len(off)} cells)"
+    if off:
+        differs = f"differs from Table 1 by up to {max(off):.2f}"
+        text.append(f"The diagonal {differs if max(off) else equal}.\n")
     text.append(f"## What holds\n\n{claims.markdown(found)}")
     return "\n".join(text)
 
@@ -119,7 +119,7 @@ def markdown(tables, diagonal, found, stored) -> str:
 def diagonal(cells, rows) -> dict[str, list[float]]:
     """Return {network: [its cell on the diagonal, ADVR of its row of Table 1]}, as printed."""
     return {
-        target: [round(float(cell.scores[0]), 2), rows[target]["advr"]]
+        target: [findings.as_json(cell.scores[0]), rows[target]["advr"]]
         for (source, target), cell in cells.items()
         if source.members == (target,) and not source.permuted and cell.images
     }

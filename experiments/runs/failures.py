@@ -27,6 +27,14 @@ def others_go_on(workdir, name, process, errors):
         errors.append(f"{evaluation.TITLES[name]}: {error}")
 
 
-def forget(workdir, name, process):
-    """Remove what this process wrote of a network, before it tries again."""
-    files.remove(workdir / name / "failed" / f"{process}.txt")
+def forget(workdir, names, process, processes):
+    """Remove what this process wrote of some networks in an earlier launch, before it tries again.
+
+    Process 0 also removes what processes wrote that this launch does not have.
+    """
+    for name in names:
+        trouble = workdir / name / "failed"
+        for note in files.names_in(trouble):
+            number = int(note.removesuffix(".txt"))
+            if number == process or (process == 0 and number >= processes):
+                files.remove(trouble / note)

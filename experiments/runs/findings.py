@@ -53,7 +53,7 @@ def intervals_of(sets) -> dict[str, list[float]]:
     """
     found = {name: in_percent(sets[name]) for name in ("orig", "advr", "perm")}
     for name, (one, other) in _DIFFERENCES.items():
-        found[name] = metrics.interval(sets[one] - sets[other], level=LEVEL)
+        found[name] = metrics.interval(sets[one] - sets[other], level=LEVEL, within=(-100, 100))
     return {name: as_list(one) for name, one in found.items()}
 
 

@@ -154,7 +154,7 @@ def test_cells_without_a_clean_score_are_left_out_and_named():
     pair = Source("val", ("fcn_vgg",)), "fcn_alex"
     cells[pair] = Cell(np.zeros(401), np.zeros(401), KEYS)
     found = verdicts(cells)
-    one = found["transfers", "cross-network: 3 cells"]
+    one = found["transfers", "cross-network: 2 cells"]
     assert one.verdict == "holds" and one.left_out == ("FCN-VGG on FCN-Alex",)
     assert abs(one.interval.value + 10) < 1e-9
     assert "to compare with: FCN-VGG on FCN-Alex.\n" in claims.markdown(found.values())
