@@ -34,18 +34,7 @@ from experiments import console, heatmap, options
 from experiments.runs import audit, claims, crosstable, rundir, versions
 from experiments.runs.failures import failures, forget, others_go_on
 from experiments.runs.matrix import Matrix
-from experiments.runs.stored import Stored
-
-# Sums of the paper: within detection, within segmentation, across tasks; each for both sets of
-# training data.
-SUMS = (
-    ("fr_zf_07", "fr_vgg_07"),
-    ("fr_zf_0712", "fr_vgg_0712"),
-    ("fcn_alex", "fcn_vgg"),
-    ("fcn_alex_star", "fcn_vgg_star"),
-    ("fcn_alex", "fcn_vgg", "fr_zf_07", "fr_vgg_07"),
-    ("fcn_alex_star", "fcn_vgg_star", "fr_zf_0712", "fr_vgg_0712"),
-)
+from experiments.runs.stored import Stored, check_shown, default_sums
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("run", "runs/table1", "Folder of experiments.table1: where perturbations are.")
@@ -64,20 +53,6 @@ UNRECORDED = (
     *("run", "networks", "black_boxes", "sums", "sets", "seed"),
     *options.UNRECORDED,
 )
-
-
-def default_sums(splits):
-    """Return those of `SUMS` that can be made of {network: split that it was attacked on}."""
-    return [one for one in SUMS if len({splits.get(name, name) for name in one}) == 1]
-
-
-def check_shown(stored, names, sources):
-    """Raise ValueError where none of the networks can be scored on any image."""
-    if not any(stored.seen(name, source) for name in names for source in sources):
-        raise ValueError(
-            f"none of the images of {stored.folder} has a mask, and an FCN is scored on nothing "
-            "else: add a detector to --networks"
-        )
 
 
 def parse_sums(stored):

@@ -387,6 +387,15 @@ def test_input_that_raises_loses_nothing(score_fn, examples, error):
     assert set(results) == {key for key, *_ in examples}
 
 
+@pytest.fixture
+def listening():
+    """Whoever starts the tests may ignore Ctrl-C, as a shell's background jobs do."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening")
 def test_an_interruption_returns_what_is_finished(score_fn, examples):
     """Ctrl-C while the devices work: here it is pressed after each chunk in turn."""
 

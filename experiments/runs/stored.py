@@ -10,6 +10,17 @@ from dag_jax.networks import zoo
 from experiments import evaluation
 from experiments.runs import files, rundir, scores
 
+# Sums of the paper: within detection, within segmentation, across tasks; each for both sets of
+# training data.
+SUMS = (
+    ("fr_zf_07", "fr_vgg_07"),
+    ("fr_zf_0712", "fr_vgg_0712"),
+    ("fcn_alex", "fcn_vgg"),
+    ("fcn_alex_star", "fcn_vgg_star"),
+    ("fcn_alex", "fcn_vgg", "fr_zf_07", "fr_vgg_07"),
+    ("fcn_alex_star", "fcn_vgg_star", "fr_zf_0712", "fr_vgg_0712"),
+)
+
 
 class Source(NamedTuple):
     """What is added to the images of a split: the sum of what was found for some networks."""
@@ -60,6 +71,11 @@ def _makes(folder):
         f"`python -m experiments.table1 --workdir={folder}` makes it, and with --split=seg11valid "
         "attacks all networks on one split, as sums across tasks need it"
     )
+
+
+def default_sums(splits):
+    """Return those of `SUMS` that can be made of {network: split that it was attacked on}."""
+    return [one for one in SUMS if len({splits.get(name, name) for name in one}) == 1]
 
 
 class Stored:
@@ -237,3 +253,12 @@ class Stored:
                 "names the folder of those"
             )
         return loaded, weights
+
+
+def check_shown(stored, names, sources):
+    """Raise ValueError where none of the networks can be scored on any image."""
+    if not any(stored.seen(name, source) for name in names for source in sources):
+        raise ValueError(
+            f"none of the images of {stored.folder} has a mask, and an FCN is scored on nothing "
+            "else: add a detector to --networks"
+        )

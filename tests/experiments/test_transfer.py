@@ -13,10 +13,9 @@ import dag_jax
 from dag_jax import datasets, metrics, networks
 from dag_jax.networks import zoo
 from dag_jax.weights import store
-from experiments import transfer
 from experiments.runs import claims, files, rundir
 from experiments.runs.matrix import Matrix
-from experiments.runs.stored import Stored, open_run
+from experiments.runs.stored import SUMS, Stored, check_shown, default_sums, open_run
 
 pytestmark = pytest.mark.slow  # it compiles whole networks
 
@@ -175,12 +174,12 @@ def test_networks_of_different_splits_have_no_sum(table, launch):
 
 def test_default_sums_are_those_that_can_be_made():
     splits = dict.fromkeys(networks.NAMES, "val")
-    assert tuple(transfer.default_sums(splits)) == transfer.SUMS
+    assert tuple(default_sums(splits)) == SUMS
     for name in networks.NAMES:
         splits[name] = str(name.startswith("fr_"))
-    assert tuple(transfer.default_sums(splits)) == transfer.SUMS[:4]
+    assert tuple(default_sums(splits)) == SUMS[:4]
     del splits["fcn_vgg"]
-    assert ("fcn_alex", "fcn_vgg") not in transfer.default_sums(splits)
+    assert ("fcn_alex", "fcn_vgg") not in default_sums(splits)
 
 
 def test_perturbations_that_are_not_there_are_named(table, tmp_path):
@@ -202,12 +201,12 @@ def test_perturbations_that_are_not_there_are_named(table, tmp_path):
 def test_fcns_are_not_asked_of_images_without_masks(table, cache):
     stored = Stored(table, cache_dir=cache)
     sources = stored.sources([])
-    transfer.check_shown(stored, ["fcn_alex"], sources)
+    check_shown(stored, ["fcn_alex"], sources)
     for example in stored.examples("seg11valid").values():
         example["has_mask"] = False
-    transfer.check_shown(stored, ["fcn_alex", "fr_zf_07"], sources)
+    check_shown(stored, ["fcn_alex", "fr_zf_07"], sources)
     with pytest.raises(ValueError, match="none of the images of .* has a mask"):
-        transfer.check_shown(stored, ["fcn_alex"], sources)
+        check_shown(stored, ["fcn_alex"], sources)
 
 
 @pytest.fixture

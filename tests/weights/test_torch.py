@@ -553,7 +553,7 @@ def read_quickly(path):
     except ValueError as error:
         assert str(path) in str(error)
         found = None
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 10
     return found
 
 
