@@ -1,5 +1,10 @@
-"""Launches are run as their users run them: in a process of their own, from the project's root."""
+"""Launches are run as their users run them: in a process of their own, from the project's root.
 
+Importing what they need takes longer than what most of them do, so that is done once: each process
+is forked from one that has imported JAX and not used it, and runs `python -m experiments.NAME`.
+"""
+
+import json
 import os
 import pathlib
 import signal
@@ -10,6 +15,23 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+SERVER = """
+import json, os, runpy, signal, sys
+import flax.linen, jax, matplotlib.figure, optax, dag_jax
+from experiments import evaluation, figures, options
+
+for line in sys.stdin:
+    job = json.loads(line)
+    child = os.fork()
+    if not child:
+        for number, name in enumerate((os.devnull, job["stdout"], job["stderr"])):
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
+        signal.alarm(600)
+        sys.argv = ["", *job["flags"]]
+        runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 
 
 @pytest.fixture(scope="session")
@@ -19,11 +41,24 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def launch(cache):
+def server():
+    """The process that launches are forked from."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", SERVER], cwd=ROOT, env=environment, **pipes)
+    with process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def launch(cache, server, tmp_path_factory):
     """Run `python -m experiments.<name>`; return the finished process.
 
     With `fails` it must end in an error; with `kill_at` it gets a signal once that file exists.
     """
+
+    outputs = tmp_path_factory.mktemp("outputs")
 
     def run(name, *flags, fails=False, kill_at=None, kill_by=signal.SIGKILL):
         command = [sys.executable, "-m", f"experiments.{name}", *flags]
@@ -48,8 +83,16 @@ def launch(cache):
             process.send_signal(kill_by)
             process.wait()
             return process
-        process = subprocess.run(command, capture_output=True, timeout=600, **options)
-        assert (process.returncode != 0) == fails, process.stdout + process.stderr
-        return process
+        paths = {stream: outputs / stream for stream in ("stdout", "stderr")}
+        for path in paths.values():
+            path.unlink(missing_ok=True)
+        job = {"module": command[2], "flags": command[3:]}
+        job |= {stream: str(path) for stream, path in paths.items()}
+        server.stdin.write(json.dumps(job) + "\n")
+        server.stdin.flush()
+        returncode = int(server.stdout.readline())
+        texts = {stream: path.read_text() for stream, path in paths.items()}
+        assert (returncode != 0) == fails, texts["stdout"] + texts["stderr"]
+        return subprocess.CompletedProcess(command, returncode, **texts)
 
     return run
