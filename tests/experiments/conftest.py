@@ -15,7 +15,7 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SERVER = """
+LAUNCHER = """
 import json, os, runpy, signal, sys
 import flax.linen, jax, matplotlib.figure, optax, dag_jax
 from experiments import evaluation, figures, options
@@ -41,18 +41,18 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def server():
+def launcher():
     """The process that launches are forked from."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([sys.executable, "-c", SERVER], cwd=ROOT, env=environment, **pipes)
+    process = subprocess.Popen([sys.executable, "-c", LAUNCHER], cwd=ROOT, env=environment, **pipes)
     with process:
         yield process
         process.stdin.close()
 
 
 @pytest.fixture(scope="session")
-def launch(cache, server, tmp_path_factory):
+def launch(cache, launcher, tmp_path_factory):
     """Run `python -m experiments.<name>`; return the finished process.
 
     With `fails` it must end in an error; with `kill_at` it gets a signal once that file exists.
@@ -88,9 +88,9 @@ def launch(cache, server, tmp_path_factory):
             path.unlink(missing_ok=True)
         job = {"module": command[2], "flags": command[3:]}
         job |= {stream: str(path) for stream, path in paths.items()}
-        server.stdin.write(json.dumps(job) + "\n")
-        server.stdin.flush()
-        returncode = int(server.stdout.readline())
+        launcher.stdin.write(json.dumps(job) + "\n")
+        launcher.stdin.flush()
+        returncode = int(launcher.stdout.readline())
         texts = {stream: path.read_text() for stream, path in paths.items()}
         assert (returncode != 0) == fails, texts["stdout"] + texts["stderr"]
         return subprocess.CompletedProcess(command, returncode, **texts)
