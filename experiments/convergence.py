@@ -14,9 +14,9 @@ at its last share. A detector was attacked twice, with its margin and by the pap
 (margin 0), and has a row for each.
 
 Results go to --workdir: convergence.md, with what table1's audit found of the attacks;
-convergence.json, with the curves; convergence.png, the
-targets left against iteration; distributions.png, of steps, perceptibility and statuses. The same
-command makes them anew from a run that went on meanwhile; a folder of another run is refused.
+convergence.json, with the curves; convergence.png, the targets left against iteration;
+distributions.png, of steps, perceptibility and statuses. The same command makes them anew from a
+run that went on meanwhile; a folder of another run is refused.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Checks of a row of a table, by what its folder holds: each says one thing that must hold.
 
 `dag_jax.audit` looks at the network on a few images; the rest reads a folder of results again:
-attacks that go on, saved images scored anew, other networks' perturbations. Limits were fixed
-before any table was audited, and are the same for every network. `audit` beside this runs them.
+attacks that go on, saved images scored anew, other networks' perturbations. Limits are the same for
+every network. `audit` beside this runs them.
 
 Shapes: `H W` pixels, `B` sets of images that `metrics.draw_images` draws.
 """

@@ -29,11 +29,6 @@ FEWEST = 10  # images
 EQUAL = 0.05  # share of the clean score that two equal scores differ by at most
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not shown"
 FEW = f"{OPEN} (fewer than {FEWEST} images)"
-# Share of the clean score: a sum that leaves this much more than a network's own perturbation alone
-# does not keep its effect.
-KEPT = 0.1
-WHITE, TRAINING, NETWORK, TASK = "white box", "cross-training", "cross-network", "cross-task"
-CLEAN, PERMUTED = "clean", "permuted"
 _DIFFERENCES = {"advr_minus_orig": ("advr", "orig"), "perm_minus_orig": ("perm", "orig")}
 
 

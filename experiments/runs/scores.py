@@ -149,8 +149,8 @@ def verdict(difference, images) -> str:
     """
     if difference is None:
         return "-"
-    verdict = findings.below(difference, images)
-    return verdict if images < findings.FEWEST else f"{verdict}: {findings.text(difference)}"
+    said = findings.below(difference, images)
+    return said if images < findings.FEWEST else f"{said}: {findings.text(difference)}"
 
 
 def summary_of(records) -> dict:
