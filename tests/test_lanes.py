@@ -66,7 +66,7 @@ def differing(name):
     made = list(examples(network, 16))
     run = functools.partial(dag_jax.attack_stream, networks.score_fn(network), max_steps=2)
     expected = bytes_of(dict(run(made, slots=16)))
-    cases = [(2, 16), (8, 16), (1, 3)]
+    cases = [(8, 16), (1, 3)]
     return [
         (devices, slots)
         for devices, slots in cases
@@ -75,18 +75,18 @@ def differing(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fcn_alex", "fr_vgg_07"])
+@pytest.mark.parametrize("name", ["fcn_alex", "fr_zf_07"])
 def test_devices_slots_and_order_change_no_bit(name):
     assert in_child(differing, name) == []
 
 
 def programs(name, slots):
-    """Return [flops of a device, collectives] of the compiled loop on 1, 2 and 8 devices."""
+    """Return [flops of a device, collectives] of the compiled loop on 1 and 8 devices."""
     network = networks.load(name, miniature=True)
     ((_, *arrays),) = examples(network, 1)
     arrays = tuple(arrays) if network.detects else (*arrays, ())
     found = []
-    for devices in (1, 2, 8):
+    for devices in (1, 8):
         mesh = mesh_of(devices)
         score_fn = lanes.spread(networks.score_fn(network), mesh, {})
         made = lanes.Lanes(
@@ -107,11 +107,11 @@ def programs(name, slots):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fcn_vgg", "fr_vgg_07"])
+@pytest.mark.parametrize("name", ["fcn_alex", "fr_zf_07"])
 def test_no_collective_and_a_share_of_the_work(name):
     (one, _), *_ = found = in_child(programs, name, 16)
     assert all(not collectives for _, collectives in found)
-    for count, (flops, _) in zip((1, 2, 8), found, strict=True):
+    for count, (flops, _) in zip((1, 8), found, strict=True):
         assert flops == pytest.approx(one / count, rel=0.01)
 
 

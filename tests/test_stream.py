@@ -180,7 +180,7 @@ def test_a_joint_attack_streams(score_fn, examples):
         assert_same(results[key], attack_alone()(both, image, targets))
 
 
-@pytest.mark.parametrize("slots", [4, 8])
+@pytest.mark.parametrize("slots", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_devices_share_the_slots_and_change_no_bit(score_fn, examples, slots):
     assert len(jax.devices()) == 2
     mesh = jax.make_mesh((2,), ("images",))
@@ -395,6 +395,7 @@ def listening():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("listening")
 def test_an_interruption_returns_what_is_finished(score_fn, examples):
     """Ctrl-C while the devices work: here it is pressed after each chunk in turn."""

@@ -11,7 +11,7 @@ from dag_jax import datasets, metrics, networks
 from experiments import buckets, evaluation
 from experiments.runs import attacks
 
-SIZES = {1: (100, 128), 2: (128, 90), 0: (120, 128)}  # of scenes; two share a bucket
+SIZES = {1: (100, 128), 0: (120, 128)}  # of scenes; they share a bucket
 
 
 def crop(example, size):

@@ -1,4 +1,4 @@
-"""Records whose figures are known, in the folders that Table 1 writes; and those of a real run."""
+"""Records whose figures are known, in the folders that Table 1 writes. A real run: test_table1."""
 
 import json
 import types
@@ -145,18 +145,3 @@ def test_what_is_no_run_is_named_and_another_run_is_refused(run, launch, tmp_pat
     refused = launch("convergence", f"--run={trained}", f"--workdir={workdir}", fails=True)
     assert "is of other weights of FCN-VGG than --run has" in refused.stderr
     assert (workdir / "convergence.json").read_bytes() == before
-
-
-@pytest.mark.slow  # it attacks two images
-def test_a_run_of_table_1_is_read(launch, tmp_path):
-    source, workdir = tmp_path / "table1", tmp_path / "convergence"
-    flags = "--networks=fcn_alex", "--limit=2", "--max_steps=3", "--slots=1", "--noaudit"
-    launch("table1", *flags, f"--workdir={source}")
-    launch("convergence", f"--run={source}", f"--workdir={workdir}")
-    (row,) = json.loads((workdir / "convergence.json").read_text())["rows"]
-    said = json.loads((source / "fcn_alex" / "row.json").read_text())
-    assert row["images"] == said["images"] == 2
-    assert row["steps"][1] == said["steps_median"]
-    curve = row["curves"]["mean"]
-    assert curve[0] == 1 and len(curve) == 4 and curve[3] < 1
-    assert row["left"] == {"3": curve[3]}

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow  # it compiles whole networks
 
 def test_draws_one_perturbation_of_two_networks(launch, tmp_path):
     workdir = tmp_path / "run"
-    flags = ("--fcn=fcn_alex", "--detector=fr_zf_07", "--limit=2", "--max_steps=4")
+    flags = ("--fcn=fcn_alex", "--detector=fr_zf_07", "--limit=2", "--max_steps=3")
     process = launch("figure1", *flags, f"--workdir={workdir}")
     row = json.loads((workdir / "figure1.json").read_text())
     assert f"results: {workdir}" in process.stdout

@@ -3,6 +3,7 @@
 import json
 import signal
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -36,7 +37,7 @@ def test_the_network_sees_the_shape_in_the_png(run, cache):
     rows = rows_of(workdir)
     assert list(rows) == ["square (cat)", "“I” (cat)"]
     examples = list(datasets.open_dataset("scenes", "seg11valid[:2]", cache_dir=cache))
-    network = networks.load("fcn_vgg", miniature=True)
+    network, predict = networks.load("fcn_vgg", miniature=True), jax.jit(networks.predict)
     for row, folder, shape in (
         (rows["square (cat)"], "square", drawings.square((128, 128))),
         (rows["“I” (cat)"], "word_I", drawings.word((128, 128), "I")),
@@ -48,7 +49,7 @@ def test_the_network_sees_the_shape_in_the_png(run, cache):
             for example in examples:
                 image = example["image"]
                 image = stored.image(example["image_id"]) if when == "after" else image
-                seen = np.asarray(networks.predict(network, image.astype(np.float32)))
+                seen = np.asarray(predict(network, image.astype(np.float32)))
                 shares.append((seen == drawn).mean())
                 both, either = (seen == CAT) & shape, (seen == CAT) | shape
                 overlaps.append(both.sum() / either.sum())

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -83,7 +84,7 @@ def test_stored_perturbations_and_images_give_the_row_again(run, cache):
     assert stored.manifest["network"] == "fcn_alex" and stored.manifest["max_steps"] == 3
     assert stored.manifest["settings"]["seed"] == 0
     assert stored.manifest["versions"]["jax"] and stored.manifest["device"]
-    network = networks.load("fcn_alex", miniature=True)
+    network, predict = networks.load("fcn_alex", miniature=True), jax.jit(networks.predict)
     confusion, saved = 0, 0
     source = datasets.open_dataset("scenes", "seg11valid[:2]", cache_dir=cache)
     for example, key, record in zip(source, stored.keys, stored.records, strict=True):
@@ -97,7 +98,7 @@ def test_stored_perturbations_and_images_give_the_row_again(run, cache):
             pixels = np.asarray(file)
         np.testing.assert_array_equal(pixels, np.rint(np.clip(clean + r, 0, 255)))
         for image, total in ((dag_jax.perturb(clean, r), "whole"), (np.float32(pixels), "saved")):
-            labels = np.asarray(networks.predict(network, image))
+            labels = np.asarray(predict(network, image))
             counts = metrics.confusion_matrix(truth, labels, 21)
             if total == "whole":
                 confusion = confusion + counts
@@ -107,16 +108,16 @@ def test_stored_perturbations_and_images_give_the_row_again(run, cache):
     assert row["advr_uint8"] == pytest.approx(100 * metrics.mean_iou(saved), abs=0.01)
 
 
-def test_two_processes_make_the_same_files(run, tmp_path):
+def test_two_processes_make_the_same_files(run, cache, tmp_path):
     workdir, flags, _ = run
-    flags = ["--networks=fr_zf_07", "--limit=10", "--noaudit", *flags[2:3]]
+    flags = ["--networks=fr_zf_07", "--limit=4", "--noaudit", *flags[2:3]]
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
 
     def start(folder, *more):
         command = [sys.executable, "-m", "experiments.table1", *flags, f"--workdir={folder}", *more]
-        command.append(f"--cache_dir={tmp_path / 'datasets'}")
+        command.append(f"--cache_dir={cache}")
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
         return subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -145,14 +146,14 @@ def test_a_damaged_shard_of_a_finished_row_is_made_anew(run, launch):
 
 
 def test_a_killed_and_an_interrupted_run_go_on_and_end_the_same(launch, tmp_path):
-    flags = ("--networks=fcn_alex", "--limit=12", "--max_steps=6", "--slots=1", "--noaudit")
+    flags = ("--networks=fcn_alex", "--limit=16", "--max_steps=20", "--slots=1", "--noaudit")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     launch("table1", *flags, f"--workdir={whole}")
     flags = (*flags, f"--workdir={cut}")
     launch("table1", *flags, kill_at=cut / "fcn_alex" / "parts" / "000001.safetensors")
     assert not (cut / "table1.json").exists()
     kept = {path: path.stat().st_mtime_ns for path in (cut / "fcn_alex" / "images").iterdir()}
-    assert 2 <= len(kept) < 12
+    assert 2 <= len(kept) < 16
     shard = cut / "fcn_alex" / "perturbations" / "00000-of-00002.safetensors"
     process = launch("table1", *flags, kill_at=shard, kill_by=signal.SIGINT)
     assert process.returncode == 130 and not (cut / "table1.json").exists()
@@ -170,6 +171,18 @@ def test_the_same_command_keeps_finished_rows(run, launch):
     assert (workdir / "fr_zf_07" / "row.json").stat().st_mtime_ns == before
     table = first.stdout.split("results:")[0].rsplit("\n", 2)[0]
     assert again.stdout.startswith(table)
+
+
+def test_convergence_reads_the_run(run, launch, tmp_path):
+    workdir = tmp_path / "convergence"
+    launch("convergence", f"--run={run[0]}", f"--workdir={workdir}")
+    row = json.loads((workdir / "convergence.json").read_text())["rows"][0]
+    said = json.loads((run[0] / "fcn_alex" / "row.json").read_text())
+    assert row["network"] == "fcn_alex" and row["images"] == said["images"] == 2
+    assert row["steps"][1] == said["steps_median"]
+    curve = row["curves"]["mean"]
+    assert curve[0] == 1 and len(curve) == 4 and curve[3] < 1
+    assert row["left"] == {"3": curve[3]}
 
 
 def test_more_networks_add_rows(run, launch):
@@ -201,7 +214,7 @@ def test_rounding_attacks_and_scores_the_saved_image(launch, tmp_path):
     workdir = tmp_path / "run"
     launch(
         "table1",
-        *("--networks=fcn_alex", "--limit=3", "--max_steps=4", "--rounded"),
+        *("--networks=fcn_alex", "--limit=3", "--max_steps=3", "--rounded"),
         *("--image_ids=scene_13_000001", f"--workdir={workdir}", "--noaudit"),
     )
     row = json.loads((workdir / "fcn_alex" / "row.json").read_text())
@@ -266,7 +279,8 @@ def check_voc_run(workdir, networks_of_run):
 def test_photographs_keep_their_sizes(launch, voc, tmp_path):
     workdir, names = tmp_path / "run", ["fcn_vgg", "fr_vgg_07"]
     flags = ("--dataset=voc", f"--data_dir={voc}", "--split=voc2012_seg_val", "--max_steps=4")
-    launch("table1", *flags, f"--networks={','.join(names)}", f"--workdir={workdir}")
+    for name, audited in zip(names[::-1], ("--noaudit", "--audit"), strict=True):
+        launch("table1", *flags, f"--networks={name}", f"--workdir={workdir}", audited)
     segmenter, detector = check_voc_run(workdir, names)
     assert segmenter["orig"] > 2 * segmenter["advr"] or segmenter["steps_median"] == 4
     assert segmenter["no_targets"] == 0 < segmenter["largest_change_median"] <= 2

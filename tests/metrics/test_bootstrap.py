@@ -124,6 +124,7 @@ def scenes(rng, num_images, quality):
     return detections, truths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quality", [0.75, 0.2])
 def test_intervals_of_a_mean_average_precision_have_the_truth_in_them(quality):
     """A sample of 100 images has a higher precision than all images: nominal is not reached."""

@@ -483,9 +483,8 @@ def test_full_size_equals_caffe(tmp_path, write_caffemodel, rng, name):
     options = {"resize": None} if name.startswith("fr") else {}
     path = tmp_path / "net.caffemodel"
     pair = Pair(name, path, write_caffemodel, rng, width=lambda width: width, **options)
-    for size in ((112, 80), (67, 131)):
-        image = rng.uniform(0, 255, (*size, 3)).astype(np.float32)
-        (check_detector if options else check_fcn)(pair, image)
+    image = rng.uniform(0, 255, (112, 80, 3)).astype(np.float32)
+    (check_detector if options else check_fcn)(pair, image)
     path.unlink()  # half a gigabyte
 
 

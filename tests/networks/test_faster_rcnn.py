@@ -119,6 +119,7 @@ def test_parameters_at_full_size_are_the_published_models():
     assert shapes["rpn_bbox_pred"]["kernel"].shape == (1, 1, 256, 36)
 
 
+@pytest.mark.slow
 def test_rpn_reads_channels_as_caffe_orders_them(variables):
     params = jax.tree.map(jnp.zeros_like, variables["params"])
     params["rpn_cls_score"]["bias"] = jnp.arange(12.0)
@@ -139,7 +140,9 @@ def test_rpn_runs_over_cells_row_by_row(variables, rng):
     np.testing.assert_array_equal(np.argwhere(changed), [[0, 3], [0, 4], [1, 3], [1, 4]])
 
 
-@pytest.mark.parametrize(("module", "factor"), [(SMALL, 1), (DOUBLED, 2)])
+@pytest.mark.parametrize(
+    ("module", "factor"), [(SMALL, 1), pytest.param(DOUBLED, 2, marks=pytest.mark.slow)]
+)
 def test_propose_equals_a_loop(variables, image, module, factor):
     features = call(module, "features")(variables, image)
     scores, deltas = call(module, "rpn")(variables, features)
@@ -159,6 +162,7 @@ def test_propose_equals_a_loop(variables, image, module, factor):
     np.testing.assert_allclose(scores[valid], 1 / (1 + np.exp(-margin[keep])), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_higher_threshold_and_more_candidates_give_more_proposals(variables, image):
     def count(**options):
         found = call(SMALL, "propose", max_proposals=300, **options)(variables, image)

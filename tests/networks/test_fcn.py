@@ -193,6 +193,7 @@ def test_an_unknown_upsampling_is_refused():
         jax.eval_shape(VGG8.clone(dense=("score",)).init, jax.random.key(0), image)
 
 
+@pytest.mark.slow
 def test_batch_equals_single_images(rng):
     images = rng.uniform(0, 255, (2, 32, 40, 3)).astype(np.float32)
     variables = random_variables(ALEX, images, rng)

@@ -663,6 +663,7 @@ def test_a_real_file_reads_as_pytorch_reads_it(real):
         assert digest(found[name]) == digest(array), name
 
 
+@pytest.mark.slow
 def test_a_real_file_damaged(real, tmp_path, rng):
     whole = real.read_bytes()
     assert len(read(real)) == 526
