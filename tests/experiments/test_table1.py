@@ -146,7 +146,7 @@ def test_a_damaged_shard_of_a_finished_row_is_made_anew(run, launch):
 
 
 def test_a_killed_and_an_interrupted_run_go_on_and_end_the_same(launch, tmp_path):
-    flags = ("--networks=fcn_alex", "--limit=16", "--max_steps=20", "--slots=1", "--noaudit")
+    flags = ("--networks=fcn_alex", "--limit=16", "--max_steps=12", "--slots=1", "--noaudit")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     launch("table1", *flags, f"--workdir={whole}")
     flags = (*flags, f"--workdir={cut}")
