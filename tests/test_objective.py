@@ -99,6 +99,7 @@ def downhill(scores, targets, active, progress):
     return dag_jax.margin_loss(scores, targets)
 
 
+@pytest.mark.slow
 def test_none_goes_on_to_the_last_step(problem):
     options = {"objective": Objective(dag_jax.active_targets, downhill), "stop_fraction": None}
     plain = compiled(objective=options["objective"])(*problem)
@@ -169,6 +170,7 @@ def pixels_alone(score_fn, image):
     return score_fn(image)["pixels"]
 
 
+@pytest.mark.slow
 def test_an_attack_goes_on_from_where_it_starts(problem):
     score_fn, image, targets = problem
     whole = compiled(max_steps=5)(*problem)

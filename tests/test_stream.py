@@ -168,6 +168,7 @@ def twice(score_fn, image):
     return {"a": score_fn(image), "b": -score_fn(image)[:3]}
 
 
+@pytest.mark.slow
 def test_a_joint_attack_streams(score_fn, examples):
     both = jax.tree_util.Partial(twice, score_fn)
     joint = []
@@ -333,6 +334,7 @@ def shifted(shift, image, extent):
     return image * 0 + shift[None, None] + 0.001 * image.sum()
 
 
+@pytest.mark.slow
 def test_a_bucket_of_its_own_numbers_is_its_own(rng):
     """A score_fn that differs by image, though shapes do not, is never another's."""
 
@@ -489,6 +491,7 @@ def test_without_buckets_each_shape_is_its_own(rng):
         assert_same(results[key], attack_alone()(score_fn, image, targets))
 
 
+@pytest.mark.slow
 def test_a_rare_shape_does_not_wait_for_ever(rng):
     weights = jnp.asarray(rng.standard_normal((3, C)), jnp.float32)
     score_fn = jax.tree_util.Partial(pixel_score, weights)

@@ -247,6 +247,7 @@ def test_a_stream_gives_what_attack_gives(rng, problem, name):
         np.testing.assert_allclose(results[key].perturbation, alone.perturbation, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_arguments_compile_once(caplog, problem):
     score_fn, image, targets = of_engine(problem)
     examples = [(0, np.asarray(image), jax.tree.map(np.asarray, targets))]

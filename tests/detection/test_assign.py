@@ -135,6 +135,7 @@ def test_padding_of_truths_changes_nothing(rng):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 def test_vmap_equals_one_at_a_time(rng):
     keys = jax.random.split(jax.random.key(3), 2)
     truths = np.stack([TRUTHS, TRUTHS[::-1]])

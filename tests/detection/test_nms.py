@@ -119,6 +119,7 @@ def test_nothing_valid_and_nothing_at_all(rng):
     assert indices.shape == (3,) and not valid.any()
 
 
+@pytest.mark.slow
 def test_vmap_equals_one_at_a_time(rng):
     boxes = np.stack([draw(rng, 64) for draw in (scattered, clustered, scattered)])
     scores = rng.normal(size=(3, 64)).astype(np.float32)
@@ -144,7 +145,10 @@ def test_no_gradient_passes_and_none_is_nan(rng):
     np.testing.assert_array_equal(by_scores, expected)
 
 
-@pytest.mark.parametrize("max_outputs", [5, 30, 500])
+@pytest.mark.parametrize(
+    "max_outputs",
+    [30, *(pytest.param(number, marks=pytest.mark.slow) for number in (5, 500))],
+)
 def test_per_class_equals_loops_and_a_sort(rng, max_outputs):
     boxes = np.stack([clustered(rng, 40) for _ in range(3)])
     scores = rng.permutation(120).reshape(3, 40).astype(np.float32)

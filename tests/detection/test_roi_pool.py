@@ -110,6 +110,7 @@ def test_gradient_of_equal_cells_goes_to_one_of_them():
     np.testing.assert_array_equal(np.sort(gradient.reshape(64, 2), axis=0)[-2:], [[0, 0], [1, 1]])
 
 
+@pytest.mark.slow
 def test_vmap_equals_one_at_a_time(rng):
     features = rng.normal(size=(3, 16, 16, 5)).astype(np.float32)
     boxes = np.stack([regions(rng, 20, (16, 16), 8) for _ in range(3)])

@@ -128,6 +128,7 @@ def test_the_pictures_are_there_and_the_same_command_makes_them_anew(run, launch
     assert (workdir / "distributions.png").exists()
 
 
+@pytest.mark.slow
 def test_what_is_no_run_is_named_and_another_run_is_refused(run, launch, tmp_path):
     _, workdir, _ = run
     before = (workdir / "convergence.json").read_bytes()

@@ -144,6 +144,7 @@ def test_unpack_takes_the_members_and_nothing_else(tmp_path, kind):
         origins.unpack(archive, members, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_launch_fetches_and_converts(launch, server, tmp_path, write_caffemodel, caffe_blobs):
     address, files, _, _ = server
     line = 1 - np.abs(np.arange(31) - 15) / 16

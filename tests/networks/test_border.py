@@ -117,6 +117,7 @@ def test_images_in_one_array_have_each_their_own_border(name, rng):
         assert_equal(*(jax.tree.map(lambda x, i=index: x[i], tree) for tree in (own, other)))
 
 
+@pytest.mark.slow
 def test_what_the_image_does_not_reach_does_not_move_with_it(rng):
     backbone = VGG.backbone.clone(everywhere=True)
     images, _ = example(rng, (2, 30, 41))
@@ -131,6 +132,7 @@ def test_what_the_image_does_not_reach_does_not_move_with_it(rng):
         assert 0 < reached < 0.4 * differs.size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fcn_vgg", "fcn_alex"])
 def test_a_miniature_is_the_same(name, rng):
     network = networks.load(name, miniature=True)
@@ -155,6 +157,7 @@ def test_batch_normalisation_sees_every_cell():
         assert len(own.eqns) == len(every.eqns)
 
 
+@pytest.mark.slow
 def test_a_border_has_a_cell_of_every_kind():
     # A map of 9 x 8 cells, of which one is the image's; the edges are felt two cells deep.
     border = jnp.pad(jnp.arange(25.0).reshape(5, 5, 1) + 1, ((0, 1), (0, 1), (0, 0)))

@@ -362,6 +362,7 @@ def test_zf_detector_equals_caffes(tmp_path, write_caffemodel, rng):
         check_detector(pair, rng.uniform(0, 255, (*size, 3)).astype(np.float32))
 
 
+@pytest.mark.slow
 def test_without_scale_train_dropout_halves(tmp_path, write_caffemodel, rng):
     """Caffe's ZF differs from one whose dropout scales while training, and so does ours."""
     pair = Pair("fr_zf_07", tmp_path / "net.caffemodel", write_caffemodel, rng, resize=None)

@@ -246,6 +246,7 @@ def test_memory_of_three_thousand_regions_is_bounded():
     assert many < few + 0.01  # GiB; it does not grow with the regions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [SMALL, DOUBLED])
 def test_gradient_of_a_score_is_with_respect_to_the_users_pixel(variables, image, module):
     def total(image):
@@ -262,7 +263,8 @@ def test_gradient_of_a_score_is_with_respect_to_the_users_pixel(variables, image
     np.testing.assert_allclose(slope, jnp.linalg.norm(gradient), rtol=0.05)
 
 
-@pytest.mark.parametrize("max_detections", [pytest.param(20, marks=pytest.mark.slow), 100])
+@pytest.mark.slow
+@pytest.mark.parametrize("max_detections", [20, 100])
 def test_detect_equals_loops(variables, image, max_detections):
     module = DOUBLED.clone(delta_means=(0.01, 0.0, 0.0, 0.02))
     features = call(module, "features")(variables, image)

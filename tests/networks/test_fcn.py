@@ -204,6 +204,7 @@ def test_batch_equals_single_images(rng):
         np.testing.assert_allclose(apply(variables, image), scores, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_scores_move_with_the_image(rng):
     # On an image of the mean colour and without biases every map is zero, so a patch moved by the
     # largest stride moves the scores. They are compared away from the borders, where FCN-8s

@@ -243,6 +243,7 @@ def test_an_image_that_is_too_small_is_named():
     assert networks.bucket(network, (48, 120))[1] == (125, 125)
 
 
+@pytest.mark.slow
 def test_what_lies_in_another_bucket_gives_nan():
     # 90 x 150 pixels of canvas do not fit into 120 x 120, which only the traced numbers say.
     network = narrow("fr_zf_07")

@@ -64,6 +64,7 @@ CLASSES = np.int32([2, 4, 1])
 VALID = np.array([True, True, False])
 
 
+@pytest.mark.slow
 def test_rpn_loss_equals_a_loop(rng):
     scores = rng.normal(size=(len(ANCHORS), 2)).astype(np.float32)
     deltas = rng.normal(size=(len(ANCHORS), 4)).astype(np.float32)

@@ -86,6 +86,7 @@ def test_folding_batch_normalisation_leaves_the_scores(variables, example):
     assert_equal(scores, jax.jit(normalised(FCN).apply)(variables, image))
 
 
+@pytest.mark.slow
 def test_a_dilated_trunk_has_the_strided_ones_cells_among_its_own(rng):
     # With the same weights: dilation fills in what a stride leaves out.
     image = rng.uniform(-120, 120, (83, 70, 3)).astype(np.float32)

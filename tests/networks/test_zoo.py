@@ -163,6 +163,7 @@ def test_unknown_names_are_refused_with_the_known_ones():
             function("fcn_unet")
 
 
+@pytest.mark.slow
 def test_a_network_is_a_pytree_of_its_parameters(image):
     network = random_miniature("fcn_alex")
     assert len(jax.tree.leaves(network)) == len(jax.tree.leaves(network.parameters))
@@ -186,6 +187,7 @@ def test_a_network_is_a_pytree_of_its_parameters(image):
     np.testing.assert_array_equal(labels, scores[0].argmax(-1))
 
 
+@pytest.mark.slow
 def test_a_detector_scores_predicts_and_proposes(image):
     network = random_miniature("fr_zf_07")
 

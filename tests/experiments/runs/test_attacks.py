@@ -50,6 +50,7 @@ def test_proposals_are_counted_as_their_settings_ask(example):
     assert 0 < kept[0] < kept[1] == 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padded", [False, True])
 def test_every_pixel_of_a_drawing_is_a_target(example, padded):
     network = networks.load("fcn_alex", miniature=True)
