@@ -9,6 +9,8 @@ import jax
 from absl import app, flags, logging
 from tqdm import tqdm
 
+from experiments import interruption
+
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "compilation_cache",
@@ -41,7 +43,7 @@ def run(main) -> None:
             return main(argv)
         except KeyboardInterrupt:
             print("interrupted: what was written stays, the same command goes on", file=sys.stderr)
-            sys.exit(130)  # 128 + SIGINT, as shells have it
+            interruption.leave(130)  # 128 + SIGINT, as shells have it
         except app.UsageError as error:  # absl would print all of the help first
             sys.exit(f"error: {error}\n(--help lists the flags)")
         except (ValueError, OSError) as error:
@@ -49,6 +51,7 @@ def run(main) -> None:
                 raise
             sys.exit(f"error: {error}\n(--verbosity=1 shows where it came from)")
 
+    interruption.listen()
     app.run(guarded)
 
 

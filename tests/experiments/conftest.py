@@ -67,6 +67,9 @@ def launch(cache, launcher, tmp_path_factory):
             command.append(f"--cache_dir={cache}")
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
         options = {"cwd": ROOT, "env": environment, "text": True}
+        paths = {stream: outputs / stream for stream in ("stdout", "stderr")}
+        for path in paths.values():
+            path.unlink(missing_ok=True)
         if kill_at is not None:
             # It reads what is compiled, and leaves no half of a program to others.
             environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1e9"
@@ -76,16 +79,14 @@ def launch(cache, launcher, tmp_path_factory):
                 "os.execv(sys.argv[1], sys.argv[1:])"
             )
             command = [sys.executable, "-c", listen, *command]
-            process = subprocess.Popen(command, stderr=subprocess.DEVNULL, **options)
+            with paths["stderr"].open("w") as stderr:
+                process = subprocess.Popen(command, stderr=stderr, **options)
             while not kill_at.exists():
-                assert process.poll() is None, f"ended before it wrote {kill_at}"
+                assert process.poll() is None, f"no {kill_at}: {paths['stderr'].read_text()}"
                 time.sleep(0.01)
             process.send_signal(kill_by)
-            process.wait()
-            return process
-        paths = {stream: outputs / stream for stream in ("stdout", "stderr")}
-        for path in paths.values():
-            path.unlink(missing_ok=True)
+            said = {"returncode": process.wait(), "stderr": paths["stderr"].read_text()}
+            return subprocess.CompletedProcess(command, **said)
         job = {"module": command[2], "flags": command[3:]}
         job |= {stream: str(path) for stream, path in paths.items()}
         launcher.stdin.write(json.dumps(job) + "\n")

@@ -82,7 +82,8 @@ def test_the_same_folder_takes_more_shapes_and_keeps_what_it_has(run, launch, tm
     # Ctrl-C in the audit loses no table, and what is audited is kept.
     kill_at = workdir / "word_I" / "audit.json"
     stopped = launch("shapes", *flags, *more, kill_at=kill_at, kill_by=signal.SIGINT)
-    assert stopped.returncode == 130 and len(rows_of(workdir)) == 3
+    assert stopped.returncode == 130, stopped.stderr
+    assert "the same command goes on" in stopped.stderr and len(rows_of(workdir)) == 3
     assert json.loads((workdir / "shapes.json").read_text())["audit"] == {}
     launch("shapes", *flags, *more)
     after = rows_of(workdir)

@@ -156,7 +156,8 @@ def test_a_killed_and_an_interrupted_run_go_on_and_end_the_same(launch, tmp_path
     assert 2 <= len(kept) < 16
     shard = cut / "fcn_alex" / "perturbations" / "00000-of-00002.safetensors"
     process = launch("table1", *flags, kill_at=shard, kill_by=signal.SIGINT)
-    assert process.returncode == 130 and not (cut / "table1.json").exists()
+    assert process.returncode == 130, process.stderr
+    assert not (cut / "table1.json").exists()
     launch("table1", *flags)
     assert everything(cut) == everything(whole)
     assert "Not audited: FCN-Alex; --audit does it." in (cut / "table1.md").read_text()
