@@ -355,11 +355,12 @@ def test_a_bucket_of_its_own_numbers_is_its_own(rng):
 
 
 @pytest.mark.slow
-def test_lanes_of_shapes_that_no_longer_come_are_let_go():
+def test_lanes_of_shapes_that_no_longer_come_are_let_go(monkeypatch):
+    monkeypatch.setattr("dag_jax.stream._MOST_BUCKETS", 4)
     score_fn = jax.tree_util.Partial(pixel_score, jnp.ones((3, C)))
 
     def many():
-        for side in range(3, 23):
+        for side in range(16, 24):
             labels = np.zeros((side, 4), np.int32)
             image = np.full((side, 4, 3), 9, np.float32)
             yield side, image, dag_jax.make_targets(labels, labels + 1)
@@ -369,7 +370,7 @@ def test_lanes_of_shapes_that_no_longer_come_are_let_go():
         sum(leaf.nbytes for leaf in jax.live_arrays()) - before
         for _ in dag_jax.attack_stream(score_fn, many(), slots=1, max_steps=1, read_ahead=1)
     ]
-    assert len(held) == 20 and max(held) < 17 * 2 * 22 * 4 * 60
+    assert len(held) == 8 and max(held) < 5 * 2 * 23 * 4 * 60
 
 
 def broken(examples, error):

@@ -18,7 +18,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCHER = """
 import json, os, runpy, signal, sys
 import flax.linen, jax, matplotlib.figure, optax, dag_jax
+from jax._src import lru_cache
 from experiments import evaluation, figures, options
+
+lru_cache.LRUCache._evict_if_needed = lambda *args, **options: None  # as in tests/conftest.py
 
 for line in sys.stdin:
     job = json.loads(line)
@@ -43,7 +46,9 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def launcher():
     """The process that launches are forked from."""
+    # A launch compiles about a hundred trifles, each of which the next one has, too.
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     process = subprocess.Popen([sys.executable, "-c", LAUNCHER], cwd=ROOT, env=environment, **pipes)
     with process:

@@ -126,7 +126,7 @@ def scores_and_gradient(score_fn, image, weights, *inputs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fcn_alex", "fcn_vgg", "mini fcn_alex", "mini fcn_resnet"])
+@pytest.mark.parametrize("name", ["fcn_alex", "fcn_vgg", "mini fcn_resnet"])
 def test_padding_changes_no_segmentation(name, rng, assert_equal):
     network = load(name)
     model, shape = networks.bucket(network, (64, 120))
@@ -154,10 +154,7 @@ def detect_all(network, image, weights, *extent, shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    ["fr_zf_07", "fr_vgg_07", "fr_resnet", "mini fr_zf_07"],
-)
+@pytest.mark.parametrize("name", ["fr_zf_07", "fr_vgg_07", "fr_resnet"])
 def test_padding_changes_no_detection(name, rng, assert_equal):
     network, size = load(name), (110, 66)
     model, shape = networks.bucket(network, size)
