@@ -69,8 +69,9 @@ def _is_heard(frame):
 
 
 def _is_ours(frame):
-    own = frame.f_globals is globals()
-    return _package(frame) in _OURS and not _is_made_up(frame) and not own
+    if frame.f_globals is globals():  # what waits must not be raised in its own handler
+        return False
+    return _package(frame) in _OURS and not _is_made_up(frame)
 
 
 def _is_made_up(frame):

@@ -34,7 +34,7 @@ import optax
 import pytest
 from jax._src import lru_cache
 
-# For each program that it keeps, JAX would read the age of all others: 50 ms when they are 1000.
+# For each program that it keeps, JAX would read the age of all others: 35 ms when they are 1000.
 lru_cache.LRUCache._evict_if_needed = lambda *args, **options: None
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")

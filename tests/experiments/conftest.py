@@ -46,7 +46,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def launcher():
     """The process that launches are forked from."""
-    # A launch compiles about a hundred trifles, each of which the next one has, too.
+    # A launch compiles dozens of trifles, most of which the next one has, too.
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
