@@ -1,23 +1,15 @@
 """Dense Adversary Generation (DAG) in JAX: adversarial examples for segmentation and detection."""
 
-from dag_jax import detection, metrics, networks, variants
-from dag_jax.attack import (
-    Attack,
-    State,
-    Status,
-    attack,
-    dag_update,
-    init,
-    perturb,
-    scale_by_max_norm,
-    step,
-)
-from dag_jax.audit import Finding, audit
-from dag_jax.checks import check, check_numbers
-from dag_jax.feed import Failure
-from dag_jax.objective import DAG, Objective, active_targets, margin_loss
-from dag_jax.stream import attack_stream
-from dag_jax.targets import (
+from dag_jax import detection, methods, metrics, networks
+from dag_jax.engine.algorithm import Attack, State, Status, init, perturb, step
+from dag_jax.engine.audit import Finding, audit
+from dag_jax.engine.checks import check
+from dag_jax.engine.door import attack, attack_batch
+from dag_jax.engine.feed import Failure
+from dag_jax.engine.method import Method, dag_update, scale_by_max_norm
+from dag_jax.engine.objective import DAG, Objective, active_targets, margin_loss
+from dag_jax.engine.stream import attack_stream
+from dag_jax.engine.targets import (
     Targets,
     absent_labels,
     derangement,
@@ -26,23 +18,28 @@ from dag_jax.targets import (
     make_targets,
     permute_labels,
 )
+from dag_jax.errors import UserError
+
+__version__ = "0.2.0"
 
 __all__ = [
     "Attack",
     "DAG",
     "Failure",
     "Finding",
+    "Method",
     "Objective",
     "State",
     "Status",
     "Targets",
+    "UserError",
     "absent_labels",
     "active_targets",
     "attack",
+    "attack_batch",
     "attack_stream",
     "audit",
     "check",
-    "check_numbers",
     "dag_update",
     "derangement",
     "detection",
@@ -51,11 +48,11 @@ __all__ = [
     "label_proposals",
     "make_targets",
     "margin_loss",
+    "methods",
     "metrics",
     "networks",
     "permute_labels",
     "perturb",
     "scale_by_max_norm",
     "step",
-    "variants",
 ]

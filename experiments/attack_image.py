@@ -33,6 +33,7 @@ from PIL import Image
 
 import dag_jax
 from dag_jax import datasets, detection, metrics, networks
+from dag_jax.errors import UserError
 from dag_jax.networks import zoo
 from experiments import console, evaluation, figures, images
 from experiments.runs import attacks, rundir
@@ -112,13 +113,13 @@ def read_drawing(target, shape):
     if target in ("permute", "absent", *datasets.CLASS_NAMES):
         return None, None
     if not pathlib.Path(target).is_file():
-        raise ValueError(
+        raise UserError(
             f"--target={target} is no rule (permute, absent), no class "
             f"({', '.join(datasets.CLASS_NAMES)}) and no file"
         )
     drawing, sha256 = images.read_class_map(target)
     if drawing.shape != shape:
-        raise ValueError(
+        raise UserError(
             f"{target} has {drawing.shape[1]} x {drawing.shape[0]} pixels, the upright photograph "
             f"has {shape[1]} x {shape[0]}"
         )

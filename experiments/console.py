@@ -9,6 +9,7 @@ import jax
 from absl import app, flags, logging
 from tqdm import tqdm
 
+from dag_jax.errors import UserError
 from experiments import interruption
 
 FLAGS = flags.FLAGS
@@ -122,7 +123,7 @@ def wait_until(ready, what, failed) -> None:
     said = time.monotonic()
     while not ready():
         if texts := failed():
-            raise ValueError("; ".join(texts))
+            raise UserError("; ".join(texts))
         time.sleep(0.2)
         if time.monotonic() - said > 30:
             said = time.monotonic()

@@ -27,6 +27,7 @@ from absl import flags
 
 import dag_jax
 from dag_jax import networks
+from dag_jax.errors import UserError
 from experiments import console, convergence_plots, evaluation
 from experiments.runs import audit, files, findings, rundir, scores
 from experiments.runs.stored import open_run
@@ -67,7 +68,7 @@ def read_run(folder) -> list[Attacked]:
         if run.records:
             found.append(Attacked(*about, len(said["keys"]), run.records))
     if not found:
-        raise ValueError(
+        raise UserError(
             f"--run={folder} has no image that was attacked; "
             f"`python -m experiments.table1 --workdir={folder}` attacks some"
         )
@@ -93,7 +94,7 @@ def claim(workdir, manifest, found):
     for row in files.load_json(path)["rows"] if path.exists() else []:
         # Networks may have joined since, and none leaves a run.
         if row.get("weights_sha256") != now.get(row["network"]):
-            raise ValueError(
+            raise UserError(
                 f"{path} is of other weights of {evaluation.TITLES[row['network']]} than --run "
                 "has; give another --workdir"
             )

@@ -9,6 +9,7 @@ import numpy as np
 import safetensors
 
 from dag_jax import networks
+from dag_jax.errors import UserError
 from dag_jax.weights import caffe, convert, store, torch
 
 # NumPy's names of safetensors' dtypes; others keep the name that they have there.
@@ -40,7 +41,7 @@ def convert_files(
     """
     output, sources = pathlib.Path(output), [pathlib.Path(source) for source in sources]
     if output.exists():
-        raise ValueError(f"{output} exists already; name another --output, or remove it")
+        raise UserError(f"{output} exists already; name another --output, or remove it")
     _check_files(sources)
     module = networks.build(name, miniature=miniature)
     arrays = [read(source) for source in sources]
@@ -48,7 +49,7 @@ def convert_files(
         converted = convert.convert(module, arrays, layout=layout, offsets_folded=offsets_folded)
     except ValueError as error:
         names = ", ".join(map(str, sources))
-        raise ValueError(f"{names} as {name}: {error}") from error
+        raise UserError(f"{names} as {name}: {error}") from error
     del arrays
     record = {
         "network": name,
@@ -72,7 +73,7 @@ def convert_files(
 
 def _check_files(sources):
     if missing := [str(source) for source in sources if not pathlib.Path(source).is_file()]:
-        raise ValueError(f"no such file: {', '.join(missing)}")
+        raise UserError(f"no such file: {', '.join(missing)}")
 
 
 def read(path):
@@ -154,13 +155,13 @@ def _safetensors(path):
             start = 8 + int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(start - 8))
     except Exception as error:  # the reader's exceptions differ by what is damaged
-        raise ValueError(
+        raise UserError(
             f"{path} ({pathlib.Path(path).stat().st_size} bytes) is not a readable safetensors "
             f"file: it is truncated, damaged or of another kind ({error})"
         ) from error
     header.pop("__metadata__", None)
     if not header:
-        raise ValueError(f"{path} is a safetensors file without a tensor")
+        raise UserError(f"{path} is a safetensors file without a tensor")
     with open(path, "rb") as file:
         for name, tensor in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             first, end = tensor["data_offsets"]

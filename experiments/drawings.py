@@ -10,6 +10,8 @@ import numpy as np
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
+from dag_jax.errors import UserError
+
 _RADIUS = 0.3  # of a circle and of a square's half side, as a share of the shorter side
 _BAND = 0.25  # a strip's height, as a share of the image's
 _WORD = 0.9, 0.6  # a word's room, as shares of width and height
@@ -53,15 +55,15 @@ def word(shape, text: str) -> np.ndarray:
       ValueError: for a text without a letter, with one that the font lacks, or too long for H x W.
     """
     if not text.strip():
-        raise ValueError("a word needs a letter; this one is empty")
+        raise UserError("a word needs a letter; this one is empty")
     known = FT2Font(_FONT).get_charmap()
     if unknown := sorted({letter for letter in text if ord(letter) not in known}):
-        raise ValueError(f"the word {text!r} has letters that the font lacks: {unknown}")
+        raise UserError(f"the word {text!r} has letters that the font lacks: {unknown}")
     height, width = shape
     wide, high = _ink(text, 100).size
     ink = _ink(text, 100 * min(_WORD[0] * width / wide, _WORD[1] * height / high))
     if ink.height < _LEAST_HEIGHT:
-        raise ValueError(
+        raise UserError(
             f"the word {text!r} would be {ink.height} pixels high in an image of {width} x "
             f"{height}; below {_LEAST_HEIGHT} nobody can read it"
         )

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from dag_jax import datasets, metrics, networks
+from dag_jax.errors import UserError
 from experiments import buckets, console
 
 NUM_CLASSES = len(datasets.CLASS_NAMES)
@@ -124,12 +125,12 @@ def load_examples(
             examples.append(resize(example, canvas) if canvas else example)
     missing = sorted(set(image_ids or ()) - seen)
     if missing and (limit is None or len(examples) < limit):
-        raise ValueError(f"{dataset} {','.join(splits)} has no image {', '.join(missing)}")
+        raise UserError(f"{dataset} {','.join(splits)} has no image {', '.join(missing)}")
     if not examples:
-        raise ValueError(f"{dataset} {','.join(splits)} has no example to use")
+        raise UserError(f"{dataset} {','.join(splits)} has no example to use")
     shapes = {example["image"].shape for example in examples}
     if one_size and len(shapes) > 1:
-        raise ValueError(
+        raise UserError(
             f"the images of {dataset} have {len(shapes)} different sizes; --canvas scales them to "
             "one"
         )

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from dag_jax.datasets.classes import CLASS_NAMES
+from dag_jax.errors import UserError
 from dag_jax.metrics import Detections
 from dag_jax.metrics.segmentation import VOID
 
@@ -130,7 +131,7 @@ def attack_figure(rows, path):
     """
     rows = list(rows)
     if not rows:
-        raise ValueError("a figure needs at least one row")
+        raise UserError("a figure needs at least one row")
     present = _classes_present(rows)
     legend_lines = -(-len(present) // _LEGEND_COLUMNS)
     heights = [

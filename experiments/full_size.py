@@ -37,6 +37,7 @@ from absl import app, flags
 from PIL import Image
 
 from dag_jax import networks
+from dag_jax.errors import UserError
 from dag_jax.networks import zoo
 from experiments import console, evaluation, images
 from experiments.measure import child, cost
@@ -70,10 +71,10 @@ def parse_size(name):
         return None
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if not match:
-        raise ValueError(f"--{name}={text} is not HxW in pixels, such as 375x500, nor 0")
+        raise UserError(f"--{name}={text} is not HxW in pixels, such as 375x500, nor 0")
     size = tuple(map(int, match.groups()))
     if min(size) < images.MIN_SIDE:
-        raise ValueError(f"--{name}={text}: a network needs at least {images.MIN_SIDE} a side")
+        raise UserError(f"--{name}={text}: a network needs at least {images.MIN_SIDE} a side")
     return size
 
 
@@ -81,7 +82,7 @@ def parse_proposals(texts):
     """Return the numbers of --proposals."""
     for text in texts:
         if not text.isdecimal() or int(text) < 1:
-            raise ValueError(f"--proposals: {text!r} is not a whole number, 1 or more")
+            raise UserError(f"--proposals: {text!r} is not a whole number, 1 or more")
     return [int(text) for text in texts]
 
 
@@ -195,7 +196,7 @@ def main(argv):
     }
     for path in filter(None, checkpoints.values()):
         if not path.is_file():
-            raise ValueError(f"{path}: no such checkpoint file")
+            raise UserError(f"{path}: no such checkpoint file")
     cases = {}
     for name in FLAGS.networks:
         for number, photograph in enumerate(photographs, start=1):

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from dag_jax.datasets import CLASS_NAMES, VOID
+from dag_jax.errors import UserError
 from experiments import figures
 
 MIN_SIDE = 32  # pixels
@@ -52,7 +53,7 @@ def read_photograph(path) -> Photograph:
         pixels = np.array(_rgb(ImageOps.exif_transpose(image)))
     height, width = pixels.shape[:2]
     if min(height, width) < MIN_SIDE:
-        raise ValueError(
+        raise UserError(
             f"{path} has {width} x {height} pixels; a network needs at least {MIN_SIDE} a side"
         )
     orientation = orientation if orientation in range(1, 9) else 1
@@ -89,7 +90,7 @@ def read_class_map(path) -> tuple[np.ndarray, str]:
     wrong = (classes < 0) | (classes >= len(CLASS_NAMES)) & (classes != VOID)
     if wrong.any():
         y, x = np.argwhere(wrong)[0]
-        raise ValueError(
+        raise UserError(
             f"{path} has {wrong.sum()} pixel(s) of no class, the first {pixels[y, x].tolist()} at "
             f"column {x}, row {y}: a grey image holds class indices, 0 to {len(CLASS_NAMES) - 1} "
             f"and {VOID} for void, any other the colours of the VOC kit"
@@ -104,11 +105,11 @@ def _opened(path, content):
         with Image.open(io.BytesIO(content)) as image:
             yield image
     except UnidentifiedImageError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} ({len(content)} bytes) is no image of a format that Pillow reads"
         ) from error
     except Exception as error:  # Pillow's exceptions differ by format and damage
-        raise ValueError(
+        raise UserError(
             f"{path} ({len(content)} bytes) is truncated, damaged or of a kind that is not read "
             f"here ({error})"
         ) from error
@@ -117,7 +118,7 @@ def _opened(path, content):
 def _bytes(path):
     path = pathlib.Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such image file")
+        raise UserError(f"{path}: no such image file")
     return path.read_bytes()
 
 
@@ -135,7 +136,7 @@ def _eight_bits(image):
     """Scale 16-bit grey to 8 bits, to the nearest; Pillow's own conversion cuts off at 255."""
     levels = np.asarray(image)
     if image.mode == "F" or levels.min() < 0 or levels.max() > _WHITE_16:
-        raise ValueError(f"grey levels from {levels.min()} to {levels.max()}, not of 8 or 16 bits")
+        raise UserError(f"grey levels from {levels.min()} to {levels.max()}, not of 8 or 16 bits")
     return Image.fromarray(
         ((levels.astype(np.int64) * 255 + _WHITE_16 // 2) // _WHITE_16).astype(np.uint8)
     )

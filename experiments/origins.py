@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 import zipfile
 
+from dag_jax.errors import UserError
 from experiments import console, conversion, evaluation
 
 _SECONDS = 60  # without a byte, after which a server counts as gone
@@ -155,11 +156,11 @@ def download(address: str, path, *, checksum: str | None = None) -> None:
         if error.code == 416:  # nothing is left to fetch
             part.unlink(), tag.unlink()
             return download(address, path, checksum=checksum)
-        raise ValueError(f"{address} answers {error.code} {error.reason}") from error
+        raise UserError(f"{address} answers {error.code} {error.reason}") from error
     with response:
         kind = response.headers.get_content_type()
         if kind == "text/html":
-            raise ValueError(f"{address} answers with a web page, not with the file")
+            raise UserError(f"{address} answers with a web page, not with the file")
         version = response.headers.get("ETag") or response.headers.get("Last-Modified")
         # A weak tag does not promise the same bytes.
         if version and not version.startswith("W/"):
@@ -180,7 +181,7 @@ def download(address: str, path, *, checksum: str | None = None) -> None:
     if checksum is not None and (found := checksum_of(part, checksum)) != checksum:
         part.unlink()
         tag.unlink(missing_ok=True)
-        raise ValueError(f"{address}: the file has {found}, published is {checksum}")
+        raise UserError(f"{address}: the file has {found}, published is {checksum}")
     part.replace(path)
     tag.unlink(missing_ok=True)
 
@@ -216,14 +217,14 @@ def unpack(archive, members, folder) -> list[pathlib.Path]:
             for member in members:
                 found = [name for name in names if f"/{name}".endswith(f"/{member}")]
                 if len(found) != 1:
-                    raise ValueError(f"{archive} has {len(found)} files named {member}")
+                    raise UserError(f"{archive} has {len(found)} files named {member}")
                 target = folder / pathlib.PurePosixPath(member).name
                 content = opened.open(found[0]) if zipped else opened.extractfile(found[0])
                 with content, open(target, "wb") as file:
                     shutil.copyfileobj(content, file, _BLOCK)
                 files.append(target)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{archive} is damaged: {error}; remove it and start again") from error
+        raise UserError(f"{archive} is damaged: {error}; remove it and start again") from error
     return files
 
 
@@ -262,7 +263,7 @@ def fetch(name, workdir, *, addresses=(), miniature=False) -> pathlib.Path:
     members = published.members
     if not file.exists():
         sources = ",".join(pathlib.PurePosixPath(m).name for m in members or [file.name])
-        raise ValueError(
+        raise UserError(
             f"{file.name} could not be fetched:\n  "
             + "\n  ".join(failures)
             + "\nIf the connection broke, the same command goes on. If the file is gone, get it in "
@@ -272,7 +273,7 @@ def fetch(name, workdir, *, addresses=(), miniature=False) -> pathlib.Path:
         )
     known = published.checksum
     if known and (found := checksum_of(file, known)) != known:
-        raise ValueError(f"{file} has {found}, published is {known}; remove it")
+        raise UserError(f"{file} has {found}, published is {known}; remove it")
     sources = unpack(file, members, file.parent / name) if members else [file]
     converted = conversion.convert_files(name, sources, output, miniature=miniature)
     print(conversion.describe(name, output, converted))

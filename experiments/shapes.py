@@ -34,6 +34,7 @@ from PIL import Image
 
 import dag_jax
 from dag_jax import datasets, metrics, networks
+from dag_jax.errors import UserError
 from dag_jax.metrics.segmentation import VOID
 from experiments import console, drawings, evaluation, figures, images, options
 from experiments.runs import attacks, audit, audit_checks, files, findings, rundir, scores, versions
@@ -98,7 +99,7 @@ def read_mask(path):
     """
     classes, sha256 = images.read_class_map(path)
     if np.isin(classes, (0, VOID)).all():
-        raise ValueError(f"{path} has no pixel of a class, only background (0) or void ({VOID})")
+        raise UserError(f"{path} has no pixel of a class, only background (0) or void ({VOID})")
     drawing = Image.fromarray(classes)
 
     def scaled(shape):
@@ -304,7 +305,7 @@ def main(argv):
     for shape in {example["image"].shape[:2] for example in examples}:
         for drawing in wanted:
             if np.isin(drawing.of(shape), (0, VOID)).all():
-                raise ValueError(f"nothing of {drawing.title} is left in {shape[1]} x {shape[0]}")
+                raise UserError(f"nothing of {drawing.title} is left in {shape[1]} x {shape[0]}")
     about = {
         "launch": "shapes",
         "network": network.name,

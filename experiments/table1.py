@@ -32,6 +32,7 @@ from absl import flags
 
 import dag_jax
 from dag_jax import networks
+from dag_jax.errors import UserError
 from experiments import buckets, console, evaluation, figures, options
 from experiments.runs import attacks, audit, findings, rundir, scores, versions
 from experiments.runs.failures import failures, forget, others_go_on
@@ -335,7 +336,7 @@ def main(argv):
         print(text)
         print(f"{time.monotonic() - started:.0f} s; results: {workdir}/")
     if errors:
-        raise ValueError("no row of " + "; no row of ".join(errors))
+        raise UserError("no row of " + "; no row of ".join(errors))
 
 
 if __name__ == "__main__":

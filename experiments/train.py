@@ -33,6 +33,7 @@ from absl import flags
 from flax import serialization, traverse_util
 
 from dag_jax import datasets, networks
+from dag_jax.errors import UserError
 from dag_jax.networks import layers, losses, zoo
 from dag_jax.weights import store
 from experiments import batches, console, evaluation, figures
@@ -194,7 +195,7 @@ def start_from(path, parameters, statistics):
     flat = traverse_util.flatten_dict({"params": parameters, "batch_stats": statistics})
     same = [name for name, leaf in given.items() if name in flat and flat[name].shape == leaf.shape]
     if not same:
-        raise ValueError(f"{path} has no parameter of the name and shape of any of this network")
+        raise UserError(f"{path} has no parameter of the name and shape of any of this network")
     print(f"{len(same)} of {len(flat)} parameters from {path}", file=sys.stderr)
     flat |= {name: jnp.asarray(given[name]) for name in same}
     merged = traverse_util.unflatten_dict(flat)
@@ -227,17 +228,17 @@ def restore_state(path, state, settings):
         content = serialization.msgpack_restore(path.read_bytes())
         saved = json.loads(content["settings"])
     except Exception as error:  # msgpack's exceptions differ by what is damaged
-        raise ValueError(f"{path} is damaged: {error}; remove it to start anew") from error
+        raise UserError(f"{path} is damaged: {error}; remove it to start anew") from error
     if saved != settings:
         other = [name for name in settings if saved.get(name) != settings[name]]
-        raise ValueError(
+        raise UserError(
             f"{path.parent} holds a run with other settings ({', '.join(other)}): give another "
             "--workdir, or the same settings to go on"
         )
     expected = leaves(state)
     shapes = {name: leaf.shape for name, leaf in content["state"].items()}
     if shapes != {name: leaf.shape for name, leaf in expected.items()}:
-        raise ValueError(f"{path} holds the state of another network; remove it to start anew")
+        raise UserError(f"{path} holds the state of another network; remove it to start anew")
     flat = [jnp.asarray(content["state"][name]) for name in expected]
     return jax.tree.unflatten(jax.tree.structure(state), flat)
 
@@ -282,7 +283,7 @@ def main(argv):
     test = read([test_split], network=network)
     few = test[: FLAGS.score_images]
     if len(arrays[0]) < FLAGS.batch_size:
-        raise ValueError(
+        raise UserError(
             f"{','.join(splits)} has {len(arrays[0])} examples, --batch_size is {FLAGS.batch_size}"
         )
 

@@ -30,6 +30,7 @@ import time
 from absl import app, flags
 
 from dag_jax import networks
+from dag_jax.errors import UserError
 from experiments import console, heatmap, options
 from experiments.runs import audit, claims, crosstable, rundir, versions
 from experiments.runs.failures import failures, forget, others_go_on
@@ -129,7 +130,7 @@ def main(argv):
         with others_go_on(workdir / "cells", name, process, errors):
             matrix.fill(*loaded[name], mesh=mesh)
     if errors:
-        raise ValueError("; ".join(errors))
+        raise UserError("; ".join(errors))
     if process:
         print(f"process {process} is done; process 0 writes the tables: {workdir}/")
         return

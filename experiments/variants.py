@@ -38,6 +38,7 @@ from absl import app, flags
 
 import dag_jax
 from dag_jax import metrics, networks, variants
+from dag_jax.errors import UserError
 from experiments import console, evaluation, lineplot, options
 from experiments.measure import timed
 from experiments.runs import attacks, audit, audit_checks, files, findings, rundir, scores, versions
@@ -390,7 +391,7 @@ def main(argv):
         print(text)
         print(f"results: {workdir}/")
     if errors:
-        raise ValueError("no row of " + "; no row of ".join(errors))
+        raise UserError("no row of " + "; no row of ".join(errors))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from dag_jax.datasets.examples import Examples
 from dag_jax.datasets.paper_lists import PAPER_LISTS
 from dag_jax.datasets.scenes import Scenes, scenes_config
 from dag_jax.datasets.voc import VocDevkit, voc_config, voc_splits
+from dag_jax.errors import UserError
 from dag_jax.metrics.segmentation import VOID
 
 __all__ = [
@@ -61,16 +62,16 @@ def open_dataset(name, split, *, data_dir=None, cache_dir=None, progress=False):
     cache = pathlib.Path(cache_dir or DEFAULT_CACHE).expanduser().resolve()
     if name == "scenes":
         if data_dir is not None:
-            raise ValueError(f"scenes are rendered, they are not read from data_dir {data_dir}")
+            raise UserError(f"scenes are rendered, they are not read from data_dir {data_dir}")
         builder_class, config = Scenes, scenes_config(base)
     elif name == "voc":
         if data_dir is None:
-            raise ValueError(
+            raise UserError(
                 "voc needs data_dir: a VOCdevkit, or the folder that it or its tar files lie in"
             )
         builder_class, config = VocDevkit, voc_config(data_dir, splits=[base])
     else:
-        raise ValueError(f"unknown dataset {name!r}; the known ones are {', '.join(DATASETS)}")
+        raise UserError(f"unknown dataset {name!r}; the known ones are {', '.join(DATASETS)}")
 
     with _quiet(progress):
         builder = builder_class(data_dir=cache, config=config)
@@ -79,7 +80,7 @@ def open_dataset(name, split, *, data_dir=None, cache_dir=None, progress=False):
             builder = builder_class(data_dir=cache, config=config)
     if base not in builder.info.splits:
         known = ", ".join(sorted(builder.info.splits))
-        raise ValueError(f"{name} has no split {base}; it has {known}")
+        raise UserError(f"{name} has no split {base}; it has {known}")
     return Examples(builder, split)
 
 

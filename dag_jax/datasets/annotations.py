@@ -14,6 +14,7 @@ import scipy.io
 from PIL import Image
 
 from dag_jax.datasets.classes import CLASS_NAMES
+from dag_jax.errors import UserError
 from dag_jax.metrics.segmentation import VOID
 
 
@@ -34,7 +35,7 @@ def read_objects(file):
         for item in ElementTree.fromstring(file.read_bytes()).iterfind("object"):
             name = item.findtext("name").strip()
             if name not in CLASS_NAMES[1:]:
-                raise ValueError(f"unknown class {name!r}")
+                raise UserError(f"unknown class {name!r}")
             labels.append(CLASS_NAMES.index(name))
             corners = item.find("bndbox")
             boxes.append(
@@ -42,7 +43,7 @@ def read_objects(file):
             )
             difficult.append(int(item.findtext("difficult", "0")) == 1)
     except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} is not a whole VOC annotation: {error}") from error
+        raise UserError(f"{file} is not a whole VOC annotation: {error}") from error
     return {
         "boxes": np.array(boxes, np.float32).reshape(-1, 4),
         "label": np.array(labels, np.int32),
@@ -65,10 +66,10 @@ def read_mask(file, shape):
     """
     mask = _read_sbd(file) if str(file).endswith(".mat") else _read_png(file)
     if mask.shape != shape:
-        raise ValueError(f"{file} is {mask.shape}, its image is {shape} (height, width)")
+        raise UserError(f"{file} is {mask.shape}, its image is {shape} (height, width)")
     strange = np.setdiff1d(mask, [*range(len(CLASS_NAMES)), VOID])
     if strange.size:
-        raise ValueError(f"{file} holds {strange.tolist()}, which are neither classes nor void")
+        raise UserError(f"{file} holds {strange.tolist()}, which are neither classes nor void")
     return mask.astype(np.uint8)
 
 
@@ -78,14 +79,14 @@ def open_image(data, file):
         image = Image.open(io.BytesIO(data))
         image.load()
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{file} is not a whole image file: {error}") from error
+        raise UserError(f"{file} is not a whole image file: {error}") from error
     return image
 
 
 def _read_png(file):
     image = open_image(file.read_bytes(), file)
     if image.mode not in ("P", "L"):
-        raise ValueError(f"{file} has mode {image.mode}; a VOC mask is a palette or grey PNG")
+        raise UserError(f"{file} has mode {image.mode}; a VOC mask is a palette or grey PNG")
     return np.array(image)
 
 
@@ -96,4 +97,4 @@ def _read_sbd(file):
         content = scipy.io.loadmat(io.BytesIO(data), variable_names=["GTcls"])
         return np.asarray(content["GTcls"]["Segmentation"][0, 0])
     except Exception as error:  # of a broken file: of a dozen kinds, from several libraries
-        raise ValueError(f"{file} is not a whole annotation of SBD: {error!r}") from error
+        raise UserError(f"{file} is not a whole annotation of SBD: {error!r}") from error

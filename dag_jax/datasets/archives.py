@@ -11,6 +11,8 @@ import tarfile
 import zipfile
 import zlib
 
+from dag_jax.errors import UserError
+
 # Masks are a few KB each, and there are twelve thousand of them. A kit's photographs are 2 GB.
 LARGEST_COMPRESSED = 1 << 29  # bytes wanted of one compressed archive
 
@@ -48,7 +50,7 @@ class Member:
             file.seek(self.offset)
             data = file.read(self.size)
         if len(data) < self.size:
-            raise ValueError(f"{self} is cut short: {len(data)} of {self.size} bytes are there")
+            raise UserError(f"{self} is cut short: {len(data)} of {self.size} bytes are there")
         return data
 
 
@@ -79,12 +81,12 @@ def _read(path, stamp, locate):
     try:
         members = dict(read(path, stamp, locate))
     except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is not a whole archive: {error}. It has {stamp[0]:,} bytes; was it downloaded "
             "to its end?"
         ) from error
     if not members:
-        raise ValueError(f"{path} holds nothing that is looked for; is it the right archive?")
+        raise UserError(f"{path} holds nothing that is looked for; is it the right archive?")
     return members
 
 
@@ -132,7 +134,7 @@ def _read_zip(path, stamp, locate):
 def _add_size(path, total, size):
     total += size
     if total > LARGEST_COMPRESSED:
-        raise ValueError(
+        raise UserError(
             f"{path} is compressed and holds more than {LARGEST_COMPRESSED >> 20} MiB of what is "
             "looked for: decompress it, so that single files can be read"
         )

@@ -14,6 +14,7 @@ import pathlib
 import re
 
 from dag_jax.datasets.archives import read_archive
+from dag_jax.errors import UserError
 
 LAYOUT = (
     "the original layout is VOCdevkit/VOC2012/{ImageSets,JPEGImages,Annotations,SegmentationClass}"
@@ -52,9 +53,9 @@ class Devkit:
     def __init__(self, folder):
         self.folder = pathlib.Path(folder).expanduser().resolve()
         if self.folder.is_file():
-            raise ValueError(f"{self.folder} is a file: give the folder that it lies in")
+            raise UserError(f"{self.folder} is a file: give the folder that it lies in")
         if not self.folder.is_dir():
-            raise ValueError(
+            raise UserError(
                 f"VOC folder {self.folder} does not exist; {LAYOUT}; {where('VOC2012')}"
             )
         self._roots = [
@@ -73,7 +74,7 @@ class Devkit:
         years |= {place.split("/")[0] for place in self._archived}
         self.years = sorted(filter(_YEAR.fullmatch, years))
         if not self.years:
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} holds neither VOCdevkit nor a year such as VOC2012, nor their tar "
                 f"files; {LAYOUT}; {where('VOC2012', 'VOC2007')}"
             )

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from absl import logging
 
 from dag_jax.datasets.devkit import where
+from dag_jax.errors import UserError
 
 _SEG11 = "VOC2011/ImageSets/Segmentation"
 _SEG12 = "VOC2012/ImageSets/Segmentation"
@@ -129,7 +130,7 @@ def derive(kit, name) -> ImageList:
         lists = {file: kit.image_ids(file) for file in paper.sources}
         missing = [file for file, ids in lists.items() if ids is None]
         if missing or not paper.sources:
-            raise ValueError(_lacks(kit, name, missing))
+            raise UserError(_lacks(kit, name, missing))
         ids = tuple(sorted(paper.combine(*map(set, lists.values()))))
     made_of = " and ".join(f"{file} ({len(ids_of):,})" for file, ids_of in lists.items())
     if len(ids) != paper.count:

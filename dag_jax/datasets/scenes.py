@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from dag_jax.datasets import examples, rendering
+from dag_jax.errors import UserError
 
 # split: (first number of its seeds, number of scenes)
 SPLITS = {
@@ -36,7 +37,7 @@ def scenes_config(split: str) -> ScenesConfig:
       ValueError: for an unknown split.
     """
     if split not in SPLITS:
-        raise ValueError(f"scenes have no split {split!r}; they have {', '.join(SPLITS)}")
+        raise UserError(f"scenes have no split {split!r}; they have {', '.join(SPLITS)}")
     return ScenesConfig(name=split, version=Scenes.VERSION, split=split)
 
 

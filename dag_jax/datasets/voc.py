@@ -30,6 +30,7 @@ from dag_jax.datasets.annotations import open_image, read_mask, read_objects
 from dag_jax.datasets.archives import Member
 from dag_jax.datasets.classes import CLASS_NAMES
 from dag_jax.datasets.devkit import LAYOUT, Devkit, where
+from dag_jax.errors import UserError
 from dag_jax.metrics.segmentation import VOID
 
 # 'train' is a class, too: train_val.txt is the validation list of trains, train_aug.txt is not one.
@@ -100,13 +101,13 @@ def voc_config(folder, *, splits=None, masks="voc"):
         or lists and files that are missing, with where to get them. Nothing has been written then.
     """
     if masks not in ("voc", "aug"):
-        raise ValueError(f"masks must be 'voc' or 'aug', got {masks!r}")
+        raise UserError(f"masks must be 'voc' or 'aug', got {masks!r}")
     kit = Devkit(folder)
     lists = _lists(kit)
     names = sorted(lists) if splits is None else list(splits)
     unknown = [name for name in names if name not in lists and name not in paper_lists.PAPER_LISTS]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"{folder} has no split {', '.join(unknown)}; it has {', '.join(sorted(lists))}; the "
             f"lists of the paper are {', '.join(paper_lists.PAPER_LISTS)}"
         )
@@ -149,7 +150,7 @@ def _lists(kit):
                     stem = re.sub(r"\W", "_", stem)
                     lists[f"{year.lower()}_{set_name}_{stem}"] = f"{place}/{name}"
     if not lists:
-        raise ValueError(
+        raise UserError(
             f"{kit.folder} has no image list: expected for example "
             f"{kit.years[-1]}/ImageSets/Segmentation/val.txt; {LAYOUT}; {where(*kit.years)}"
         )
@@ -171,7 +172,7 @@ def _of_list(kit, path, masks):
 def _files(kit, images):
     """Return (image id, JPEG, XML, mask or None) for each image of a list."""
     if not images.ids:
-        raise ValueError(f"{kit.folder}: {images.origin} lists no image")
+        raise UserError(f"{kit.folder}: {images.origin} lists no image")
     rows, missing = [], []
     for image_id in images.ids:
         row = [image_id]
@@ -190,7 +191,7 @@ def _files(kit, images):
         counts = collections.Counter(name.partition("/")[0] for name in names)
         counts = ", ".join(f"{count:,} of {folder}" for folder, count in counts.items())
         places = {path.rpartition("/")[0]: None for paths in missing for path in paths}
-        raise ValueError(
+        raise UserError(
             f"{kit.folder} is incomplete: {images.origin} lists {len(rows):,} images, and "
             f"{len(missing):,} of their files are missing: {some} ({counts}); {LAYOUT}; "
             f"{where(*places)}"
@@ -210,5 +211,5 @@ def _stamp(file):
         status = file.stat()
         stamp, size = (str(file), (status.st_size, status.st_mtime_ns)), status.st_size
     if size == 0:
-        raise ValueError(f"{file} is empty: VOC was not extracted to the end")
+        raise UserError(f"{file} is empty: VOC was not extracted to the end")
     return stamp

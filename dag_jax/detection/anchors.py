@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dag_jax.errors import UserError
+
 RATIOS = (0.5, 1.0, 2.0)
 
 
@@ -36,7 +38,7 @@ def generate_anchors(
     Reference: `generate_anchors` of py-faster-rcnn.
     """
     if min(*sizes, *ratios, base) <= 0:
-        raise ValueError(f"sizes {sizes}, ratios {ratios} and base {base} should be positive")
+        raise UserError(f"sizes {sizes}, ratios {ratios} and base {base} should be positive")
     ratio, size = (grid.reshape(-1) for grid in np.meshgrid(ratios, sizes, indexing="ij"))
     width = np.round(np.sqrt(base * base / ratio))
     height = np.round(width * ratio)
@@ -60,7 +62,7 @@ def tile_anchors(anchors: np.ndarray, shape: tuple[int, int], *, stride: int) ->
       ValueError: where `anchors` is no list of boxes.
     """
     if anchors.ndim != 2 or anchors.shape[1] != 4:
-        raise ValueError(f"anchors has shape {anchors.shape}, expected [A, 4]")
+        raise UserError(f"anchors has shape {anchors.shape}, expected [A, 4]")
     y, x = np.mgrid[: shape[0], : shape[1]] * stride
     shift = np.stack([x, y, x, y], axis=-1).astype(np.float32)
     return (shift[:, :, None] + anchors[None, None]).reshape(-1, 4)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dag_jax.detection import boxes as box_ops
+from dag_jax.errors import UserError
 
 
 class AnchorTargets(NamedTuple):
@@ -34,9 +35,9 @@ class RegionTargets(NamedTuple):
 def _ious(boxes, truths, valid):
     """Return f32[A, G] overlaps, -1 with padding, so that padding is never the best."""
     if valid.shape != truths.shape[:1]:
-        raise ValueError(f"there are {truths.shape[0]} ground-truth boxes, valid is {valid.shape}")
+        raise UserError(f"there are {truths.shape[0]} ground-truth boxes, valid is {valid.shape}")
     if truths.shape[0] == 0:
-        raise ValueError("ground truth needs at least 1 row, got 0: pad it")
+        raise UserError("ground truth needs at least 1 row, got 0: pad it")
     return jnp.where(valid[None, :], box_ops.iou(boxes, truths), -1)
 
 
@@ -158,9 +159,9 @@ def region_targets(
     Reference: `ProposalTargetLayer` of py-faster-rcnn.
     """
     if classes.shape != truths.shape[:1]:
-        raise ValueError(f"truths has {truths.shape[0]} rows, classes has shape {classes.shape}")
+        raise UserError(f"truths has {truths.shape[0]} rows, classes has shape {classes.shape}")
     if proposals_valid.shape != proposals.shape[:1]:
-        raise ValueError(
+        raise UserError(
             f"proposals has {proposals.shape[0]} rows, its mask has shape {proposals_valid.shape}"
         )
     truths, classes = jnp.asarray(truths), jnp.asarray(classes)

@@ -8,6 +8,8 @@ x1 - x0 + 1. All arguments of one call are in the same frame, whichever that is.
 
 import jax.numpy as jnp
 
+from dag_jax.errors import UserError
+
 
 def _sides_and_centres(boxes):
     """Return f32[*S, 2] sides and centres, x before y."""
@@ -17,7 +19,7 @@ def _sides_and_centres(boxes):
 
 def _check(name, boxes):
     if boxes.shape[-1:] != (4,):
-        raise ValueError(f"{name} has shape {boxes.shape}, its last axis should be 4 long")
+        raise UserError(f"{name} has shape {boxes.shape}, its last axis should be 4 long")
 
 
 def iou(a, b):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dag_jax.detection import boxes as box_ops
+from dag_jax.errors import UserError
 
 
 def _sweep_to_fixed_point(overlaps, valid):
@@ -50,11 +51,11 @@ def nms(boxes, scores, *, threshold: float, max_outputs: int, valid=None):
     """
     count = boxes.shape[0]
     if scores.shape != (count,):
-        raise ValueError(f"boxes has {count} rows, scores has shape {scores.shape}")
+        raise UserError(f"boxes has {count} rows, scores has shape {scores.shape}")
     if valid is None:
         valid = jnp.ones(count, bool)
     if valid.shape != (count,):
-        raise ValueError(f"boxes has {count} rows, valid has shape {valid.shape}")
+        raise UserError(f"boxes has {count} rows, valid has shape {valid.shape}")
     boxes, scores = (lax.stop_gradient(jnp.asarray(x)) for x in (boxes, scores))
     order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True).astype(jnp.int32)
     boxes, valid = boxes[order], jnp.asarray(valid)[order]
@@ -86,7 +87,7 @@ def nms_per_class(boxes, scores, *, threshold: float, max_outputs: int, valid):
       ValueError: where shapes disagree.
     """
     if boxes.shape[:2] != scores.shape:
-        raise ValueError(f"boxes has shape {boxes.shape}, scores has {scores.shape}")
+        raise UserError(f"boxes has shape {boxes.shape}, scores has {scores.shape}")
     per_class = min(max_outputs, boxes.shape[1])
 
     def one_class(boxes, scores, valid):

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dag_jax.errors import UserError
+
 # Bins whose gradient is added at a time: it bounds the memory of thousands of regions.
 _CHUNK = 128 * 49
 
@@ -153,7 +155,7 @@ def max_windows(features, *, size: int):
       ValueError: where `features` has another number of axes.
     """
     if features.ndim != 3:
-        raise ValueError(f"features has shape {features.shape}, expected [H, W, C]")
+        raise UserError(f"features has shape {features.shape}, expected [H, W, C]")
     row_levels, column_levels = (
         _limits(extent, size)[1].bit_length() for extent in features.shape[:2]
     )
@@ -183,7 +185,7 @@ def pool_windows(windows, boxes, *, size: int, scale: float):
       ValueError: where `boxes` is no list of boxes.
     """
     if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"boxes has shape {boxes.shape}, expected [R, 4]")
+        raise UserError(f"boxes has shape {boxes.shape}, expected [R, 4]")
     _, column_levels, height, width, channels = windows.shape
     boxes = lax.stop_gradient(boxes)
     tops, row_level, row_empty = _bins_along(boxes[:, 1], boxes[:, 3], scale, size, height)

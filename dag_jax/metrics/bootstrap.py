@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dag_jax.errors import UserError
 from dag_jax.metrics.detection import Matches, average_precision
 from dag_jax.metrics.segmentation import class_iou
 
@@ -45,7 +46,7 @@ def draw_images(seed: int, num_images: int, num_sets: int = 1000) -> np.ndarray:
       ValueError: for less than 1 image or set.
     """
     if num_images < 1 or num_sets < 1:
-        raise ValueError(f"{num_sets} sets of {num_images} images; it takes at least 1 of each")
+        raise UserError(f"{num_sets} sets of {num_images} images; it takes at least 1 of each")
     draws = np.random.default_rng(seed).multinomial(
         num_images, np.full(num_images, 1 / num_images), size=num_sets
     )
@@ -130,7 +131,7 @@ def interval(scores, *, level: float = 0.95, within=(-math.inf, math.inf)) -> In
     """
     scores = np.asarray(scores, np.float64)
     if not 0 < level < 1 or scores.ndim != 1 or len(scores) < 2:
-        raise ValueError(f"level {level} of {scores.shape} scores; 0 to 1, of at least 2")
+        raise UserError(f"level {level} of {scores.shape} scores; 0 to 1, of at least 2")
     drawn = scores[1:][~np.isnan(scores[1:])]
     if not drawn.size:
         return Interval(float(scores[0]), float("nan"), float("nan"))
@@ -142,7 +143,7 @@ def interval(scores, *, level: float = 0.95, within=(-math.inf, math.inf)) -> In
 
 def _check(num_images, images):
     if images.ndim != 2 or images.shape[1] != num_images:
-        raise ValueError(f"sets are [B, M], got {images.shape}; there are {num_images} images")
+        raise UserError(f"sets are [B, M], got {images.shape}; there are {num_images} images")
 
 
 def _mean(per_class):

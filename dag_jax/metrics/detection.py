@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dag_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Detections:
@@ -123,7 +125,7 @@ def match_detections(detections, truths, *, iou=0.5, num_classes=21) -> dict[int
       ValueError: as `voc_ap`.
     """
     if detections.keys() != truths.keys():
-        raise ValueError(
+        raise UserError(
             f"detections has {len(detections)} images, truths has {len(truths)}; "
             f"only in detections: {_some(detections.keys() - truths.keys())}; "
             f"only in truths: {_some(truths.keys() - detections.keys())}"
@@ -236,16 +238,16 @@ def _arrays(item, image, num_classes):
         boxes = boxes.reshape(0, 4)
     classes, last = np.asarray(item.classes), np.asarray(getattr(item, last_name), np.float64)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"image {image}: boxes must be [N, 4], got shape {boxes.shape}")
+        raise UserError(f"image {image}: boxes must be [N, 4], got shape {boxes.shape}")
     for name, values in (("classes", classes), (last_name, last)):
         if values.shape != (len(boxes),):
-            raise ValueError(
+            raise UserError(
                 f"image {image}: boxes has {len(boxes)} rows, {name} has shape {values.shape}"
             )
     if not (np.isfinite(boxes).all() and np.isfinite(last).all()):
-        raise ValueError(f"image {image}: boxes and {last_name} must be finite")
+        raise UserError(f"image {image}: boxes and {last_name} must be finite")
     if classes.size and not (1 <= classes.min() and classes.max() < num_classes):
-        raise ValueError(
+        raise UserError(
             f"image {image}: classes run from {classes.min()} to {classes.max()}, "
             f"outside the {num_classes - 1} object classes 1..{num_classes - 1}"
         )

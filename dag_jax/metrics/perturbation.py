@@ -6,6 +6,8 @@ Shapes: H W pixels.
 import jax
 import jax.numpy as jnp
 
+from dag_jax.errors import UserError
+
 
 def perceptibility(perturbation):
     """Return p, the root mean square length of the pixels' changes on a scale of 0 to 1.
@@ -50,7 +52,7 @@ def permute(key, perturbation, *, rows=True, columns=True):
     """
     _check_shape(perturbation)
     if not rows and not columns:
-        raise ValueError("nothing to shuffle: rows=False and columns=False")
+        raise UserError("nothing to shuffle: rows=False and columns=False")
     key_rows, key_columns = jax.random.split(key)
     permuted = jnp.asarray(perturbation)
     if rows:
@@ -63,4 +65,4 @@ def permute(key, perturbation, *, rows=True, columns=True):
 def _check_shape(perturbation):
     shape = jnp.shape(perturbation)
     if len(shape) != 3 or shape[-1] != 3:
-        raise ValueError(f"perturbation must be [H, W, 3], got shape {shape}")
+        raise UserError(f"perturbation must be [H, W, 3], got shape {shape}")

@@ -8,6 +8,8 @@ scores. Counting is exact: int64 in NumPy on the host, whatever the precision of
 
 import numpy as np
 
+from dag_jax.errors import UserError
+
 VOID = 255
 
 
@@ -32,21 +34,21 @@ def confusion_matrix(labels, predictions, num_classes):
     Reference: VOCevalseg.m of the PASCAL VOC development kit.
     """
     if not 1 <= num_classes <= VOID:
-        raise ValueError(f"num_classes must be between 1 and {VOID}, got {num_classes}")
+        raise UserError(f"num_classes must be between 1 and {VOID}, got {num_classes}")
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     if labels.shape != predictions.shape:
-        raise ValueError(
+        raise UserError(
             f"labels has shape {labels.shape}, predictions has shape {predictions.shape}"
         )
     for name, values in (("labels", labels), ("predictions", predictions)):
         if not np.issubdtype(values.dtype, np.integer):
-            raise ValueError(f"{name} must hold integer classes, got {values.dtype}")
+            raise UserError(f"{name} must hold integer classes, got {values.dtype}")
     counted = labels != VOID
     truth = labels[counted].astype(np.int64)
     predicted = predictions[counted].astype(np.int64)
     for name, values in (("labels", truth), ("predictions", predicted)):
         if values.size and not (0 <= values.min() and values.max() < num_classes):
-            raise ValueError(
+            raise UserError(
                 f"{name} run from {values.min()} to {values.max()}, "
                 f"outside the {num_classes} classes 0..{num_classes - 1}"
             )
@@ -71,9 +73,9 @@ def class_iou(confusion):
     """
     confusion = np.asarray(confusion)
     if confusion.ndim < 2 or confusion.shape[-1] != confusion.shape[-2]:
-        raise ValueError(f"a confusion matrix is square, got shape {confusion.shape}")
+        raise UserError(f"a confusion matrix is square, got shape {confusion.shape}")
     if not np.issubdtype(confusion.dtype, np.integer) or (confusion < 0).any():
-        raise ValueError("a confusion matrix holds counts: integers, none below 0")
+        raise UserError("a confusion matrix holds counts: integers, none below 0")
     intersection = np.diagonal(confusion, axis1=-2, axis2=-1)
     union = confusion.sum(axis=-2) + confusion.sum(axis=-1) - intersection
     return np.where(union > 0, intersection / np.maximum(union, 1), np.nan)

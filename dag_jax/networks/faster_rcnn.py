@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dag_jax import detection
+from dag_jax.errors import UserError
 from dag_jax.networks import layers, operations
 from dag_jax.networks.grids import pixels, poison
 from dag_jax.networks.rows import map_rows
@@ -157,7 +158,7 @@ class FasterRCNN(nn.Module):
     def _map(self, image, train=False, extent=None):
         """Return `features` as a `Map`."""
         if image.ndim < 3 or image.shape[-1] != 3:
-            raise ValueError(f"image has shape {image.shape}, expected [H, W, 3]")
+            raise UserError(f"image has shape {image.shape}, expected [H, W, 3]")
         start = pixels(image.shape, extent)
         image = poison(start.cut(operations.subtract_mean(image, self.mean_rgb)), start)
         if self.resize is not None:
@@ -167,7 +168,7 @@ class FasterRCNN(nn.Module):
             start = start._replace(rows=shape[0], columns=shape[1])
             if extent is not None:
                 if self.canvas_shape is None:
-                    raise ValueError("an extent needs a network with a canvas_shape")
+                    raise UserError("an extent needs a network with a canvas_shape")
                 shape = self.canvas_shape
             image = start.cut(operations.resize(image, shape, ratios=ratios, extent=extent_read))
             image = poison(image, start)  # the canvas of another bucket

@@ -8,6 +8,7 @@ fcn8s-heavy-pascal, whose crop offsets follow from the geometry here; torchvisio
 
 from flax import linen as nn
 
+from dag_jax.errors import UserError
 from dag_jax.networks import layers, operations
 from dag_jax.networks.grids import pixels, poison
 
@@ -68,7 +69,7 @@ class Fcn(nn.Module):
             `dense`, and as `grids.pixels` says of an extent.
         """
         if unknown := set(self.dense) - set(self.upsamplings()):
-            raise ValueError(f"dense has {sorted(unknown)}, there are {self.upsamplings()}")
+            raise UserError(f"dense has {sorted(unknown)}, there are {self.upsamplings()}")
         start = pixels(image.shape, extent)
         maps = _trunk_maps(self, image, train, start)
         x, grid = maps["stage5"]
@@ -86,7 +87,7 @@ class Fcn(nn.Module):
             skip, skip_grid = maps[stage]
             offset = skip_grid.offset(grid)
             if offset < 0:
-                raise ValueError(
+                raise UserError(
                     f"{stage} would be read from cell {offset}: fc_size {self.fc_size} is too "
                     "small for this skip"
                 )

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dag_jax.errors import UserError
 from dag_jax.networks import operations
 
 
@@ -98,7 +99,7 @@ def pixels(shape: tuple[int, ...], extent=None) -> Grid:
     if extent is None:
         return Grid(1, 0, *shape[-3:-1])
     if np.shape(extent) != (2,) or not jnp.issubdtype(jnp.result_type(extent), jnp.integer):
-        raise ValueError(
+        raise UserError(
             f"extent is {jnp.result_type(extent)}{list(np.shape(extent))}; it must be i32[2], the "
             "rows and columns of one image"
         )
@@ -106,7 +107,7 @@ def pixels(shape: tuple[int, ...], extent=None) -> Grid:
         rows, columns = (int(side) for side in extent)
         height, width = shape[-3:-1]
         if not (1 <= rows <= height and 1 <= columns <= width):
-            raise ValueError(
+            raise UserError(
                 f"extent {(rows, columns)} does not lie in an array of {height} x {width} pixels"
             )
         extent = np.int32([rows, columns])

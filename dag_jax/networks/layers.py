@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from dag_jax.errors import UserError
 from dag_jax.networks import operations
 
 
@@ -110,7 +111,7 @@ class PatchDense(nn.Module):
         size = self.kernel_size
         height, width = (extent - size + 1 for extent in x.shape[-3:-1])
         if height < 1 or width < 1:
-            raise ValueError(
+            raise UserError(
                 f"a map of {x.shape[-3]}x{x.shape[-2]} cells is smaller than the {size}x{size} "
                 "patch of the first fully connected layer: the image is too small"
             )

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dag_jax import detection
+from dag_jax.errors import UserError
 from dag_jax.metrics.segmentation import VOID
 
 
@@ -51,11 +52,11 @@ def segmentation_loss(scores, labels, *, class_weights=None):
       ValueError: where shapes disagree.
     """
     if scores.shape[:-1] != labels.shape:
-        raise ValueError(f"scores has shape {scores.shape}, labels has {labels.shape}")
+        raise UserError(f"scores has shape {scores.shape}, labels has {labels.shape}")
     if class_weights is None:
         class_weights = jnp.ones(scores.shape[-1])
     if class_weights.shape != scores.shape[-1:]:
-        raise ValueError(f"{scores.shape[-1]} classes, class_weights is {class_weights.shape}")
+        raise UserError(f"{scores.shape[-1]} classes, class_weights is {class_weights.shape}")
     known = labels != VOID
     labels = jnp.where(known, labels, 0)
     weights = jnp.where(known, jnp.asarray(class_weights)[labels], 0)
@@ -173,7 +174,7 @@ def detection_loss(
     """
     counts = [x.shape[0] for x in (images, truths, classes, valid)]
     if len(set(counts)) != 1:
-        raise ValueError(f"images, truths, classes and valid have {counts} rows, not equally many")
+        raise UserError(f"images, truths, classes and valid have {counts} rows, not equally many")
     statistics = variables.get("batch_stats", {})
 
     def apply(*arguments, method):

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dag_jax.errors import UserError
+
 _convolution = functools.partial(
     lax.conv_general_dilated, window_strides=(1, 1), dimension_numbers=("NHWC", "HWIO", "NHWC")
 )
@@ -103,7 +105,7 @@ def convolve(x, kernel, *, stride: int = 1, padding=0, dilation: int = 1):
       ValueError: where both stride and dilation are above 1.
     """
     if stride > 1 and dilation > 1:
-        raise ValueError(f"stride is {stride} and dilation {dilation}; one of them must be 1")
+        raise UserError(f"stride is {stride} and dilation {dilation}; one of them must be 1")
     pads = ((padding, padding),) * 2 if isinstance(padding, int) else padding
     return _batched(lambda batch: _convolve(batch, kernel, stride, pads, dilation), x)
 
@@ -208,7 +210,7 @@ def max_pool(x, *, size: int, stride: int, padding: int = 0):
 def _check_crop(size, cells, stride, kernel_size, offset):
     extent = (cells - 1) * stride + kernel_size
     if offset < 0 or offset + size > extent:
-        raise ValueError(
+        raise UserError(
             f"a crop of {size} pixels at {offset} does not fit into the {extent} pixels that "
             f"{cells} cells give: the image is too small for this network"
         )

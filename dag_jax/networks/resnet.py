@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from dag_jax.errors import UserError
 from dag_jax.networks import layers, operations
 from dag_jax.networks.grids import Map, pixels
 
@@ -85,7 +86,7 @@ class ResNet(nn.Module):
           ValueError: where `stride` is not one of `STRIDES`.
         """
         if self.stride not in STRIDES:
-            raise ValueError(f"stride is {self.stride}; it must be one of {STRIDES}")
+            raise UserError(f"stride is {self.stride}; it must be one of {STRIDES}")
         layer = layers.Conv(self.widths[0], 7, 2, 3, batch_norm=self.batch_norm, name="conv1")
         grid = (grid or pixels(x.shape)).convolved(7, 2, 3)
         x = grid.cut(layer(x, train).astype(self.dtype))

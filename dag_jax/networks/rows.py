@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from dag_jax.errors import UserError
+
 
 def map_rows(function, shared, rows, *, chunk: int):
     """Return function(shared, rows), computed `chunk` rows at a time.
@@ -36,7 +38,7 @@ def map_rows(function, shared, rows, *, chunk: int):
       ValueError: where `chunk` is less than 1.
     """
     if chunk < 1:
-        raise ValueError(f"chunk is {chunk}; it must be at least 1")
+        raise UserError(f"chunk is {chunk}; it must be at least 1")
     shared, rows = jax.tree.map(jnp.asarray, (shared, rows))  # NumPy's have no traced rows
     if rows.shape[0] <= chunk:
         return function(shared, lax.stop_gradient(rows))

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from dag_jax.errors import UserError
 from dag_jax.networks import backbones
 from dag_jax.networks.faster_rcnn import FasterRCNN
 from dag_jax.networks.fcn import DilatedFcn, Fcn
@@ -78,7 +79,7 @@ def build(name: str, *, miniature: bool = False, batch_norm: bool = False) -> nn
     """
     if name not in NAMES + BLACK_BOX:
         known = ", ".join(NAMES + BLACK_BOX)
-        raise ValueError(f"unknown network {name!r}; the known ones are {known}")
+        raise UserError(f"unknown network {name!r}; the known ones are {known}")
     norm = {"batch_norm": batch_norm}
     small_detector = {
         "stride": 8,
@@ -153,7 +154,7 @@ def load(
     """
     if precision not in PRECISIONS:
         known = ", ".join(PRECISIONS)
-        raise ValueError(f"unknown precision {precision!r}; the known ones are {known}")
+        raise UserError(f"unknown precision {precision!r}; the known ones are {known}")
     module = build(name, miniature=miniature)
     if precision != "float32":
         module = module.clone(backbone=module.backbone.clone(dtype=precision))
@@ -166,7 +167,7 @@ def load(
     else:
         parameters, record = store.load(checkpoint)
         if record.get("network", name) != name:
-            raise ValueError(f"{checkpoint} holds {record['network']}, not {name}")
+            raise UserError(f"{checkpoint} holds {record['network']}, not {name}")
         if record.get("dense"):  # upsamplings of an FCN that are not bilinear
             module = module.clone(dense=tuple(record["dense"]))
             init = functools.partial(module.init, jax.random.key(seed))
@@ -267,12 +268,12 @@ def score_fn(network: Network, boxes=None):
     """
     if not network.detects:
         if boxes is not None:
-            raise ValueError(f"{network.name} segments: it takes no boxes")
+            raise UserError(f"{network.name} segments: it takes no boxes")
         return jax.tree_util.Partial(_score_pixels, unnamed(network))
     if boxes is None:
         return jax.tree_util.Partial(_score_boxes, unnamed(network))
     if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"boxes have shape {boxes.shape}; they must be [N, 4]")
+        raise UserError(f"boxes have shape {boxes.shape}; they must be [N, 4]")
     return jax.tree_util.Partial(_score_fixed_boxes, unnamed(network), boxes)
 
 
@@ -330,7 +331,7 @@ def propose(network: Network, image, extent=None, *, nms_threshold: float, max_p
       ValueError: where the network is an FCN.
     """
     if not network.detects:
-        raise ValueError(f"{network.name} segments: it has no proposals")
+        raise UserError(f"{network.name} segments: it has no proposals")
     return _apply(
         network,
         image,

@@ -23,6 +23,8 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, unknown_fields
 from google.protobuf.message import Message
 
+from dag_jax.errors import UserError
+
 _MAX_BYTES = 2**31 - 1  # of one message, for protobuf and for Caffe (util/io.cpp)
 _MAX_FIELDS = 100_000  # of the network, a hundred times a deep one's; the parser checks the rest
 _MAX_AXES = 32  # kMaxBlobAxes in Caffe's blob.hpp
@@ -145,12 +147,12 @@ def layers(path):
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such caffemodel file")
+        raise UserError(f"{path}: no such caffemodel file")
     size = path.stat().st_size
     try:
         return _layers(_parse(path, size))
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} ({size} bytes) is not a readable caffemodel: {error}. A caffemodel is the "
             f"binary NetParameter with the weights that Caffe writes as a snapshot; fetch the "
             f"file again and compare its size and checksum with the published ones"
@@ -161,17 +163,17 @@ def _parse(path, size):
     with open(path, "rb") as file:
         head = file.read(16)
         if not head:
-            raise ValueError("it is empty")
+            raise UserError("it is empty")
         if head[0] not in _FIRST_BYTES:  # before a large file of another kind is read
-            raise ValueError(_kind(head))
+            raise UserError(_kind(head))
         if size > _MAX_BYTES:
-            raise ValueError(f"protobuf and Caffe end at {_MAX_BYTES} bytes")
+            raise UserError(f"protobuf and Caffe end at {_MAX_BYTES} bytes")
         _check_lengths(file, size)
         file.seek(0)
         try:
             return _CLASSES["Net"].FromString(file.read())
         except Exception as error:  # its type differs between the implementations of protobuf
-            raise ValueError(f"{_kind(head)} ({error})") from error
+            raise UserError(f"{_kind(head)} ({error})") from error
 
 
 def _kind(head):
@@ -203,7 +205,7 @@ def _check_lengths(file, size):
             return  # the parser says what is wrong
         length = second + (value if tag & 7 == 2 else 0)
         if length > size - at:
-            raise ValueError(
+            raise UserError(
                 f"it is truncated or damaged: field {tag >> 3} at byte {at} takes {length} bytes, "
                 f"{length - size + at} more than there are"
             )
@@ -225,27 +227,27 @@ def _layers(net):
     _texts(net.name, "the network", most=1)
     _texts(net.input, "the network")
     if net.layer and net.layers:
-        raise ValueError("it holds both 'layer' and 'layers' fields, and Caffe writes only one")
+        raise UserError("it holds both 'layer' and 'layers' fields, and Caffe writes only one")
     found = []
     weighted = set()
     for number, message in enumerate(net.layer or net.layers):
         found.append(_layer(message, f"layer {number}"))
         if found[-1].blobs and found[-1].name in weighted:
-            raise ValueError(f"two layers with blobs are named {found[-1].name!r}")
+            raise UserError(f"two layers with blobs are named {found[-1].name!r}")
         if found[-1].blobs:
             weighted.add(found[-1].name)
     if not weighted:
-        raise ValueError(f"it has {len(found)} layers and no blobs in them, so no weights")
+        raise UserError(f"it has {len(found)} layers and no blobs in them, so no weights")
     return found
 
 
 def _layer(message, where):
     v1 = hasattr(message, "blobs_lr")
     if v1 and message.layer:
-        raise ValueError(f"{where} is of the V0 form, which upgrade_net_proto_binary upgrades")
+        raise UserError(f"{where} is of the V0 form, which upgrade_net_proto_binary upgrades")
     names = _texts(message.name, where, most=1)
     if not names:  # every layer that Caffe trains has one
-        raise ValueError(f"{where} has no name")
+        raise UserError(f"{where} has no name")
     where = f"{where} ({names[0]})"
     _check_fields(message, where)
     _texts(message.bottom, where)
@@ -258,11 +260,11 @@ def _layer(message, where):
         rates = len(message.param)
         # Caffe has one weight for each top; a loss layer may leave out its only top.
         if len(message.loss_weight) > max(1, len(tops)):
-            raise ValueError(
+            raise UserError(
                 f"{where} has {len(message.loss_weight)} loss weights for {len(tops)} tops"
             )
     if rates > len(message.blobs):
-        raise ValueError(f"{where} has {rates} learning rates for {len(message.blobs)} blobs")
+        raise UserError(f"{where} has {rates} learning rates for {len(message.blobs)} blobs")
     blobs = [_blob(blob, f"blob {i} of {where}") for i, blob in enumerate(message.blobs)]
     return Layer(names[0], kind, blobs)
 
@@ -273,23 +275,23 @@ def _blob(message, where):
     _check_fields(message, where)
     numbers = {name: _numbers(message, name, where) for name in _NUMBERS}
     if numbers["data"].size and numbers["double_data"].size:
-        raise ValueError(f"{where} holds both data and double_data, and Caffe writes only one")
+        raise UserError(f"{where} holds both data and double_data, and Caffe writes only one")
     values = numbers["double_data"] if numbers["double_data"].size else numbers["data"]
     for name in ("diff", "double_diff"):
         if numbers[name].size not in (0, values.size):
-            raise ValueError(f"{where} has {values.size} values and {numbers[name].size} in {name}")
+            raise UserError(f"{where} has {values.size} values and {numbers[name].size} in {name}")
 
     if any(message.HasField(name) for name in _LEGACY):  # as Caffe, even beside a shape
         shape = tuple(getattr(message, name) for name in _LEGACY)
     else:
         shape = tuple(message.shape.dim[: _MAX_AXES + 1])
     if len(shape) > _MAX_AXES or min(shape, default=1) < 1:
-        raise ValueError(
+        raise UserError(
             f"{where} has the shape {shape}; a blob has at most {_MAX_AXES} axes, and at least 1 "
             f"element along each"
         )
     if math.prod(shape) != values.size:
-        raise ValueError(
+        raise UserError(
             f"{where} has the shape {shape}, so {math.prod(shape)} values, and holds {values.size}"
         )
     return _float32(values, where).reshape(shape)
@@ -299,7 +301,7 @@ def _unpacked(message, where):
     try:
         return _CLASSES["UnpackedBlob"].FromString(message.SerializeToString())
     except Exception as error:  # see _parse
-        raise ValueError(f"{where} is damaged ({error})") from error
+        raise UserError(f"{where} is damaged ({error})") from error
 
 
 def _numbers(message, name, where):
@@ -309,7 +311,7 @@ def _numbers(message, name, where):
         return np.fromiter(field, dtype, len(field))
     run = b"".join(field)
     if len(run) % dtype.itemsize:
-        raise ValueError(
+        raise UserError(
             f"{where} has {len(run)} bytes of {name}, which holds {dtype.itemsize} for each value"
         )
     return np.frombuffer(run, dtype)
@@ -319,21 +321,21 @@ def _float32(values, where):
     with np.errstate(all="ignore"):
         rounded = values.astype(np.float32)
     if rounded.dtype != values.dtype and (np.isinf(rounded) & np.isfinite(values)).any():
-        raise ValueError(f"{where} has a value of {np.abs(values).max():g}, float32 ends at 3.4e38")
+        raise UserError(f"{where} has a value of {np.abs(values).max():g}, float32 ends at 3.4e38")
     return rounded
 
 
 def _texts(fields, where, most=None):
     """Decode names; those of a layer and its neighbours are short, readable words."""
     if most is not None and len(fields) > most:
-        raise ValueError(f"{where} has {len(fields)} names or types, there is at most {most}")
+        raise UserError(f"{where} has {len(fields)} names or types, there is at most {most}")
     try:
         texts = [field.decode() for field in fields]
     except UnicodeDecodeError as error:
-        raise ValueError(f"a name in {where} is not UTF-8 ({error})") from error
+        raise UserError(f"a name in {where} is not UTF-8 ({error})") from error
     for text in texts:
         if not text.isprintable():
-            raise ValueError(f"a name in {where} has unprintable characters: {text!r:.80}")
+            raise UserError(f"a name in {where} has unprintable characters: {text!r:.80}")
     return texts
 
 
@@ -344,11 +346,11 @@ def _check_fields(message, where):
     for field in unknown_fields.UnknownFieldSet(message):
         number = field.field_number
         if number in listed:
-            raise ValueError(f"{where} has a field {listed[number].name!r} of another type")
+            raise UserError(f"{where} has a field {listed[number].name!r} of another type")
         if number < first_open:
-            raise ValueError(f"{where} has a field {number}, which caffe.proto does not have there")
+            raise UserError(f"{where} has a field {number}, which caffe.proto does not have there")
         if field.wire_type == 2 and not _is_settings(field.data):
-            raise ValueError(f"{where} has a field {number} that is neither a message nor a word")
+            raise UserError(f"{where} has a field {number} that is neither a message nor a word")
     for field, value in message.ListFields():
         if field.message_type and field.message_type.name not in ("Layer", "V1Layer", "Blob"):
             for inner in [value] if isinstance(value, Message) else value:

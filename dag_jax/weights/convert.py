@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from dag_jax.errors import UserError
+
 _ANY_IMAGE = (128, 128, 3)  # parameters do not depend on the image's size
 # What torchvision's networks subtract and divide by, of an RGB image from 0 to 1.
 _TORCHVISION_MEAN = np.float32([0.485, 0.456, 0.406])
@@ -170,7 +172,7 @@ def convert(
     layers = _merge(sources)
     layout = layout or _tell(layers)
     if layout not in LAYOUTS:
-        raise ValueError(f"unknown layout {layout!r}; the known ones are {', '.join(LAYOUTS)}")
+        raise UserError(f"unknown layout {layout!r}; the known ones are {', '.join(LAYOUTS)}")
     expected, upsamplings = _expected(module)
     given, dense, problems = {}, [], []
     for name, arrays in layers.items():
@@ -222,7 +224,7 @@ def convert(
     absent = [path for path in expected if path not in given]
     problems += [f"missing: {path}" for path in absent if covered.fullmatch(path)]
     if problems:
-        raise ValueError(
+        raise UserError(
             f"the weights, read as {layout}, do not fit the network:\n  "
             + "\n  ".join(sorted(problems))
         )
@@ -258,7 +260,7 @@ def _merge(sources):
                 other.keys() != arrays.keys()
                 or not all(np.array_equal(arrays[part], other[part]) for part in arrays)
             ):
-                raise ValueError(
+                raise UserError(
                     f"layer {name} is not the same in two of the {len(sources)} files: they are "
                     "not of one network whose parts share their features"
                 )
@@ -271,7 +273,7 @@ def _tell(layers):
         if any(re.fullmatch(layout.sign, layer) for layer in layers):
             return name
     names = ", ".join(list(layers)[:8])
-    raise ValueError(
+    raise UserError(
         f"the weights are of no known layout ({', '.join(LAYOUTS)}); their layers are {names}"
         + (", ..." if len(layers) > 8 else "")
     )

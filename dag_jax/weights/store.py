@@ -19,6 +19,8 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
+from dag_jax.errors import UserError
+
 FORMAT = "dag_jax checkpoint 1"
 _HEADER = "dag_jax"
 
@@ -40,11 +42,11 @@ def save(path, parameters, metadata, *, half=False):
     for name, leaf in _flatten(parameters).items():
         tensor = np.asarray(leaf)
         if tensor.dtype != np.float32:
-            raise ValueError(f"{name} is {tensor.dtype}, a checkpoint holds float32")
+            raise UserError(f"{name} is {tensor.dtype}, a checkpoint holds float32")
         if half:
             largest = np.abs(tensor).max(initial=0.0)
             if largest > np.finfo(np.float16).max:
-                raise ValueError(f"{name} reaches {largest:g}, float16 ends at 65504")
+                raise UserError(f"{name} reaches {largest:g}, float16 ends at 65504")
             tensor = tensor.astype(np.float16)
         # safetensors writes a buffer as it lies: a transposed view would be stored scrambled.
         tensors[name] = np.ascontiguousarray(tensor).reshape(tensor.shape)
@@ -80,26 +82,26 @@ def load(path):
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such checkpoint file")
+        raise UserError(f"{path}: no such checkpoint file")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             texts = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         header = dict(json.loads(texts.get(_HEADER, "{}")))
     except Exception as error:  # the reader's exceptions differ by what is damaged
-        raise ValueError(
+        raise UserError(
             f"{path} ({path.stat().st_size} bytes) is not a readable safetensors file: it is "
             f"truncated, damaged or of another kind; a checkpoint is what "
             f"dag_jax.weights.store.save writes ({error})"
         ) from error
     if header.get("format") != FORMAT or not {"metadata", "sha256"} <= header.keys():
-        raise ValueError(
+        raise UserError(
             f"{path} is a safetensors file without the header of a '{FORMAT}' (its format is "
             f"{header.get('format')!r}): it is damaged, or dag_jax.weights.store.save did not "
             f"write it"
         )
     if _digest(tensors, header["metadata"]) != header["sha256"]:
-        raise ValueError(f"{path} is damaged: its contents do not match the SHA-256 in its header")
+        raise UserError(f"{path} is damaged: its contents do not match the SHA-256 in its header")
     parameters = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
     return traverse_util.unflatten_dict(parameters, sep="/"), header["metadata"]
 
@@ -124,17 +126,17 @@ def check(parameters, expected):
         if wanted[name] != found[name]
     ]
     if lines:
-        raise ValueError("the parameters do not fit the network:\n  " + "\n  ".join(lines))
+        raise UserError("the parameters do not fit the network:\n  " + "\n  ".join(lines))
 
 
 def _flatten(parameters):
     if not isinstance(parameters, Mapping) or not parameters:
-        raise ValueError(f"parameters must be a nested dict, not empty; got {parameters!r:.80}")
+        raise UserError(f"parameters must be a nested dict, not empty; got {parameters!r:.80}")
     flat = traverse_util.flatten_dict(parameters)
     for keys in flat:
         for key in keys:
             if not isinstance(key, str) or not key or "/" in key:
-                raise ValueError(f"parameter key {key!r} in {keys} must be text without '/'")
+                raise UserError(f"parameter key {key!r} in {keys} must be text without '/'")
     return {"/".join(keys): leaf for keys, leaf in sorted(flat.items())}
 
 

@@ -14,6 +14,7 @@ import zipfile
 
 import numpy as np
 
+from dag_jax.errors import UserError
 from dag_jax.weights import torch_pickle
 
 _ZIP = b"PK\x03\x04"
@@ -49,7 +50,7 @@ def read(path):
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such checkpoint file")
+        raise UserError(f"{path}: no such checkpoint file")
     size = path.stat().st_size
     try:
         with open(path, "rb") as file:
@@ -60,7 +61,7 @@ def read(path):
         # copies the arrays of a small file must not need a huge memory.
         most = 4 * size + 2**20
         if sum(math.prod(tensor.shape) for tensor in tensors.values()) > most:
-            raise ValueError(f"its tensors repeat their values until there are more than {most}")
+            raise UserError(f"its tensors repeat their values until there are more than {most}")
         converted = {}
         return {
             name: _array(name, tensor, storages, byte_order, converted)
@@ -68,7 +69,7 @@ def read(path):
         }
     except Exception as error:  # zipfile's exceptions differ by what is damaged
         reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        raise ValueError(
+        raise UserError(
             f"{path} ({size} bytes) is not a readable PyTorch checkpoint: {reason}. It is "
             f"truncated, damaged or of another kind; right would be a whole file of tensors in "
             f"plain containers, as torch.save(model.state_dict(), path) writes it"
@@ -81,22 +82,22 @@ def _read_zip(path):
         entries = archive.infolist()
         for entry in entries:
             if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-                raise ValueError(f"record {entry.filename!r:.80} is compressed, torch.save stores")
+                raise UserError(f"record {entry.filename!r:.80} is compressed, torch.save stores")
         if sum(entry.file_size for entry in entries) > size:
-            raise ValueError("its records are longer than the file")
+            raise UserError("its records are longer than the file")
         if len({entry.filename for entry in entries}) < len(entries):
-            raise ValueError("two of its records have one name")
+            raise UserError("two of its records have one name")
         # All of them, wanted or not: only reading compares a record's name and checksum, and one
         # whose name is damaged would pass for absent.
         records = {entry.filename: archive.read(entry) for entry in entries}
 
     pickles = [name for name in records if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise ValueError(f"it has {len(pickles)} records FOLDER/data.pkl, a checkpoint has one")
+        raise UserError(f"it has {len(pickles)} records FOLDER/data.pkl, a checkpoint has one")
     folder = pickles[0].removesuffix("data.pkl")
     byte_order = records.get(folder + "byteorder", b"little")
     if byte_order not in (b"little", b"big"):
-        raise ValueError(f"its byte order is {byte_order!r:.80}, neither little nor big")
+        raise UserError(f"its byte order is {byte_order!r:.80}, neither little nor big")
 
     unpickler = torch_pickle.Unpickler(records[pickles[0]])
     tree = unpickler.load()
@@ -104,9 +105,9 @@ def _read_zip(path):
     for key, (kind, length) in unpickler.storages.items():
         name = f"{folder}data/{key}"
         if name not in records:
-            raise ValueError(f"record {name!r:.80} is missing")
+            raise UserError(f"record {name!r:.80} is missing")
         if len(records[name]) != length * kind.itemsize:
-            raise ValueError(
+            raise UserError(
                 f"record {name!r:.80} has {len(records[name])} bytes, but {length} values of "
                 f"{kind.name} take {length * kind.itemsize}"
             )
@@ -122,20 +123,20 @@ def _read_legacy(path):
     except ValueError as error:
         magic, reason = None, error
     if type(magic) is not int or magic != _MAGIC:
-        raise ValueError(
+        raise UserError(
             f"it starts with {data[:8]!r}, neither as a zip archive nor with the magic number of "
             f"PyTorch's older form ({reason}); the tar archives of torch < 0.1.10 are not read"
         )
     protocol = unpickler.load()
     if type(protocol) is not int or protocol != _PROTOCOL:
-        raise ValueError(f"its protocol number is not {_PROTOCOL}")
+        raise UserError(f"its protocol number is not {_PROTOCOL}")
     unpickler.load()  # The writer's system; whatever its byte order, storages are little-endian.
     tree = unpickler.load()
     keys = unpickler.load()
     if type(keys) is not list or not all(type(key) is str for key in keys):
-        raise ValueError("its list of storages is no list of keys")
+        raise UserError("its list of storages is no list of keys")
     if len(set(keys)) < len(keys) or set(keys) != unpickler.storages.keys():
-        raise ValueError(
+        raise UserError(
             f"its list of {len(keys)} storages is not that of the {len(unpickler.storages)} which "
             f"its tensors view"
         )
@@ -144,14 +145,14 @@ def _read_legacy(path):
         kind, length = unpickler.storages[key]
         written = int.from_bytes(unpickler.take(8), "little", signed=True)
         if written != length:
-            raise ValueError(
+            raise UserError(
                 f"storage {key!r:.80} has {written} values where it lies, {length} in its tensors"
             )
         start = unpickler.at
         unpickler.skip(length * kind.itemsize)
         storages[key] = memoryview(data)[start : unpickler.at]
     if unpickler.at != len(data):
-        raise ValueError(f"{len(data) - unpickler.at} bytes follow the last storage")
+        raise UserError(f"{len(data) - unpickler.at} bytes follow the last storage")
     return tree, unpickler.work, storages, "<"
 
 
@@ -163,25 +164,25 @@ def _named_tensors(tree, most):
         name, depth, node = pending.pop()
         if type(node) is torch_pickle.Tensor:
             if depth == 0:
-                raise ValueError("it holds a single tensor, which has no name")
+                raise UserError("it holds a single tensor, which has no name")
             if name in tensors:
-                raise ValueError(f"two of its tensors have the name {name!r}")
+                raise UserError(f"two of its tensors have the name {name!r}")
             tensors[name] = node
             most -= 3
         elif type(node) in (dict, list, tuple):
             # A container may be met in many places, or within itself, and every visit counts.
             most -= len(node)
             if most < 0 or depth == _DEEPEST:
-                raise ValueError("its containers are within each other too deep or too often")
+                raise UserError("its containers are within each other too deep or too often")
             items = list(node.items() if type(node) is dict else enumerate(node))
             for key, child in reversed(items):
                 if type(child) in (torch_pickle.Tensor, dict, list, tuple):
                     path = f"{name}.{key}" if depth else str(key)
                     if len(path) > _LONGEST_NAME:
-                        raise ValueError(f"{path!r:.80}... is a name of {len(path)} characters")
+                        raise UserError(f"{path!r:.80}... is a name of {len(path)} characters")
                     pending.append((path, depth + 1, child))
     if not tensors:
-        raise ValueError("no tensor is in it")
+        raise UserError("no tensor is in it")
     return tensors
 
 
@@ -214,5 +215,5 @@ def _values(name, raw, kind, byte_order):
         values = stored.astype(np.float32)
     if kind.name == "float64" and np.any(np.isinf(values) & np.isfinite(stored)):
         largest = np.abs(stored[np.isfinite(stored)]).max()
-        raise ValueError(f"the storage of {name} reaches {largest:g}, float32 ends at 3.4e38")
+        raise UserError(f"the storage of {name} reaches {largest:g}, float32 ends at 3.4e38")
     return values

@@ -17,6 +17,8 @@ import struct
 
 import numpy as np
 
+from dag_jax.errors import UserError
+
 # 30,000 tensors, as one takes about 35 operations, and a second of a hostile file.
 _MOST_WORK = 1 << 20
 _MOST_DIMENSIONS = 64  # as NumPy and PyTorch have it
@@ -83,7 +85,7 @@ class Unpickler:
         while (code := self.take(1)) != pickle.STOP:
             self._spend(1)
             if code not in _OPERATIONS:
-                raise ValueError(
+                raise UserError(
                     f"byte {self.at - 1} of its pickle is {code!r}, no operation that tensors need"
                 )
             _OPERATIONS[code](self)
@@ -92,7 +94,7 @@ class Unpickler:
     def skip(self, count):
         """Move on by so many bytes."""
         if count > len(self.data) - self.at:
-            raise ValueError(f"it ends {count - len(self.data) + self.at} bytes too early")
+            raise UserError(f"it ends {count - len(self.data) + self.at} bytes too early")
         self.at += count
 
     def take(self, count):
@@ -104,7 +106,7 @@ class Unpickler:
     def _spend(self, work):
         self.work += work
         if self.work > _MOST_WORK:
-            raise ValueError(f"its pickle takes more than {_MOST_WORK} operations")
+            raise UserError(f"its pickle takes more than {_MOST_WORK} operations")
 
     def _unsigned(self, width):
         return int.from_bytes(self.take(width), "little")
@@ -121,7 +123,7 @@ class Unpickler:
     def _line(self):
         end = self.data.find(b"\n", self.at)
         if end < 0:
-            raise ValueError("its pickle ends within a line")
+            raise UserError("its pickle ends within a line")
         return self.take(end + 1 - self.at)[:-1].decode()
 
     def _push(self, value):
@@ -129,12 +131,12 @@ class Unpickler:
 
     def _pop(self):
         if not self.stack:
-            raise ValueError("its pickle takes from an empty stack")
+            raise UserError("its pickle takes from an empty stack")
         return self.stack.pop()
 
     def _top(self, kind=object):
         if not self.stack or not isinstance(self.stack[-1], kind):
-            raise ValueError(f"its pickle has no {kind.__name__} on the stack where it needs one")
+            raise UserError(f"its pickle has no {kind.__name__} on the stack where it needs one")
         return self.stack[-1]
 
     def _mark(self):
@@ -143,7 +145,7 @@ class Unpickler:
 
     def _pop_mark(self):
         if not self.below:
-            raise ValueError("its pickle asks for a mark where none is")
+            raise UserError("its pickle asks for a mark where none is")
         items, self.stack = self.stack, self.below.pop()
         return items
 
@@ -166,13 +168,13 @@ class Unpickler:
     def _set_items(self):
         items = self._pop_mark()
         if len(items) % 2:
-            raise ValueError("its pickle sets a key without a value")
+            raise UserError("its pickle sets a key without a value")
         for key, value in zip(items[::2], items[1::2], strict=True):
             _put(self._top(dict), key, value)
 
     def _get(self, index):
         if index not in self.memo:
-            raise ValueError(f"its pickle asks for value {index}, which it has not kept")
+            raise UserError(f"its pickle asks for value {index}, which it has not kept")
         self._push(self.memo[index])
 
     def _keep(self, index):
@@ -180,9 +182,9 @@ class Unpickler:
 
     def _find(self, module, name):
         if type(module) is not str or type(name) is not str:
-            raise ValueError("its pickle asks for a global whose name is no text")
+            raise UserError("its pickle asks for a global whose name is no text")
         if (module, name) not in _GLOBALS:
-            raise ValueError(
+            raise UserError(
                 f"its pickle asks for {f'{module}.{name}'!r:.120}, which is not on the list of "
                 f"what tensors and plain containers need; nothing was run"
             )
@@ -195,14 +197,14 @@ class Unpickler:
     def _call(self):
         arguments, function = self._pop(), self._pop()
         if not callable(function) or type(arguments) is not tuple:
-            raise ValueError("its pickle calls what is no function")
+            raise UserError("its pickle calls what is no function")
         # The same long argument may come again and again.
         self._spend(len(arguments))
         self._spend(sum(len(item) for item in arguments if type(item) in (dict, list, tuple)))
         try:
             self._push(function(*arguments))
         except TypeError as error:
-            raise ValueError(f"its pickle calls a function wrongly ({error})") from error
+            raise UserError(f"its pickle calls a function wrongly ({error})") from error
 
     def _build(self):
         """Drop a state: `_metadata` of an OrderedDict, the gradient flags of an old Parameter."""
@@ -210,40 +212,40 @@ class Unpickler:
         of_dict = type(target) is dict and type(state) is dict
         of_parameter = type(target) is Tensor and type(state) is tuple and len(state) == 3
         if not (of_dict or of_parameter):
-            raise ValueError("its pickle sets the state of something that has none")
+            raise UserError("its pickle sets the state of something that has none")
 
     def _persistent(self):
         match self._pop():
             case ("storage", Kind() as kind, str(key), _, int(length), *view) if length >= 0:
                 start, part = 0, length
             case _:
-                raise ValueError("its pickle refers to something else than a storage")
+                raise UserError("its pickle refers to something else than a storage")
         match view:
             case [] | [None]:
                 pass
             case [(_, int(start), int(part))] if min(start, part) >= 0 and start + part <= length:
                 pass
             case _:
-                raise ValueError(f"its pickle views a part of storage {key!r:.80} beyond its end")
+                raise UserError(f"its pickle views a part of storage {key!r:.80} beyond its end")
         if self.storages.setdefault(key, (kind, length)) != (kind, length):
-            raise ValueError(f"its pickle has two types or lengths for storage {key!r:.80}")
+            raise UserError(f"its pickle has two types or lengths for storage {key!r:.80}")
         self._push(Storage(key, kind, start, part))
 
 
 def _put(mapping, key, value):
     # Never a tuple: one of tuples within tuples takes for ever to hash.
     if type(key) not in (str, int, float, bool) or (type(key) is int and key.bit_length() > 64):
-        raise ValueError(f"a key of a dict is a {type(key).__name__}, not text or a number")
+        raise UserError(f"a key of a dict is a {type(key).__name__}, not text or a number")
     mapping[key] = value
 
 
 def _dict(pairs=()):
     if type(pairs) not in (list, tuple):
-        raise ValueError("an OrderedDict is made of something else than pairs")
+        raise UserError("an OrderedDict is made of something else than pairs")
     result = {}
     for pair in pairs:
         if type(pair) not in (list, tuple) or len(pair) != 2:
-            raise ValueError("an OrderedDict is made of something else than pairs")
+            raise UserError("an OrderedDict is made of something else than pairs")
         _put(result, *pair)
     return result
 
@@ -258,7 +260,7 @@ def _left_out(*_):
 
 def _parameter(tensor, requires_grad=True, hooks=None):
     if type(tensor) is not Tensor:
-        raise ValueError("a parameter has no tensor")
+        raise UserError("a parameter has no tensor")
     return tensor
 
 
@@ -269,23 +271,23 @@ def _tensor(storage, offset, shape, strides, requires_grad=False, hooks=None, me
 
 def _tensor_of_kind(storage, offset, shape, strides, requires_grad, hooks, kind, metadata=None):
     if type(storage) is not Storage or type(kind) is not Kind:
-        raise ValueError("a tensor has no storage or no type")
+        raise UserError("a tensor has no storage or no type")
     if kind != storage.kind and storage.start:
-        raise ValueError("a tensor views a part of a storage of another type")
+        raise UserError("a tensor views a part of a storage of another type")
     if metadata:
-        raise ValueError("a tensor is negated or conjugated lazily; resolve_neg() would store it")
+        raise UserError("a tensor is negated or conjugated lazily; resolve_neg() would store it")
     if type(shape) is not tuple or type(strides) is not tuple:
-        raise ValueError("a tensor's shape or strides are no tuple")
+        raise UserError("a tensor's shape or strides are no tuple")
     if len(shape) != len(strides) or len(shape) > _MOST_DIMENSIONS:
-        raise ValueError(f"a tensor has {len(shape)} dimensions and {len(strides)} strides")
+        raise UserError(f"a tensor has {len(shape)} dimensions and {len(strides)} strides")
     for number in (offset, *shape, *strides):
         if type(number) is not int or not 0 <= number < 2**63:
-            raise ValueError("a tensor's offset, shape or strides are no natural numbers")
+            raise UserError("a tensor's offset, shape or strides are no natural numbers")
     room = storage.length * storage.kind.itemsize // kind.itemsize
     steps = sum((count - 1) * stride for count, stride in zip(shape, strides, strict=True))
     end = offset + (steps + 1 if all(shape) else 0)
     if end > room:
-        raise ValueError(
+        raise UserError(
             f"a tensor of shape {shape}, strides {strides} and offset {offset} ends at value {end} "
             f"of storage {storage.key!r:.80}, which has {room}"
         )

@@ -17,6 +17,7 @@ import numpy as np
 
 import dag_jax
 from dag_jax import networks
+from dag_jax.errors import UserError
 from experiments import console, evaluation
 
 MARGIN = 1e9  # logits; no label loses by so many, so every target stays active
@@ -142,7 +143,7 @@ def measure(network, image, image_id, *, proposals, steps, seed, label):
         score_fn = networks.score_fn(network)
     count = int(targets.valid.sum())
     if not count:
-        raise ValueError(f"{label}: the network proposes no box, so there is nothing to attack")
+        raise UserError(f"{label}: the network proposes no box, so there is nothing to attack")
     held, peak_before, peak_of = memory()
     forget_peak()  # random weights take more to make than an attack on a small image
 

@@ -16,6 +16,7 @@ import numpy as np
 
 import dag_jax
 from dag_jax import metrics, networks
+from dag_jax.errors import UserError
 from dag_jax.metrics.segmentation import VOID
 from experiments import buckets, console, evaluation
 from experiments.runs import files, rundir
@@ -274,7 +275,7 @@ def _check_images(folder, records, examples):
     for record in records:
         key = record["key"]
         if key not in now or record["image_sha256"] != files.sha256(now[key]):
-            raise ValueError(
+            raise UserError(
                 f"{folder} was made of another image of the name {key!r} than --dataset and "
                 "--data_dir have now; give another --workdir"
             )
@@ -301,7 +302,7 @@ def claim(workdir, about, examples):
     for name in sorted(rundir.folders_in(workdir, rundir.MANIFEST)):
         run = rundir.read(workdir / name)
         if run.manifest["keys"] != [example["image_id"] for example in examples]:
-            raise ValueError(
+            raise UserError(
                 f"{run.folder} was made of other images than --dataset and --data_dir have now; "
                 "give another --workdir"
             )
@@ -380,7 +381,7 @@ def attack_all(
                 keep(*latest)
             raise
     if failed:
-        raise ValueError(
+        raise UserError(
             f"{len(failed)} of {len(todo)} images could not be attacked; the others are finished "
             f"and kept in {results.folder}. --image_ids can leave these out: {'; '.join(failed)}"
         )

@@ -22,6 +22,8 @@ import safetensors.numpy
 from etils import epath
 from PIL import Image
 
+from dag_jax.errors import UserError
+
 FORMAT = "dag_jax arrays 1"
 TEMPORARY = re.compile(r"(.+)\.tmp-[0-9a-f]{8}")  # a name while `write` is at it
 _HEADER = "dag_jax"
@@ -50,7 +52,7 @@ def open_folder(path) -> epath.Path:
                 options.setdefault("use_listings_cache", False)
             path.exists()
     except (ImportError, KeyError, NotImplementedError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be opened ({error}). A bucket is gs://, s3:// or az:// and needs "
             "gcsfs, s3fs or adlfs, or TensorFlow"
         ) from error
@@ -167,12 +169,12 @@ def load(path: epath.Path, names=None):
         header = json.loads(texts[_HEADER])
         digest = header.pop("sha256")
         if sha256(canonical_json(header)) != digest or header["format"] != FORMAT:
-            raise ValueError("its header does not match its SHA-256")
+            raise UserError("its header does not match its SHA-256")
         if names is None and arrays.keys() != header["arrays"].keys():
-            raise ValueError("it does not hold the arrays that its header names")
+            raise UserError("it does not hold the arrays that its header names")
         for name, array in arrays.items():
             if sha256(array) != header["arrays"][name]:
-                raise ValueError(f"{name!r} does not match its SHA-256")
+                raise UserError(f"{name!r} does not match its SHA-256")
     return header["content"], arrays
 
 
@@ -205,7 +207,7 @@ def load_image(path: epath.Path, digest: str) -> np.ndarray:
         with Image.open(io.BytesIO(path.read_bytes())) as image:
             pixels = np.asarray(image)
         if sha256(pixels) != digest:
-            raise ValueError("its pixels do not match their SHA-256")
+            raise UserError("its pixels do not match their SHA-256")
     return pixels
 
 
@@ -214,9 +216,9 @@ def load_json(path: epath.Path) -> dict:
     try:
         return dict(json.loads(path.read_text()))
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file") from error
+        raise UserError(f"{path}: no such file") from error
     except (ValueError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged ({error}). Put it back as it was, or remove its folder"
         ) from error
 
@@ -226,13 +228,13 @@ def _undamaged(path):
     try:
         yield
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file") from error
+        raise UserError(f"{path}: no such file") from error
     except OSError as error:
         if error.errno is not None:  # the disk's; Pillow's own, of a bad image, have no number
             raise
-        raise ValueError(_damaged(path, error)) from error
+        raise UserError(_damaged(path, error)) from error
     except Exception as error:  # readers' exceptions differ by what is damaged
-        raise ValueError(_damaged(path, error)) from error
+        raise UserError(_damaged(path, error)) from error
 
 
 def _damaged(path, error):

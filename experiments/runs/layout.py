@@ -7,6 +7,7 @@ import urllib.parse
 
 from etils import epath
 
+from dag_jax.errors import UserError
 from experiments.runs import files
 
 _LONGEST_NAME = 230  # bytes of a file name; 255 is the limit of most systems, .tmp-... comes on top
@@ -38,13 +39,13 @@ class Layout:
         self.folder, self.keys, self.shard_size = folder, keys, shard_size
         self.num_shards = -(-len(keys) // shard_size)
         if not keys:
-            raise ValueError(f"{folder}: there is no image to attack")
+            raise UserError(f"{folder}: there is no image to attack")
         key, count = collections.Counter(keys).most_common(1)[0]
         if count > 1:
-            raise ValueError(f"{folder}: there are {count} images of the id {key!r}")
+            raise UserError(f"{folder}: there are {count} images of the id {key!r}")
         for key in keys:  # __metadata__ is what safetensors calls something else
             if key in ("", "__metadata__") or len(self.image(key).name) > _LONGEST_NAME:
-                raise ValueError(f"{folder}: an image id that can name no file: {key!r:.80}")
+                raise UserError(f"{folder}: an image id that can name no file: {key!r:.80}")
 
     def indices(self, shard):
         """Return the range of indices into keys of a shard's images."""
@@ -81,7 +82,7 @@ class Layout:
     def scores(self, name, shard):
         """Return the path of what was computed of a shard's images."""
         if not re.fullmatch(r"\w+", name) or shard not in range(self.num_shards):
-            raise ValueError(f"{self.folder} can have no scores {name!r} of shard {shard}")
+            raise UserError(f"{self.folder} can have no scores {name!r} of shard {shard}")
         return self.folder / "scores" / f"{name}-{self.name(shard)}.safetensors"
 
     def seconds(self, shard):
@@ -108,7 +109,7 @@ class Layout:
             try:
                 said, _ = files.load(path, keys if whole else ())
                 if said.keys() != set(keys):
-                    raise ValueError(f"{path} is of other images than {keys[0]!r} to {keys[-1]!r}")
+                    raise UserError(f"{path} is of other images than {keys[0]!r} to {keys[-1]!r}")
                 found.update({i: Entry(path, **said[self.keys[i]]) for i in indices})
             except ValueError as error:
                 number = self.shard_of(indices[0])
@@ -130,5 +131,5 @@ class Layout:
             except ValueError as error:
                 wrong.append(str(error))
         if wrong:
-            raise ValueError("\n".join(wrong))
+            raise UserError("\n".join(wrong))
         return found

@@ -29,6 +29,7 @@ import json
 import numpy as np
 from etils import epath
 
+from dag_jax.errors import UserError
 from experiments.runs import files
 from experiments.runs.files import write
 from experiments.runs.layout import Entry, Layout
@@ -80,7 +81,7 @@ def claim(workdir, manifest: dict) -> epath.Path:
     if path.exists():
         check_same(workdir, manifest, files.load_json(path))
     elif others:
-        raise ValueError(f"{workdir} is not empty and holds no run of this launch")
+        raise UserError(f"{workdir} is not empty and holds no run of this launch")
     else:
         files.make_folder(workdir)
         write(path, json.dumps(manifest, indent=2) + "\n")
@@ -97,7 +98,7 @@ def check_same(path, manifest: dict, there: dict) -> None:
     ]
     if other:
         more = [f"and {len(other) - _MOST_NAMED} more"] if len(other) > _MOST_NAMED else []
-        raise ValueError(
+        raise UserError(
             f"{path} holds results of a run with other settings "
             f"({'; '.join(other[:_MOST_NAMED] + more)}); nothing was changed there. Give "
             "another --workdir, or remove the folder"
@@ -131,10 +132,10 @@ def saved_pixels(image, perturbation) -> np.ndarray:
     """
     shapes = np.shape(image), np.shape(perturbation)
     if shapes[0] != shapes[1] or len(shapes[0]) != 3 or shapes[0][2] != 3:
-        raise ValueError(f"image is {shapes[0]}, perturbation {shapes[1]}; both are [H, W, 3]")
+        raise UserError(f"image is {shapes[0]}, perturbation {shapes[1]}; both are [H, W, 3]")
     perturbed = np.asarray(image, np.float32) + np.asarray(perturbation, np.float32)
     if not np.isfinite(perturbed).all():
-        raise ValueError("image or perturbation has values that are not finite")
+        raise UserError("image or perturbation has values that are not finite")
     return np.rint(np.clip(perturbed, 0, 255)).astype(np.uint8)
 
 
@@ -153,7 +154,7 @@ class Run:
         self.folder = files.open_folder(folder)
         self.manifest = files.load_json(self.folder / MANIFEST)
         if self.manifest.get("format") != FORMAT:
-            raise ValueError(f"{self.folder} holds no '{FORMAT}', which Results writes")
+            raise UserError(f"{self.folder} holds no '{FORMAT}', which Results writes")
         layout = Layout(self.folder, self.manifest["keys"], self.manifest["shard_size"])
         found = layout.scan(range(layout.num_shards), whole=False)
         self.keys = [layout.keys[index] for index in sorted(found)]
@@ -179,7 +180,7 @@ class Run:
 
     def _entry(self, key):
         if key not in self._entries:
-            raise ValueError(f"{self.folder} has no image {key!r}")
+            raise UserError(f"{self.folder} has no image {key!r}")
         return self._entries[key]
 
 
@@ -229,7 +230,7 @@ class Results:
     def __init__(self, folder, manifest, keys, *, shard_size=8, process=0, processes=1):
         self.keys = list(keys)
         if not 0 <= process < processes or shard_size < 1:
-            raise ValueError(f"process {process} of {processes}, shards of {shard_size} images")
+            raise UserError(f"process {process} of {processes}, shards of {shard_size} images")
         self.folder = files.open_folder(folder)
         self._layout = Layout(self.folder, self.keys, shard_size)
         self.num_shards = self._layout.num_shards
@@ -276,7 +277,7 @@ class Results:
           OSError: where it cannot be written; what is finished is kept.
         """
         if self._layout.shard_of(index) not in self._shards:
-            raise ValueError(f"image {index} is of another process, or not of these results")
+            raise UserError(f"image {index} is of another process, or not of these results")
         key = self.keys[index]
         record = record | {"key": key}
         try:
@@ -284,7 +285,7 @@ class Results:
             said = {"record": record, "pixels_sha256": files.sha256(pixels), "seconds": seconds}
             part = files.pack({key: np.asarray(attack.perturbation, np.float32)}, {key: said})
         except ValueError as error:
-            raise ValueError(f"image {key!r}: {error}; nothing was written of it") from error
+            raise UserError(f"image {key!r}: {error}; nothing was written of it") from error
         with self._kept():
             write(self._layout.image(key), files.pack_image(pixels))
             path = self._layout.part(index)
@@ -327,7 +328,7 @@ class Results:
         done = layout.with_image(found)
         parts = [index for index in done if found[index].path == layout.part(index)]
         if len(done) < len(self.keys) or parts:
-            raise ValueError(
+            raise UserError(
                 f"{self.folder}: {len(self.keys) - len(done)} of {len(self.keys)} images are not "
                 f"done, and of {len(parts)} that are, their process has still to make the shard; "
                 "the same command goes on with them"

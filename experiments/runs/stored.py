@@ -6,6 +6,7 @@ Shapes: `H W` pixels.
 from typing import NamedTuple
 
 from dag_jax import networks
+from dag_jax.errors import UserError
 from dag_jax.networks import zoo
 from experiments import evaluation
 from experiments.runs import files, rundir, scores
@@ -55,14 +56,14 @@ def open_run(folder):
       ValueError: where there is no such folder, or nothing in it.
     """
     if not str(folder):
-        raise ValueError("--run is empty; it is the folder that experiments.table1 wrote")
+        raise UserError("--run is empty; it is the folder that experiments.table1 wrote")
     path = files.open_folder(folder)
     if not path.exists():
-        raise ValueError(f"--run: there is no folder {folder}; {_makes(folder)}")
+        raise UserError(f"--run: there is no folder {folder}; {_makes(folder)}")
     if not path.is_dir():
-        raise ValueError(f"--run: {folder} is not a folder; {_makes(folder)}")
+        raise UserError(f"--run: {folder} is not a folder; {_makes(folder)}")
     if not files.names_in(path):
-        raise ValueError(f"--run: the folder {folder} is empty; {_makes(folder)}")
+        raise UserError(f"--run: the folder {folder} is empty; {_makes(folder)}")
     return path
 
 
@@ -101,7 +102,7 @@ class Stored:
         there = rundir.folders_in(folder, "row.json")
         names = [name for name in networks.NAMES if name in there]
         if not names:
-            raise ValueError(f"--run: {folder} has no row of Table 1; {_makes(folder)}")
+            raise UserError(f"--run: {folder} has no row of Table 1; {_makes(folder)}")
         self.settings = files.load_json(self.folder / rundir.MANIFEST)["settings"]
         self.runs = {name: rundir.read(self.folder / name) for name in names}
         self.rows = {name: files.load_json(self.folder / name / "row.json") for name in names}
@@ -129,14 +130,14 @@ class Stored:
         """Return the split that all members of a sum were attacked on."""
         missing = [name for name in members if name not in self.splits]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} has no row of {', '.join(missing)}; it has rows of "
                 f"{', '.join(self.splits)}"
             )
         of = {name: self.splits[name] for name in members}
         if len(set(of.values())) > 1:
             said = ", ".join(f"{name} on {split}" for name, split in of.items())
-            raise ValueError(
+            raise UserError(
                 f"{'+'.join(members)} is no sum: its members were attacked on different splits "
                 f"({said}). Attack them on one: `python -m experiments.table1 --split=...`"
             )
@@ -180,7 +181,7 @@ class Stored:
             for example in found:
                 said = records[example["image_id"]]["image_sha256"]
                 if files.sha256(example["image"]) != said:
-                    raise ValueError(
+                    raise UserError(
                         f"{self.folder} was made of another image {example['image_id']!r} than "
                         f"{split} has now"
                     )
@@ -248,7 +249,7 @@ class Stored:
         )
         weights = files.sha256_of(path)
         if name in self.runs and weights != self.runs[name].manifest["weights_sha256"]:
-            raise ValueError(
+            raise UserError(
                 f"{path} has other weights than {self.folder} was attacked with; --checkpoints "
                 "names the folder of those"
             )
@@ -258,7 +259,7 @@ class Stored:
 def check_shown(stored, names, sources):
     """Raise ValueError where none of the networks can be scored on any image."""
     if not any(stored.seen(name, source) for name in names for source in sources):
-        raise ValueError(
+        raise UserError(
             f"none of the images of {stored.folder} has a mask, and an FCN is scored on nothing "
             "else: add a detector to --networks"
         )

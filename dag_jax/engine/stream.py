@@ -23,11 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dag_jax.attack import Attack
-from dag_jax.checks import check_numbers
-from dag_jax.feed import Example, Failure, Feed, Prepare
-from dag_jax.lanes import Lanes, spread
-from dag_jax.objective import DAG, Objective
+from dag_jax.engine.algorithm import Attack
+from dag_jax.engine.checks import check_method
+from dag_jax.engine.door import as_callable_pytree
+from dag_jax.engine.feed import Example, Failure, Feed, Prepare
+from dag_jax.engine.lanes import Lanes, spread
+from dag_jax.engine.method import Method
+from dag_jax.errors import UserError
 
 _AHEAD = 4  # examples read ahead for each slot: with several shapes, enough to fill one's slots
 _FIRST_WAIT = 1.0  # seconds that the first chunk waits for its slots to fill
@@ -54,15 +56,9 @@ class Chunk(NamedTuple):
 def attack_stream(
     score_fn,
     examples: Iterable,
+    method: Method = Method(),  # noqa: B008
     *,
     slots: int = 16,
-    max_steps: int = 200,
-    step_size: float = 0.5,
-    margin: float = 0.0,
-    rounded: bool = False,
-    optimizer=None,
-    objective: Objective = DAG,
-    stop_fraction: float | None = 0.0,
     chunk: int = 4,
     mesh: Mesh | None = None,
     bucket: Callable | None = None,
@@ -79,20 +75,14 @@ def attack_stream(
 
     Args:
       score_fn: image f32[H, W, 3] -> scores, as in `attack`; with further arguments where the
-        examples bring them. A `jax.tree_util.Partial` has its parameters traced.
+        examples bring them. A pytree, or a method of one, has its parameters traced.
       examples: yields (key, image, targets), or (key, image, targets, inputs) where `inputs` is a
         tuple of arrays that `score_fn` takes after the image (a detector's boxes). A key is
         anything; it comes back with the result. May be endless. It is read in another thread. A
         `Failure(key, error)` is an example that failed already.
+      method: what the attack is, as in `attack`.
       slots: S, images under way at a time. Images of each shape have slots of their own, and one
         shape advances at a time: the one with most to do.
-      max_steps: as in `attack`.
-      step_size: as in `attack`.
-      margin: as in `attack`.
-      rounded: as in `attack`.
-      optimizer: as in `attack`.
-      objective: as in `attack`.
-      stop_fraction: as in `attack`.
       chunk: iterations between two looks at which images have finished.
       mesh: devices to spread the slots over, each with as many; None is one device. No device
         waits for another within a chunk.
@@ -110,39 +100,29 @@ def attack_stream(
       (key, Attack) in the order in which images finish; arrays are NumPy's.
 
     Raises:
-      ValueError: at once for numbers that no attack can have, for fewer than 1 slot, iteration or
-        example ahead, and for slots that the devices cannot share evenly; after the last result
+      ValueError: at once for what is no method, for fewer than 1 slot, iteration or example ahead,
+        and for slots that the devices cannot share evenly; after the last result
         for examples that failed, if there is no `on_failure`.
     """
-    check_numbers(max_steps, step_size, margin, stop_fraction)
+    check_method(method)
     read_ahead = _AHEAD * slots if read_ahead is None else read_ahead
     for name, value in (("slots", slots), ("chunk", chunk), ("read_ahead", read_ahead)):
         if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+            raise UserError(f"{name} is {value}; it must be at least 1")
     if mesh is None:
         (device,) = jnp.zeros(()).devices()  # the one that is used where none is named
         mesh = Mesh([device], ("images",))
     elif slots % mesh.size:
-        raise ValueError(f"{slots} slots cannot be shared evenly by {mesh.size} devices")
-    if jax.tree_util.all_leaves([score_fn]):  # a plain function is no pytree of parameters
-        score_fn = jax.tree_util.Partial(score_fn)
-    options = {
-        "slots": slots,
-        "mesh": Mesh(mesh.devices, mesh.axis_names),  # whatever kind of axes it had
-        "max_steps": max_steps,
-        "chunk": chunk,
-        "rounded": rounded,
-        "optimizer": optimizer,
-        "objective": objective,
-        "stop_fraction": stop_fraction,
-    }
-    numbers = jax.tree.map(np.float32, {"step_size": step_size, "margin": margin})
-    prepare = Prepare(score_fn, bucket, margin)
+        raise UserError(f"{slots} slots cannot be shared evenly by {mesh.size} devices")
+    mesh = Mesh(mesh.devices, mesh.axis_names)  # whatever kind of axes it had
+    options = {"slots": slots, "mesh": mesh, "chunk": chunk}
+    prepare = Prepare(as_callable_pytree(score_fn), bucket, method.margin)
+    method = jax.tree.map(np.float32, method)
 
     def stream():
         # The thread starts when somebody asks for a result, and ends when nobody does any more.
         feed = Feed(prepare, iter(examples), ahead=read_ahead)
-        under_way = _Stream(feed, numbers, options, on_failure, monitor)
+        under_way = _Stream(feed, method, options, on_failure, monitor)
         try:
             yield from under_way.run()
         except GeneratorExit:
@@ -178,8 +158,8 @@ class _Bucket:
 class _Stream:
     """A stream under way."""
 
-    def __init__(self, feed, numbers, options, on_failure, monitor):
-        self._feed, self._numbers, self._options = feed, numbers, options
+    def __init__(self, feed, method, options, on_failure, monitor):
+        self._feed, self._method, self._options = feed, method, options
         self._on_failure, self._monitor = on_failure, monitor
         self._buckets: dict = {}
         self._copies: dict = {}
@@ -192,9 +172,12 @@ class _Stream:
         wait = _FIRST_WAIT
         while True:
             bucket = self._choose()
+            free = self._options["slots"] - (bucket.load() if bucket else 0)
+            if self._feed.must_wait(free):  # the input may be waiting for these
+                yield from self._hand_out()
             if bucket is None:
                 self._feed.wait(1)
-            if free := self._options["slots"] - (bucket.load() if bucket else 0):
+            if free:
                 self._feed.wait(free, wait)
             ended = self._feed.ended  # before the last look at what is ready
             self._receive()
@@ -219,7 +202,7 @@ class _Stream:
         if self._feed.error is not None:
             raise self._feed.error
         if self._failures:
-            raise ValueError(_account(self._failures))
+            raise UserError(_account(self._failures))
 
     def finished(self):
         """Yield what has finished and was not yet handed out, after an interruption."""
@@ -265,15 +248,15 @@ class _Stream:
         for name in [name for name, bucket in self._buckets.items() if not bucket.load()]:
             if len(self._buckets) >= _MOST_BUCKETS:
                 del self._buckets[name]
-        kept = [self._numbers, *(bucket.score_fn for bucket in self._buckets.values())]
+        kept = [self._method, *(bucket.score_fn for bucket in self._buckets.values())]
         kept = {id(leaf) for leaf in jax.tree.leaves(kept)}
         self._copies = {name: copy for name, copy in self._copies.items() if name in kept}
 
     def _lanes(self, example: Example):
         mesh = self._options["mesh"]
         score_fn = spread(example.score_fn, mesh, self._copies)
-        numbers = spread(self._numbers, mesh, self._copies)
-        return Lanes(score_fn, example.arrays, numbers, **self._options)
+        method = spread(self._method, mesh, self._copies)
+        return Lanes(score_fn, example.arrays, method, **self._options)
 
     def _choose(self):
         """Return the bucket with most to do, or one that has waited for long; None if none has."""

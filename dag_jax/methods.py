@@ -1,40 +1,57 @@
-"""Other attacks by the same engine: what `attack` and `attack_stream` take to be one of them.
+"""Attacks by the same engine: each function returns the `Method` that one of them is.
 
-    result = dag_jax.attack(score_fn, image, targets, **dag_jax.variants.pgd(8.0))
+    result = dag_jax.attack(score_fn, image, targets, dag_jax.methods.pgd(8.0))
 
-Each function returns a dict of keyword arguments, to which others can be added. The same arguments
-give the same functions and optimizers, so that a second call compiles nothing.
+The same arguments give equal methods, so that a second call compiles nothing; `Method.replace`
+gives one with other numbers.
 
 Two families. DAG's own change what is active, what is descended on, or how it is added up; r is not
 bounded, and the attack stops by itself. FGSM, PGD, SegPGD and CosPGD raise the cross-entropy of the
 labels by signed steps within epsilon grey levels, whatever the adversarial labels are, and always
-take max_steps. There the optimizer keeps r where |r| <= epsilon and 0 <= X + r <= 255 at every
+take max_steps. There the update keeps r where |r| <= epsilon and 0 <= X + r <= 255 at every
 iterate, as public implementations do with the image; the engine's own clip then changes nothing.
 
 Shapes: `H W` pixels, `*T` any target shape ([H, W] pixels or [N] proposals), `C` classes.
 """
 
-import functools
+import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from dag_jax.attack import dag_update, scale_by_max_norm
-from dag_jax.checks import WHITE
-from dag_jax.objective import (
+from dag_jax.engine.checks import WHITE
+from dag_jax.engine.method import Method, dag_update, scale_by_max_norm
+from dag_jax.engine.objective import (
     Objective,
     active_targets,
     largest_other,
+    leads,
     margin_loss,
+    predicted,
     score_of,
 )
+from dag_jax.errors import UserError
 
-_BACKGROUND = 0
+
+def dag(
+    step_size: float = 0.5, margin: float = 0.0, max_steps: int = 200, *, rounded: bool = False
+) -> Method:
+    """Return the paper's attack: `Method` with its own defaults.
+
+    Args:
+      step_size: gamma, the largest change of a channel in one step, in grey levels.
+      margin: logits by which a label must have lost before its target rests.
+      max_steps: M_0; the paper has 200 for segmentation and 150 for detection.
+      rounded: whether the image is scored as rounded to whole grey levels.
+
+    Reference: Xie et al., ICCV 2017, algorithm 1.
+    """
+    return Method(step_size=step_size, margin=margin, max_steps=max_steps, rounded=rounded)
 
 
-def release(*, detects: bool = False) -> dict:
+def release(background: int | None = None) -> Method:
     """Return the attack of the authors' code, which is not quite the paper's.
 
     Segmentation: a target is active until its adversarial label is predicted (by `margin` logits),
@@ -49,16 +66,17 @@ def release(*, detects: bool = False) -> dict:
     Adversarial labels are classes that the image lacks: the caller's, by `absent_labels`.
 
     Args:
-      detects: whether the targets are a detector's proposals.
+      background: for targets that are a detector's proposals, the class that is no object; None
+        for those of a segmentation.
 
     Reference: github.com/cihangxie/DAG, code/fooling_seg_net.m and back_propogation_det.m.
     """
-    if detects:
-        return {"objective": _RELEASE_DETECTION}
-    return {"objective": _RELEASE, "stop_fraction": 0.01}
+    if background is None:
+        return Method(Objective(_not_adversarial, _lead_over_adversarial), stop_fraction=0.01)
+    return Method(Objective(active_targets, MarginsOfUnsettled(background)))
 
 
-def best_other() -> dict:
+def best_other() -> Method:
     """Return DAG with the margin of the label over the best other class, whichever that is.
 
         loss = f_label - max of the others, of active targets
@@ -68,10 +86,10 @@ def best_other() -> dict:
 
     Reference: github.com/jeromerony/adversarial-library, segmentation/dense_adversary.py.
     """
-    return {"objective": _BEST_OTHER}
+    return Method(Objective(active_targets, _lead_of_label))
 
 
-def momentum(decay: float = 0.9, step_size: float = 0.5) -> dict:
+def momentum(decay: float = 0.9) -> Method:
     """Return DAG that goes on in the direction of earlier iterates.
 
         g_m = decay g_{m-1} + r_m / ||r_m||_inf,    r = r + gamma / ||g_m||_inf g_m
@@ -81,19 +99,16 @@ def momentum(decay: float = 0.9, step_size: float = 0.5) -> dict:
 
     Args:
       decay: what is left of a gradient one step later, 0 or more and less than 1.
-      step_size: gamma, the largest change of a channel in one step, in grey levels.
 
     Raises:
-      ValueError: for a number outside these ranges.
+      ValueError: for a number outside this range.
 
     Reference: Dong et al., Boosting Adversarial Attacks with Momentum, CVPR 2018.
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay is {decay}; it is 0 or more and less than 1")
-    return {"optimizer": _momentum(decay, _grey_levels("step_size", step_size))}
+    return Method(update=Momentum(decay))
 
 
-def fgsm(epsilon: float = 8.0) -> dict:
+def fgsm(epsilon: float = 8.0) -> Method:
     """Return the fast gradient sign method: one step of epsilon up the cross-entropy.
 
     Args:
@@ -107,7 +122,7 @@ def fgsm(epsilon: float = 8.0) -> dict:
     return pgd(epsilon, epsilon, 1)
 
 
-def pgd(epsilon: float = 8.0, step_size: float = 2.0, max_steps: int = 40) -> dict:
+def pgd(epsilon: float = 8.0, step_size: float = 2.0, max_steps: int = 40) -> Method:
     """Return projected gradient descent in the L-infinity norm.
 
         r = project(r + alpha sign(gradient of the sum of cross-entropies))
@@ -125,10 +140,10 @@ def pgd(epsilon: float = 8.0, step_size: float = 2.0, max_steps: int = 40) -> di
     Reference: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, ICLR
       2018; iterates as github.com/Harry24k/adversarial-attacks-pytorch, attacks/pgd.py.
     """
-    return _bounded(_PGD, epsilon, step_size, max_steps)
+    return _bounded(_pgd_loss, epsilon, step_size, max_steps)
 
 
-def segpgd(epsilon: float = 8.0, step_size: float = 2.0, max_steps: int = 40) -> dict:
+def segpgd(epsilon: float = 8.0, step_size: float = 2.0, max_steps: int = 40) -> Method:
     """Return SegPGD, which turns from the pixels that are right to those that are wrong.
 
         lambda_t = (t - 1) / (2 T);    weight = 1 - lambda_t if right (active), lambda_t if wrong
@@ -144,10 +159,10 @@ def segpgd(epsilon: float = 8.0, step_size: float = 2.0, max_steps: int = 40) ->
     Reference: Gu et al., SegPGD, ECCV 2022, algorithm 1; the same schedule from 0 as
       github.com/shashankskagnihotri/cospgd, functions.segpgd_scale.
     """
-    return _bounded(_SEGPGD, epsilon, step_size, max_steps)
+    return _bounded(_segpgd_loss, epsilon, step_size, max_steps)
 
 
-def cospgd(epsilon: float = 8.0, step_size: float = 2.0, max_steps: int = 40) -> dict:
+def cospgd(epsilon: float = 8.0, step_size: float = 2.0, max_steps: int = 40) -> Method:
     """Return CosPGD, which weighs pixels by how well their prediction agrees with the label.
 
         weight = cos(softmax(f), one-hot label) = p_label / ||p||_2, taken as a constant
@@ -163,7 +178,7 @@ def cospgd(epsilon: float = 8.0, step_size: float = 2.0, max_steps: int = 40) ->
     Reference: Agnihotri et al., CosPGD, ICML 2024; softmax and the constant weight as in
       github.com/shashankskagnihotri/cospgd, functions.cospgd_scale.
     """
-    return _bounded(_COSPGD, epsilon, step_size, max_steps)
+    return _bounded(_cospgd_loss, epsilon, step_size, max_steps)
 
 
 def random_start(key, image, epsilon: float = 8.0):
@@ -186,48 +201,64 @@ def random_start(key, image, epsilon: float = 8.0):
     return jnp.clip(noise, -image, WHITE - image)
 
 
-@functools.cache
-def sign_step(epsilon: float, step_size: float) -> optax.GradientTransformationExtraArgs:
-    """Return signed steps down a loss within an L-infinity ball and the range of an image.
+@dataclasses.dataclass(frozen=True)
+class SignStep:
+    """Signed steps down a loss within an L-infinity ball and the range of an image: an `update`.
 
         r = clip(r - alpha sign(gradient), max(-epsilon, -X), min(epsilon, 255 - X))
 
-    Args:
-      epsilon: grey levels.
-      step_size: alpha, grey levels.
-
-    Returns:
-      An optax transformation of the loss's gradient with respect to r; `update` takes the clean
-      image f32[H, W, 3] as `image`, which the engine gives.
+    Attributes:
+      epsilon: largest change of a channel, in grey levels.
     """
 
-    def update(gradient, state, params, *, image, **others):
-        del others
-        lowest, highest = jnp.maximum(-image, -epsilon), jnp.minimum(WHITE - image, epsilon)
-        stepped = jnp.clip(params - step_size * jnp.sign(gradient), lowest, highest)
-        return stepped - params, state
+    epsilon: float
 
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    def __call__(self, step_size) -> optax.GradientTransformationExtraArgs:
+        """Return the transformation; its `update` takes the clean image f32[H, W, 3] as `image`."""
+
+        def update(gradient, state, params, *, image, **others):
+            del others
+            lowest = jnp.maximum(-image, -self.epsilon)
+            highest = jnp.minimum(WHITE - image, self.epsilon)
+            stepped = jnp.clip(params - step_size * jnp.sign(gradient), lowest, highest)
+            return stepped - params, state
+
+        return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
-@functools.cache
-def _momentum(decay, step_size):
-    return optax.chain(scale_by_max_norm(), optax.trace(decay), dag_update(step_size))
+@dataclasses.dataclass(frozen=True)
+class Momentum:
+    """The paper's update along a decaying sum of gradients: an `update`; see `momentum`.
+
+    Attributes:
+      decay: what is left of a gradient one step later, 0 or more and less than 1.
+    """
+
+    decay: float
+
+    def __post_init__(self):
+        if not 0 <= self.decay < 1:
+            raise UserError(f"decay is {self.decay}; it is 0 or more and less than 1")
+
+    def __call__(self, step_size) -> optax.GradientTransformation:
+        """Return the transformation."""
+        return optax.chain(scale_by_max_norm(), optax.trace(self.decay), dag_update(step_size))
 
 
-def _bounded(objective, epsilon, step_size, max_steps):
+def _bounded(loss, epsilon, step_size, max_steps):
     epsilon, step_size = _grey_levels("epsilon", epsilon), _grey_levels("step_size", step_size)
-    return {
-        "objective": objective,
-        "optimizer": sign_step(epsilon, step_size),
-        "stop_fraction": None,
-        "max_steps": max_steps,
-    }
+    return Method(
+        Objective(active_targets, loss),
+        SignStep(epsilon),
+        step_size,
+        max_steps=max_steps,
+        stop_fraction=None,
+    )
 
 
 def _grey_levels(name, value):
     if not 0 < value < math.inf:
-        raise ValueError(f"{name} is {value}; it is a positive number of grey levels")
+        raise UserError(f"{name} is {value}; it is a positive number of grey levels")
     return float(value)
 
 
@@ -237,8 +268,9 @@ def _known(scores, targets):
 
 
 def _not_adversarial(scores, targets, margin):
-    adversarial = score_of(scores, targets.adversarial)
-    return targets.valid & (largest_other(scores, targets.adversarial) - adversarial > -margin)
+    settled = leads(scores, targets.adversarial)
+    ahead = score_of(scores, targets.adversarial) - largest_other(scores, targets.adversarial)
+    return targets.valid & ~(settled & ((margin == 0) | (ahead >= margin)))
 
 
 def _lead_over_adversarial(scores, targets, active, progress):
@@ -248,11 +280,22 @@ def _lead_over_adversarial(scores, targets, active, progress):
     return jnp.where(active, largest_other(scores, targets.adversarial) - adversarial, 0)
 
 
-def _margins_of_unsettled(scores, targets, active, progress):
-    del progress
-    seen = jnp.argmax(scores, axis=-1)
-    unsettled = targets.valid & (seen != targets.adversarial) & (seen != _BACKGROUND)
-    return jnp.where(active | unsettled, margin_loss(scores, targets), 0)
+@dataclasses.dataclass(frozen=True)
+class MarginsOfUnsettled:
+    """Margins of targets that are active, or seen neither as adversarial nor as background.
+
+    Attributes:
+      background: the class that is no object.
+    """
+
+    background: int
+
+    def __call__(self, scores, targets, active, progress):
+        """Return f32[*T]: the loss of an `Objective`."""
+        del progress
+        prediction = predicted(scores)
+        settled = (prediction == targets.adversarial) | (prediction == self.background)
+        return jnp.where(active | targets.valid & ~settled, margin_loss(scores, targets), 0)
 
 
 def _lead_of_label(scores, targets, active, progress):
@@ -284,11 +327,3 @@ def _cospgd_loss(scores, targets, active, progress):
     length = jnp.sqrt((likelihood * likelihood).sum(axis=-1))
     weight = jnp.where(targets.valid, score_of(likelihood, targets.labels) / length, 0)
     return jax.lax.stop_gradient(weight) * _log_likelihood(scores, targets)
-
-
-_RELEASE = Objective(_not_adversarial, _lead_over_adversarial)
-_RELEASE_DETECTION = Objective(active_targets, _margins_of_unsettled)
-_BEST_OTHER = Objective(active_targets, _lead_of_label)
-_PGD = Objective(active_targets, _pgd_loss)
-_SEGPGD = Objective(active_targets, _segpgd_loss)
-_COSPGD = Objective(active_targets, _cospgd_loss)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import dag_jax
-from dag_jax import checks
+from dag_jax.engine import checks
 
 H, W, N, C = 6, 5, 7, 4
 

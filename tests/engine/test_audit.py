@@ -12,8 +12,8 @@ from jax.experimental import io_callback
 
 import dag_jax
 from dag_jax import audit as run_audit
-from dag_jax.attack import attack, scale_by_max_norm
-from dag_jax.stream import attack_stream
+from dag_jax.engine.algorithm import attack, scale_by_max_norm
+from dag_jax.engine.stream import attack_stream
 
 H, W, C = 16, 16, 5
 LOGITS, REPEAT, GRADIENT, SLOPES, PLANTED, STREAM = CHECKS = (

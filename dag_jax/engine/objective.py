@@ -1,7 +1,7 @@
 """What an attack is after: which targets still stand, and what it descends on.
 
 The engine asks an `Objective` at every iterate. The paper's is `DAG`; others are compositions of
-the same scores (`dag_jax.variants`).
+the same scores (`dag_jax.methods`).
 
 Shapes: `*T` any target shape ([H, W] pixels or [N] proposals), `C` classes.
 """
@@ -12,14 +12,14 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from dag_jax.targets import Targets
+from dag_jax.engine.targets import Targets
 
 
 class Objective(NamedTuple):
     """Two functions of the scores of one network, f32[*T, C], and its targets.
 
-    An attack is compiled anew for functions that it has not seen: give those of a module, not
-    lambdas made for a call.
+    Objectives are equal where their functions are: give those of a module, not lambdas made for a
+    call, or an attack is compiled anew.
 
     Attributes:
       active: (scores, targets, margin) -> bool[*T], which targets still stand, false where there is
@@ -37,21 +37,34 @@ def score_of(scores, labels):
     """Return f32[*T], each target's score of a class.
 
     Args:
-      scores: f32[*T, C].
+      scores: float[*T, C].
       labels: i32[*T].
     """
-    return jnp.take_along_axis(scores, labels[..., None], axis=-1)[..., 0]
+    return jnp.take_along_axis(_wide(scores), labels[..., None], axis=-1)[..., 0]
 
 
 def largest_other(scores, labels):
     """Return f32[*T], each target's largest score of another class.
 
     Args:
-      scores: f32[*T, C].
+      scores: float[*T, C].
       labels: i32[*T], the class that is left out.
     """
     classes = lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
-    return jnp.where(classes == labels[..., None], -jnp.inf, scores).max(axis=-1)
+    return jnp.where(classes == labels[..., None], -jnp.inf, _wide(scores)).max(axis=-1)
+
+
+def predicted(scores):
+    """Return i32[*T], the class that each target is seen as: the first of the largest scores.
+
+    Args:
+      scores: float[*T, C]. Those of half precision are rounded to it first: a compiler may carry
+        them in more bits, and would break ties that whoever reads the scores will see.
+    """
+    bits = jnp.finfo(scores.dtype)
+    if bits.bits < 32:
+        scores = lax.reduce_precision(scores, bits.nexp, bits.nmant)
+    return jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
 
 def margin_loss(scores, targets: Targets):
@@ -60,7 +73,7 @@ def margin_loss(scores, targets: Targets):
         f_label(X, t) - f_adversarial(X, t), and 0 where there is no target
 
     Args:
-      scores: f32[*T, C], pre-softmax.
+      scores: float[*T, C], pre-softmax.
       targets: Targets of shape *T.
 
     Returns:
@@ -75,11 +88,28 @@ def margin_loss(scores, targets: Targets):
     )
 
 
-def active_targets(scores, targets: Targets, margin: float = 0.0):
-    """Return which targets are still right: f_label - max of the others > -margin.
+def leads(scores, labels, margin=0.0):
+    """Return whether a class is predicted, or has lost by less than a margin.
+
+        argmax_c f_c = label;    with a margin also f_label - max of the others > -margin
 
     Args:
-      scores: f32[*T, C], pre-softmax.
+      scores: float[*T, C], pre-softmax.
+      labels: i32[*T], the class.
+      margin: logits. At 0 the prediction alone decides, ties included: the first of equals wins.
+
+    Returns:
+      bool[*T].
+    """
+    near = score_of(scores, labels) - largest_other(scores, labels) > -margin
+    return (predicted(scores) == labels) | ((margin > 0) & near)
+
+
+def active_targets(scores, targets: Targets, margin: float = 0.0):
+    """Return which targets are still right: see `leads`.
+
+    Args:
+      scores: float[*T, C], pre-softmax.
       targets: Targets of shape *T.
       margin: logits by which a label must have lost before its target rests. 0 is the paper's
         rule (the label is the argmax).
@@ -87,8 +117,12 @@ def active_targets(scores, targets: Targets, margin: float = 0.0):
     Returns:
       bool[*T], false where there is no target.
     """
-    others = largest_other(scores, targets.labels)
-    return targets.valid & (score_of(scores, targets.labels) - others > -margin)
+    return targets.valid & leads(scores, targets.labels, margin)
+
+
+def _wide(scores):
+    """Return scores in float32 or wider, so that differences and sums lose nothing."""
+    return scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
 
 
 def _margins_of_active(scores, targets, active, progress):

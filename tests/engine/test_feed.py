@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import dag_jax
-from dag_jax.feed import Failure, Feed, Prepare
+from dag_jax.engine.feed import Failure, Feed, Prepare
 
 
 def wait_for(condition):

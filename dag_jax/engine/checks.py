@@ -13,49 +13,70 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dag_jax.targets import Targets, map_targets
+from dag_jax.engine.method import Method
+from dag_jax.engine.targets import Targets, map_targets
+from dag_jax.errors import UserError
 
 WHITE = 255  # the largest grey level
 
 
-def check(
-    score_fn, image, targets, *, max_steps=200, step_size=0.5, margin=0.0, stop_fraction=0.0
-) -> None:
+def check(score_fn, image, targets, method: Method = Method()) -> None:  # noqa: B008
     """Raise a ValueError that names what is wrong with the arguments of an attack.
 
     Args:
       score_fn: image -> scores.
       image: f32[H, W, 3], RGB grey levels 0-255.
       targets: Targets, or a pytree of them like the scores.
-      max_steps: as in `attack`.
-      step_size: as in `attack`.
-      margin: as in `attack`.
-      stop_fraction: as in `attack`.
+      method: a `Method`, which has checked its own numbers.
 
     Raises:
-      ValueError: for a shape, label, grey level or number that an attack cannot mean.
+      ValueError: for a kind, shape, label, grey level or number that an attack cannot mean.
     """
-    check_numbers(max_steps, step_size, margin, stop_fraction)
+    check_method(method)
+    check_score_fn(score_fn)
     check_image(image)
+    if not all(isinstance(leaf, Targets) for leaf in _leaves(targets)) or not _leaves(targets):
+        raise UserError(
+            f"targets are {_kind(targets)}; they must be dag_jax.Targets (make_targets(mask, "
+            "adversarial) makes them of a mask), or a pytree of them like the scores"
+        )
     scores = jax.eval_shape(score_fn, jax.ShapeDtypeStruct(image.shape, jnp.float32))
     check_targets(targets, scores)
-    check_margin(margin, targets)
+    check_margin(method.margin, targets)
 
 
-def check_numbers(max_steps, step_size, margin, stop_fraction=0.0) -> None:
-    """Raise a ValueError for a number that no attack can have; `check` calls this."""
-    if max_steps < 1:
-        raise ValueError(f"max_steps is {max_steps}; an attack takes at least 1 step")
-    if _is_concrete(step_size) and not (0 < step_size < math.inf):
-        raise ValueError(f"step_size is {step_size}; it is a positive number of grey levels")
-    for logits in jax.tree.leaves(margin):
-        if _is_concrete(logits) and not (0 <= logits < math.inf):
-            raise ValueError(f"margin is {logits}; it is a number of logits, 0 or more")
-    if stop_fraction is not None and not (0 <= stop_fraction < 1):
-        raise ValueError(
-            f"stop_fraction is {stop_fraction}; it is a share of the targets, 0 or more and less "
-            "than 1, or None"
+def check_method(method) -> None:
+    """Raise a ValueError for what is no `Method`; `check` calls this."""
+    if not isinstance(method, Method):
+        raise UserError(
+            f"method is {_kind(method)}; it must be a dag_jax.Method, such as "
+            "dag_jax.Method(max_steps=200) or dag_jax.methods.pgd(8)"
         )
+
+
+def check_score_fn(score_fn) -> None:
+    """Raise a ValueError for what cannot score an image; `check` calls this."""
+    if hasattr(score_fn, "scores") and not isinstance(score_fn, type):
+        raise UserError(
+            f"score_fn is {_kind(score_fn)}, a model: give its function of an image, model.scores "
+            "of a segmenter; dag_jax.detector_targets makes that of a detector"
+        )
+    if not callable(score_fn):
+        raise UserError(
+            f"score_fn is {_kind(score_fn)}; it must be a function of an image f32[H, W, 3] that "
+            "returns scores f32[*T, C]. The order is attack(score_fn, image, targets, method)"
+        )
+
+
+def _leaves(targets):
+    return jax.tree.leaves(targets, is_leaf=lambda node: isinstance(node, Targets))
+
+
+def _kind(value):
+    """Say what a value is, in a few words."""
+    shape = f"{value.dtype}{list(value.shape)}" if hasattr(value, "dtype") else ""
+    article = "an" if type(value).__name__[0] in "AEIOUaeiou" else "a"
+    return f"an array {shape}" if shape else f"{article} {type(value).__name__}"
 
 
 def _is_concrete(value) -> bool:
@@ -64,20 +85,33 @@ def _is_concrete(value) -> bool:
 
 def check_image(image) -> None:
     """Raise a ValueError for what is no RGB image in grey levels; `check` calls this."""
-    if image.ndim != 3 or image.shape[-1] != 3:
-        raise ValueError(f"image has shape {image.shape}; it must be [H, W, 3]")
+    if not (hasattr(image, "shape") and hasattr(image, "dtype")):
+        raise UserError(
+            f"image is {_kind(image)}; it must be an array [H, W, 3]: np.asarray(image)"
+        )
+    shape = tuple(image.shape)
+    if len(shape) != 3 or shape[-1] != 3:
+        hint = ""
+        if len(shape) == 3 and shape[0] == 3:
+            hint = ", channels last: image.transpose(1, 2, 0)"
+        elif len(shape) == 4:
+            hint = ": one image. dag_jax.attack_batch takes several, attack_stream many"
+        raise UserError(f"image has shape {shape}; it must be [H, W, 3]{hint}")
+    kinds = (jnp.floating, jnp.integer)
+    if not any(jnp.issubdtype(image.dtype, kind) for kind in kinds):
+        raise UserError(f"image is {image.dtype}; it must be numbers, grey levels 0 to 255")
     if not _is_concrete(image):
         return
     low, high = float(image.min()), float(image.max())
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError("image has values that are not finite")
+        raise UserError("image has values that are not finite")
     if low < 0 or high > WHITE:
-        raise ValueError(
+        raise UserError(
             f"image has values from {low:g} to {high:g}; they are grey levels from 0 to 255, "
             "before any mean is subtracted"
         )
     if 0 < high <= 1:
-        raise ValueError(
+        raise UserError(
             f"image has values from {low:g} to {high:g}, which looks like [0, 1]; grey levels "
             "go from 0 to 255 here, and step_size counts them: multiply the image by 255"
         )
@@ -90,10 +124,10 @@ def check_start(start, image) -> None:
       start: [H, W, 3] in grey levels.
       image: [H, W, 3].
     """
-    if start.shape != image.shape:
-        raise ValueError(f"start has shape {start.shape}, image has {image.shape}")
+    if np.shape(start) != np.shape(image):
+        raise UserError(f"start has shape {np.shape(start)}, image has {np.shape(image)}")
     if _is_concrete(start) and not np.isfinite(start).all():
-        raise ValueError("start has values that are not finite")
+        raise UserError("start has values that are not finite")
 
 
 def check_targets(targets, scores) -> None:
@@ -108,7 +142,7 @@ def check_targets(targets, scores) -> None:
     """
     target_tree = jax.tree.structure(map_targets(lambda _: 0, targets))
     if jax.tree.structure(scores) != target_tree:
-        raise ValueError(
+        raise UserError(
             f"score_fn returns {jax.tree.structure(scores)}, targets are {target_tree}: a joint "
             "attack takes the same pytree of Targets as of scores"
         )
@@ -126,7 +160,7 @@ def check_margin(margin, targets) -> None:
         jax.tree.structure(one) for one in (margin, map_targets(lambda _: 0, targets))
     )
     if tree not in (target_tree, jax.tree.structure(0)):
-        raise ValueError(
+        raise UserError(
             f"margin is {tree}, targets are {target_tree}: give one number for all, or the same "
             "pytree of numbers as of Targets"
         )
@@ -134,11 +168,11 @@ def check_margin(margin, targets) -> None:
 
 def _check_leaf(targets: Targets, scores) -> None:
     if scores.ndim < 1 or not jnp.issubdtype(scores.dtype, jnp.floating):
-        raise ValueError(f"scores are {scores.dtype}{scores.shape}; they must be floats [*T, C]")
+        raise UserError(f"scores are {scores.dtype}{scores.shape}; they must be floats [*T, C]")
     for field in dataclasses.fields(Targets):
         value = getattr(targets, field.name)
         if value.shape != scores.shape[:-1]:
-            raise ValueError(
+            raise UserError(
                 f"targets.{field.name} has shape {value.shape}, scores have {scores.shape}: the "
                 f"targets must be {scores.shape[:-1]}"
             )
@@ -146,7 +180,7 @@ def _check_leaf(targets: Targets, scores) -> None:
     kinds = ("labels", jnp.integer), ("adversarial", jnp.integer), ("valid", jnp.bool_)
     for (name, kind), value in zip(kinds, values, strict=True):
         if not jnp.issubdtype(value.dtype, kind):
-            raise ValueError(
+            raise UserError(
                 f"targets.{name} is {value.dtype}; it must be "
                 f"{'bool' if kind is jnp.bool_ else 'an integer type'}"
             )
@@ -156,13 +190,13 @@ def _check_leaf(targets: Targets, scores) -> None:
     for name, classes in (("labels", labels), ("adversarial", adversarial)):
         wrong = valid & ((classes < 0) | (classes >= scores.shape[-1]))
         if wrong.any():
-            raise ValueError(
+            raise UserError(
                 f"targets.{name} has class {classes[wrong][0]}, scores have {scores.shape[-1]} "
                 "classes counted from 0; void belongs into targets.valid"
             )
     same = valid & (labels == adversarial)
     if same.any():
-        raise ValueError(
+        raise UserError(
             f"{same.sum()} target(s) have their own label as the adversarial one; "
             "make_targets drops them"
         )

@@ -19,12 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dag_jax import planted
-from dag_jax.attack import attack
-from dag_jax.checks import WHITE, check
-from dag_jax.objective import active_targets, margin_loss
-from dag_jax.stream import attack_stream
-from dag_jax.targets import Targets, map_targets
+from dag_jax.engine import planted
+from dag_jax.engine.checks import WHITE, check
+from dag_jax.engine.door import as_callable_pytree, attack
+from dag_jax.engine.objective import active_targets, margin_loss
+from dag_jax.engine.stream import attack_stream
+from dag_jax.engine.targets import Targets, map_targets
 
 TARGETS = 8  # whose own gradients are taken, of as many classes as there are
 DIRECTIONS = 8  # in which slopes are compared: the estimate of an error is good to a quarter
@@ -80,8 +80,7 @@ def audit(score_fn, image, targets, *, seed: int = 0) -> list[Finding]:
     References: Carlini et al., 2019; Athalye et al., ICML 2018, section 3.1.
     """
     check(score_fn, image, targets)
-    if jax.tree_util.all_leaves([score_fn]):  # a plain function is no pytree of parameters
-        score_fn = jax.tree_util.Partial(score_fn)
+    score_fn = as_callable_pytree(score_fn)
     image = np.asarray(image, np.float32)
     rng = np.random.default_rng(seed)
     scores = _score(score_fn, image)
@@ -340,7 +339,7 @@ def check_stream(stream) -> Finding:
     """
     every = {seed: planted.plant(seed) for seed in range(3)}
     examples = [(seed, one.image, planted.targets_of(one), (one,)) for seed, one in every.items()]
-    found = dict(stream(planted.score, examples, slots=2, **planted.OPTIONS))
+    found = dict(stream(planted.score, examples, method=planted.METHOD, slots=2))
     judged = {seed: planted.judge(every[seed], one) for seed, one in found.items()}
     wrong = [said for right, said in judged.values() if not right]
     return Finding(

@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dag_jax.attack import Status
-from dag_jax.checks import WHITE
-from dag_jax.targets import make_targets
+from dag_jax.engine.algorithm import Status
+from dag_jax.engine.checks import WHITE
+from dag_jax.engine.method import Method
+from dag_jax.engine.targets import make_targets
 
 LONGEST = 20  # steps
 STEP_SIZE = 0.5  # grey levels
-OPTIONS = {"max_steps": 2 * LONGEST, "step_size": STEP_SIZE}
+METHOD = Method(max_steps=2 * LONGEST, step_size=STEP_SIZE)
 
 
 class Planted(NamedTuple):
@@ -69,7 +70,7 @@ def targets_of(planted):
 def attack_by(planted, *, engine):
     """Return the `Attack` that an engine makes of a planted model."""
     score_fn = lambda seen: score(seen, planted)  # noqa: E731
-    return engine(score_fn, planted.image, targets_of(planted), **OPTIONS)
+    return engine(score_fn, planted.image, targets_of(planted), METHOD)
 
 
 def judge(planted, found) -> tuple[bool, str]:

@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from dag_jax.detection import boxes as boxlib
+from dag_jax.errors import UserError
 from dag_jax.metrics.segmentation import VOID
 
 
@@ -58,7 +59,7 @@ def make_targets(labels, adversarial, valid=True) -> Targets:
     valid = jnp.asarray(valid, bool)
     for name, array in (("adversarial", adversarial), ("valid", valid)):
         if array.shape not in ((), labels.shape):
-            raise ValueError(f"{name} has shape {array.shape}, labels have {labels.shape}")
+            raise UserError(f"{name} has shape {array.shape}, labels have {labels.shape}")
     adversarial = jnp.broadcast_to(adversarial, labels.shape)
     valid = valid & (labels != adversarial) & (labels != VOID) & (adversarial != VOID)
     return Targets(jnp.where(valid, labels, 0), jnp.where(valid, adversarial, 0), valid)
@@ -92,12 +93,12 @@ def label_proposals(
     Reference: the authors' release; Xie et al., ICCV 2017, section 3.3.
     """
     if not boxes.shape[0] == scores.shape[0] == valid.shape[0]:
-        raise ValueError(
+        raise UserError(
             f"boxes have {boxes.shape[0]} rows, scores {scores.shape[0]}, valid {valid.shape[0]}"
         )
     truth_labels = jnp.asarray(truth_labels, jnp.int32)
     if not truth_boxes.shape[0] == truth_labels.shape[0] == truth_valid.shape[0]:
-        raise ValueError(
+        raise UserError(
             f"truth_boxes have {truth_boxes.shape[0]} rows, truth_labels {truth_labels.shape[0]}, "
             f"truth_valid {truth_valid.shape[0]}"
         )
@@ -139,7 +140,7 @@ def derangement(key, size: int):
       ValueError: where `size` is below 2: there is none.
     """
     if size < 2:
-        raise ValueError(f"a permutation of {size} element(s) always has a fixed point")
+        raise UserError(f"a permutation of {size} element(s) always has a fixed point")
     identity = jnp.arange(size, dtype=jnp.int32)
 
     def draw(state):

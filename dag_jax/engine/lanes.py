@@ -17,8 +17,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dag_jax.attack import Attack, Status, init, step
-from dag_jax.objective import DAG
+from dag_jax.engine.algorithm import Attack, Status, init, step
 
 # A lane alone would be compiled into other kernels than several are, and differ in the last bits.
 _FEWEST_LANES = 2
@@ -32,43 +31,17 @@ def _on_each(mesh, function, whole, parts):
     return mapped(*whole, *parts)
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("chunk", "rounded", "optimizer", "mesh", "objective", "stop_fraction"),
-    donate_argnames="states",
-)
-def _advance(
-    score_fn,
-    numbers,
-    states,
-    targets,
-    inputs,
-    *,
-    chunk,
-    rounded,
-    optimizer,
-    mesh,
-    objective=DAG,
-    stop_fraction=0.0,
-):
+@functools.partial(jax.jit, static_argnames=("chunk", "mesh"), donate_argnames="states")
+def _advance(score_fn, method, states, targets, inputs, *, chunk, mesh):
     """Advance all lanes by up to `chunk` iterations; each device's own, until they have stopped.
 
     Returns:
       The states; i32[D, 2], each device's iterations, and the lanes that ran summed over these.
     """
 
-    def advance(score_fn, numbers, states, targets, inputs):
+    def advance(score_fn, method, states, targets, inputs):
         def one(state, targets, inputs):
-            return step(
-                lambda image: score_fn(image, *inputs),
-                state,
-                targets,
-                rounded=rounded,
-                optimizer=optimizer,
-                objective=objective,
-                stop_fraction=stop_fraction,
-                **numbers,
-            )
+            return step(method, lambda image: score_fn(image, *inputs), state, targets)
 
         def goes_on(carry):
             count, _, states = carry
@@ -82,22 +55,20 @@ def _advance(
         count, busy, states = lax.while_loop(goes_on, body, (jnp.int32(0), jnp.int32(0), states))
         return states, jnp.stack([count, busy])[None]
 
-    return _on_each(mesh, advance, (score_fn, numbers), (states, targets, inputs))
+    return _on_each(mesh, advance, (score_fn, method), (states, targets, inputs))
 
 
-@functools.partial(
-    jax.jit, static_argnames=("max_steps", "optimizer", "mesh"), donate_argnames="lanes"
-)
-def _insert(lanes, slot, example, *, max_steps, optimizer, mesh):
+@functools.partial(jax.jit, static_argnames="mesh", donate_argnames="lanes")
+def _insert(method, lanes, slot, example, *, mesh):
     """Put one example a device into its lane `slot`, i32[D]; nowhere where it has no such lane."""
 
-    def insert(lanes, slot, example):
+    def insert(method, lanes, slot, example):
         (slot,) = slot
         image, targets, inputs = jax.tree.map(lambda leaf: leaf[0], example)
-        lane = init(image, targets, max_steps=max_steps, optimizer=optimizer), targets, inputs
+        lane = init(method, image, targets), targets, inputs
         return jax.tree.map(lambda all_, one: all_.at[slot].set(one, mode="drop"), lanes, lane)
 
-    return _on_each(mesh, insert, (), (lanes, slot, example))
+    return _on_each(mesh, insert, (method,), (lanes, slot, example))
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
@@ -110,10 +81,10 @@ def _take(states, slot, *, mesh):
     return _on_each(mesh, take, (), (states, slot))
 
 
-def _idle(example, *, max_steps, optimizer, lanes):
+def _idle(method, example, *, lanes):
     """Return that many lanes of an example's shapes in which nothing runs."""
     image, targets, inputs = example
-    state = init(image, targets, max_steps=max_steps, optimizer=optimizer)
+    state = init(method, image, targets)
     lanes = jax.tree.map(
         lambda leaf: jnp.zeros((lanes, *leaf.shape), leaf.dtype), (state, targets, inputs)
     )
@@ -131,30 +102,28 @@ class Lanes:
       shape: pixels of the images, padding included.
     """
 
-    def __init__(self, score_fn, example, numbers, *, slots, mesh, max_steps, **options):
+    def __init__(self, score_fn, example, method, *, slots, mesh, chunk):
         """Make room for examples like this one, and compile what moves them in and out.
 
         Args:
           score_fn: its leaves on all devices of the mesh.
           example: (image, targets, inputs), NumPy's.
-          numbers: {"step_size", "margin"}, f32[].
+          method: its numbers on all devices, too.
           slots: S.
           mesh: devices.
-          max_steps: as in `attack`.
-          **options: chunk, rounded, optimizer; objective, stop_fraction as in `attack`.
+          chunk: the most iterations between two looks.
         """
         self.slots, self.shape = slots, example[0].shape[:2]
-        self._score_fn, self._numbers, self._options = score_fn, numbers, options
+        self._score_fn, self._method, self._chunk = score_fn, method, chunk
         self._mesh, self._devices = mesh, list(mesh.devices.flat)
         self._sharding = NamedSharding(mesh, P(mesh.axis_names))
         self._per_device = max(slots // mesh.size, _FEWEST_LANES)
-        self._new = {"max_steps": max_steps, "optimizer": options["optimizer"]}
         self._nothing = [
             jax.tree.map(lambda leaf, to=device: self._put(np.zeros_like(leaf), to), example)
             for device in self._devices
         ]
-        make = functools.partial(_idle, lanes=mesh.size * self._per_device, **self._new)
-        self._lanes = jax.jit(make, out_shardings=self._sharding)(example)
+        make = functools.partial(_idle, lanes=mesh.size * self._per_device)
+        self._lanes = jax.jit(make, out_shardings=self._sharding)(method, example)
         self._used = None
         nowhere = [None] * mesh.size
         self._insert_round(nowhere, self._nothing)
@@ -207,12 +176,12 @@ class Lanes:
     def _insert_round(self, lanes, parts):
         example = jax.tree.map(lambda *leaves: self._gather(leaves), *parts)
         slot = self._slot_array(lanes)
-        self._lanes = _insert(self._lanes, slot, example, mesh=self._mesh, **self._new)
+        self._lanes = _insert(self._method, self._lanes, slot, example, mesh=self._mesh)
 
     def _loop(self):
         """Return what `_advance` takes."""
-        arguments = self._score_fn, self._numbers, *self._lanes
-        return arguments, {"mesh": self._mesh, **self._options}
+        arguments = self._score_fn, self._method, *self._lanes
+        return arguments, {"mesh": self._mesh, "chunk": self._chunk}
 
     def lower(self) -> jax.stages.Lowered:
         """Return the program of a chunk, for those who want to know what it costs."""

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dag_jax.attack import Attack
-from dag_jax.checks import check_image, check_margin, check_targets
-from dag_jax.targets import Targets, map_targets
+from dag_jax.engine.algorithm import Attack
+from dag_jax.engine.checks import check_image, check_margin, check_targets
+from dag_jax.engine.targets import Targets, map_targets
+from dag_jax.errors import UserError
 
 _END = object()
 _MOST_BUCKETS = 256  # whose scores' shapes are remembered
@@ -49,7 +50,7 @@ class Example(NamedTuple):
 
         return dataclasses.replace(
             attack,
-            image=cut(attack.image),
+            adversarial=cut(attack.adversarial),
             perturbation=cut(attack.perturbation),
             active=jax.tree.map(
                 lambda leaf: cut(leaf) if leaf.shape[:2] == padded else leaf, attack.active
@@ -84,14 +85,12 @@ class Prepare:
         except ValueError as error:
             return Failure(key, error)
         except Exception as error:  # what a network raises for a shape that it cannot take
-            named = ValueError(f"{type(error).__name__}: {error}")
+            named = UserError(f"{type(error).__name__}: {error}")
             named.__cause__ = error
             return Failure(key, named)
 
     def _prepare(self, key, image, targets, inputs):
         image = np.asarray(image)
-        if image.dtype.kind not in "buif":
-            raise ValueError(f"image is {image.dtype}; it must be grey levels [H, W, 3]")
         check_image(image)
         image = image.astype(np.float32)
         shape = image.shape[:2]
@@ -100,7 +99,7 @@ class Prepare:
         if self._bucket is not None:
             score_fn, padded = self._bucket(score_fn, shape)
             if padded[0] < shape[0] or padded[1] < shape[1]:
-                raise ValueError(f"its bucket {padded} is smaller than the image, {shape}")
+                raise UserError(f"its bucket {padded} is smaller than the image, {shape}")
             targets = map_targets(lambda one: _pad_pixels(one, shape, padded), targets)
             image = _pad(image, shape, padded)
             inputs = (*inputs, np.int32(shape))
@@ -176,13 +175,18 @@ class Feed:
             self._change.wait_for(lambda: self._closed or self._waiting < self._ahead)
             return not self._closed
 
+    def must_wait(self, number: int) -> bool:
+        """Return whether `wait` would not return at once."""
+        with self._change:
+            return not self._enough(number)
+
+    def _enough(self, number):
+        return len(self._ready) >= number or self.ended or self._waiting >= self._ahead
+
     def wait(self, number: int, seconds: float | None = None) -> None:
         """Wait until that many examples are ready, no more can be, or the time is over."""
         with self._change:
-            self._change.wait_for(
-                lambda: len(self._ready) >= number or self.ended or self._waiting >= self._ahead,
-                seconds,
-            )
+            self._change.wait_for(lambda: self._enough(number), seconds)
 
     def pop(self) -> list[Example | Failure]:
         """Return what is ready; `taken` says when it waits no longer."""

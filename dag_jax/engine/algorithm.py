@@ -1,0 +1,293 @@
+"""Dense Adversary Generation: Algorithm 1 as pure functions of one image.
+
+    X_0 = X; r = 0
+    for m = 0 .. M_0 - 1:
+        T_m = targets whose label still wins at X_m;  stop when there is none
+        r_m = sum over T_m of grad f_adversarial(X_m) - grad f_label(X_m)
+        r   = r + gamma / ||r_m||_inf r_m
+
+One forward and one backward pass an iteration: the scores that decide T_m are those whose gradient
+is taken. X_m is the image that would be returned, clip(X + r, 0, 255), rounded where asked; the
+gradient passes straight through clip and rounding, and r itself is never clipped. So status, active
+targets and the last count are true of the returned image, and inside the range this is the paper's
+algorithm to the letter.
+
+`init` and `step` take one image and are pure; `dag_jax.engine.door` has `attack`, which runs them
+to the end.
+
+Shapes: `H W` pixels, `*T` any target shape ([H, W] pixels or [N] proposals), `C` classes. Where
+`score_fn` returns a pytree of scores (a joint attack on several networks), `targets` is the same
+pytree of `Targets`, `active` one of masks, and counts sum over the leaves.
+
+Reference: Xie et al., "Adversarial Examples for Semantic Segmentation and Object Detection",
+ICCV 2017.
+"""
+
+import dataclasses
+import enum
+import fractions
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from dag_jax.engine.checks import WHITE, check_image, check_start
+from dag_jax.engine.method import Method
+from dag_jax.engine.targets import map_targets
+
+
+class Status(enum.IntEnum):
+    """Why an attack stopped."""
+
+    RUNNING = 0
+    FOOLED = 1  # no target is active any more, or as few as `stop_fraction` allows
+    MAX_STEPS = 2  # targets are left after the last step
+    ZERO_GRADIENT = 3  # targets are left, and no pixel moves them
+    # A valid target's score, or the gradient, is not a finite number; or a valid target is of a
+    # class that has no score, such as void.
+    NON_FINITE = 4
+    NO_TARGETS = 5  # none was active at the first iterate, the clean image unless `start` is given
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """An attack on one image, finished or under way."""
+
+    # f32[H, W, 3] RGB grey levels, the image that fools: clip(X + r, 0, 255), rounded where the
+    # method says so
+    adversarial: jax.Array
+    perturbation: jax.Array  # f32[H, W, 3] r in grey levels, unclipped; the last iterate's
+    num_steps: jax.Array  # i32 updates made
+    active: jax.Array  # bool[*T] targets active at the last iterate scored
+    active_counts: jax.Array  # i32[max_steps + 1] their number at iterate m; -1 where not reached
+    status: jax.Array  # i32 a Status
+
+    def summary(self) -> str:
+        """Return one line: why it stopped, after how many steps, how many targets, what size.
+
+        Sizes are of r, unclipped: its largest change of a channel in grey levels, and the paper's
+        perceptibility p. Of a batch, the shapes alone.
+        """
+        leaves = jax.tree.leaves(self)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves) or np.ndim(self.status):
+            return f"{np.size(self.status)} attack(s) of {self.perturbation.shape} pixels"
+        steps, counts = int(self.num_steps), np.asarray(self.active_counts)
+        r = np.asarray(self.perturbation, np.float64)
+        reached = counts[counts >= 0]
+        targets = f"{reached[-1]} of {reached[0]}" if reached.size else "not yet scored"
+        return (
+            f"{Status(int(self.status)).name} after {steps} step{'s' * (steps != 1)}; targets "
+            f"still active: {targets}; largest change {np.abs(r).max(initial=0):.1f} grey levels, p "
+            f"{np.sqrt((r**2).sum(-1).mean()) / WHITE:.2g}"
+        )
+
+    def __repr__(self):
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        lines = [f"  {name}: {jax.tree.map(_shape_of, value)}" for name, value in fields.items()]
+        return "\n".join([f"Attack: {self.summary()}", *lines])
+
+
+def _shape_of(leaf):
+    return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else repr(leaf)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What the next step needs: the attack so far, what it started from, its optimizer's state."""
+
+    attack: Attack
+    image: jax.Array  # f32[H, W, 3] clean, RGB grey levels
+    optimizer_state: optax.OptState
+
+
+def perturb(image, perturbation, *, rounded: bool = False):
+    """Return the image that a perturbation makes: clip(X + r, 0, 255), rounded where asked.
+
+    Args:
+      image: f32[..., H, W, 3], RGB grey levels.
+      perturbation: f32[..., H, W, 3] in grey levels.
+      rounded: whether to round to whole grey levels, so that a cast to uint8 loses nothing.
+
+    Returns:
+      f32[..., H, W, 3].
+    """
+    perturbed = jnp.clip(image + perturbation, 0, WHITE)
+    return jnp.round(perturbed) if rounded else perturbed
+
+
+def init(method: Method, image, targets, *, start=None) -> State:
+    """Return the state before the first iteration.
+
+    Args:
+      method: what the attack is.
+      image: f32[H, W, 3], RGB grey levels.
+      targets: Targets, or a pytree of them.
+      start: f32[H, W, 3] in grey levels, r of the first iterate; None is 0.
+
+    Returns:
+      State with r = start.
+
+    Raises:
+      ValueError: as `checks.check_image` and `check_start` say.
+    """
+    check_image(image)
+    image = jnp.asarray(image).astype(jnp.float32)
+    if start is not None:
+        check_start(start, image)
+        start = jnp.asarray(start).astype(jnp.float32)
+    perturbation = jnp.zeros_like(image) if start is None else start
+    attack = Attack(
+        adversarial=perturb(image, perturbation, rounded=method.rounded),
+        perturbation=perturbation,
+        num_steps=jnp.int32(0),
+        active=map_targets(lambda leaf: jnp.zeros(leaf.valid.shape, bool), targets),
+        active_counts=jnp.full(method.max_steps + 1, -1, jnp.int32),
+        status=jnp.int32(Status.RUNNING),
+    )
+    return State(attack, image, method.optimizer().init(perturbation))
+
+
+def step(method: Method, score_fn, state: State, targets) -> State:
+    """Advance an attack by one iteration; one that has stopped stays as it is.
+
+    Args:
+      method: as given to `init`.
+      score_fn: image f32[H, W, 3] -> scores f32[*T, C], or a pytree of scores.
+      state: from `init` or an earlier step; its status says whether it has stopped and why.
+      targets: Targets, or the same pytree of them as the scores.
+    """
+    attack, m = state.attack, state.attack.num_steps
+
+    # T_m, and minus r_m: the gradient of the sum of its targets' margins at X_m
+    slope = jax.grad(_loss, has_aux=True)
+    gradient, (active, scored) = slope(attack.adversarial, method, score_fn, targets, m)
+    status = _verdict(method, targets, active, scored, gradient, m)
+
+    # r = r + gamma / ||r_m||_inf r_m;  X_{m+1} = clip(X + r)
+    change, optimizer_state = method.optimizer().update(
+        gradient, state.optimizer_state, attack.perturbation, image=state.image
+    )
+    r = attack.perturbation + change
+    x = perturb(state.image, r, rounded=method.rounded)
+    moved = dataclasses.replace(attack, adversarial=x, perturbation=r, num_steps=m + 1)
+
+    goes_on, counts = status == Status.RUNNING, attack.active_counts.at[m].set(_count(active))
+    attack = dataclasses.replace(
+        _where(goes_on, moved, attack), active=active, active_counts=counts, status=status
+    )
+    advanced = State(attack, state.image, _where(goes_on, optimizer_state, state.optimizer_state))
+    return _where(state.attack.status == Status.RUNNING, advanced, state)
+
+
+def run(method: Method, score_fn, image, targets, start=None) -> Attack:
+    """Run an attack to its end; pure, and unchecked but for shapes. See `dag_jax.attack`."""
+    return lax.while_loop(
+        lambda state: state.attack.status == Status.RUNNING,
+        lambda state: step(method, score_fn, state, targets),
+        init(method, image, targets, start=start),
+    ).attack
+
+
+def _loss(image, method, score_fn, targets, num_steps):
+    """Return the loss at an iterate.
+
+    Returns:
+      (f32[] the sum of the objective's terms, (bool[*T] active targets, bool[*T] whether a target
+      has what it takes to be judged: finite scores, and one for both of its classes)).
+    """
+    scores, objective = score_fn(image), method.objective
+    one_for_all = jax.tree.structure(method.margin) == jax.tree.structure(0)
+    margins = map_targets(lambda _: method.margin, targets) if one_for_all else method.margin
+    progress = num_steps.astype(jnp.float32) / method.max_steps
+    active = map_targets(lambda t, f, m: objective.active(f, t, m), targets, scores, margins)
+    terms = map_targets(
+        lambda t, f, on: objective.loss(f, t, on, progress).sum(), targets, scores, active
+    )
+    scored = map_targets(
+        lambda t, f: (jnp.isfinite(f).all(-1) & _have_scores(f, t)) | ~t.valid, targets, scores
+    )
+    return sum(jax.tree.leaves(terms)), (active, scored)
+
+
+def _have_scores(scores, targets):
+    """Return bool[*T], whether both classes of a target exist. Concrete ones were checked."""
+    classes = jnp.stack([targets.labels, targets.adversarial])
+    return jnp.all((classes >= 0) & (classes < scores.shape[-1]), axis=0)
+
+
+def _verdict(method, targets, active, scored, gradient, num_steps):
+    """Return i32[], the Status after an iterate was scored: the first reason to stop that holds."""
+    count, last = _count(active), num_steps == method.max_steps
+    stuck = ~jnp.any(gradient != 0)
+    reasons = [
+        (~_all(scored), Status.NON_FINITE),
+        ((count == 0) & (num_steps == 0), Status.NO_TARGETS),
+        (_is_fooled(method.stop_fraction, targets, active, last | stuck), Status.FOOLED),
+        (last, Status.MAX_STEPS),
+        (~jnp.isfinite(gradient).all(), Status.NON_FINITE),
+        (stuck, Status.ZERO_GRADIENT),
+    ]
+    conditions, statuses = zip(*reasons, strict=True)
+    statuses = [jnp.int32(value) for value in statuses]
+    return jnp.select(conditions, statuses, jnp.int32(Status.RUNNING))
+
+
+def _is_fooled(stop_fraction, targets, active, ends):
+    """Return whether the attack has succeeded: at most `stop_fraction` of each model's targets.
+
+    That many may be active. With None it runs to the end, and then none may be.
+    """
+    if stop_fraction is None:
+        return (_count(active) == 0) & ends
+
+    def few(targets, active):
+        number, total = (mask.sum(dtype=jnp.int32) for mask in (active, targets.valid))
+        return at_most(number, stop_fraction, total)
+
+    # Of each network by itself: a thousand pixels must not make up for a detector's every box.
+    return _all(map_targets(few, targets, active))
+
+
+def at_most(number, share: float, total):
+    """Return whether number <= share * total, exactly: rounding must not decide about a target.
+
+    Args:
+      number: i32[].
+      share: Python's; the simplest fraction that it is the nearest number to counts, so 13 of 22
+        are at most 13/22.
+      total: i32[].
+
+    Returns:
+      bool[].
+    """
+    if share == 0:
+        return number == 0
+    exact = fractions.Fraction(share).limit_denominator(2**31 - 1)
+    low = _product(total, exact.numerator)
+    high = _product(number, exact.denominator)
+    return (high[0] < low[0]) | ((high[0] == low[0]) & (high[1] <= low[1]))
+
+
+def _product(number, factor: int):
+    """Return (u32[], u32[]), the upper and the lower half of number * factor."""
+    number, factor = number.astype(jnp.uint32), jnp.uint32(factor)
+    (a1, a0), (b1, b0) = ((x >> 16, x & 0xFFFF) for x in (number, factor))
+    middle = a1 * b0 + (a0 * b0 >> 16)
+    other = a0 * b1 + (middle & 0xFFFF)
+    return a1 * b1 + (middle >> 16) + (other >> 16), number * factor
+
+
+def _count(active):
+    return sum(mask.sum(dtype=jnp.int32) for mask in jax.tree.leaves(active))
+
+
+def _all(tree):
+    return jnp.stack([leaf.all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+def _where(condition, new, old):
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
