@@ -33,10 +33,13 @@ from PIL import Image
 
 import dag_jax
 from dag_jax import datasets, detection, metrics, networks
+from dag_jax.datasets import photographs
 from dag_jax.errors import UserError
 from dag_jax.networks import zoo
-from experiments import console, evaluation, figures, images
-from experiments.runs import attacks, rundir
+from dag_jax.progress import progress
+from dag_jax.report import figures
+from dag_jax.runs import attacks, evaluation, rundir
+from experiments.common import console
 
 CANVAS = 128  # pixels: what the miniatures were trained at
 LONG_NAME = 24  # letters of a file's name that the panels have room for
@@ -117,7 +120,7 @@ def read_drawing(target, shape):
             f"--target={target} is no rule (permute, absent), no class "
             f"({', '.join(datasets.CLASS_NAMES)}) and no file"
         )
-    drawing, sha256 = images.read_class_map(target)
+    drawing, sha256 = photographs.read_class_map(target)
     if drawing.shape != shape:
         raise UserError(
             f"{target} has {drawing.shape[1]} x {drawing.shape[0]} pixels, the upright photograph "
@@ -176,7 +179,7 @@ def count_active(score_fn, image, targets, margin):
 def attack(score_fn, image, targets, *, max_steps, step_size, margin, label):
     """Attack one image with a progress bar of steps and active targets; return its `Attack`."""
     state = dag_jax.init(image, targets, max_steps=max_steps)
-    with console.progress(total=max_steps, desc=label, unit="step") as bar:
+    with progress(total=max_steps, desc=label, unit="step") as bar:
         while int(state.attack.status) == dag_jax.Status.RUNNING:
             state = advance(score_fn, state, targets, step_size, margin)
             steps = int(state.attack.num_steps)
@@ -223,7 +226,7 @@ def read_back(path, network, score_fn, clean, before, targets, margin):
     Returns:
       (AttackRow's adversarial, perturbation, before and after; dict for the record; text of it).
     """
-    adversarial = images.read_photograph(path).pixels
+    adversarial = photographs.read_photograph(path).pixels
     image = adversarial.astype(np.float32)
     change = image - clean
     (after,) = evaluation.predict(network, image[None])
@@ -264,7 +267,7 @@ def main(argv):
         raise app.UsageError(
             f"--canvas is {FLAGS.canvas}; it is 0, or {evaluation.MIN_CANVAS} or more"
         )
-    photograph = images.read_photograph(FLAGS.image)
+    photograph = photographs.read_photograph(FLAGS.image)
     drawing, drawing_sha256 = read_drawing(FLAGS.target, photograph.pixels.shape[:2])
     weights = FLAGS.checkpoint or zoo.CHECKPOINTS / f"{FLAGS.network}.safetensors"
     network = networks.load(FLAGS.network, miniature=FLAGS.miniature, checkpoint=weights)

@@ -30,9 +30,10 @@ import jax
 from absl import app, flags
 
 from dag_jax import networks
-from experiments import console, evaluation
+from dag_jax.progress import progress
+from dag_jax.runs import attacks, evaluation, rundir
+from experiments.common import console
 from experiments.measure import child, curves, iterations, kernels, precision, tables, throughput
-from experiments.runs import attacks, rundir
 
 ENVIRONMENT = "environment"  # the --case that measures nothing
 PARTS = ("engine", "work", "stream", "torch", "precision", "kernels", "scaling")
@@ -116,7 +117,7 @@ def measure_cases(part):
     if part == "engine":
         options |= {"iterations": FLAGS.iterations, "pairs": FLAGS.pairs}
     rows = []
-    for name, small in console.progress(parse_cases(), desc=part, position=1, leave=False):
+    for name, small in progress(parse_cases(), desc=part, position=1, leave=False):
         if part == "engine":
             rows.append(iterations.engine(name, miniature=small, **options))
         else:
@@ -141,7 +142,7 @@ def measure_scaling():
 def measure_stream(slots, lanes, **options):
     """Run the stream and lockstep batches, with the usual slots and with others."""
     scenes, rows, busy, speed = load_scenes(FLAGS.images), [], {}, {}
-    for name in console.progress(FLAGS.fcns, desc="stream", position=1, leave=False):
+    for name in progress(FLAGS.fcns, desc="stream", position=1, leave=False):
         network, title = networks.load(name, miniature=True), evaluation.TITLES[name]
         inputs = list(attacks.attack_inputs(network, scenes, FLAGS.seed))
         row, busy[title] = throughput.measure(
@@ -234,7 +235,7 @@ def main(argv):
     paths = {part: workdir / "parts" / f"{part}.json" for part in PARTS}
     parts = [part for part in PARTS if part in FLAGS.parts or paths[part].exists()]
     found = {}
-    with console.progress(parts, unit="part") as bar:
+    with progress(parts, unit="part") as bar:
         for part in bar:
             bar.set_description(part)
             path = paths[part]

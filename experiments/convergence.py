@@ -26,11 +26,13 @@ import numpy as np
 from absl import flags
 
 import dag_jax
-from dag_jax import networks
+from dag_jax import files, networks
 from dag_jax.errors import UserError
-from experiments import console, convergence_plots, evaluation
-from experiments.runs import audit, files, findings, rundir, scores
-from experiments.runs.stored import open_run
+from dag_jax.progress import progress
+from dag_jax.report import convergence, tables
+from dag_jax.runs import audit, evaluation, findings, rundir, scores
+from dag_jax.runs.stored import open_run
+from experiments.common import console
 
 MARKS = (10, 50, 100)  # iterations at which the table has the share of targets left
 QUARTILES = (25, 50, 75)  # percent
@@ -61,7 +63,7 @@ def read_run(folder) -> list[Attacked]:
     there = rundir.folders_in(folder, rundir.MANIFEST)
     names = [f"{name}{end}" for name in networks.NAMES for end in ("", "_margin_0")]
     names, found = [name for name in names if name in there], []
-    for name in console.progress(names, desc="records") if names else []:
+    for name in progress(names, desc="records") if names else []:
         run = rundir.read(files.open_folder(folder) / name)
         said = run.manifest
         about = (said[entry] for entry in ("network", "weights_sha256", "margin", "max_steps"))
@@ -238,7 +240,7 @@ def report(rows, settings) -> str:
         if row["images"] < row["planned"]
     ]
     text = "\n".join(f"{note}  " for note in notes)
-    table, claims = console.markdown(rows, COLUMNS), console.markdown(rows, CLAIMS)
+    table, claims = tables.markdown(rows, COLUMNS), tables.markdown(rows, CLAIMS)
     shown = (
         "Behind each verdict 50% minus the share that finished, in points, with its interval: the "
         "claim holds where all of it is below 0, and does not where all is above."
@@ -253,7 +255,7 @@ def main(argv):
     found = read_run(FLAGS.run)
     manifest = files.load_json(files.open_folder(FLAGS.run) / rundir.MANIFEST)
     workdir = claim(FLAGS.workdir, manifest, found)
-    pairs = [row_of(one) for one in console.progress(found, desc="curves")]
+    pairs = [row_of(one) for one in progress(found, desc="curves")]
     rows = [row for row, _ in pairs]
     names = list(dict.fromkeys(row["network"] for row in rows))
     audited, section = audit.of_table1(FLAGS.run, names)
@@ -263,8 +265,8 @@ def main(argv):
     content = {"settings": manifest["settings"], "rows": with_curves}
     content["audit"] = audit.as_json(audited)
     rundir.write(workdir / "convergence.json", json.dumps(content, indent=2) + "\n")
-    convergence_plots.draw_curves(pairs, workdir / "convergence.png")
-    convergence_plots.draw_distributions(rows, found, workdir / "distributions.png")
+    convergence.draw_curves(pairs, workdir / "convergence.png")
+    convergence.draw_distributions(rows, found, workdir / "distributions.png")
     print(text)
     print(f"results: {workdir}/")
 

@@ -25,8 +25,9 @@ import sys
 from absl import app, flags
 
 from dag_jax import networks
+from dag_jax.networks import conversion
 from dag_jax.weights import convert
-from experiments import console, conversion
+from experiments.common import console
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("network", None, networks.NAMES, "Which network the weights are of.")

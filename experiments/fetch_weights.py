@@ -13,7 +13,8 @@ import sys
 
 from absl import app, flags
 
-from experiments import console, origins
+from dag_jax.weights import published
+from experiments.common import console
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("networks", [], "Which networks to fetch.")
@@ -27,13 +28,13 @@ def main(argv):
     """Fetch what the flags name."""
     console.start(argv)
     if FLAGS.list:
-        print(origins.table(), end="")
+        print(published.table(), end="")
         return
-    console.check_names("networks", FLAGS.networks, origins.ORIGINS)
+    console.check_names("networks", FLAGS.networks, published.ORIGINS)
     failures = []
     for name in FLAGS.networks:
         try:
-            origins.fetch(name, FLAGS.workdir, addresses=FLAGS.address, miniature=FLAGS.miniature)
+            published.fetch(name, FLAGS.workdir, addresses=FLAGS.address, miniature=FLAGS.miniature)
         except ValueError as error:
             failures.append(str(error))
     if failures:

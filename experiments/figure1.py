@@ -24,8 +24,10 @@ from PIL import Image
 
 import dag_jax
 from dag_jax import metrics, networks
-from experiments import console, evaluation, figures
-from experiments.runs import attacks, rundir
+from dag_jax.progress import progress
+from dag_jax.report import figures
+from dag_jax.runs import attacks, evaluation, rundir
+from experiments.common import console
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum(
@@ -93,7 +95,7 @@ def main(argv):
     )
     best = None
     for example, (pixels, regions) in zip(
-        console.progress(examples, desc="images tried", unit="image"), pairs, strict=True
+        progress(examples, desc="images tried", unit="image"), pairs, strict=True
     ):
         image = example["image"].astype(np.float32)
         score_fn = jax.tree_util.Partial(

@@ -37,11 +37,14 @@ from absl import app, flags
 from PIL import Image
 
 from dag_jax import networks
+from dag_jax.datasets import photographs
 from dag_jax.errors import UserError
 from dag_jax.networks import zoo
-from experiments import console, evaluation, images
+from dag_jax.progress import progress
+from dag_jax.report import tables
+from dag_jax.runs import evaluation, rundir
+from experiments.common import console
 from experiments.measure import child, cost
-from experiments.runs import rundir
 
 ENVIRONMENT = "environment"  # the --case that measures nothing
 
@@ -73,8 +76,8 @@ def parse_size(name):
     if not match:
         raise UserError(f"--{name}={text} is not HxW in pixels, such as 375x500, nor 0")
     size = tuple(map(int, match.groups()))
-    if min(size) < images.MIN_SIDE:
-        raise UserError(f"--{name}={text}: a network needs at least {images.MIN_SIDE} a side")
+    if min(size) < photographs.MIN_SIDE:
+        raise UserError(f"--{name}={text}: a network needs at least {photographs.MIN_SIDE} a side")
     return size
 
 
@@ -172,7 +175,7 @@ def report(rows, settings):
         "largest: of r, in grey levels.",
     ]
     text = "\n".join(f"{note}  " for note in notes)
-    return f"# Cost of an attack ({kind})\n\n{text}\n\n{console.markdown(rows, COLUMNS)}\n"
+    return f"# Cost of an attack ({kind})\n\n{text}\n\n{tables.markdown(rows, COLUMNS)}\n"
 
 
 def main(argv):
@@ -187,7 +190,7 @@ def main(argv):
         raise app.UsageError("--images is empty")
     sizes = {False: parse_size("fcn_size"), True: parse_size("detector_size")}
     proposals = parse_proposals(FLAGS.proposals)
-    photographs = [images.read_photograph(path) for path in FLAGS.images]
+    photographs = [photographs.read_photograph(path) for path in FLAGS.images]
     checkpoints = {
         name: pathlib.Path(FLAGS.checkpoints or zoo.CHECKPOINTS) / f"{name}.safetensors"
         if FLAGS.miniature or FLAGS.checkpoints
@@ -250,7 +253,7 @@ def main(argv):
     workdir = rundir.claim(FLAGS.workdir, settings)
     (workdir / "cases").mkdir(exist_ok=True)
     rows = []
-    with console.progress(cases, unit="case") as bar:
+    with progress(cases, unit="case") as bar:
         for case in bar:
             bar.set_description(case)
             path = workdir / "cases" / f"{case}.json"

@@ -31,10 +31,20 @@ from absl import app, flags
 from matplotlib.ticker import MaxNLocator
 
 import dag_jax
-from dag_jax import metrics, networks
-from experiments import console, evaluation, lineplot, options
+from dag_jax import files, metrics, networks
+from dag_jax.report import lineplot, tables
+from dag_jax.runs import (
+    attacks,
+    audit,
+    audit_checks,
+    evaluation,
+    findings,
+    provenance,
+    rundir,
+    scores,
+)
+from experiments.common import console, options
 from experiments.measure import timed
-from experiments.runs import attacks, audit, audit_checks, files, findings, rundir, scores, versions
 
 DETECTORS = [name for name in networks.NAMES if name.startswith("fr_")]
 PLAIN = 0.7  # the threshold of the evaluation, which the paper's attack raises
@@ -179,7 +189,7 @@ def report(rows, differences, about) -> str:
         for one in differences
     ]
     text = "\n".join(f"{note}  " for note in notes)
-    table = console.markdown(rows, COLUMNS)
+    table = tables.markdown(rows, COLUMNS)
     parts = [f"# Density of proposals ({title}, {size})", text, table, *shown]
     return "\n\n".join(parts) + "\n"
 
@@ -332,7 +342,7 @@ def main(argv):
         "max_steps": max_steps,
         "splits": FLAGS.split or evaluation.TEST_SPLITS[True],
         "settings": rundir.settings_of(FLAGS, sys.argv[0], without=UNRECORDED),
-        **versions.environment(),
+        **provenance.environment(),
     }
     workdir = attacks.claim(FLAGS.workdir, about, examples)
 

@@ -33,11 +33,22 @@ from absl import app, flags
 from PIL import Image
 
 import dag_jax
-from dag_jax import datasets, metrics, networks
+from dag_jax import datasets, files, metrics, networks
+from dag_jax.datasets import drawings, photographs
 from dag_jax.errors import UserError
 from dag_jax.metrics.segmentation import VOID
-from experiments import console, drawings, evaluation, figures, images, options
-from experiments.runs import attacks, audit, audit_checks, files, findings, rundir, scores, versions
+from dag_jax.report import figures, tables
+from dag_jax.runs import (
+    attacks,
+    audit,
+    audit_checks,
+    evaluation,
+    findings,
+    provenance,
+    rundir,
+    scores,
+)
+from experiments.common import console, options
 
 SEGMENTERS = [name for name in networks.NAMES if name.startswith("fcn_")]
 DRAWN = {"circle": drawings.circle, "square": drawings.square, "strip": drawings.strip}
@@ -95,9 +106,9 @@ def read_mask(path):
     """Return (function of (H, W) that gives the mask u8[H, W], SHA-256 of the file).
 
     Raises:
-      ValueError: as `images.read_class_map` says, and for a mask of background and void alone.
+      ValueError: as `photographs.read_class_map` says, and for a mask of background and void alone.
     """
-    classes, sha256 = images.read_class_map(path)
+    classes, sha256 = photographs.read_class_map(path)
     if np.isin(classes, (0, VOID)).all():
         raise UserError(f"{path} has no pixel of a class, only background (0) or void ({VOID})")
     drawing = Image.fromarray(classes)
@@ -231,7 +242,7 @@ def report(rows, about) -> str:
         "steps, largest (grey levels): medians; p: mean perceptibility; of the PNG.",
     ]
     text = "\n".join(f"{note}  " for note in notes)
-    table, claims = console.markdown(rows, COLUMNS), console.markdown(rows, CLAIMS)
+    table, claims = tables.markdown(rows, COLUMNS), tables.markdown(rows, CLAIMS)
     shown = (
         "Behind each verdict the pixels as drawn on the clean image minus those on the PNG, in "
         "points, with its interval over the same images: the claim holds where all of it is below "
@@ -313,7 +324,7 @@ def main(argv):
         "max_steps": max_steps,
         "splits": FLAGS.split or evaluation.TEST_SPLITS[False],
         "settings": rundir.settings_of(FLAGS, sys.argv[0], without=UNRECORDED),
-        **versions.environment(),
+        **provenance.environment(),
     }
     workdir = attacks.claim(FLAGS.workdir, about, examples)
 

@@ -33,9 +33,10 @@ from absl import flags
 import dag_jax
 from dag_jax import networks
 from dag_jax.errors import UserError
-from experiments import buckets, console, evaluation, figures, options
-from experiments.runs import attacks, audit, findings, rundir, scores, versions
-from experiments.runs.failures import failures, forget, others_go_on
+from dag_jax.report import figures, tables
+from dag_jax.runs import attacks, audit, buckets, evaluation, findings, provenance, rundir, scores
+from dag_jax.runs.failures import failures, forget, others_go_on
+from experiments.common import console, options
 
 # ORIG, ADVR, PERM of Xie et al., ICCV 2017, table 1: full-size networks on PASCAL VOC.
 PAPER = {
@@ -74,7 +75,7 @@ def manifest_of(name, margin, weights, settings):
         "max_steps": settings["max_steps"] or evaluation.MAX_STEPS[detects],
         "splits": settings["split"] or evaluation.TEST_SPLITS[detects],
         "settings": settings,
-        **versions.environment(),
+        **provenance.environment(),
     }
 
 
@@ -129,7 +130,7 @@ def report(rows, settings):
     if not scenes:
         notes.append(f"The columns '7' average over {classes} alone.")
     text = "\n".join(f"{note}  " for note in notes)
-    table, shown = console.markdown(rows, columns), findings.table1(rows, evaluation.TITLES)
+    table, shown = tables.markdown(rows, columns), findings.table1(rows, evaluation.TITLES)
     return f"# Table 1 ({size}, {kind})\n\n{text}\n\n{table}\n\n## What holds\n\n{shown}"
 
 
@@ -287,7 +288,7 @@ def main(argv):
         if network.detects not in examples:
             examples[network.detects] = options.load_examples(network)
     settings = rundir.settings_of(FLAGS, sys.argv[0], without=UNRECORDED)
-    manifest = {"settings": settings, "units": rundir.UNITS, **versions.environment()}
+    manifest = {"settings": settings, "units": rundir.UNITS, **provenance.environment()}
     workdir = rundir.claim(FLAGS.workdir, manifest)
     results = {}
     for name in sorted(names, key=lambda name: name not in finished):  # rows that are there first

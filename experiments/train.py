@@ -35,9 +35,11 @@ from flax import serialization, traverse_util
 from dag_jax import datasets, networks
 from dag_jax.errors import UserError
 from dag_jax.networks import layers, losses, zoo
+from dag_jax.progress import progress
+from dag_jax.report import figures
+from dag_jax.runs import evaluation, rundir
 from dag_jax.weights import store
-from experiments import batches, console, evaluation, figures
-from experiments.runs import rundir
+from experiments.common import batches, console
 
 # The lists of the paper, by network; the black box learns from the longer ones.
 SPLITS = {
@@ -335,7 +337,7 @@ def main(argv):
         else []
     )
     curve = [point for point in curve if point["step"] <= int(state.step)]
-    bar = console.progress(total=FLAGS.steps, initial=int(state.step), desc=FLAGS.network)
+    bar = progress(total=FLAGS.steps, initial=int(state.step), desc=FLAGS.network)
     started, recent = time.monotonic(), []
     for step in range(int(state.step), FLAGS.steps):
         rng = np.random.default_rng([FLAGS.seed, step])

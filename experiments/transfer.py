@@ -31,11 +31,13 @@ from absl import app, flags
 
 from dag_jax import networks
 from dag_jax.errors import UserError
-from experiments import console, heatmap, options
-from experiments.runs import audit, claims, crosstable, rundir, versions
-from experiments.runs.failures import failures, forget, others_go_on
-from experiments.runs.matrix import Matrix
-from experiments.runs.stored import Stored, check_shown, default_sums
+from dag_jax.progress import progress
+from dag_jax.report import crosstable, heatmap
+from dag_jax.runs import audit, claims, provenance, rundir
+from dag_jax.runs.failures import failures, forget, others_go_on
+from dag_jax.runs.matrix import Matrix
+from dag_jax.runs.stored import Stored, check_shown, default_sums
+from experiments.common import console, options
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("run", "runs/table1", "Folder of experiments.table1: where perturbations are.")
@@ -69,10 +71,10 @@ def parse_sums(stored):
 
 def write(workdir, matrix, targets, started):
     """Write and print the tables and the claims, and draw the heat-map."""
-    sizes = {source: matrix.size(source) for source in console.progress(matrix.sources, desc="p")}
+    sizes = {source: matrix.size(source) for source in progress(matrix.sources, desc="p")}
     cells = {
         (source, target): matrix.cell(target, source)
-        for target in console.progress(list(targets), desc="scoring", unit="network")
+        for target in progress(list(targets), desc="scoring", unit="network")
         for source in matrix.sources
     }
     blocks = crosstable.blocks(cells, sizes)
@@ -118,7 +120,7 @@ def main(argv):
         "settings": rundir.settings_of(FLAGS, sys.argv[0], without=UNRECORDED),
         "run": {"settings": stored.settings},
         "units": {"scores": "percent"},
-        **versions.environment(),
+        **provenance.environment(),
     }
     workdir = rundir.claim(FLAGS.workdir, manifest)
     matrix = Matrix(workdir, stored, sources, seed=FLAGS.seed, num_sets=FLAGS.sets)

@@ -37,11 +37,21 @@ import numpy as np
 from absl import app, flags
 
 import dag_jax
-from dag_jax import metrics, networks, variants
+from dag_jax import files, metrics, networks, variants
 from dag_jax.errors import UserError
-from experiments import console, evaluation, lineplot, options
+from dag_jax.report import lineplot, tables
+from dag_jax.runs import (
+    attacks,
+    audit,
+    audit_checks,
+    evaluation,
+    findings,
+    provenance,
+    rundir,
+    scores,
+)
+from experiments.common import console, options
 from experiments.measure import timed
-from experiments.runs import attacks, audit, audit_checks, files, findings, rundir, scores, versions
 
 NAMES = ("dag", "release", "best_other", "momentum", "fgsm", "pgd", "segpgd", "cospgd")
 OF_PIXELS = ("segpgd", "cospgd")
@@ -187,7 +197,7 @@ def report(rows, about) -> str:
         f"{about['device']}, {about['cores']} cores.",
     ]
     text = "\n".join(f"{note}  " for note in notes)
-    table = console.markdown(rows, COLUMNS)
+    table = tables.markdown(rows, COLUMNS)
     titles = {row["variant"]: row["title"] for row in rows}
     shown = findings.table1(rows, titles, of="variant")
     return f"# Attack variants ({title}, {size})\n\n{text}\n\n{table}\n\n## What holds\n\n{shown}"
@@ -360,7 +370,7 @@ def main(argv):
         "max_steps": max_steps,
         "splits": FLAGS.split or evaluation.TEST_SPLITS[detects],
         "settings": rundir.settings_of(FLAGS, sys.argv[0], without=UNRECORDED),
-        **versions.environment(),
+        **provenance.environment(),
     }
     workdir = attacks.claim(FLAGS.workdir, about, examples)
 

@@ -78,10 +78,11 @@ class Attack:
         r = np.asarray(self.perturbation, np.float64)
         reached = counts[counts >= 0]
         targets = f"{reached[-1]} of {reached[0]}" if reached.size else "not yet scored"
+        p = np.sqrt((r**2).sum(-1).mean()) / WHITE
         return (
             f"{Status(int(self.status)).name} after {steps} step{'s' * (steps != 1)}; targets "
-            f"still active: {targets}; largest change {np.abs(r).max(initial=0):.1f} grey levels, p "
-            f"{np.sqrt((r**2).sum(-1).mean()) / WHITE:.2g}"
+            f"still active: {targets}; largest change {np.abs(r).max(initial=0):.1f} grey levels, "
+            f"p {p:.2g}"
         )
 
     def __repr__(self):

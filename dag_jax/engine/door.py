@@ -23,8 +23,8 @@ def attack(score_fn, image, targets, method: Method = Method(), *, start=None) -
     """Find a perturbation of an image that makes a network wrong on every target.
 
     Called plainly it checks values and is compiled once for each structure of `score_fn`, shapes
-    and static part of `method`: a `score_fn` that is a pytree, such as a `jax.tree_util.Partial` of a
-    function and its parameters, or a method of a pytree, is compiled once however often its
+    and static part of `method`: a `score_fn` that is a pytree, such as a `jax.tree_util.Partial` of
+    a function and its parameters, or a method of a pytree, is compiled once however often its
     parameters change; a plain function once for each function object, and its captured arrays are
     constants of the program. Inside `jax.jit`, `jax.vmap`, `jax.grad` and `jax.shard_map` it is the
     pure function, and values that are traced are not checked.

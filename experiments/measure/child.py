@@ -8,13 +8,13 @@ import sys
 
 import jax
 
-from experiments import console
-from experiments.runs import versions
+from dag_jax.runs import provenance
+from experiments.common import console
 
 
 def environment() -> dict:
     """Return what figures depend on beside the settings."""
-    return versions.environment() | {
+    return provenance.environment() | {
         "devices": jax.device_count(),
         "cores": console.cores(),
         "machine": platform.machine(),

@@ -18,7 +18,8 @@ import numpy as np
 import dag_jax
 from dag_jax import networks
 from dag_jax.errors import UserError
-from experiments import console, evaluation
+from dag_jax.progress import progress
+from dag_jax.runs import evaluation
 
 MARGIN = 1e9  # logits; no label loses by so many, so every target stays active
 EVERY = 20  # of a detector's second row, one target in so many is active: 5%
@@ -163,9 +164,7 @@ def measure(network, image, image_id, *, proposals, steps, seed, label):
     # This call is also the program's first, which takes longer than those that are timed.
     active_clean = count_active(targets, clean.attack.perturbation)
     state, seconds = clean, []
-    for end in console.progress(
-        range(1, steps + 1), desc=label, unit="step", position=1, leave=False
-    ):
+    for end in progress(range(1, steps + 1), desc=label, unit="step", position=1, leave=False):
         state, elapsed = run_timed(engine, score_fn, state, targets, everything, jnp.int32(end))
         if int(state.attack.num_steps) < end:  # it has stopped; what it did is no iteration
             break

@@ -3,7 +3,7 @@
 Nothing here touches pyplot, so nothing needs a display and nothing stays open.
 """
 
-from experiments import lineplot
+from dag_jax.report import lineplot
 
 _WINDOWS = 12  # of the means over time; single chunks are a band
 

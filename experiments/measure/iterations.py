@@ -14,7 +14,8 @@ import numpy as np
 
 import dag_jax
 from dag_jax import networks
-from experiments import console, evaluation
+from dag_jax.progress import progress
+from dag_jax.runs import evaluation
 from experiments.measure import timing
 
 MARGIN = 1e9  # logits; no label loses by so many: every target stays active, no run ends early
@@ -216,7 +217,7 @@ def curves(*, lanes, sizes, counts, repeats, miniature, size):
     if miniature:  # nothing of full size, not even its memory
         cases = [case for case in cases if case[2]]
     points = {}
-    for curve, name, small, side, count, lane, times in console.progress(
+    for curve, name, small, side, count, lane, times in progress(
         cases, desc="scaling", position=1, leave=False
     ):
         point = cost(name, miniature=small, size=side, proposals=count, lanes=lane, repeats=times)

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 from dag_jax.networks import layers, operations
-from experiments import console
+from dag_jax.progress import progress
 from experiments.measure import naive, timing
 
 ITERATIONS = 4  # of the loop
@@ -139,7 +139,7 @@ def difference(found, expected) -> float:
 def measure(*, pairs, shrink):
     """Return a row for each of the five: milliseconds of both forms and their difference."""
     rows = []
-    for kernel in console.progress(kernels(shrink), desc="kernels", position=1, leave=False):
+    for kernel in progress(kernels(shrink), desc="kernels", position=1, leave=False):
         inputs = arrays(kernel)
         plain, ours = (
             value_and_gradient(function, kernel.looped) for function in (kernel.plain, kernel.ours)

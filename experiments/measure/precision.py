@@ -6,9 +6,9 @@ import numpy as np
 
 import dag_jax
 from dag_jax import metrics, networks
-from experiments import console, evaluation
+from dag_jax.progress import progress
+from dag_jax.runs import attacks, evaluation
 from experiments.measure import throughput
-from experiments.runs import attacks
 
 
 def measure(networks_by_precision, examples, *, slots, mesh, max_steps, seed):
@@ -35,7 +35,7 @@ def measure(networks_by_precision, examples, *, slots, mesh, max_steps, seed):
         list(throughput.stream(score_fn, throughput.idle(inputs[:1]), **options))  # compiles
         started = time.perf_counter()
         stream = throughput.stream(score_fn, inputs, **options)
-        found = dict(console.progress(stream, total=len(inputs), desc=title, leave=False))
+        found = dict(progress(stream, total=len(inputs), desc=title, leave=False))
         seconds = time.perf_counter() - started
         found = [found[index] for index in range(len(inputs))]
         adversarial = evaluation.predict(network, [attacks.perturbed(one) for one in found])

@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from experiments import console
+from dag_jax.report import tables
 
 
 def absent(part) -> str | None:
@@ -173,6 +173,6 @@ def report(found: dict, environment: dict, plots) -> str:
         if "absent" in content:
             lines.append(f"Left out: {content['absent']}.")
             continue
-        lines += [NOTES[part], console.markdown(content["rows"], COLUMNS[part])]
+        lines += [NOTES[part], tables.markdown(content["rows"], COLUMNS[part])]
     lines += [f"![{name}]({name})" for name in plots]
     return "\n\n".join(lines) + "\n"

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 import dag_jax
 from dag_jax import networks
-from experiments import evaluation
+from dag_jax.runs import evaluation
 from experiments.measure import timing
 
 

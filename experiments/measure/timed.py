@@ -13,9 +13,10 @@ import jax
 import numpy as np
 
 import dag_jax
-from experiments import console
+from dag_jax import files
+from dag_jax.progress import progress
+from dag_jax.runs import attacks
 from experiments.measure import throughput
-from experiments.runs import attacks, files
 
 _SECONDS = "seconds.json"
 
@@ -42,7 +43,7 @@ def attack_all(network, examples, results, *, seed, label, targets_of, **of_stre
     if todo:
         rows = rows_of_shapes(network, examples, todo)
         inputs = attacks.attack_inputs(network, examples, seed, rows, targets_of=targets_of)
-        inputs = console.progress(inputs, total=len(rows), desc=f"{label}: shapes", unit="image")
+        inputs = progress(inputs, total=len(rows), desc=f"{label}: shapes", unit="image")
         for _ in attacks.open_stream(network, examples, results, _one_of_each(inputs), **of_stream):
             pass
     started = time.perf_counter()

@@ -15,9 +15,10 @@ import torch
 
 import dag_jax
 from dag_jax import networks
-from experiments import console
+from dag_jax.progress import progress
+from dag_jax.runs import attacks
+from experiments.common import console
 from experiments.measure import cost, iterations, throughput, timing, torch_fcn
-from experiments.runs import attacks
 
 SEARCH_STEPS = 20  # of the miniatures' attacks by which the numbers at a time are chosen
 FULL_RUNS = 2  # of each side over the full-size networks' images
@@ -215,7 +216,7 @@ def measure(
     cases = [
         (name, small) for name in names for small in ((True, False) if full_images else (True,))
     ]
-    for name, small in console.progress(cases, desc="torch", position=1, leave=False):
+    for name, small in progress(cases, desc="torch", position=1, leave=False):
         network = networks.load(name, miniature=small)
         if small:
             inputs = list(attacks.attack_inputs(network, scenes, seed))

@@ -19,7 +19,9 @@ LAUNCHER = """
 import json, os, runpy, signal, sys
 import flax.linen, jax, matplotlib.figure, optax, dag_jax
 from jax._src import lru_cache
-from experiments import evaluation, figures, options
+from dag_jax.runs import evaluation
+from dag_jax.report import figures
+from experiments.common import options
 
 lru_cache.LRUCache._evict_if_needed = lambda *args, **options: None  # as in tests/conftest.py
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.runs import audit, rundir
+from dag_jax.runs import audit, rundir
 
 SETTINGS = {"dataset": "scenes", "miniature": True, "step_size": 0.5}
 

@@ -10,8 +10,8 @@ import pytest
 import safetensors.numpy
 
 from dag_jax import networks
+from dag_jax.networks import conversion
 from dag_jax.weights import store
-from experiments import conversion
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from dag_jax import networks
-from dag_jax.weights import store
-from experiments import origins
+from dag_jax.weights import published, store
 
 
 class Files(http.server.BaseHTTPRequestHandler):
@@ -72,10 +71,12 @@ def test_a_download_goes_on_where_it_broke_off(server, tmp_path, rng):
     most["/a.bin"] = 1_000_000
     path = tmp_path / "new" / "a.bin"
     with pytest.raises((ConnectionError, OSError)):
-        origins.download(f"{address}/a.bin", path)
+        published.download(f"{address}/a.bin", path)
     assert not path.exists() and 0 < (tmp_path / "new" / "a.bin.part").stat().st_size <= 1_000_000
     most.clear()
-    origins.download(f"{address}/a.bin", path, checksum="sha1:" + hashlib.sha1(content).hexdigest())
+    published.download(
+        f"{address}/a.bin", path, checksum="sha1:" + hashlib.sha1(content).hexdigest()
+    )
     assert path.read_bytes() == content
     assert requests[0] is None and requests[1] == "bytes=1000000-"
     assert [file.name for file in path.parent.iterdir()] == ["a.bin"]
@@ -86,10 +87,10 @@ def test_a_part_of_another_version_is_not_gone_on_with(server, tmp_path, rng):
     files["/a.bin"], most["/a.bin"] = rng.bytes(5000), 2000
     path = tmp_path / "a.bin"
     with contextlib.suppress(OSError):
-        origins.download(f"{address}/a.bin", path)
+        published.download(f"{address}/a.bin", path)
     files["/a.bin"] = content = rng.bytes(4000)
     most.clear()
-    origins.download(f"{address}/a.bin", path)
+    published.download(f"{address}/a.bin", path)
     assert path.read_bytes() == content
 
 
@@ -98,7 +99,7 @@ def test_a_whole_part_is_fetched_anew(server, tmp_path, rng):
     files["/a.bin"] = content = rng.bytes(500)
     (tmp_path / "a.bin.part").write_bytes(content)
     (tmp_path / "a.bin.part.tag").write_text(f'"{hashlib.md5(content).hexdigest()}"')
-    origins.download(f"{address}/a.bin", tmp_path / "a.bin")
+    published.download(f"{address}/a.bin", tmp_path / "a.bin")
     assert (tmp_path / "a.bin").read_bytes() == content and requests == ["bytes=500-", None]
 
 
@@ -106,11 +107,11 @@ def test_what_is_not_the_file_is_refused(server, tmp_path):
     address, files, _, _ = server
     files |= {"/a.bin": b"damaged", "/page.html": b"<html>sign in</html>"}
     with pytest.raises(ValueError, match="has md5:[0-9a-f]{32}, published is md5:0123"):
-        origins.download(f"{address}/a.bin", tmp_path / "a.bin", checksum="md5:0123")
+        published.download(f"{address}/a.bin", tmp_path / "a.bin", checksum="md5:0123")
     with pytest.raises(ValueError, match="answers with a web page, not with the file"):
-        origins.download(f"{address}/page.html", tmp_path / "a.bin")
+        published.download(f"{address}/page.html", tmp_path / "a.bin")
     with pytest.raises(ValueError, match="answers 404"):
-        origins.download(f"{address}/b.bin", tmp_path / "a.bin")
+        published.download(f"{address}/b.bin", tmp_path / "a.bin")
     assert not list(tmp_path.iterdir())
 
 
@@ -131,17 +132,17 @@ def test_unpack_takes_the_members_and_nothing_else(tmp_path, kind):
             for name in names:
                 file.add(tmp_path / "in" / name, name)
     members = ["vgg/proposal_final", "vgg/detection_final"]
-    files = origins.unpack(archive, members, tmp_path / "out")
+    files = published.unpack(archive, members, tmp_path / "out")
     assert [file.read_text() for file in files] == names[:2]
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         "detection_final",
         "proposal_final",
     ]
     with pytest.raises(ValueError, match="has 2 files named proposal_final"):
-        origins.unpack(archive, ["proposal_final"], tmp_path / "out")
+        published.unpack(archive, ["proposal_final"], tmp_path / "out")
     archive.write_bytes(archive.read_bytes()[:40])
     with pytest.raises(ValueError, match="is damaged"):
-        origins.unpack(archive, members, tmp_path / "out")
+        published.unpack(archive, members, tmp_path / "out")
 
 
 @pytest.mark.slow
@@ -167,11 +168,11 @@ def test_launch_fetches_and_converts(launch, server, tmp_path, write_caffemodel,
 def test_a_file_that_is_gone_names_the_way_by_hand(server, tmp_path):
     address, _, _, _ = server
     with pytest.raises(ValueError) as error:
-        origins.fetch("fr_vgg_0712", tmp_path, addresses=[f"{address}/gone"])
+        published.fetch("fr_vgg_0712", tmp_path, addresses=[f"{address}/gone"])
     text = str(error.value)
     assert f"{address}/gone answers 404" in text
     assert "--network=fr_vgg_0712 --source=proposal_final,detection_final" in text
-    assert origins.ORIGINS["fr_vgg_0712"].page in text
+    assert published.ORIGINS["fr_vgg_0712"].page in text
 
 
 def test_what_was_never_published_starts_from_imagenet(
@@ -185,12 +186,12 @@ def test_what_was_never_published_starts_from_imagenet(
     files["/net.caffemodel"] = content = path.read_bytes()
     options = {"addresses": [f"{address}/net.caffemodel"], "miniature": True}
     with pytest.raises(ValueError, match="has sha1:.*, published is sha1:4c8d77de"):
-        origins.fetch("fcn_alex_star", tmp_path, **options)
-    origin = origins.ORIGINS["fcn_alex_star"]
+        published.fetch("fcn_alex_star", tmp_path, **options)
+    origin = published.ORIGINS["fcn_alex_star"]
     known = "sha1:" + hashlib.sha1(content).hexdigest()
     own = dataclasses.replace(origin, initial=dataclasses.replace(origin.initial, checksum=known))
-    monkeypatch.setitem(origins.ORIGINS, "fcn_alex_star", own)
-    output = origins.fetch("fcn_alex_star", tmp_path, **options)
+    monkeypatch.setitem(published.ORIGINS, "fcn_alex_star", own)
+    output = published.fetch("fcn_alex_star", tmp_path, **options)
     assert output.name == "fcn_alex_star_imagenet.safetensors"
     said = capsys.readouterr().out
     assert "never published" in said and f"train fcn_alex_star with\n  {origin.command}" in said
@@ -201,12 +202,12 @@ def test_what_was_never_published_starts_from_imagenet(
 
 def test_a_server_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match="fcn8s-heavy-pascal.caffemodel could not be fetched"):
-        origins.fetch("fcn_vgg", tmp_path, addresses=["http://127.0.0.1:9/none"])
+        published.fetch("fcn_vgg", tmp_path, addresses=["http://127.0.0.1:9/none"])
 
 
 def test_every_network_has_an_origin():
-    assert tuple(origins.ORIGINS) == networks.NAMES
-    table = origins.table()
+    assert tuple(published.ORIGINS) == networks.NAMES
+    table = published.table()
     assert table.count("\n") == 10 and "FCN-VGG* | never published; ImageNet's" in table
     readme = pathlib.Path(__file__).resolve().parents[2] / "README.md"
     assert table in readme.read_text()

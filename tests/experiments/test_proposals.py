@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from dag_jax import datasets, networks
-from experiments import evaluation
-from experiments.runs import rundir
+from dag_jax.runs import evaluation, rundir
 
 pytestmark = pytest.mark.slow  # it compiles whole networks
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from dag_jax import datasets, networks
-from experiments import drawings
-from experiments.runs import rundir
+from dag_jax.datasets import drawings
+from dag_jax.runs import rundir
 
 pytestmark = pytest.mark.slow  # it compiles whole networks
 

@@ -17,8 +17,8 @@ from PIL import Image
 import dag_jax
 from dag_jax import datasets, metrics, networks
 from dag_jax.networks import zoo
+from dag_jax.runs import rundir
 from dag_jax.weights import store
-from experiments.runs import rundir
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow  # it compiles whole networks

@@ -11,12 +11,12 @@ from etils import epath
 from PIL import Image
 
 import dag_jax
-from dag_jax import datasets, metrics, networks
+from dag_jax import datasets, files, metrics, networks
 from dag_jax.networks import zoo
+from dag_jax.runs import claims, rundir
+from dag_jax.runs.matrix import Matrix
+from dag_jax.runs.stored import SUMS, Stored, check_shown, default_sums, open_run
 from dag_jax.weights import store
-from experiments.runs import claims, files, rundir
-from experiments.runs.matrix import Matrix
-from experiments.runs.stored import SUMS, Stored, check_shown, default_sums, open_run
 
 pytestmark = pytest.mark.slow  # it compiles whole networks
 

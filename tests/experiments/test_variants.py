@@ -9,7 +9,7 @@ from PIL import Image
 
 import dag_jax
 from dag_jax import datasets, metrics, networks
-from experiments.runs import rundir
+from dag_jax.runs import rundir
 
 pytestmark = pytest.mark.slow  # it compiles whole networks
 

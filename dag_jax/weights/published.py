@@ -1,0 +1,282 @@
+"""Where the weights of the networks of Table 1 come from, and how to get them."""
+
+import dataclasses
+import hashlib
+import http.client
+import pathlib
+import shutil
+import tarfile
+import urllib.error
+import urllib.request
+import zipfile
+
+from dag_jax.errors import UserError
+from dag_jax.networks import conversion
+from dag_jax.progress import progress
+from dag_jax.runs import evaluation
+
+_SECONDS = 60  # without a byte, after which a server counts as gone
+_BLOCK = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A file that a network's authors publish.
+
+    Attributes:
+      file: its name.
+      addresses: where it lies, to be tried in turn.
+      page: where the authors say so.
+      members: the end of the name of each file that is wanted of an archive; () for no archive.
+      checksum: the one that is published, as "md5:..." or "sha1:...", or None.
+    """
+
+    file: str
+    addresses: tuple[str, ...]
+    page: str
+    members: tuple[str, ...] = ()
+    checksum: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A network that was never published.
+
+    Attributes:
+      initial: the ImageNet classifier that its training starts from.
+      command: how to train it, once that is fetched.
+    """
+
+    initial: Published
+    command: str
+
+
+_FCN = "https://github.com/shelhamer/fcn.berkeleyvision.org"  # each folder's caffemodel-url
+_PY = "https://github.com/rbgirshick/py-faster-rcnn"  # data/scripts/fetch_faster_rcnn_models.sh
+_CAFFE = "https://github.com/BVLC/caffe"  # models/bvlc_reference_caffenet/readme.md
+_VGG = "http://www.robots.ox.ac.uk/~vgg/research/very_deep/"
+_MATLAB = "https://github.com/ShaoqingRen/faster_rcnn"  # README.md, fetch_data
+
+
+def _fcn(name):
+    return Published(name, (f"http://dl.caffe.berkeleyvision.org/{name}",), _FCN)
+
+
+def _py_faster_rcnn(name):
+    address = "https://dl.dropboxusercontent.com/s/o6ii098bu51d139/faster_rcnn_models.tgz?dl=0"
+    checksum = "md5:ac116844f66aefe29587214272054668"
+    return Published("faster_rcnn_models.tgz", (address,), _PY, (name,), checksum)
+
+
+def _matlab(name):
+    addresses = (
+        "https://onedrive.live.com/download?resid=D7AF52BADBA8A4BC!114&authkey=!AERHoxZ-iAx_j34"
+        "&ithint=file%2czip",
+        "https://www.dropbox.com/s/jswrnkaln47clg2/faster_rcnn_final_model.zip?dl=1",
+    )
+    members = f"{name}/proposal_final", f"{name}/detection_final"
+    return Published("faster_rcnn_final_model.zip", addresses, _MATLAB, members)
+
+
+_CAFFENET = Published(
+    "bvlc_reference_caffenet.caffemodel",
+    ("http://dl.caffe.berkeleyvision.org/bvlc_reference_caffenet.caffemodel",),
+    _CAFFE,
+    checksum="sha1:4c8d77deb20ea792f84eb5e6d0a11ca0a8660a46",
+)
+_VGG16 = Published(
+    "VGG_ILSVRC_16_layers.caffemodel",
+    ("http://www.robots.ox.ac.uk/~vgg/software/very_deep/caffe/VGG_ILSVRC_16_layers.caffemodel",),
+    _VGG,
+    checksum="sha1:9363e1f6d65f7dba68c4f27a1e62105cdf6c4e24",
+)
+
+
+def _star(name, initial):
+    # Photographs come from ImageNet: no weight against background, no noise, unlike scenes.
+    return Trained(
+        initial,
+        f"python -m experiments.train --network={name} --nominiature --nobatch_norm --dataset=voc "
+        "--data_dir=VOCdevkit --canvas=512 --augment --noise=0 --background_weight=1 "
+        "--steps=20000 --score_every=1000 --learning_rate=1e-3 "
+        f"--initial=runs/weights/{name}_imagenet.safetensors",
+    )
+
+
+ORIGINS = {
+    "fcn_alex": _fcn("fcn-alexnet-pascal.caffemodel"),
+    "fcn_alex_star": _star("fcn_alex_star", _CAFFENET),
+    "fcn_vgg": _fcn("fcn8s-heavy-pascal.caffemodel"),
+    "fcn_vgg_star": _star("fcn_vgg_star", _VGG16),
+    "fr_zf_07": _py_faster_rcnn("ZF_faster_rcnn_final.caffemodel"),
+    "fr_zf_0712": _matlab("faster_rcnn_VOC0712_ZF"),
+    "fr_vgg_07": _py_faster_rcnn("VGG16_faster_rcnn_final.caffemodel"),
+    "fr_vgg_0712": _matlab("faster_rcnn_VOC0712_vgg_16layers"),
+}
+
+
+def table() -> str:
+    """Return Markdown that says where each network's weights come from."""
+    lines = ["| network | weights |", "|---|---|"]
+    for name, origin in ORIGINS.items():
+        trained = isinstance(origin, Trained)
+        file = origin.initial if trained else origin
+        text = " and ".join(f"`{member}`" for member in file.members) + " of " * bool(file.members)
+        text += f"[{file.file}]({file.addresses[0]})"
+        text += f", {file.checksum.replace(':', ' ', 1)}" if file.checksum else ""
+        text += f"; from {file.page}"
+        if trained:
+            text = f"never published; ImageNet's {text}, and then `{origin.command}`"
+        lines.append(f"| {evaluation.TITLES[name]} | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+def download(address: str, path, *, checksum: str | None = None) -> None:
+    """Download a file; what an earlier call left in <path>.part is not fetched again.
+
+    Args:
+      address: http or https.
+      path: the file, which is there only when it is whole.
+      checksum: "md5:..." or "sha1:..." that it has to have.
+
+    Raises:
+      ValueError: where the server has no such file, gives a web page instead, or the file has
+        another checksum.
+      OSError: where the server cannot be reached, or the connection breaks.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    tag = path.with_name(path.name + ".part.tag")  # which version of the file it is a part of
+    request = urllib.request.Request(address, headers={"User-Agent": "dag-jax"})
+    if part.exists() and tag.exists():
+        request.add_header("Range", f"bytes={part.stat().st_size}-")
+        request.add_header("If-Range", tag.read_text())  # else the whole file comes
+    try:
+        response = urllib.request.urlopen(request, timeout=_SECONDS)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing is left to fetch
+            part.unlink(), tag.unlink()
+            return download(address, path, checksum=checksum)
+        raise UserError(f"{address} answers {error.code} {error.reason}") from error
+    with response:
+        kind = response.headers.get_content_type()
+        if kind == "text/html":
+            raise UserError(f"{address} answers with a web page, not with the file")
+        version = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        # A weak tag does not promise the same bytes.
+        if version and not version.startswith("W/"):
+            tag.write_text(version)
+        resumed = response.status == 206
+        start = part.stat().st_size if resumed else 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        bar = progress(total=total, initial=start, desc=path.name, unit="B", unit_scale=True)
+        with bar, open(part, "ab" if resumed else "wb") as file:
+            while block := response.read(_BLOCK):
+                file.write(block)
+                bar.update(len(block))
+    if total is not None and part.stat().st_size != total:
+        raise ConnectionError(f"{address}: {part.stat().st_size} of {total} bytes came")
+    if checksum is not None and (found := checksum_of(part, checksum)) != checksum:
+        part.unlink()
+        tag.unlink(missing_ok=True)
+        raise UserError(f"{address}: the file has {found}, published is {checksum}")
+    part.replace(path)
+    tag.unlink(missing_ok=True)
+
+
+def checksum_of(path, like: str) -> str:
+    """Return the checksum of a file, of the kind of another one: "md5:..." or "sha1:..."."""
+    kind = like.partition(":")[0]
+    with open(path, "rb") as file:
+        return f"{kind}:{hashlib.file_digest(file, kind).hexdigest()}"
+
+
+def unpack(archive, members, folder) -> list[pathlib.Path]:
+    """Take files out of a .zip or .tgz archive.
+
+    Args:
+      archive: the archive.
+      members: the end of the name of each file.
+      folder: where to put them, each under its own last name.
+
+    Returns:
+      The files.
+
+    Raises:
+      ValueError: where the archive is damaged, or has not exactly one such file.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    try:
+        zipped = zipfile.is_zipfile(archive)
+        with zipfile.ZipFile(archive) if zipped else tarfile.open(archive) as opened:
+            names = opened.namelist() if zipped else opened.getnames()
+            for member in members:
+                found = [name for name in names if f"/{name}".endswith(f"/{member}")]
+                if len(found) != 1:
+                    raise UserError(f"{archive} has {len(found)} files named {member}")
+                target = folder / pathlib.PurePosixPath(member).name
+                content = opened.open(found[0]) if zipped else opened.extractfile(found[0])
+                with content, open(target, "wb") as file:
+                    shutil.copyfileobj(content, file, _BLOCK)
+                files.append(target)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        raise UserError(f"{archive} is damaged: {error}; remove it and start again") from error
+    return files
+
+
+def fetch(name, workdir, *, addresses=(), miniature=False) -> pathlib.Path:
+    """Download and convert the weights of one network, or of what its training starts from.
+
+    Args:
+      name: one of `networks.NAMES`.
+      workdir: folder of the checkpoints, and of downloads/.
+      addresses: to use instead of the published ones.
+      miniature: as in `conversion.convert_files`.
+
+    Returns:
+      The checkpoint.
+
+    Raises:
+      ValueError: with what to do by hand, where the weights cannot be had.
+    """
+    origin, workdir = ORIGINS[name], pathlib.Path(workdir)
+    trained = isinstance(origin, Trained)
+    if trained:
+        print(f"{name} was never published; what its training starts from can be fetched")
+    published = origin.initial if trained else origin
+    output = workdir / f"{name}{'_imagenet' * trained}.safetensors"
+    if output.exists():
+        print(f"{output} is there already, and is kept")
+        return output
+    file = workdir / "downloads" / published.file
+    failures = []
+    for address in () if file.exists() else addresses or published.addresses:
+        try:
+            download(address, file, checksum=published.checksum)
+            break
+        except (ValueError, OSError, http.client.HTTPException) as error:
+            failures.append(f"{type(error).__name__}: {error}")
+    members = published.members
+    if not file.exists():
+        sources = ",".join(pathlib.PurePosixPath(m).name for m in members or [file.name])
+        raise UserError(
+            f"{file.name} could not be fetched:\n  "
+            + "\n  ".join(failures)
+            + "\nIf the connection broke, the same command goes on. If the file is gone, get it in "
+            f"another way (its authors: {published.page}), put it at {file} and start again, or "
+            f"run\n  python -m experiments.convert_weights --network={name} --source={sources} "
+            f"--output={output}"
+        )
+    known = published.checksum
+    if known and (found := checksum_of(file, known)) != known:
+        raise UserError(f"{file} has {found}, published is {known}; remove it")
+    sources = unpack(file, members, file.parent / name) if members else [file]
+    converted = conversion.convert_files(name, sources, output, miniature=miniature)
+    print(conversion.describe(name, output, converted))
+    if trained:
+        print(f"train {name} with\n  {origin.command}")
+    return output

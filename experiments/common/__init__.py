@@ -1,0 +1,1 @@
+"""What launches share: console, flags, the skeleton of a table."""
