@@ -133,10 +133,10 @@ def check_start(start, image) -> None:
       start: [H, W, 3] in grey levels.
       image: [H, W, 3].
     """
+    if not hasattr(start, "dtype") or not jnp.issubdtype(start.dtype, jnp.number):
+        raise UserError(f"start is {_kind(start)}; it must be an array of numbers, grey levels")
     if np.shape(start) != np.shape(image):
         raise UserError(f"start has shape {np.shape(start)}, image has {np.shape(image)}")
-    if not jnp.issubdtype(getattr(start, "dtype", None), jnp.number):
-        raise UserError(f"start is {_kind(start)}; it must be an array of numbers, grey levels")
     if _is_concrete(start) and not np.isfinite(start).all():
         raise UserError("start has values that are not finite")
 
