@@ -316,7 +316,7 @@ class Results:
         try:
             yield
         except StorageError as error:
-            if not self.folder.exists():
+            if not files.exists(self.folder):
                 raise
             raise StorageError(
                 error.errno,
