@@ -2,9 +2,7 @@
 
 Paths are local, or gs://bucket/name (s3://, az://), as in TFDS. A bucket needs TensorFlow, or gcsfs
 (s3fs, adlfs). A local file is written beside its name and renamed, an object of a bucket appears
-when it is complete.
-
-A damaged file (`errors.DamagedError`) and a disk that fails (`errors.StorageError`) are told apart.
+when it is complete. Damaged files and disks that fail are told apart, as in `errors`.
 
 Shapes: `H W` pixels.
 """

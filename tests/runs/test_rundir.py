@@ -527,7 +527,7 @@ print(moment)
 
 def test_killed_before_each_change_of_a_file(tmp_path):
     moments = child(KILLS_BETWEEN, tmp_path)
-    assert 30 < moments < 199, moments
+    assert 20 < moments < 199
     expected = bytes_of(tmp_path / f"run{moments}")
     for moment in range(moments):
         assert bytes_of(tmp_path / f"run{moment}") == expected, moment
