@@ -661,7 +661,7 @@ def test_a_folder_that_cannot_be_written(whole, tmp_path, trouble, number, reaso
 
 def test_a_full_disk_at_any_write(whole, tmp_path, monkeypatch):
     fsync = os.fsync
-    for moment in range(1, 40, 3):
+    for moment in range(1, 40, 5):
         left = [moment]
 
         def full(file, left=left):
