@@ -54,9 +54,7 @@ def checks_but(*out) -> tuple[Callable, ...]:
     return tuple(check for check in CHECKS if check not in out)
 
 
-def of_row(
-    row: Row, rivals, *, checks=CHECKS, then=None, bar=None
-) -> tuple[list[Finding], bool]:
+def of_row(row: Row, rivals, *, checks=CHECKS, then=None, bar=None) -> tuple[list[Finding], bool]:
     """Audit a row.
 
     Args:
