@@ -8,22 +8,23 @@ import sys
 import tensorflow_datasets as tfds
 from absl import logging
 
-from dag_jax.datasets.classes import CLASS_NAMES
+from dag_jax.datasets.classes import CLASS_NAMES, VOID, VOID_COLOUR, palette
 from dag_jax.datasets.examples import Examples
 from dag_jax.datasets.paper_lists import PAPER_LISTS
 from dag_jax.datasets.scenes import Scenes, scenes_config
 from dag_jax.datasets.voc import VocDevkit, voc_config, voc_splits
 from dag_jax.errors import UserError
-from dag_jax.metrics.segmentation import VOID
 
 __all__ = [
     "CLASS_NAMES",
     "PAPER_LISTS",
     "VOID",
+    "VOID_COLOUR",
     "Examples",
     "Scenes",
     "VocDevkit",
     "open_dataset",
+    "palette",
     "scenes_config",
     "voc_config",
     "voc_splits",

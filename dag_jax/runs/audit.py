@@ -1,14 +1,13 @@
 """Whether a table measures the attack: its rows' checks, kept beside them and printed under it.
 
     found = audit.of_table(workdir, {name: audit.Row(title, network, examples)}, mesh=mesh, slots=2)
-    print(audit.section(found, titles))
+    print(dag_jax.report.audit.section(found, titles))
 
 What is found of a row is in audit.json beside it, and not looked for again while the row, those
-that it is compared with, and the checks are the same; `of_table1` hands it to launches that work on
-the rows' perturbations. What each check asks is in `experiments.runs.audit_checks`.
+that it is compared with, and the checks are the same; `kept` hands it to launches that work on the
+rows' perturbations. What each check asks is in `dag_jax.runs.audit_checks`.
 """
 
-import collections
 import functools
 import json
 import pathlib
@@ -19,7 +18,7 @@ from typing import NamedTuple
 import dag_jax
 from dag_jax import Finding, files, networks
 from dag_jax.progress import progress
-from dag_jax.runs import attacks, audit_checks, evaluation, rundir
+from dag_jax.runs import attacks, audit_checks, rundir
 from dag_jax.runs import findings as rules
 from dag_jax.runs.audit_checks import WHITE_BOX, Subject
 
@@ -144,23 +143,6 @@ def kept(workdir, names) -> dict[str, list[Finding]]:
     return {name: one["findings"] for name, one in then.items() if one is not None}
 
 
-def of_table1(folder, names) -> tuple[dict[str, list[Finding]], str]:
-    """Return what a launch of Table 1 found of its rows, for launches over its perturbations.
-
-    Args:
-      folder: `--workdir` of that launch.
-      names: of networks.
-
-    Returns:
-      ({network: findings}, the `section` that says them).
-    """
-    found = kept(folder, names)
-    titles = {name: evaluation.TITLES[name] for name in names}
-    command = f"`python -m experiments.table1 --workdir={folder}`"
-    remedy = f"{command}, with the flags and the version of the launch that made it,"
-    return found, section(found, titles, remedy=remedy)
-
-
 def checks_sha256() -> str:
     """Return what changes with the checks and their limits: a digest of their sources."""
     package = pathlib.Path(dag_jax.__file__).parent
@@ -196,67 +178,3 @@ def _read(workdir, name):
     except (ValueError, KeyError, TypeError):
         pass
     return None
-
-
-def as_json(found) -> dict[str, list[dict]]:
-    """Return findings as JSON can hold them."""
-    return {name: [one._asdict() for one in findings] for name, findings in found.items()}
-
-
-def write(workdir, name, report, content, *, titles, found, remedy="--audit") -> str:
-    """Write a table as Markdown and as JSON, each with what was found of its rows.
-
-    Args:
-      workdir: the run's folder.
-      name: of the two files, without their ends.
-      report: Markdown.
-      content: what JSON can hold.
-      titles: as in `section`.
-      found: as in `section`; none before the audit.
-      remedy: as in `section`.
-
-    Returns:
-      The Markdown.
-    """
-    text = f"{report}\n{section(found, titles, remedy=remedy)}"
-    files.write(workdir / f"{name}.md", text)
-    content = {**content, "audit": as_json(found)}
-    files.write(workdir / f"{name}.json", json.dumps(content, indent=2) + "\n")
-    return text
-
-
-def section(found: dict[str, list[Finding]], titles: dict[str, str], *, remedy="--audit") -> str:
-    """Return findings as the section of a report: a line for all that hold, one for each other.
-
-    Args:
-      found: from `of_table` or `kept`.
-      titles: {name of a row: what it is called}, of all rows of the table.
-      remedy: what makes the findings of rows that have none.
-    """
-    lines = []
-    if found:
-        every = [one for findings in found.values() for one in findings]
-        count = collections.Counter(one.check for one in every)
-        names = "; ".join(
-            check + (f" ({number} row{'s' * (number > 1)})" if number < len(found) else "")
-            for check, number in count.items()
-        )
-        passed, fired, open_ = (
-            sum(one.passed is verdict for one in every) for verdict in (True, False, None)
-        )
-        lines += [
-            f"{len(every)} checks of {len(found)} row{'s' * (len(found) > 1)}: {passed} hold, "
-            f"{fired} do{'es' * (fired == 1)} not, {open_} could not be judged. Checked: {names}.",
-            "",
-        ]
-    if missing := [title for name, title in titles.items() if name not in found]:
-        lines += [f"Not audited: {', '.join(missing)}; {remedy} does it.", ""]
-    for name, findings in found.items():
-        for one in findings:
-            if not one.passed:
-                verdict = "could not be judged" if one.passed is None else "does not hold"
-                lines.append(
-                    f'- **{titles[name]}: "{one.check}" {verdict}**: {one.said}. *Remedy:* '
-                    f"{one.remedy}."
-                )
-    return "\n".join(["## Audit", "", *lines]).rstrip() + "\n"

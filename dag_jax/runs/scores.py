@@ -139,19 +139,6 @@ def mean_interval(values, *, within=(0, 100), seed=0) -> list[float]:
     return findings.as_list(metrics.interval(means, level=findings.LEVEL, within=within))
 
 
-def verdict(difference, images) -> str:
-    """Return whether images show that a difference is below 0, as a table says it.
-
-    Args:
-      difference: [value, low, high]; None where there is no image.
-      images: their number.
-    """
-    if difference is None:
-        return "-"
-    said = findings.below(difference, images)
-    return said if images < findings.FEWEST else f"{said}: {findings.text(difference)}"
-
-
 def summary_of(records) -> dict:
     """Return the steps and sizes of attacks, as a table has them.
 
