@@ -32,6 +32,8 @@ from matplotlib.ticker import MaxNLocator
 
 import dag_jax
 from dag_jax import files, metrics, networks
+from dag_jax.report import audit as audit_report
+from dag_jax.report import findings as findings_report
 from dag_jax.report import lineplot, tables
 from dag_jax.runs import (
     attacks,
@@ -116,8 +118,8 @@ COLUMNS = (
     ("most kept", lambda row: f"{row['max_proposals']}"),
     ("proposals", lambda row: f"{row['proposals']:.1f}"),
     ("targets", lambda row: f"{row['targets']:.1f}"),
-    ("ADVR", lambda row: findings.text(row["advr"])),
-    ("ADVR uint8", lambda row: findings.text(row["advr_uint8"])),
+    ("ADVR", lambda row: findings_report.text(row["advr"])),
+    ("ADVR uint8", lambda row: findings_report.text(row["advr_uint8"])),
     ("steps", lambda row: f"{row['steps_median']:g}"),
     ("s an image", lambda row: "-" if row["seconds"] is None else f"{row['seconds']:.3g}"),
     ("p x1000", lambda row: f"{1000 * row['perceptibility']:.1f}"),
@@ -185,7 +187,7 @@ def report(rows, differences, about) -> str:
     shown = [
         f"At most {one['max_proposals']} kept, ADVR at {evaluation.ATTACK_NMS} is below ADVR at "
         f"{PLAIN}: {findings.below(one['difference'], rows[0]['images'])}, the difference is "
-        f"{findings.text(one['difference'])}."
+        f"{findings_report.text(one['difference'])}."
         for one in differences
     ]
     text = "\n".join(f"{note}  " for note in notes)
@@ -230,7 +232,8 @@ def draw(rows, about, path):
     axes = panels[2]
     for number, (_, group) in enumerate(by_kept(rows)):
         ends = [(row["nms_threshold"], *row["advr"][1:]) for row in group]
-        axes.fill_between(*zip(*ends, strict=True), color=f"C{number}", alpha=0.15, lw=0)
+        colour = lineplot.COLOURS[number % len(lineplot.COLOURS)]
+        axes.fill_between(*zip(*ends, strict=True), color=colour, alpha=0.15, lw=0)
     text = f"ORIG {about['orig']:.1f}, the mAP before the attack"
     axes.axhline(about["orig"], color="0.35", lw=1, ls="--", label=text)
     axes.set_title(f"bands: {findings.LEVEL:.0%} intervals", fontsize=9)
@@ -318,7 +321,7 @@ def write_table(workdir, rows, about, found):
     titles = {folder_of(*one): title_of(*one) for one in settings}
     content = {**about, "rows": rows, "differences": differences}
     shown = report(rows, differences, about)
-    return audit.write(workdir, "proposals", shown, content, titles=titles, found=found)
+    return audit_report.write(workdir, "proposals", shown, content, titles=titles, findings=found)
 
 
 def main(argv):

@@ -37,7 +37,9 @@ from dag_jax import datasets, files, metrics, networks
 from dag_jax.datasets import drawings, photographs
 from dag_jax.errors import UserError
 from dag_jax.metrics.segmentation import VOID
+from dag_jax.report import audit as audit_report
 from dag_jax.report import figures, tables
+from dag_jax.report import findings as findings_report
 from dag_jax.runs import (
     attacks,
     audit,
@@ -206,9 +208,9 @@ def measure(network, drawn, results, drawing, *, max_steps, mesh):
 COLUMNS = (
     ("shape", lambda row: row["title"]),
     ("as drawn before", lambda row: f"{row['as_drawn_before'][0]:.1f}"),
-    ("as drawn after", lambda row: findings.text(row["as_drawn_after"])),
+    ("as drawn after", lambda row: findings_report.text(row["as_drawn_after"])),
     ("IoU before", lambda row: f"{row['iou_before'][0]:.1f}"),
-    ("IoU after", lambda row: findings.text(row["iou_after"])),
+    ("IoU after", lambda row: findings_report.text(row["iou_after"])),
     ("steps", lambda row: f"{row['steps_median']:g}"),
     ("p x1000", lambda row: f"{1000 * row['perceptibility']:.1f}"),
     ("largest", lambda row: f"{row['largest_change_median']:.0f}"),
@@ -221,7 +223,7 @@ CLAIMS = (
     ("shape", lambda row: row["title"]),
     (
         "the saved PNG is more as drawn than the clean image",
-        lambda row: scores.verdict(row["as_drawn_lost"], row["images"]),
+        lambda row: findings_report.verdict(row["as_drawn_lost"], row["images"]),
     ),
 )
 
@@ -263,8 +265,7 @@ def picture(network, example, run, row):
         f"{row['title']} on {key}: {record['status']} after {record['num_steps']} steps, "
         f"{left} of {pixels} pixels are not as drawn"
     )
-    change = saved.astype(np.float32) - clean
-    return figures.AttackRow(title, clean, saved, change, before, after)
+    return figures.AttackRow(title, clean, saved, before, after)
 
 
 def audit_of(workdir, names, wanted, network, examples, mesh):
@@ -293,7 +294,9 @@ def write_table(workdir, rows, about, found):
     content = {**about, "rows": list(rows.values())}
     shown = report(content["rows"], about)
     remedy = "the command that has these shapes, with --audit,"
-    return audit.write(workdir, "shapes", shown, content, titles=titles, found=found, remedy=remedy)
+    return audit_report.write(
+        workdir, "shapes", shown, content, titles=titles, findings=found, remedy=remedy
+    )
 
 
 def main(argv):
@@ -350,7 +353,12 @@ def main(argv):
         picture(network, examples[0], rundir.read(workdir / name), row)
         for name, row in rows.items()
     ]
-    figures.attack_figure(pictures, workdir / "shapes.png")
+    figures.attack_figure(
+        pictures,
+        workdir / "shapes.png",
+        class_names=datasets.CLASS_NAMES,
+        palette=datasets.palette(len(datasets.CLASS_NAMES)),
+    )
     if FLAGS.audit:
         found = audit_of(workdir, rows, wanted, network, examples, mesh)
         text = write_table(workdir, rows, about, found)

@@ -31,10 +31,12 @@ import numpy as np
 from absl import flags
 
 import dag_jax
-from dag_jax import networks
+from dag_jax import datasets, networks
 from dag_jax.errors import UserError
+from dag_jax.report import audit as audit_report
 from dag_jax.report import figures, tables
-from dag_jax.runs import attacks, audit, buckets, evaluation, findings, provenance, rundir, scores
+from dag_jax.report import findings as findings_report
+from dag_jax.runs import attacks, audit, buckets, evaluation, provenance, rundir, scores
 from dag_jax.runs.failures import failures, forget, others_go_on
 from experiments.common import console, options
 
@@ -130,7 +132,9 @@ def report(rows, settings):
     if not scenes:
         notes.append(f"The columns '7' average over {classes} alone.")
     text = "\n".join(f"{note}  " for note in notes)
-    table, shown = tables.markdown(rows, columns), findings.table1(rows, evaluation.TITLES)
+    table = tables.markdown(rows, columns)
+    titled = [row | {"title": evaluation.TITLES[row["network"]]} for row in rows]
+    shown = findings_report.table1(titled)
     return f"# Table 1 ({size}, {kind})\n\n{text}\n\n{table}\n\n## What holds\n\n{shown}"
 
 
@@ -159,8 +163,7 @@ def picture(network, examples, run, rounded):
         f"{unit} {found[index, 0]:.0f} before, {found[index, 1]:.0f} after"
     )
     clean = example["image"].astype(np.float32)
-    images = clean, attacked[index], run.perturbation(example["image_id"])
-    return figures.AttackRow(title, *images, before[index], after[index])
+    return figures.AttackRow(title, clean, attacked[index], before[index], after[index])
 
 
 def attack(network, examples, own, mesh):
@@ -253,7 +256,7 @@ def write_table(workdir, rows, settings, found):
     titles = {row["network"]: evaluation.TITLES[row["network"]] for row in rows}
     content = {"settings": settings, "rows": rows}
     shown = report(rows, settings)
-    return audit.write(workdir, "table1", shown, content, titles=titles, found=found)
+    return audit_report.write(workdir, "table1", shown, content, titles=titles, findings=found)
 
 
 def draw(workdir, rows, loaded, examples):
@@ -266,7 +269,12 @@ def draw(workdir, rows, loaded, examples):
     for name in shown.values():
         run, network = rundir.read(workdir / name), loaded[name]
         pictures.append(picture(network, examples[network.detects], run, FLAGS.rounded))
-    figures.attack_figure(pictures, workdir / "examples.png")
+    figures.attack_figure(
+        pictures,
+        workdir / "examples.png",
+        class_names=datasets.CLASS_NAMES,
+        palette=datasets.palette(len(datasets.CLASS_NAMES)),
+    )
 
 
 def main(argv):

@@ -39,7 +39,9 @@ from absl import app, flags
 import dag_jax
 from dag_jax import files, metrics, networks, variants
 from dag_jax.errors import UserError
-from dag_jax.report import lineplot, tables
+from dag_jax.report import audit as audit_report
+from dag_jax.report import findings as findings_report
+from dag_jax.report import tables, tradeoff
 from dag_jax.runs import (
     attacks,
     audit,
@@ -142,9 +144,9 @@ def asked_for(texts, network) -> list[str]:
 COLUMNS = (
     ("variant", lambda row: row["title"]),
     ("ORIG", lambda row: f"{row['orig']:.2f}"),
-    ("ADVR", lambda row: findings.text(row["intervals"]["advr"])),
+    ("ADVR", lambda row: findings_report.text(row["intervals"]["advr"])),
     ("ADVR uint8", lambda row: f"{row['advr_uint8']:.2f}"),
-    ("PERM", lambda row: findings.text(row["intervals"]["perm"])),
+    ("PERM", lambda row: findings_report.text(row["intervals"]["perm"])),
     ("FOOLED", lambda row: f"{100 * row['success']:.0f}%"),
     ("right <= 1%", lambda row: f"{100 * row['lost']:.0f}%"),
     ("still right", lambda row: f"{100 * row['right']:.2f}%"),
@@ -198,8 +200,7 @@ def report(rows, about) -> str:
     ]
     text = "\n".join(f"{note}  " for note in notes)
     table = tables.markdown(rows, COLUMNS)
-    titles = {row["variant"]: row["title"] for row in rows}
-    shown = findings.table1(rows, titles, of="variant")
+    shown = findings_report.table1(rows, heading="variant")
     return f"# Attack variants ({title}, {size})\n\n{text}\n\n{table}\n\n## What holds\n\n{shown}"
 
 
@@ -255,45 +256,17 @@ def row_of(name, variant, examples, results, *, detects, seconds) -> dict:
 def draw(rows, about, path):
     """Draw what each variant leaves of the score against the size of what it adds."""
     title, unit = evaluation.TITLES[about["network"]], "mAP" if rows[0]["detects"] else "mIoU"
-    figure, (axes,) = lineplot.panels(
-        1, f"{title} under attack ({rows[0]['images']} images)", inches=(6.5, 4.8)
-    )
-    orig = rows[0]["orig"]
-    axes.axhline(0, color="0.4", lw=0.5)
-    axes.axhline(orig, color="0.4", lw=1, ls="--", label=f"no attack: {orig:.1f}")
-    for bounded, marker, colour, label in (
-        (False, "o", "C0", "DAG and its kin, which stop by themselves"),
-        (True, "s", "C1", f"within {about['settings']['epsilon']:g} grey levels"),
-    ):
-        some = [row for row in rows if row["bounded"] == bounded]
-        sizes = [1000 * row["perceptibility"] for row in some]
-        ends = [[row[column] for row in some] for column in ("advr", "perm")]
-        axes.vlines(sizes, *ends, color=colour, lw=0.7, alpha=0.5, zorder=2)  # of one variant
-        for column, face, text in (
-            ("advr", colour, label),
-            (
-                "perm",
-                "none",
-                f"the same, rows and columns shuffled ({('DAG', 'bounded')[bounded]})",
-            ),
-        ):
-            if some:
-                scores_of = [row[column] for row in some]
-                style = {"marker": marker, "color": colour, "mfc": face, "ls": "none"}
-                axes.plot(sizes, scores_of, label=text, zorder=3, clip_on=False, **style)
-    axes.set(
-        xlabel="perceptibility p x 1000 (a change of one grey level everywhere: 6.8)",
+    epsilon = about["settings"]["epsilon"]
+    groups = {
+        "DAG and its kin,\nwhich stop by themselves": [row for row in rows if not row["bounded"]],
+        f"within {epsilon:g} grey levels": [row for row in rows if row["bounded"]],
+    }
+    tradeoff.draw(
+        {heading: group for heading, group in groups.items() if group},
+        path,
+        title=f"{title} under attack ({rows[0]['images']} images)",
         ylabel=f"{unit} left (%)",
-        yticks=range(0, 101, 20),
-        ylim=(-9, 100),  # room for names below
-        xlim=(0, 1200 * max(row["perceptibility"] for row in rows) + 1e-3),
     )
-    axes.grid(alpha=0.3)
-    figure.legend(fontsize=8, loc="outside lower center", ncols=2, frameon=False)
-    points = [(1000 * row["perceptibility"], row["advr"], row["title"]) for row in rows]
-    shuffled = [(1000 * row["perceptibility"], row["perm"]) for row in rows]
-    lineplot.name_points(figure, axes, points, shuffled)
-    lineplot.save(figure, path)
 
 
 def measure(name, variant, network, examples, results, *, margin, mesh) -> dict:
@@ -345,7 +318,7 @@ def write_table(workdir, rows, about, found):
     """Write the table and what its audit found; return the text."""
     titles = {row["variant"]: row["title"] for row in rows}
     content, shown = {**about, "rows": rows}, report(rows, about)
-    return audit.write(workdir, "variants", shown, content, titles=titles, found=found)
+    return audit_report.write(workdir, "variants", shown, content, titles=titles, findings=found)
 
 
 def main(argv):
