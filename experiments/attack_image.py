@@ -136,7 +136,7 @@ def aimed(targets, key, target, drawing, *, first_class):
       targets: Targets of `attacks.attack_inputs`, which are permuted.
       key: JAX key of the image.
       target: the flag: 'permute', 'absent', a class's name; else `drawing` counts.
-      drawing: u8[H, W] classes, or None.
+      drawing: i32[H, W] classes, or None.
       first_class: lowest class that 'absent' takes: 1 for a detector.
     """
     labels, valid = targets.labels, targets.valid
@@ -224,7 +224,7 @@ def read_back(path, network, score_fn, clean, before, targets, margin):
     """Measure the saved image.
 
     Returns:
-      (AttackRow's adversarial, perturbation, before and after; dict for the record; text of it).
+      (AttackRow's adversarial, before and after; dict for the record; text of it).
     """
     adversarial = photographs.read_photograph(path).pixels
     image = adversarial.astype(np.float32)
@@ -240,7 +240,7 @@ def read_back(path, network, score_fn, clean, before, targets, margin):
         "largest_change": float(np.abs(change).max()),
         **facts,
     }
-    return (adversarial, change, before, after), facts, f"{text}, {active} of {count} targets left"
+    return (adversarial, before, after), facts, f"{text}, {active} of {count} targets left"
 
 
 def listed(detections):
@@ -348,7 +348,12 @@ def main(argv):
     name = photograph.name
     short = name if len(name) <= LONG_NAME else f"{name[: LONG_NAME - 1]}…"
     row = figures.AttackRow(f"{title} on {short}, {steps} steps: {text}", clean, *panels)
-    figures.attack_figure([row], workdir / FILES["panels"])
+    figures.attack_figure(
+        [row],
+        workdir / FILES["panels"],
+        class_names=datasets.CLASS_NAMES,
+        palette=datasets.palette(len(datasets.CLASS_NAMES)),
+    )
     lines = ",\n".join(f"  {json.dumps(entry)}: {json.dumps(record[entry])}" for entry in record)
     rundir.write(workdir / FILES["record"], f"{{\n{lines}\n}}\n")
     print(

@@ -23,7 +23,7 @@ from absl import app, flags
 from PIL import Image
 
 import dag_jax
-from dag_jax import metrics, networks
+from dag_jax import datasets, metrics, networks
 from dag_jax.progress import progress
 from dag_jax.report import figures
 from dag_jax.runs import attacks, evaluation, rundir
@@ -144,8 +144,13 @@ def main(argv):
             f"the same perturbation in both rows: {unit} {before:.0f} before, "
             f"{after:.0f} after {row['num_steps']} steps"
         )
-        drawn.append(figures.AttackRow(title, image, adversarial, change, *predictions[name]))
-    figures.attack_figure(drawn, workdir / "figure1.png")
+        drawn.append(figures.AttackRow(title, image, adversarial, *predictions[name]))
+    figures.attack_figure(
+        drawn,
+        workdir / "figure1.png",
+        class_names=datasets.CLASS_NAMES,
+        palette=datasets.palette(len(datasets.CLASS_NAMES)),
+    )
     Image.fromarray(adversarial.astype(np.uint8)).save(workdir / "adversarial.png")
     rundir.write(workdir / "figure1.json", json.dumps(row | {"lacks": lacks}, indent=2) + "\n")
     print(json.dumps(row, indent=2))

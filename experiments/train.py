@@ -36,7 +36,7 @@ from dag_jax import datasets, networks
 from dag_jax.errors import UserError
 from dag_jax.networks import layers, losses, zoo
 from dag_jax.progress import progress
-from dag_jax.report import figures
+from dag_jax.report import lineplot
 from dag_jax.runs import evaluation, rundir
 from dag_jax.weights import store
 from experiments.common import batches, console
@@ -367,7 +367,7 @@ def main(argv):
             curve.append(point)
             bar.set_postfix(loss=f"{point['loss']:.3f}", score=f"{point['score']:.1f}")
             rundir.write(curve_path, "".join(json.dumps(point) + "\n" for point in curve))
-            figures.training_curve(curve, FLAGS.network, workdir / "curve.png")
+            lineplot.training_curve(curve, FLAGS.network, workdir / "curve.png")
             save_state(saved, state, settings)
     bar.close()
 

@@ -8,7 +8,8 @@ def markdown(rows, columns) -> str:
       rows: anything.
       columns: pairs (name, function of a row that returns its text).
     """
-    cells = [[name for name, _ in columns]] + [[text(row) for _, text in columns] for row in rows]
+    cells = [[name for name, _ in columns]]
+    cells += [[text(row).replace("|", r"\|") for _, text in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "| "
