@@ -25,12 +25,10 @@ devices is refused.
 import functools
 import itertools
 import json
-import sys
 
 from absl import app, flags
 from matplotlib.ticker import MaxNLocator
 
-import dag_jax
 from dag_jax import files, metrics, networks
 from dag_jax.report import lineplot, tables
 from dag_jax.runs import (
@@ -72,7 +70,7 @@ options.define(
     *("dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints", "miniature"),
     *("image_ids", "limit", "max_steps", "step_size", "margin", "rounded", "precision", "seed"),
     *("slots", "audit", "workdir"),
-    kinds=(True,),
+    tasks=("detection",),
     workdir="runs/proposals",
 )
 
@@ -331,7 +329,6 @@ def main(argv):
     kept = parse_proposals(FLAGS.proposals, FLAGS.miniature)
     margin = evaluation.MARGINS[True] if FLAGS.margin is None else FLAGS.margin
     max_steps = FLAGS.max_steps or evaluation.MAX_STEPS[True]
-    dag_jax.check_numbers(max_steps, FLAGS.step_size, margin)
     network, weights = options.load_network(FLAGS.network)
     examples = options.load_examples(network)
     about = {
@@ -341,7 +338,7 @@ def main(argv):
         "margin": margin,
         "max_steps": max_steps,
         "splits": FLAGS.split or evaluation.TEST_SPLITS[True],
-        "settings": rundir.settings_of(FLAGS, sys.argv[0], without=UNRECORDED),
+        "settings": options.settings(__name__, UNRECORDED),
         **provenance.environment(),
     }
     workdir = attacks.claim(FLAGS.workdir, about, examples)

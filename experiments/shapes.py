@@ -23,7 +23,6 @@ add rows; a folder of another class, network, other settings or versions is refu
 import functools
 import json
 import pathlib
-import sys
 import urllib.parse
 from collections.abc import Callable
 from typing import NamedTuple
@@ -68,13 +67,19 @@ flags.DEFINE_string("word", "DAG", "The word of --shape=word.")
 flags.DEFINE_string("mask", None, "PNG of --shape=file: class indices, or in the colours of VOC.")
 flags.DEFINE_enum("class_name", "person", datasets.CLASS_NAMES[1:], "The class inside the shape.")
 flags.DEFINE_float(
-    "stop_fraction", 0.01, "Share of the pixels (0 to 1) that may have another class than drawn."
+    "stop_fraction",
+    0.01,
+    "Share of the pixels that may have another class than drawn.",
+    lower_bound=0,
+    upper_bound=1,
 )
+options.check(options.not_negative, "stop_fraction")
+options.check(options.not_empty, "shape", "word", "mask")
 options.define(
     __name__,
     *("dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints", "miniature"),
     *("image_ids", "limit", "max_steps", "step_size", "precision", "slots", "audit", "workdir"),
-    kinds=(False,),
+    tasks=("segmentation",),
     limit=10,
     workdir="runs/shapes",
 )
@@ -309,7 +314,6 @@ def main(argv):
     if ("file" in kinds) != (FLAGS.mask is not None):
         raise app.UsageError("--shape=file and --mask go together")
     max_steps = FLAGS.max_steps or evaluation.MAX_STEPS[False]
-    dag_jax.check_numbers(max_steps, FLAGS.step_size, 0.0, FLAGS.stop_fraction)
     wanted = drawings_of(kinds)
     network, weights = options.load_network(FLAGS.network)
     examples = options.load_examples(network)
@@ -323,7 +327,7 @@ def main(argv):
         "weights_sha256": weights,
         "max_steps": max_steps,
         "splits": FLAGS.split or evaluation.TEST_SPLITS[False],
-        "settings": rundir.settings_of(FLAGS, sys.argv[0], without=UNRECORDED),
+        "settings": options.settings(__name__, UNRECORDED),
         **provenance.environment(),
     }
     workdir = attacks.claim(FLAGS.workdir, about, examples)

@@ -30,12 +30,18 @@ import time
 import numpy as np
 from absl import flags
 
-import dag_jax
 from dag_jax import networks
 from dag_jax.errors import UserError
 from dag_jax.report import figures, tables
 from dag_jax.runs import attacks, audit, buckets, evaluation, findings, provenance, rundir, scores
-from dag_jax.runs.failures import failures, forget, others_go_on
+from dag_jax.runs.failures import (
+    failures,
+    forget,
+    images_of,
+    noted,
+    others_go_on,
+    wait_until,
+)
 from experiments.common import console, options
 
 # ORIG, ADVR, PERM of Xie et al., ICCV 2017, table 1: full-size networks on PASCAL VOC.
@@ -202,7 +208,7 @@ def attack(network, examples, own, mesh):
     return new
 
 
-def join(folder, network, examples, own, new):
+def join(folder, network, examples, own, new, processes):
     """Return a network's row, made once every process has kept its images.
 
     Args:
@@ -211,12 +217,14 @@ def join(folder, network, examples, own, new):
       examples: its examples, all processes'.
       own: `rundir.Results` by margin.
       new: whether this process has attacked any, so that the row has to be made anew.
+      processes: their number.
     """
     path = folder / "row.json"
     if new or not path.exists():
-        console.wait_until(
+        title = evaluation.TITLES[network.name]
+        wait_until(
             lambda: all(map(scores.are_there, own.values())),
-            f"the other processes' images of {evaluation.TITLES[network.name]}",
+            lambda: f"{title}: {images_of(scores.missing(own[max(own)], processes))}",
             lambda: failures(folder / "failed"),
         )
         row = scores.row_of(network, examples, own, margin=max(own), seed=FLAGS.seed)
@@ -275,7 +283,6 @@ def main(argv):
     mesh = console.open_mesh()
     started = time.monotonic()
     console.check_names("networks", FLAGS.networks, networks.NAMES)
-    dag_jax.check_numbers(FLAGS.max_steps or 1, FLAGS.step_size, FLAGS.margin or 0)
 
     # 1. Everything that can be wrong is read before anything is written. Rows that the folder has
     # stay in the table.
@@ -287,7 +294,7 @@ def main(argv):
     for network in loaded.values():
         if network.detects not in examples:
             examples[network.detects] = options.load_examples(network)
-    settings = rundir.settings_of(FLAGS, sys.argv[0], without=UNRECORDED)
+    settings = options.settings(__name__, UNRECORDED)
     manifest = {"settings": settings, "units": rundir.UNITS, **provenance.environment()}
     workdir = rundir.claim(FLAGS.workdir, manifest)
     results = {}
@@ -308,23 +315,26 @@ def main(argv):
 
     # 2. A network at a time. Each process keeps its own images and waits for no other; process 0
     # joins what all have kept as soon as it is there.
-    forget(workdir, loaded, process, processes)
+    notes = {name: workdir / name / "failed" for name in loaded}
+    forget(notes.values(), process, processes)
     rows, errors, attacked = {}, [], {}
-    for name, network in loaded.items():
-        with others_go_on(workdir, name, process, errors):
-            own = own_of(results, name)
-            attacked[name] = attack(network, examples[network.detects], own, mesh)
-        last = name == list(loaded)[-1]
-        for other, new in [] if process else list(attacked.items()):
-            own = own_of(results, other)
-            if not (last or all(map(scores.are_there, own.values()))):
-                continue
-            del attacked[other]
-            with others_go_on(workdir, other, process, errors):
-                known = examples[loaded[other].detects]
-                rows[other] = join(workdir / other, loaded[other], known, own, new)
-                done = f"{len(rows)} of {len(loaded)} networks, {time.monotonic() - started:.0f} s"
-                print(f"{summary(rows[other])}  ({done})", file=sys.stderr)
+    with noted(notes.values(), process):
+        for name, network in loaded.items():
+            with others_go_on(notes[name], evaluation.TITLES[name], process, errors):
+                own = own_of(results, name)
+                attacked[name] = attack(network, examples[network.detects], own, mesh)
+            last = name == list(loaded)[-1]
+            for other, new in [] if process else list(attacked.items()):
+                own = own_of(results, other)
+                if not (last or all(map(scores.are_there, own.values()))):
+                    continue
+                del attacked[other]
+                with others_go_on(notes[other], evaluation.TITLES[other], process, errors):
+                    known = examples[loaded[other].detects]
+                    rows[other] = join(workdir / other, loaded[other], known, own, new, processes)
+                    seconds = time.monotonic() - started
+                    done = f"{len(rows)} of {len(loaded)} networks, {seconds:.0f} s"
+                    print(f"{summary(rows[other])}  ({done})", file=sys.stderr)
     rows = [rows[name] for name in loaded if name in rows]
     if process:
         print(f"process {process} is done; process 0 writes the table: {workdir}/")

@@ -24,7 +24,6 @@ made anew is refused.
 """
 
 import json
-import sys
 import time
 
 from absl import app, flags
@@ -33,8 +32,8 @@ from dag_jax import networks
 from dag_jax.errors import UserError
 from dag_jax.progress import progress
 from dag_jax.report import crosstable, heatmap
-from dag_jax.runs import audit, claims, provenance, rundir
-from dag_jax.runs.failures import failures, forget, others_go_on
+from dag_jax.runs import audit, claims, evaluation, provenance, rundir
+from dag_jax.runs.failures import failures, forget, noted, others_go_on, wait_until
 from dag_jax.runs.matrix import Matrix
 from dag_jax.runs.stored import Stored, check_shown, default_sums
 from experiments.common import console, options
@@ -50,7 +49,8 @@ flags.DEFINE_list(
 )
 options.define(__name__, "data_dir", "cache_dir", "checkpoints", "workdir", workdir="runs/transfer")
 flags.DEFINE_integer("sets", 1000, "Sets of images drawn for the intervals.", 1)
-flags.DEFINE_integer("seed", 0, "Seed of the bootstrap (--sets).")
+flags.DEFINE_integer("seed", 0, "Seed of the bootstrap (--sets).", 0, options.LARGEST)
+options.check(options.not_empty, "run", "networks")
 # What decides no cell: cells of other networks and sums join those that are there.
 UNRECORDED = (
     *("run", "networks", "black_boxes", "sums", "sets", "seed"),
@@ -117,7 +117,7 @@ def main(argv):
     check_shown(stored, loaded, sources)
     manifest = {
         "launch": "transfer",
-        "settings": rundir.settings_of(FLAGS, sys.argv[0], without=UNRECORDED),
+        "settings": options.settings(__name__, UNRECORDED),
         "run": {"settings": stored.settings},
         "units": {"scores": "percent"},
         **provenance.environment(),
@@ -126,20 +126,31 @@ def main(argv):
     matrix = Matrix(workdir, stored, sources, seed=FLAGS.seed, num_sets=FLAGS.sets)
 
     # A process makes the cells of its own networks and waits for no other; process 0 for all.
-    forget(workdir / "cells", loaded, process, processes)
+    notes = {name: workdir / "cells" / name / "failed" for name in loaded}
+    forget(notes.values(), process, processes)
     errors = []
-    for name in list(loaded)[process::processes]:
-        with others_go_on(workdir / "cells", name, process, errors):
-            matrix.fill(*loaded[name], mesh=mesh)
+    own = list(loaded)[process::processes]
+    with noted([notes[name] for name in own], process):
+        for name in own:
+            with others_go_on(notes[name], evaluation.TITLES[name], process, errors):
+                matrix.fill(*loaded[name], mesh=mesh)
     if errors:
         raise UserError("; ".join(errors))
     if process:
         print(f"process {process} is done; process 0 writes the tables: {workdir}/")
         return
-    console.wait_until(
+
+    def waiting():
+        return " and ".join(
+            f"what {evaluation.TITLES[name]} sees, of process {index % processes}"
+            for index, name in enumerate(loaded)
+            if not matrix.is_there(name)
+        )
+
+    wait_until(
         lambda: all(matrix.is_there(name) for name in loaded),
-        "the other processes' networks",
-        lambda: [text for name in loaded for text in failures(workdir / "cells" / name / "failed")],
+        waiting,
+        lambda: [text for folder in notes.values() for text in failures(folder)],
     )
     write(workdir, matrix, loaded, started)
 

@@ -29,14 +29,12 @@ results of another network, other settings, weights, versions or devices is refu
 """
 
 import json
-import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from absl import app, flags
 
-import dag_jax
 from dag_jax import files, metrics, networks, variants
 from dag_jax.errors import UserError
 from dag_jax.report import lineplot, tables
@@ -70,6 +68,8 @@ flags.DEFINE_list(
 flags.DEFINE_float("epsilon", 8.0, "Largest change of fgsm, pgd, segpgd, cospgd, in grey levels.")
 flags.DEFINE_integer("bounded_steps", 40, "Steps of pgd, segpgd and cospgd.", 1)
 flags.DEFINE_float("bounded_step_size", 2.0, "Length of each of these, in grey levels.")
+options.check(options.positive, "epsilon", "bounded_step_size")
+options.check(options.not_empty, "variants")
 options.define(
     __name__,
     *("dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints", "miniature"),
@@ -358,7 +358,6 @@ def main(argv):
     detects = FLAGS.network.startswith("fr_")
     margin = evaluation.MARGINS[detects] if FLAGS.margin is None else FLAGS.margin
     max_steps = FLAGS.max_steps or evaluation.MAX_STEPS[detects]
-    dag_jax.check_numbers(max_steps, FLAGS.step_size, margin)
     known = variants_of(detects)
     network, weights = options.load_network(FLAGS.network)
     examples = options.load_examples(network)
@@ -369,7 +368,7 @@ def main(argv):
         "margin": margin,
         "max_steps": max_steps,
         "splits": FLAGS.split or evaluation.TEST_SPLITS[detects],
-        "settings": rundir.settings_of(FLAGS, sys.argv[0], without=UNRECORDED),
+        "settings": options.settings(__name__, UNRECORDED),
         **provenance.environment(),
     }
     workdir = attacks.claim(FLAGS.workdir, about, examples)

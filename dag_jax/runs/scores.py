@@ -116,6 +116,15 @@ def are_there(results) -> bool:
     return all(results.has(_LAST, shard) for shard in range(results.num_shards))
 
 
+def missing(results, processes) -> dict[int, int]:
+    """Return {process: images whose scores it has still to keep}."""
+    counts = dict.fromkeys(range(processes), 0)
+    for shard in range(results.num_shards):
+        if not results.has(_LAST, shard):
+            counts[shard % processes] += len(results.indices(shard))
+    return counts
+
+
 def join(examples, results, column) -> list[dict]:
     """Return the evidence of a column of each example, all processes'."""
     found: list = [{} for _ in examples]
