@@ -329,7 +329,7 @@ def main(argv):
     kept = parse_proposals(FLAGS.proposals, FLAGS.miniature)
     margin = evaluation.MARGINS[True] if FLAGS.margin is None else FLAGS.margin
     max_steps = FLAGS.max_steps or evaluation.MAX_STEPS[True]
-    network, weights = options.load_network(FLAGS.network)
+    network, weights = options.load_model(FLAGS.network)
     examples = options.load_examples(network)
     about = {
         "launch": "proposals",

@@ -315,7 +315,7 @@ def main(argv):
         raise app.UsageError("--shape=file and --mask go together")
     max_steps = FLAGS.max_steps or evaluation.MAX_STEPS[False]
     wanted = drawings_of(kinds)
-    network, weights = options.load_network(FLAGS.network)
+    network, weights = options.load_model(FLAGS.network)
     examples = options.load_examples(network)
     for shape in {example["image"].shape[:2] for example in examples}:
         for drawing in wanted:

@@ -37,7 +37,6 @@ from dag_jax.runs import attacks, audit, buckets, evaluation, findings, provenan
 from dag_jax.runs.failures import (
     failures,
     forget,
-    images_of,
     noted,
     others_go_on,
     wait_until,
@@ -208,7 +207,7 @@ def attack(network, examples, own, mesh):
     return new
 
 
-def join(folder, network, examples, own, new, processes):
+def join(folder, network, examples, own, new):
     """Return a network's row, made once every process has kept its images.
 
     Args:
@@ -217,14 +216,13 @@ def join(folder, network, examples, own, new, processes):
       examples: its examples, all processes'.
       own: `rundir.Results` by margin.
       new: whether this process has attacked any, so that the row has to be made anew.
-      processes: their number.
     """
     path = folder / "row.json"
     if new or not path.exists():
         title = evaluation.TITLES[network.name]
         wait_until(
             lambda: all(map(scores.are_there, own.values())),
-            lambda: f"{title}: {images_of(scores.missing(own[max(own)], processes))}",
+            lambda: f"the other processes' images of {title}",
             lambda: failures(folder / "failed"),
         )
         row = scores.row_of(network, examples, own, margin=max(own), seed=FLAGS.seed)
@@ -288,7 +286,7 @@ def main(argv):
     # stay in the table.
     finished = rundir.folders_in(FLAGS.workdir, "row.json")
     names = [name for name in networks.NAMES if name in finished | set(FLAGS.networks)]
-    both = {name: options.load_network(name) for name in names}
+    both = {name: options.load_model(name) for name in names}
     loaded = {name: network for name, (network, _) in both.items()}
     examples = {}
     for network in loaded.values():
@@ -331,7 +329,7 @@ def main(argv):
                 del attacked[other]
                 with others_go_on(notes[other], evaluation.TITLES[other], process, errors):
                     known = examples[loaded[other].detects]
-                    rows[other] = join(workdir / other, loaded[other], known, own, new, processes)
+                    rows[other] = join(workdir / other, loaded[other], known, own, new)
                     seconds = time.monotonic() - started
                     done = f"{len(rows)} of {len(loaded)} networks, {seconds:.0f} s"
                     print(f"{summary(rows[other])}  ({done})", file=sys.stderr)

@@ -359,7 +359,7 @@ def main(argv):
     margin = evaluation.MARGINS[detects] if FLAGS.margin is None else FLAGS.margin
     max_steps = FLAGS.max_steps or evaluation.MAX_STEPS[detects]
     known = variants_of(detects)
-    network, weights = options.load_network(FLAGS.network)
+    network, weights = options.load_model(FLAGS.network)
     examples = options.load_examples(network)
     about = {
         "launch": "variants",

@@ -9,6 +9,7 @@ A value that cannot be right is refused as flags are parsed, before anything is 
 that for a launch's own flags.
 """
 
+import importlib
 import math
 import pathlib
 import re
@@ -16,24 +17,25 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 from absl import app, flags
 
-from dag_jax import files, networks
+from dag_jax import datasets, files, models, networks
 from dag_jax.datasets import scenes
 from dag_jax.errors import UserError
 from dag_jax.networks import zoo
-from dag_jax.runs import evaluation
+from dag_jax.runs import attacks
 
-# What a launch takes of a model's task where no flag says otherwise: the paper's split and M_0, and
-# the logits that a target's label is to lose by.
+# What a launch takes of a model's task where neither a flag nor the model says otherwise.
 DEFAULTS = {
-    "segmentation": {"split": "seg11valid", "max_steps": 200, "margin": 0},
-    "detection": {"split": "voc07_test", "max_steps": 150, "margin": 3},
+    zoo.TASKS[name]: {
+        "split": zoo.facts(name).split,
+        "max_steps": zoo.facts(name).max_steps,
+        "margin": zoo.facts(name).margin,
+    }
+    for name in networks.NAMES
 }
 LARGEST = 2**31 - 1  # of a seed or a count: both go into int32
-SIDES = evaluation.MIN_CANVAS, 2**14  # pixels: what networks see at least; more fits no memory
-_SLOTS = {"cpu": 2}, 16  # a core gains nothing from more lanes, and the last images waste fewer
+SIDES = 48, 2**14  # pixels: the FCN-VGG miniature sees no less, and more fits no memory
 _MODEL = re.compile(r"\w+|\w+(\.\w+)*:\w+(\.\w+)*")
 
 FLAGS = flags.FLAGS
@@ -116,7 +118,7 @@ _SHARED = {
         flags.DEFINE_enum,
         "scenes",
         "Where images come from: rendered scenes, or photographs of PASCAL VOC.",
-        more={"enum_values": ["scenes", "voc"]},
+        more={"enum_values": datasets.DATASETS},
     ),
     "split": _Shared(
         flags.DEFINE_string,
@@ -206,7 +208,7 @@ _SHARED = {
         flags.DEFINE_integer,
         None,
         "Images that are attacked at the same time on each device, a CPU core being one.",
-        f"{_SLOTS[0]['cpu']} on a CPU core, {_SLOTS[1]} on others",
+        "2 on a CPU core, 16 on others",
         more={"lower_bound": 1, "upper_bound": LARGEST},
     ),
     "audit": _Shared(
@@ -239,10 +241,13 @@ def help_of(name, tasks=tuple(DEFAULTS), default=None) -> str:
     shared = _SHARED[name]
     if default is not None or not shared.otherwise:
         return shared.text
-    values = {entry: [DEFAULTS[task][entry] for task in tasks] for entry in DEFAULTS[tasks[0]]}
+    values = {
+        entry: [str(DEFAULTS[task][entry]).removesuffix(".0") for task in tasks]
+        for entry in DEFAULTS[tasks[0]]
+    }
     texts = {
         entry: ", ".join(
-            f"{value} for {task}" if len(tasks) > 1 else f"{value}"
+            f"{value} for {task}" if len(tasks) > 1 else value
             for value, task in zip(each, tasks, strict=True)
         )
         for entry, each in values.items()
@@ -288,47 +293,83 @@ def _named(module):
 
 def slots() -> int:
     """Return how many images each device has at a time, by --slots or the platform."""
-    known, others = _SLOTS
-    return FLAGS.slots or known.get(jax.default_backend(), others)
+    return FLAGS.slots or attacks.default_slots()
 
 
-def load_network(name):
-    """Load a network by --miniature, --checkpoints and --precision.
+def load_model(name):
+    """Load a model of --models, by --miniature, --checkpoints and --precision if it is built in.
+
+    Args:
+      name: of a network, or package.module:function.
 
     Returns:
-      (Network, SHA-256 of its checkpoint).
+      (model, SHA-256 of its checkpoint), the latter None of a function's model.
 
     Raises:
       app.UsageError: for a full-size network without a checkpoint.
-      UserError: for a checkpoint that is missing, damaged or another network's.
+      UserError: for a name, module or function that is not there, a function that returns no model,
+        and a checkpoint that is missing, damaged or another network's.
     """
+    if ":" in name:
+        model = _function_of(name)()
+        try:
+            models.about(model)
+        except UserError as error:
+            raise UserError(f"{name} returned no model: {error}") from error
+        return model, None
+    if name not in zoo.TASKS:
+        raise UserError(
+            f"unknown network {name!r}; known: {', '.join(zoo.TASKS)}, and any "
+            "package.module:function that returns a model"
+        )
     if not (FLAGS.miniature or FLAGS.checkpoints):
         raise app.UsageError("--nominiature needs --checkpoints: no full-size weights are shipped")
     path = pathlib.Path(FLAGS.checkpoints or zoo.CHECKPOINTS) / f"{name}.safetensors"
-    network = networks.load(
+    model = networks.load(
         name, miniature=FLAGS.miniature, checkpoint=path, precision=FLAGS.precision
     )
-    return network, files.sha256_of(path)
+    return model, files.sha256_of(path)
 
 
-def load_examples(network) -> list[dict]:
-    """Read the examples that a network is attacked on, by the flags of the dataset.
+def _function_of(name):
+    """Return the function that package.module:function names; what it imports may raise."""
+    path, _, function = name.partition(":")
+    try:
+        value = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if not (error.name and f"{path}.".startswith(f"{error.name}.")):
+            raise  # the module is there, and lacks another
+        raise UserError(f"{name}: Python finds no module {error.name} from here") from error
+    for part in function.split("."):
+        if not hasattr(value, part):
+            raise UserError(f"{name}: {path} has no {function}")
+        value = getattr(value, part)
+    if not callable(value):
+        raise UserError(f"{name} is a {type(value).__name__}, and no function")
+    return value
+
+
+def load_examples(model):
+    """Read the examples that a model is attacked on, by the flags of the dataset.
 
     Args:
-      network: a `Network`; its task has a split of its own, and an FCN takes images with masks.
+      model: a `models.Segmenter`, which takes images with masks, or a `models.Detector`. Its
+        `split` is read where there is no --split, or that of its task.
+
+    Returns:
+      A `datasets.ExampleSet`.
 
     Raises:
-      UserError: as `evaluation.load_examples` says.
+      UserError: as `datasets.load_examples` says.
     """
-    task = "detection" if network.detects else "segmentation"
-    return evaluation.load_examples(
+    about = models.about(model)
+    return datasets.load_examples(
         FLAGS.dataset,
-        [FLAGS.split or DEFAULTS[task]["split"]],
+        FLAGS.split or getattr(model, "split", DEFAULTS[about.task]["split"]),
         data_dir=FLAGS.data_dir,
         cache_dir=FLAGS.cache_dir,
         limit=FLAGS.limit or None,
         image_ids=FLAGS.image_ids,
         canvas=FLAGS.canvas,
-        network=network,
-        one_size=False,
+        with_mask=not about.detects,
     )
