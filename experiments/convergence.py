@@ -34,14 +34,15 @@ from dag_jax.report import convergence, tables
 from dag_jax.report import findings as findings_report
 from dag_jax.runs import audit, evaluation, findings, rundir, scores
 from dag_jax.runs.stored import open_run
-from experiments.common import console
+from experiments.common import console, options
 
 MARKS = (10, 50, 100)  # iterations at which the table has the share of targets left
 QUARTILES = (25, 50, 75)  # percent
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("run", "runs/table1", "Folder that experiments.table1 wrote, its --workdir.")
-flags.DEFINE_string("workdir", "runs/convergence", "Where to write.")
+options.define(__name__, "workdir", workdir="runs/convergence")
+options.check(options.not_empty, "run")
 
 
 class Attacked(NamedTuple):
