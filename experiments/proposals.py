@@ -12,16 +12,17 @@ attack alone, so that about 3,000 proposals are kept instead of 300, and says th
 make it work. Here the same images are attacked at several thresholds, with several limits on the
 number kept. The evaluation stays what it is: the detector's own.
 
-A detector of yours can be attacked so where its `propose` takes `nms_threshold` and `max_proposals`.
+A detector of yours can be attacked so where its `propose` takes `nms_threshold` and
+`max_proposals`.
 
 Seconds are from one finished image to the next, on the wall's clock: they depend on what else the
 machine does.
 
-Results go to --workdir: proposals.md, proposals.json, proposals.png, and for each model and setting
-a folder of what was attacked and its row. An image is kept as soon as it is finished: whatever kills
-a launch, the same command goes on with the next. --models, --thresholds and --proposals add settings
-to those that are there; a folder with results of other settings, weights, versions or devices is
-refused.
+Results go to --workdir: proposals.md, proposals.json, proposals.png, and for each model and
+setting a folder of what was attacked and its row. An image is kept as soon as it is finished:
+whatever kills a launch, the same command goes on with the next. --models, --thresholds and
+--proposals add settings to those that are there; a folder with results of other settings, weights,
+versions or devices is refused.
 """
 
 import functools
@@ -258,8 +259,9 @@ def main(argv):
     subjects = [detector(name) for name in FLAGS.models]
     entries = []
     for subject in subjects:
-        for number, (most, threshold) in enumerate(itertools.product(sorted(set(kept)), thresholds)):
-            entries.append(entry_of(subject, threshold, most, first=number == 0))
+        for most, threshold in itertools.product(sorted(set(kept)), thresholds):
+            first = not entries or entries[-1].plan.subject is not subject
+            entries.append(entry_of(subject, threshold, most, first=first))
     settings = options.settings(__name__, UNRECORDED)
     earlier = rows_in(FLAGS.workdir, "proposals")
     table = Table("proposals", entries, settings=settings, process=process, processes=processes)

@@ -32,7 +32,7 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from dag_jax import metrics, methods
+from dag_jax import methods, metrics
 from dag_jax.datasets import ExampleSet, drawings, photographs
 from dag_jax.errors import UserError
 from dag_jax.models import SEGMENTATION

@@ -41,16 +41,17 @@ def intervals_of(sets) -> dict[str, list[float]]:
     """Return the intervals of a row of Table 1.
 
     Args:
-      sets: {column: scores f64[B + 1]} of "orig", "advr", "perm" in percent, of the images
-        themselves and of each set that `metrics.draw_images` drew.
+      sets: {column: scores f64[B + 1]}, such as of "orig", "advr", "perm", in percent, of the
+        images themselves and of each set that `metrics.draw_images` drew.
 
     Returns:
       {column or difference: [value, low, high]} in points.
     """
-    intervals = {name: in_percent(sets[name]) for name in ("orig", "advr", "perm")}
+    intervals = {name: in_percent(scores) for name, scores in sets.items()}
     for name, (column, clean) in _DIFFERENCES.items():
-        difference = sets[column] - sets[clean]
-        intervals[name] = metrics.interval(difference, level=LEVEL, within=(-100, 100))
+        if column in sets and clean in sets:
+            difference = sets[column] - sets[clean]
+            intervals[name] = metrics.interval(difference, level=LEVEL, within=(-100, 100))
     return {name: as_list(interval) for name, interval in intervals.items()}
 
 

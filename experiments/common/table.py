@@ -12,6 +12,7 @@ with the next image. Of several processes each makes its own images and waits fo
 0 joins what all have kept, as soon as it is there.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -24,7 +25,7 @@ from dag_jax.report import audit as audit_report
 from dag_jax.runs import audit, failures, provenance, rundir, scores
 from dag_jax.runs.attacks import Plan
 from dag_jax.runs.audit import Audit
-from dag_jax.runs.dataset import attack_and_score, join_row
+from dag_jax.runs.dataset import ROW, attack_and_score, join_row
 
 FLAGS = flags.FLAGS
 
@@ -105,6 +106,7 @@ class Table:
         }
         failures.forget(self._notes.values(), process, processes)
         self.made: dict[str, dict] = {}
+        self._earlier: dict[str, dict] = {}
         self._errors: list[str] = []
 
     @property
@@ -166,10 +168,14 @@ class Table:
         for part in parts:
             results = self._results[part.name]
             beside = row
-            row = join_row(part.plan, results, columns=part.columns, subsets=part.subsets)
-            row = row | {"row": part.name, "title": part.title}
-            if part.complete:
-                row = part.complete(part, results, row, beside)
+            row = join_row(
+                part.plan,
+                results,
+                columns=part.columns,
+                subsets=part.subsets,
+                complete=functools.partial(_completed, part, results, beside),
+                beside=beside,
+            )
         return row
 
     def audit(self, mesh, *, slots=None) -> dict:
@@ -187,10 +193,25 @@ class Table:
         names = {rundir.folder_name(entry.name): entry.name for entry in self.entries}
         return {names[folder]: findings for folder, findings in found.items()}
 
+    def keep_rows(self, names) -> None:
+        """Let rows of earlier launches stay in the table, which this one does not make again.
+
+        Args:
+          names: of rows, as `rows_in` gives them.
+        """
+        made_now = {entry.name for entry in self.entries}
+        for name in names:
+            path = self.workdir / rundir.folder_name(name) / ROW
+            if name not in made_now and path.exists():
+                row = files.load_json(path, digest=True)
+                if "title" in row:
+                    self._earlier[name] = row
+
     @property
     def all_rows(self) -> list[dict]:
-        """The rows that were made, in the order of the entries."""
-        return [self.made[entry.name] for entry in self.entries if entry.name in self.made]
+        """The rows of earlier launches, and those that were made in the order of the entries."""
+        made = [self.made[entry.name] for entry in self.entries if entry.name in self.made]
+        return [*self._earlier.values(), *made]
 
     def run(self, entry) -> rundir.Run:
         """Return what the folder of an entry holds."""
@@ -225,6 +246,12 @@ class Table:
             print(f"{self.seconds:.0f} s; results: {self.workdir}/")
         if self._errors:
             raise UserError("no row of " + "; no row of ".join(self._errors))
+
+
+def _completed(entry, results, beside, row):
+    """Return a row with what its launch says of it."""
+    row = row | {"row": entry.name, "title": entry.title}
+    return entry.complete(entry, results, row, beside) if entry.complete else row
 
 
 def rows_in(workdir, launch) -> list[str]:
