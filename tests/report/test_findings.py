@@ -22,6 +22,7 @@ def test_an_interval_is_its_value_and_its_ends():
 def test_a_verdict_has_its_difference_where_there_are_images_enough():
     assert findings.verdict([-1, -2, -0.5], 10) == "holds: -1.00 [-2.00, -0.50]"
     assert findings.verdict([1, 0.5, 2], 10) == "does not hold: 1.00 [0.50, 2.00]"
+    assert findings.verdict([-3, -7, 1], 10) == "not shown: -3.00 [-7.00, 1.00]"
     assert findings.verdict([-1, -2, -0.5], 9) == "not shown (fewer than 10 images)"
     assert findings.verdict(None, 0) == "-"
 
