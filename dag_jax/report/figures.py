@@ -4,7 +4,7 @@ Shapes: `H W` pixels, `C` classes. Images are 0-255 RGB. The panels draw into ma
 `attack_figure` lays them out and writes a PNG. Nothing here touches pyplot, so nothing needs a
 display and nothing stays open.
 
-Classes have the colours that the caller gives. Since 21 colours are not told apart by every eye,
+Classes have the colours that the caller gives. Since many colours are not told apart by every eye,
 large regions and all boxes also carry the name of their class.
 """
 
