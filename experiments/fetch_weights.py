@@ -11,7 +11,7 @@ run `python -m experiments.convert_weights`, which does the rest.
 
 import sys
 
-from absl import app, flags
+from absl import flags
 
 from dag_jax.weights import published
 from experiments.common import console
@@ -42,4 +42,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    console.run(main)

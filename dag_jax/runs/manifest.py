@@ -12,18 +12,6 @@ MANIFEST = "manifest.json"
 _MOST_NAMED = 5  # differing settings in one message
 
 
-def settings_of(flag_values, module, *, without=("workdir", "cache_dir", "slots")) -> dict:
-    """Return the flags that a launch defines itself, by name, less those that change no result.
-
-    Args:
-      flag_values: absl's FLAGS.
-      module: the launch's module name, or "__main__".
-      without: flags to leave out.
-    """
-    own = flag_values.flags_by_module_dict()[module]
-    return {flag.name: flag.value for flag in own if flag.name not in without}
-
-
 def claim(workdir, manifest: dict, *, accept_version: bool = False) -> files.epath.Path:
     """Make a run's folder and write its manifest first, or check that it is the same.
 

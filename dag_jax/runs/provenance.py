@@ -23,7 +23,7 @@ LEFT_OUT = (
     "engine/planted.py",
     "runs/audit.py",
     "runs/audit_checks.py",
-    "runs/claims.py",  # says in words what scores show
+    "runs/claims.py",  # judges scores that are there
     "runs/__init__.py",
     "runs/exporting.py",
     "runs/failures.py",

@@ -26,6 +26,7 @@ import collections
 import contextlib
 import functools
 import json
+import urllib.parse
 
 import numpy as np
 
@@ -40,11 +41,10 @@ from dag_jax.runs.manifest import (
     claim,
     folders_in,
     load_manifest,
-    settings_of,
 )
 
 __all__ = ["MANIFEST", "UNITS", "Results", "Run", "accepted", "check_same", "claim", "folders_in"]
-__all__ += ["read", "saved_pixels", "settings_of", "write"]
+__all__ += ["folder_name", "load_manifest", "read", "saved_pixels", "write"]
 
 FORMAT = "dag_jax results 2"
 UNITS = {
@@ -55,6 +55,11 @@ UNITS = {
     "boxes": "[x0, y0, x1, y1], pixels of the image, 0-based, corners inclusive",
     "seconds": "wall-clock seconds",
 }
+
+
+def folder_name(name: str) -> str:
+    """Return the name of a folder, or of a file, that is called something: "mine:load" quoted."""
+    return urllib.parse.quote(name, safe=" +,=@")
 
 
 def saved_pixels(image, perturbation) -> np.ndarray:
@@ -109,6 +114,10 @@ class Run:
         """Return the adversarial image u8[H, W, 3]; raises as `files.load` does."""
         digest = layout.load(self.folder, layout.CHANGES, key, ())[0]["pixels_sha256"]
         return files.load_image(layout.path(self.folder, layout.IMAGES, key), digest)
+
+    def has(self, column: str, key: str) -> bool:
+        """Return whether `Results.put` wrote this."""
+        return files.exists(layout.path(self.folder, layout.column(column), key))
 
     def get(self, column: str, key: str) -> dict[str, np.ndarray]:
         """Return what `Results.put` wrote; raises as `files.load` does."""
@@ -247,6 +256,22 @@ class Results:
         return keys <= layout.done(self.folder) and (
             column is None or keys <= layout.keys_in(self.folder, layout.column(column))
         )
+
+    def missing(self, column: str | None = None) -> dict[int, int]:
+        """Return {process: how many of its images are not done, or have not this column}."""
+        there = layout.done(self.folder)
+        if column is not None:
+            there &= layout.keys_in(self.folder, layout.column(column))
+        late = [i % self.processes for i, key in enumerate(self.keys) if key not in there]
+        return dict(collections.Counter(late))
+
+    def timing(self, index: int) -> dict:
+        """Return the seconds of an image, as `add` was given them; {} where they are lost."""
+        try:
+            seconds = files.load_json(self._path(layout.TIMINGS, self.keys[index]))["seconds"]
+        except UserError:
+            return {}
+        return seconds if isinstance(seconds, dict) else {"seconds": seconds}
 
     def records(self) -> list[dict]:
         """Return the records of all images, every process's, in the order of `keys`.

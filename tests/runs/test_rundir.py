@@ -22,7 +22,8 @@ from dag_jax import files
 from dag_jax.errors import DamagedError, StorageError, UserError
 from dag_jax.runs import rundir
 
-PACKAGE = pathlib.Path(dag_jax.__file__).parent
+RUNS = pathlib.Path(rundir.__file__).parent
+PACKAGE = RUNS.parent
 MANIFEST = {"network": "fcn_alex", "weights_sha256": "ab", "margin": 0.0}
 KEYS = [f"{number:06d}" for number in range(10)]
 
@@ -402,9 +403,20 @@ def test_an_image_made_anew_loses_its_old_scores(tmp_path):
     assert open_results(tmp_path / "run", KEYS[:2]).is_complete("confusion")
 
 
+def test_who_is_late_is_known(tmp_path):
+    results = open_results(tmp_path / "run", KEYS[:5], process=1, processes=2)
+    assert results.missing() == {0: 3, 1: 2}
+    complete(results)
+    assert results.missing() == results.missing("confusion") == {0: 3}
+    run = rundir.read(results.folder)
+    assert run.has("confusion", KEYS[1]) and not run.has("confusion", KEYS[0])
+
+
 def test_lost_timings_are_no_error(tmp_path):
     results = complete(open_results(tmp_path / "run"))
+    assert results.timing(3)["seconds"] < 1
     shutil.rmtree(tmp_path / "run" / "timings")
+    assert results.timing(3) == {}
     assert open_results(tmp_path / "run").records() == results.records()
 
 
@@ -417,9 +429,9 @@ def child(script, *arguments, prefix=()):
     head = (
         "import json, os, pathlib, random, resource, shutil, signal, subprocess, sys, time, types\n"
         "import numpy as np\n"
-        "package = types.ModuleType('dag_jax')\n"
-        f"package.__path__ = [{str(PACKAGE)!r}]\n"
-        "sys.modules['dag_jax'] = package\n"
+        f"for name, path in (('dag_jax', {str(PACKAGE)!r}), ('dag_jax.runs', {str(RUNS)!r})):\n"
+        "    sys.modules[name] = types.ModuleType(name)\n"
+        "    sys.modules[name].__path__ = [path]\n"
         "from dag_jax import files\n"
         "from dag_jax.errors import StorageError\n"
         "from dag_jax.runs import rundir\n"
