@@ -1,5 +1,7 @@
 """The classes of PASCAL VOC, by index."""
 
+VOID = 255  # what the kit's masks hold where a pixel is of no class
+
 CLASS_NAMES = (
     "background",
     "aeroplane",
