@@ -13,7 +13,6 @@ from absl import flags
 
 from dag_jax.errors import UserError
 from dag_jax.networks import fetching
-from dag_jax.runs import evaluation
 from dag_jax.weights import published
 from experiments.common import console
 
@@ -29,7 +28,7 @@ def main(argv):
     """Fetch what the flags name."""
     console.start(argv)
     if FLAGS.list:
-        print(fetching.table(evaluation.TITLES), end="")
+        print(fetching.table(), end="")
         return
     console.check_names("networks", FLAGS.networks, published.ORIGINS)
     failures = []

@@ -94,7 +94,7 @@ def convert_files(name, module, sources, output, *, layout=None, offsets_folded=
     if output.exists():
         raise UserError(f"{output} exists already; name another --output, or remove it")
     if ours := [str(source) for source in _existing(sources) if _is_safetensors(source)]:
-        raise UserError(f"{', '.join(ours)}: safetensors are not converted, `networks.load` does")
+        raise UserError(f"{', '.join(ours)}: `networks.load` reads safetensors of ours as they are")
     parameters, record = parameters_of(
         name, module, sources, layout=layout, offsets_folded=offsets_folded
     )
@@ -120,8 +120,11 @@ def _existing(sources):
 
 
 def _head(path):
-    with path.open("rb") as file:
-        return file.read(10)
+    try:
+        with path.open("rb") as file:
+            return file.read(10)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _is_safetensors(path):
@@ -169,9 +172,7 @@ def _list_file(path):
         for row in rows
     ]
     lines.append(f"{len(rows) - 1} tensors, {weights} weights")
-    lines.append(
-        f"{path}: {pathlib.Path(path).stat().st_size} bytes, SHA-256 {files.sha256_of(path)}"
-    )
+    lines.append(f"{path}: {path.stat().length} bytes, SHA-256 {files.sha256_of(path)}")
     return "\n".join(lines)
 
 
@@ -206,7 +207,7 @@ def _safetensors(path):
             header = json.loads(file.read(start - 8))
     except Exception as error:  # the reader's exceptions differ by what is damaged
         raise UserError(
-            f"{path} ({pathlib.Path(path).stat().st_size} bytes) is not a readable safetensors "
+            f"{path} ({path.stat().length} bytes) is not a readable safetensors "
             f"file: it is truncated, damaged or of another kind ({error})"
         ) from error
     header.pop("__metadata__", None)

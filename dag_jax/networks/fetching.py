@@ -2,7 +2,6 @@
 
 import http.client
 import pathlib
-from collections.abc import Mapping
 
 from dag_jax.errors import UserError
 from dag_jax.networks import conversion, zoo
@@ -10,12 +9,8 @@ from dag_jax.weights import published
 from dag_jax.weights.published import ORIGINS, Trained
 
 
-def table(titles: Mapping[str, str]) -> str:
-    """Return Markdown that says where each network's weights come from.
-
-    Args:
-      titles: of the networks, by name.
-    """
+def table() -> str:
+    """Return Markdown that says where each network's weights come from."""
     lines = ["| network | weights |", "|---|---|"]
     for name, origin in ORIGINS.items():
         trained = isinstance(origin, Trained)
@@ -27,7 +22,7 @@ def table(titles: Mapping[str, str]) -> str:
         text += f"; from {file.page}"
         if trained:
             text = f"never published; ImageNet's {text}, and then `{origin.command}`"
-        lines.append(f"| {titles[name]} | {text} |")
+        lines.append(f"| {zoo.facts(name).title} | {text} |")
     return "\n".join(lines) + "\n"
 
 

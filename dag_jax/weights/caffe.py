@@ -127,7 +127,7 @@ def read(path):
       where three are 1. Layers without blobs are left out. `double_data` is rounded to float32.
 
     Raises:
-      ValueError: if there is no such file, it is truncated, damaged, of another kind or without
+      UserError: if there is no such file, it is truncated, damaged, of another kind or without
         weights, or two layers with blobs have one name.
     """
     return {layer.name: layer.blobs for layer in layers(path) if layer.blobs}
@@ -143,7 +143,7 @@ def layers(path):
       list of `Layer` in the file's order.
 
     Raises:
-      ValueError: as `read`.
+      UserError: as `read`.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -172,6 +172,8 @@ def _parse(path, size):
         file.seek(0)
         try:
             return _CLASSES["Net"].FromString(file.read())
+        except (OSError, MemoryError):
+            raise
         except Exception as error:  # its type differs between the implementations of protobuf
             raise UserError(f"{_kind(head)} ({error})") from error
 

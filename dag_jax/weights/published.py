@@ -1,12 +1,14 @@
 """What weights of the networks of Table 1 are published, and how to get the files."""
 
 import dataclasses
+import errno
 import hashlib
 import pathlib
 import tarfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 
 from dag_jax import files
 from dag_jax.errors import UserError
@@ -14,6 +16,8 @@ from dag_jax.progress import progress
 
 _SECONDS = 60  # without a byte, after which a server counts as gone
 _BLOCK = 1 << 20
+# RuntimeError is of the password that a damaged zip archive seems to need.
+_DAMAGE = zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, OSError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +134,7 @@ def download(address: str, path, *, checksum: str | None = None) -> None:
       OSError: where the server cannot be reached, or the connection breaks.
     """
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(path.parent)
     part = path.with_name(path.name + ".part")
     tag = path.with_name(path.name + ".part.tag")  # which version of the file it is a part of
     request = urllib.request.Request(address, headers={"User-Agent": "dag-jax"})
@@ -193,12 +197,12 @@ def unpack(archive, members, folder) -> list[pathlib.Path]:
       UserError: where the archive is damaged, or has not exactly one such file.
     """
     folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     unpacked = []
     try:
         zipped = zipfile.is_zipfile(archive)
         with zipfile.ZipFile(archive) if zipped else tarfile.open(archive) as opened:
-            names = opened.namelist() if zipped else opened.getnames()
+            names = opened.namelist() if zipped else [e.name for e in opened if e.isreg()]
             for member in members:
                 matches = [name for name in names if f"/{name}".endswith(f"/{member}")]
                 if len(matches) != 1:
@@ -207,6 +211,9 @@ def unpack(archive, members, folder) -> list[pathlib.Path]:
                 with opened.open(matches[0]) if zipped else opened.extractfile(matches[0]) as file:
                     files.write(target, file.read())
                 unpacked.append(target)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+    except _DAMAGE as error:
+        # The disk's errors have a number; EINVAL is of a place before the archive's first byte.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
         raise UserError(f"{archive} is damaged: {error}; remove it and start again") from error
     return unpacked

@@ -49,7 +49,7 @@ def read(path):
       tensors that shared a storage share memory, a transposed tensor is not contiguous.
 
     Raises:
-      ValueError: if there is no such file; if it is truncated, damaged or of another kind; if it
+      UserError: if there is no such file; if it is truncated, damaged or of another kind; if it
         asks for more than tensors and plain containers; if it holds no tensor, two of one name, or
         a float64 beyond float32.
     """
