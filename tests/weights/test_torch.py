@@ -486,7 +486,7 @@ def test_damaged_legacy_files_are_named(tmp_path):
 def test_every_truncation_is_refused(tmp_path, form):
     path = WRITERS[form](tmp_path / "a.pth", small_checkpoint()[0])
     whole = path.read_bytes()
-    for length in [*range(0, len(whole), 5), len(whole) - 1]:
+    for length in [*range(0, len(whole), 11), len(whole) - 1]:
         path.write_bytes(whole[:length])
         assert_refused(path, f"{length} bytes.*truncated")
 
@@ -520,7 +520,7 @@ def test_random_damage_is_refused_or_harmless(tmp_path, rng):
     sources = {"archive": archive, "legacy": legacy}
     sources |= {protocol: good["archive/data.pkl"] for protocol, good in records.items()}
     for kind, source in sources.items():
-        for copy in damaged_copies(source, rng, 600):
+        for copy in damaged_copies(source, rng, 400):
             if kind in records:
                 write_records(path, records[kind] | {"archive/data.pkl": copy})
             else:
@@ -536,7 +536,7 @@ def test_random_damage_is_refused_or_harmless(tmp_path, rng):
                 if kind == "archive":  # e.g. a record's date is another, or bytes lie before it
                     assert_same(found, expected)
             assert time.process_time() - start < 2
-    assert min(counts[kind] for kind in sources) > 300
+    assert min(counts[kind] for kind in sources) > 200
 
 
 # Real files, of the legacy form: SHA-256 of their names, types, shapes and values.
