@@ -29,17 +29,20 @@ import dag_jax
 from dag_jax import files, networks
 from dag_jax.errors import UserError
 from dag_jax.progress import progress
+from dag_jax.report import audit as audit_report
 from dag_jax.report import convergence, tables
+from dag_jax.report import findings as findings_report
 from dag_jax.runs import audit, evaluation, findings, rundir, scores
 from dag_jax.runs.stored import open_run
-from experiments.common import console
+from experiments.common import console, options
 
 MARKS = (10, 50, 100)  # iterations at which the table has the share of targets left
 QUARTILES = (25, 50, 75)  # percent
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("run", "runs/table1", "Folder that experiments.table1 wrote, its --workdir.")
-flags.DEFINE_string("workdir", "runs/convergence", "Where to write.")
+options.define(__name__, "workdir", workdir="runs/convergence")
+options.check(options.not_empty, "run")
 
 
 class Attacked(NamedTuple):
@@ -145,6 +148,8 @@ def row_of(attacked: Attacked) -> tuple[dict, dict]:
     marks = [mark for mark in MARKS if mark < attacked.max_steps] + [attacked.max_steps]
     row = {
         "network": attacked.network,
+        "title": evaluation.TITLES[attacked.network],
+        "task": "detection" if attacked.network.startswith("fr_") else "segmentation",
         "weights_sha256": attacked.weights,
         "margin": attacked.margin,
         "max_steps": attacked.max_steps,
@@ -194,13 +199,16 @@ def _left(mark):
 
 
 COLUMNS = (
-    ("network", lambda row: evaluation.TITLES[row["network"]]),
+    ("network", lambda row: row["title"]),
     ("margin", lambda row: f"{row['margin']:g}"),
     ("images", lambda row: f"{row['images']}"),
     ("with targets", lambda row: f"{row['with_targets']}"),
     ("targets", _spread("targets", ".0f")),
     ("steps", _spread("steps", "g")),
-    ("finished %", lambda row: "-" if row["finished"] is None else findings.text(row["finished"])),
+    (
+        "finished %",
+        lambda row: "-" if row["finished"] is None else findings_report.text(row["finished"]),
+    ),
     *((f"left at {mark}", _left(mark)) for mark in MARKS),
     ("at M_0", _left(None)),
     ("M_0", lambda row: f"{row['max_steps']}"),
@@ -209,11 +217,11 @@ COLUMNS = (
 
 
 CLAIMS = (
-    ("network", lambda row: evaluation.TITLES[row["network"]]),
+    ("network", lambda row: row["title"]),
     ("margin", lambda row: f"{row['margin']:g}"),
     (
         "most images finish within M_0",
-        lambda row: scores.verdict(row["half_minus_finished"], row["with_targets"]),
+        lambda row: findings_report.verdict(row["half_minus_finished"], row["with_targets"]),
     ),
 )
 
@@ -234,7 +242,7 @@ def report(rows, settings) -> str:
         "The audit is of each network's own margin, not of the rows of margin 0 beside it.",
     ]
     notes += [
-        f"{evaluation.TITLES[row['network']]}, margin {row['margin']:g}: {row['images']} of the "
+        f"{row['title']}, margin {row['margin']:g}: {row['images']} of the "
         f"{row['planned']} images of the run are attacked."
         for row in rows
         if row["images"] < row["planned"]
@@ -257,16 +265,26 @@ def main(argv):
     workdir = claim(FLAGS.workdir, manifest, found)
     pairs = [row_of(one) for one in progress(found, desc="curves")]
     rows = [row for row, _ in pairs]
-    names = list(dict.fromkeys(row["network"] for row in rows))
-    audited, section = audit.of_table1(FLAGS.run, names)
+    titles = {row["network"]: row["title"] for row in rows}
+    audited = audit.kept(FLAGS.run, titles)
+    remedy = (
+        f"`python -m experiments.table1 --workdir={FLAGS.run}`, with the flags and the version of "
+        "the launch that made it,"
+    )
+    section = audit_report.section(audited, titles, remedy=remedy)
     text = f"{report(rows, manifest['settings'])}\n{section}"
     rundir.write(workdir / "convergence.md", text)
     with_curves = [row | {"curves": curves} for row, curves in pairs]
     content = {"settings": manifest["settings"], "rows": with_curves}
-    content["audit"] = audit.as_json(audited)
+    content["audit"] = audit_report.as_json(audited)
     rundir.write(workdir / "convergence.json", json.dumps(content, indent=2) + "\n")
-    convergence.draw_curves(pairs, workdir / "convergence.png")
-    convergence.draw_distributions(rows, found, workdir / "distributions.png")
+    paper_steps = {
+        "segmentation": evaluation.MAX_STEPS[False],
+        "detection": evaluation.MAX_STEPS[True],
+    }
+    convergence.draw_curves(pairs, workdir / "convergence.png", paper_steps=paper_steps)
+    records = [attacked.records for attacked in found]
+    convergence.draw_distributions(rows, records, workdir / "distributions.png")
     print(text)
     print(f"results: {workdir}/")
 

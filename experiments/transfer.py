@@ -32,8 +32,9 @@ from absl import app, flags
 from dag_jax import networks
 from dag_jax.errors import UserError
 from dag_jax.progress import progress
+from dag_jax.report import audit as audit_report
 from dag_jax.report import crosstable, heatmap
-from dag_jax.runs import audit, claims, provenance, rundir
+from dag_jax.runs import audit, claims, evaluation, provenance, rundir, scores
 from dag_jax.runs.failures import failures, forget, others_go_on
 from dag_jax.runs.matrix import Matrix
 from dag_jax.runs.stored import Stored, check_shown, default_sums
@@ -69,30 +70,61 @@ def parse_sums(stored):
     return sums
 
 
+def lookers_of(networks_loaded, stored):
+    """Return {name: `claims.Looker`} of the networks that look and of those that were attacked."""
+    names = dict.fromkeys([*networks_loaded, *stored.runs])
+    return {
+        name: claims.Looker(
+            evaluation.TITLES[name],
+            "detection" if name.startswith("fr_") else "segmentation",
+            networks.build(name),
+        )
+        for name in names
+    }
+
+
 def write(workdir, matrix, targets, started):
     """Write and print the tables and the claims, and draw the heat-map."""
+    stored = matrix.stored
+    lookers = lookers_of(targets, stored)
     sizes = {source: matrix.size(source) for source in progress(matrix.sources, desc="p")}
     cells = {
         (source, target): matrix.cell(target, source)
         for target in progress(list(targets), desc="scoring", unit="network")
         for source in matrix.sources
     }
-    blocks = crosstable.blocks(cells, sizes)
-    found = claims.of_transfer(cells, matrix.cell)
-    diagonal = crosstable.diagonal(cells, matrix.stored.rows)
-    audited, section = audit.of_table1(matrix.stored.folder, list(matrix.stored.rows))
-    text = f"{crosstable.markdown(blocks, diagonal, found, matrix.stored)}\n{section}"
+    blocks = crosstable.blocks(cells, sizes, lookers)
+    judged = claims.of_transfer(cells, lookers, matrix.cell)
+    diagonal = crosstable.diagonal(cells, stored.rows)
+    audited = audit.kept(stored.folder, list(stored.rows))
+    section = audit_report.section(
+        audited,
+        {name: lookers[name].title for name in stored.rows},
+        remedy=f"`python -m experiments.table1 --workdir={stored.folder}`, with the flags and the "
+        "version of the launch that made it,",
+    )
+    size = "miniatures" if stored.settings["miniature"] else "full-size networks"
+    tables = crosstable.markdown(
+        blocks,
+        judged,
+        heading=f"Transfer ({size}, {stored.settings['dataset']})",
+        images=[len(run.keys) for run in stored.runs.values()],
+        shuffles=scores.PERMUTATIONS,
+        diagonal=diagonal,
+    )
+    text = f"{tables}\n{section}"
+    lines = crosstable.records(cells, sizes, lookers)
     rundir.write(workdir / "transfer.md", text)
-    rundir.write(workdir / "transfer.csv", crosstable.csv_of(cells, sizes))
+    rundir.write(workdir / "transfer.csv", crosstable.as_csv(lines))
     rundir.write(workdir / "transfer.tex", crosstable.latex(blocks))
     content = {
-        "run": str(matrix.stored.folder),
+        "run": str(stored.folder),
         "seed": FLAGS.seed,
         "sets": FLAGS.sets,
-        "cells": crosstable.records(cells, sizes),
+        "cells": lines,
         "diagonal": diagonal,
-        "findings": [claim.as_json() for claim in found],
-        "audit": audit.as_json(audited),
+        "findings": [claim.as_json() for claim in judged],
+        "audit": audit_report.as_json(audited),
     }
     rundir.write(workdir / "transfer.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     heatmap.draw(blocks, workdir / "transfer.png")

@@ -2,11 +2,11 @@
 
 import contextlib
 import io
+import logging
 import pathlib
 import sys
 
 import tensorflow_datasets as tfds
-from absl import logging
 
 from dag_jax.datasets.classes import CLASS_NAMES, VOID
 from dag_jax.datasets.examples import Examples
@@ -85,8 +85,9 @@ def _prepare(builder):
 @contextlib.contextmanager
 def _quiet(progress):
     """Keep TFDS from printing, but for its bars where asked: the terminal is the caller's."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logger = logging.getLogger("absl")  # TFDS writes to it
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     nowhere = io.StringIO()
     try:
         with (
@@ -95,7 +96,7 @@ def _quiet(progress):
         ):
             yield
     finally:
-        logging.set_verbosity(verbosity)
+        logger.setLevel(level)
 
 
 def load_examples(

@@ -21,8 +21,9 @@ import numpy as np
 
 from dag_jax.engine import planted
 from dag_jax.engine.checks import WHITE, check
-from dag_jax.engine.door import as_callable_pytree, attack
+from dag_jax.engine.door import attack
 from dag_jax.engine.objective import active_targets, margin_loss
+from dag_jax.engine.scoring import as_callable_pytree
 from dag_jax.engine.stream import attack_stream
 from dag_jax.engine.targets import Targets, map_targets
 

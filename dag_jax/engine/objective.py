@@ -122,7 +122,7 @@ def active_targets(scores, targets: Targets, margin: float = 0.0):
 
 def _wide(scores):
     """Return scores in float32 or wider, so that differences and sums lose nothing."""
-    return scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    return scores.astype(jnp.float32) if jnp.finfo(scores.dtype).bits < 32 else scores
 
 
 def _margins_of_active(scores, targets, active, progress):

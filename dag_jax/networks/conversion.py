@@ -14,7 +14,7 @@ import safetensors
 from etils import epath
 
 from dag_jax import files
-from dag_jax.errors import UserError
+from dag_jax.errors import MissingError, UserError, reading
 from dag_jax.weights import caffe, convert, store, torch
 
 # NumPy's names of safetensors' dtypes; others keep the name that they have there.
@@ -115,16 +115,13 @@ def describe(output, record) -> str:
 def _existing(sources):
     paths = [epath.Path(source) for source in sources]
     if missing := [str(path) for path in paths if not path.is_file()]:
-        raise UserError(f"no such file: {', '.join(missing)}")
+        raise MissingError(f"no such file: {', '.join(missing)}")
     return paths
 
 
 def _head(path):
-    try:
-        with path.open("rb") as file:
-            return file.read(10)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    with reading(path), path.open("rb") as file:
+        return file.read(10)
 
 
 def _is_safetensors(path):

@@ -101,9 +101,7 @@ class Stored:
         rows = {row["network"]: row for row in content["rows"]}
         if not rows:
             raise UserError(f"--run: {folder} has no row of Table 1; {_makes(folder)}")
-        self.runs = {
-            name: rundir.read(self.folder / rundir.folder_name(name)) for name in rows
-        }
+        self.runs = {name: rundir.read(self.folder / rundir.folder_name(name)) for name in rows}
         self.rows = rows
         self.splits = {name: run.manifest["split"] for name, run in self.runs.items()}
         self._load_examples = load_examples
@@ -187,9 +185,7 @@ class Stored:
                 if run.manifest["split"] == split
                 for record in run.records
             ]
-            found = self._load_examples(
-                self.settings, split, {record["key"] for record in records}
-            )
+            found = self._load_examples(self.settings, split, {record["key"] for record in records})
             attacks.check_images(self.folder, records, found)
             self._examples[split] = found
         return self._examples[split]
@@ -239,5 +235,3 @@ class Stored:
             "settings": self.settings,
             **{name: files.sha256(files.canonical_json(one)) for name, one in digests.items()},
         }
-
-

@@ -23,7 +23,7 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, unknown_fields
 from google.protobuf.message import Message
 
-from dag_jax.errors import UserError
+from dag_jax.errors import MissingError, StorageError, UserError, reading
 
 _MAX_BYTES = 2**31 - 1  # of one message, for protobuf and for Caffe (util/io.cpp)
 _MAX_FIELDS = 100_000  # of the network, a hundred times a deep one's; the parser checks the rest
@@ -147,10 +147,12 @@ def layers(path):
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such caffemodel file")
+        raise MissingError(f"{path}: no such caffemodel file")
     size = path.stat().st_size
     try:
         return _layers(_parse(path, size))
+    except StorageError:
+        raise
     except ValueError as error:
         raise UserError(
             f"{path} ({size} bytes) is not a readable caffemodel: {error}. A caffemodel is the "
@@ -160,22 +162,24 @@ def layers(path):
 
 
 def _parse(path, size):
-    with open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         head = file.read(16)
-        if not head:
-            raise UserError("it is empty")
-        if head[0] not in _FIRST_BYTES:  # before a large file of another kind is read
-            raise UserError(_kind(head))
-        if size > _MAX_BYTES:
-            raise UserError(f"protobuf and Caffe end at {_MAX_BYTES} bytes")
-        _check_lengths(file, size)
-        file.seek(0)
-        try:
-            return _CLASSES["Net"].FromString(file.read())
-        except (OSError, MemoryError):
+    if not head:
+        raise UserError("it is empty")
+    if head[0] not in _FIRST_BYTES:  # before a large file of another kind is read
+        raise UserError(_kind(head))
+    if size > _MAX_BYTES:
+        raise UserError(f"protobuf and Caffe end at {_MAX_BYTES} bytes")
+    with reading(path):
+        contents = path.read_bytes()
+    _check_lengths(contents)
+    try:
+        return _CLASSES["Net"].FromString(contents)
+    except MemoryError:
+        with reading(path):
             raise
-        except Exception as error:  # its type differs between the implementations of protobuf
-            raise UserError(f"{_kind(head)} ({error})") from error
+    except Exception as error:  # its type differs between the implementations of protobuf
+        raise UserError(f"{_kind(head)} ({error})") from error
 
 
 def _kind(head):
@@ -193,14 +197,13 @@ def _kind(head):
     return "it is truncated, damaged or of another kind"
 
 
-def _check_lengths(file, size):
-    """Follow the lengths of the outermost fields: a download that broke off is not read at all."""
-    at = 0
+def _check_lengths(contents):
+    """Follow the lengths of the outermost fields, so that a download that broke off is named."""
+    at, size = 0, len(contents)
     for _ in range(_MAX_FIELDS):
         if at >= size:
             return
-        file.seek(at)
-        head = file.read(20)  # a tag and a value or length, 10 bytes each at most
+        head = contents[at : at + 20]  # a tag and a value or length, 10 bytes each at most
         tag, first = _varint(head, 0)
         value, second = _varint(head, first)
         if tag < 8 or tag & 7 not in (0, 2) or not second:

@@ -11,7 +11,7 @@ import zipfile
 import zlib
 
 from dag_jax import files
-from dag_jax.errors import UserError
+from dag_jax.errors import UserError, reading
 from dag_jax.progress import progress
 
 _SECONDS = 60  # without a byte, after which a server counts as gone
@@ -178,7 +178,7 @@ def download(address: str, path, *, checksum: str | None = None) -> None:
 def checksum_of(path, like: str) -> str:
     """Return the checksum of a file, of the kind of another one: "md5:..." or "sha1:..."."""
     kind = like.partition(":")[0]
-    with open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         return f"{kind}:{hashlib.file_digest(file, kind).hexdigest()}"
 
 
@@ -214,6 +214,7 @@ def unpack(archive, members, folder) -> list[pathlib.Path]:
     except _DAMAGE as error:
         # The disk's errors have a number; EINVAL is of a place before the archive's first byte.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise
+            with reading(archive):
+                raise
         raise UserError(f"{archive} is damaged: {error}; remove it and start again") from error
     return unpacked

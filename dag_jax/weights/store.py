@@ -13,10 +13,10 @@ from etils import epath
 from flax import traverse_util
 
 from dag_jax import files
-from dag_jax.errors import UserError
+from dag_jax.errors import DamagedError, UserError, reading
 
 _ANEW = (
-    "make it anew: experiments.fetch_weights and experiments.convert_weights do so from published "
+    "Make it anew: experiments.fetch_weights and experiments.convert_weights do so from published "
     "files, experiments.train from a dataset"
 )
 
@@ -33,7 +33,7 @@ def save(path, parameters, metadata, *, half=False):
     Raises:
       UserError: for a key that is not text or contains '/', an empty tree, a leaf that is not
         float32, or, with `half`, a value that float16 cannot reach.
-      OSError: where the file cannot be written.
+      StorageError: where the file cannot be written.
     """
     tensors = {}
     for name, leaf in _flatten(parameters).items():
@@ -64,26 +64,20 @@ def load(path):
       back (tuples are lists, keys are text).
 
     Raises:
-      UserError: if there is no such file, or it is truncated, damaged, of another kind or of a
-        version before 0.2.
-      OSError: where the file cannot be read now.
+      MissingError: where there is no such file.
+      DamagedError: where it is truncated, damaged or of another kind.
+      UserError: where it is no checkpoint, or one of a version before 0.2.
+      StorageError: where it cannot be read now.
     """
     path = epath.Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint file")
     try:
         content, tensors = files.load(path)
-    except OSError:
-        raise
-    except UserError as error:
-        with path.open("rb") as file:
+    except DamagedError as error:
+        with reading(path), path.open("rb") as file:
             head = file.read(200)
         if b"dag_jax checkpoint 1" in head:
-            raise UserError(f"{path} is a checkpoint of dag_jax before 0.2; {_ANEW}") from error
-        raise UserError(
-            f"{path} ({path.stat().length} bytes) is truncated, damaged or no checkpoint of ours "
-            f"({error.__cause__ or error!s:.200}); {_ANEW}"
-        ) from error
+            raise UserError(f"{path} is a checkpoint of dag_jax before 0.2. {_ANEW}") from error
+        raise DamagedError(path, f"or no checkpoint of ours: {error.reason}", _ANEW) from error
     if not isinstance(content, dict) or content.keys() != {"checkpoint"}:
         raise UserError(f"{path} holds arrays of ours, but no checkpoint: it is of a run")
     parameters = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}

@@ -16,7 +16,7 @@ import zipfile
 import jax.numpy as jnp
 import numpy as np
 
-from dag_jax.errors import UserError
+from dag_jax.errors import MissingError, UserError, reading
 from dag_jax.weights import torch_pickle
 
 _ZIP = b"PK\x03\x04"
@@ -49,14 +49,17 @@ def read(path):
       tensors that shared a storage share memory, a transposed tensor is not contiguous.
 
     Raises:
-      UserError: if there is no such file; if it is truncated, damaged or of another kind; if it
+      MissingError: where there is no such file.
+      StorageError: where it cannot be read now.
+      UserError: if it is truncated, damaged or of another kind; if it
         asks for more than tensors and plain containers; if it holds no tensor, two of one name, or
         a float64 beyond float32.
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint file")
-    data = path.read_bytes()
+        raise MissingError(f"{path}: no such checkpoint file")
+    with reading(path):
+        data = path.read_bytes()
     try:
         read_form = _read_zip if data.startswith(_ZIP) else _read_legacy
         tree, storages, byte_order = read_form(data)
@@ -72,7 +75,8 @@ def read(path):
             for name, tensor in tensors.items()
         }
     except MemoryError:
-        raise
+        with reading(path):
+            raise
     except Exception as error:  # zipfile's exceptions differ by what is damaged
         own = isinstance(error, UserError)
         reason = str(error) if own else f"{type(error).__name__}: {error}"

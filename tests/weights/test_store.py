@@ -86,15 +86,15 @@ def test_any_safetensors_reader_opens_it(checkpoint):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    assert_refused(tmp_path / "none.safetensors", "no such checkpoint file")
-    assert_refused(tmp_path, "no such checkpoint file")
+    assert_refused(tmp_path / "none.safetensors", "no such file")
+    assert_refused(tmp_path, "cannot be read now.*Is a directory")
 
 
 def test_every_truncation_is_refused(checkpoint):
     whole = checkpoint.read_bytes()
     for length in {0, 1, 7, 8, 9, 100, len(whole) // 2, len(whole) - 1}:
         checkpoint.write_bytes(whole[:length])
-        assert_refused(checkpoint, f"{length} bytes.*truncated, damaged or no checkpoint")
+        assert_refused(checkpoint, "is damaged .or no checkpoint of ours")
     checkpoint.write_bytes(whole + b"\0")
     assert_refused(checkpoint, "damaged")
 
@@ -121,7 +121,7 @@ def test_foreign_files_are_refused(tmp_path):
         safetensors.numpy.save({"w": np.zeros(3, np.float32)}, {"dag_jax": '{"format": "9"}'}),
     ):
         foreign.write_bytes(contents)
-        assert_refused(foreign, "truncated, damaged or no checkpoint of ours.*convert_weights")
+        assert_refused(foreign, "is damaged .or no checkpoint of ours.*convert_weights")
     foreign.write_bytes(files.pack({"kernel": np.zeros(3, np.float32)}, {"keys": [1]}))
     assert_refused(foreign, "arrays of ours, but no checkpoint")
 
@@ -131,7 +131,7 @@ def test_the_format_before_0_2_says_how_to_make_a_new_one(tmp_path):
     tensors = {"kernel": np.zeros(3, np.float32)}
     old = safetensors.numpy.save(tensors, {"dag_jax": json.dumps(header)})
     (tmp_path / "old").write_bytes(old)
-    assert_refused(tmp_path / "old", "before 0.2; make it anew: experiments.fetch_weights and")
+    assert_refused(tmp_path / "old", "before 0.2. Make it anew: experiments.fetch_weights and")
 
 
 @pytest.mark.parametrize(
