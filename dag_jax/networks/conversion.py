@@ -115,7 +115,7 @@ def describe(output, record) -> str:
 def _existing(sources):
     paths = [epath.Path(source) for source in sources]
     if missing := [str(path) for path in paths if not path.is_file()]:
-        raise MissingError(f"no such file: {', '.join(missing)}")
+        raise MissingError(f"{', '.join(missing)}: no such checkpoint file")
     return paths
 
 

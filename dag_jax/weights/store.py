@@ -13,7 +13,7 @@ from etils import epath
 from flax import traverse_util
 
 from dag_jax import files
-from dag_jax.errors import DamagedError, UserError, reading
+from dag_jax.errors import DamagedError, MissingError, UserError, reading
 
 _ANEW = (
     "Make it anew: experiments.fetch_weights and experiments.convert_weights do so from published "
@@ -72,6 +72,8 @@ def load(path):
     path = epath.Path(path)
     try:
         content, tensors = files.load(path)
+    except MissingError as error:
+        raise MissingError(f"{path}: no such checkpoint file") from error
     except DamagedError as error:
         with reading(path), path.open("rb") as file:
             head = file.read(200)

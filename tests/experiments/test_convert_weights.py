@@ -62,7 +62,7 @@ def test_the_launch_refuses_in_one_line(refuse, alex, tmp_path):
     (tmp_path / "net.pth").write_bytes(b"PK\x03\x04 and no more")
     shipped = zoo.CHECKPOINTS / "fcn_alex.safetensors"
     for source, message in {
-        tmp_path / "none.caffemodel": "no such file: .*none.caffemodel",
+        tmp_path / "none.caffemodel": "none.caffemodel: no such checkpoint file",
         tmp_path / "page.caffemodel": "not a readable caffemodel",
         tmp_path / "net.pth": "not a readable PyTorch checkpoint",
         shipped: "reads safetensors of ours as they are",
@@ -306,7 +306,10 @@ def test_damaged_safetensors_are_refused(tmp_path):
 def test_the_launch_lists_all_or_nothing(refuse, alex, tmp_path, capsys):
     page = tmp_path / "page.pth"
     page.write_text("<html>gone</html>")
-    for source, message in [(page, "is not a readable"), (tmp_path / "none", "no such file")]:
+    for source, message in [
+        (page, "is not a readable"),
+        (tmp_path / "none", "no such checkpoint file"),
+    ]:
         text = refuse("convert_weights", "--list", f"--source={alex},{source}")
         assert str(source) in text and message in text and "\n" not in text
     assert capsys.readouterr().out == "" and [*tmp_path.iterdir()] == [page]

@@ -86,7 +86,7 @@ def test_any_safetensors_reader_opens_it(checkpoint):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    assert_refused(tmp_path / "none.safetensors", "no such file")
+    assert_refused(tmp_path / "none.safetensors", "no such checkpoint file")
     assert_refused(tmp_path, "cannot be read now.*Is a directory")
 
 
