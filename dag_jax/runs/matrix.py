@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dag_jax import files, metrics
-from dag_jax.errors import UserError
+from dag_jax.errors import StorageError, UserError
 from dag_jax.progress import progress
 from dag_jax.runs import buckets, evaluation, rundir, scores
 from dag_jax.runs.stored import Source, Stored
@@ -64,7 +64,9 @@ class Matrix:
         model, weights = self.looking[target]
         try:
             return self.stored.subject(target, model, weights, source)
-        except ValueError:
+        except StorageError:
+            raise
+        except UserError:
             return None
 
     def check_shown(self) -> None:
