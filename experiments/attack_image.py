@@ -1,9 +1,9 @@
 """Attack any photograph: the PNG that fools a network, the panels, and a record.
 
-    python -m experiments.attack_image --image=photo.jpg --network=fcn_vgg
-    python -m experiments.attack_image --image=photo.jpg --network=fr_vgg_07 --target=background
-    python -m experiments.attack_image --image=photo.jpg --network=fcn_vgg --target=drawing.png
-    python -m experiments.attack_image --image=photo.jpg --network=fcn_vgg --nominiature \
+    python -m experiments.attack_image --image=photo.jpg --models=fcn_vgg
+    python -m experiments.attack_image --image=photo.jpg --models=fr_vgg_07 --target=background
+    python -m experiments.attack_image --image=photo.jpg --models=fcn_vgg --target=drawing.png
+    python -m experiments.attack_image --image=photo.jpg --models=fcn_vgg --nominiature \
         --checkpoint=fcn8s-heavy-pascal.safetensors
 
 A photograph comes without ground truth, so what is attacked is what the network itself says of it:
@@ -39,7 +39,7 @@ from dag_jax.networks import zoo
 from dag_jax.progress import progress
 from dag_jax.report import figures
 from dag_jax.runs import attacks, evaluation, rundir
-from experiments.common import console
+from experiments.common import console, options
 
 CANVAS = 128  # pixels: what the miniatures were trained at
 LONG_NAME = 24  # letters of a file's name that the panels have room for
@@ -52,11 +52,17 @@ FILES = {
     "record": "attack_image.json",
 }
 
+
+def check_canvas(side):
+    """Raise UserError for a --canvas that is neither 0 nor a side that networks see."""
+    least, most = options.SIDES
+    if side and not least <= side <= most:
+        raise UserError(f"must be 0, or {least} to {most} pixels")
+
+
 FLAGS = flags.FLAGS
 flags.DEFINE_string("image", None, "The photograph: JPEG, PNG, anything that Pillow reads.")
 flags.mark_flag_as_required("image")
-flags.DEFINE_enum("network", "fcn_vgg", networks.NAMES + networks.BLACK_BOX, "The network to fool.")
-flags.DEFINE_bool("miniature", True, "The small network, or the full-size one.")
 flags.DEFINE_string("checkpoint", None, "A .safetensors to use; a full-size network needs one.")
 flags.DEFINE_integer(
     "canvas",
@@ -75,11 +81,14 @@ flags.DEFINE_string(
     "included: that class everywhere. A file: a drawn segmentation of the photograph's size for an "
     "FCN, grey levels being class indices, or in the colours of VOC; void is left alone.",
 )
-flags.DEFINE_integer("max_steps", None, "M_0. Default: 200 for FCN, 150 for detectors.", 1)
-flags.DEFINE_float("step_size", 0.5, "gamma, grey levels.")
-flags.DEFINE_float("margin", None, "Logits a label must lose by. Default: 0 FCN, 3 detectors.")
-flags.DEFINE_integer("seed", 0, "Seed of the adversarial labels.")
-flags.DEFINE_string("workdir", "runs/attack_image", "Where to write.")
+options.define(
+    __name__,
+    *("models", "miniature", "max_steps", "step_size", "margin", "seed", "workdir"),
+    models=["fcn_vgg"],
+    workdir="runs/attack_image",
+)
+options.check(options.not_empty, "image", "checkpoint", "target")
+options.check(check_canvas, "canvas")
 
 
 def strong(detections):
@@ -136,7 +145,7 @@ def aimed(targets, key, target, drawing, *, first_class):
       targets: Targets of `attacks.attack_inputs`, which are permuted.
       key: JAX key of the image.
       target: the flag: 'permute', 'absent', a class's name; else `drawing` counts.
-      drawing: u8[H, W] classes, or None.
+      drawing: i32[H, W] classes, or None.
       first_class: lowest class that 'absent' takes: 1 for a detector.
     """
     labels, valid = targets.labels, targets.valid
@@ -224,7 +233,7 @@ def read_back(path, network, score_fn, clean, before, targets, margin):
     """Measure the saved image.
 
     Returns:
-      (AttackRow's adversarial, perturbation, before and after; dict for the record; text of it).
+      (AttackRow's adversarial, before and after; dict for the record; text of it).
     """
     adversarial = photographs.read_photograph(path).pixels
     image = adversarial.astype(np.float32)
@@ -240,7 +249,7 @@ def read_back(path, network, score_fn, clean, before, targets, margin):
         "largest_change": float(np.abs(change).max()),
         **facts,
     }
-    return (adversarial, change, before, after), facts, f"{text}, {active} of {count} targets left"
+    return (adversarial, before, after), facts, f"{text}, {active} of {count} targets left"
 
 
 def listed(detections):
@@ -263,16 +272,16 @@ def main(argv):
     # 1. Everything that can be wrong is read before any work.
     if not (FLAGS.miniature or FLAGS.checkpoint):
         raise app.UsageError("--nominiature needs --checkpoint: no full-size weights are shipped")
-    if 0 < (FLAGS.canvas or 0) < evaluation.MIN_CANVAS:
-        raise app.UsageError(
-            f"--canvas is {FLAGS.canvas}; it is 0, or {evaluation.MIN_CANVAS} or more"
-        )
+    console.check_names("models", FLAGS.models, networks.NAMES + networks.BLACK_BOX)
+    if len(FLAGS.models) > 1:
+        raise app.UsageError(f"--models names {len(FLAGS.models)}, and a photograph is of one")
+    (model_name,) = FLAGS.models
     photograph = photographs.read_photograph(FLAGS.image)
     drawing, drawing_sha256 = read_drawing(FLAGS.target, photograph.pixels.shape[:2])
-    weights = FLAGS.checkpoint or zoo.CHECKPOINTS / f"{FLAGS.network}.safetensors"
-    network = networks.load(FLAGS.network, miniature=FLAGS.miniature, checkpoint=weights)
+    weights = FLAGS.checkpoint or zoo.CHECKPOINTS / f"{model_name}.safetensors"
+    network = networks.load(model_name, miniature=FLAGS.miniature, checkpoint=weights)
     if network.detects and drawing is not None:
-        raise app.UsageError(f"--target={FLAGS.target} is a segmentation, {FLAGS.network} detects")
+        raise app.UsageError(f"--target={FLAGS.target} is a segmentation, {model_name} detects")
     title = evaluation.TITLES[network.name]
     resolved = {
         "canvas": CANVAS * FLAGS.miniature if FLAGS.canvas is None else FLAGS.canvas,
@@ -284,10 +293,8 @@ def main(argv):
         "image_sha256": photograph.sha256,
         "weights_sha256": hashlib.sha256(pathlib.Path(weights).read_bytes()).hexdigest(),
     }
-    without = ("workdir", "checkpoint")
-    settings = rundir.settings_of(FLAGS, sys.argv[0], without=without) | resolved
+    settings = options.settings(__name__, without=("workdir", "checkpoint")) | resolved
     max_steps, step_size, margin = (settings[name] for name in ("max_steps", "step_size", "margin"))
-    dag_jax.check_numbers(max_steps, step_size, margin)
 
     # 2. What the network says, which is what it is to unlearn.
     height, width = photograph.pixels.shape[:2]
@@ -319,15 +326,15 @@ def main(argv):
         )
         return 2
     score_fn = networks.score_fn(network, *inputs)
-    options = {"max_steps": max_steps, "step_size": step_size, "margin": margin}
-    dag_jax.check(score_fn, clean, targets, **options)
+    numbers = {"max_steps": max_steps, "step_size": step_size, "margin": margin}
+    dag_jax.check(score_fn, clean, targets, **numbers)
     workdir = rundir.claim(FLAGS.workdir, settings)
     if (workdir / FILES["record"]).exists():
         print(f"this attack is done: {workdir}/")
         return 0
 
     # 3. The attack, and what is true of the file.
-    result = attack(score_fn, clean, targets, label=title, **options)
+    result = attack(score_fn, clean, targets, label=title, **numbers)
     saved = np.asarray(dag_jax.perturb(result.image, result.perturbation, rounded=True))
     Image.fromarray(clean).save(workdir / FILES["clean"])
     Image.fromarray(saved.astype(np.uint8)).save(workdir / FILES["adversarial"])
@@ -348,7 +355,12 @@ def main(argv):
     name = photograph.name
     short = name if len(name) <= LONG_NAME else f"{name[: LONG_NAME - 1]}…"
     row = figures.AttackRow(f"{title} on {short}, {steps} steps: {text}", clean, *panels)
-    figures.attack_figure([row], workdir / FILES["panels"])
+    figures.attack_figure(
+        [row],
+        workdir / FILES["panels"],
+        class_names=datasets.CLASS_NAMES,
+        palette=datasets.palette(len(datasets.CLASS_NAMES)),
+    )
     lines = ",\n".join(f"  {json.dumps(entry)}: {json.dumps(record[entry])}" for entry in record)
     rundir.write(workdir / FILES["record"], f"{{\n{lines}\n}}\n")
     print(

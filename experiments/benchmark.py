@@ -30,16 +30,32 @@ import jax
 from absl import app, flags
 
 from dag_jax import networks
+from dag_jax.errors import UserError
 from dag_jax.progress import progress
 from dag_jax.runs import attacks, evaluation, rundir
-from experiments.common import console
+from experiments.common import console, options
 from experiments.measure import child, curves, iterations, kernels, precision, tables, throughput
 
 ENVIRONMENT = "environment"  # the --case that measures nothing
 PARTS = ("engine", "work", "stream", "torch", "precision", "kernels", "scaling")
-# By platform, where a flag is not given. A core gains nothing from more slots than these.
-SLOTS = {"cpu": 2}, 16
+# By platform, where the flag is not given.
 LANES = {"cpu": [1, 2, 4]}, [4, 16, 64]
+
+
+def parse_cases(cases):
+    """Return (name, miniature) of each of --cases."""
+    parts = [case.partition(":") for case in cases]
+    for name, _, size in parts:
+        if name not in networks.NAMES or size not in ("miniature", "full"):
+            raise UserError(f"{name}:{size} is not <network>:miniature or <network>:full")
+    return [(name, size == "miniature") for name, _, size in parts]
+
+
+def parse_sizes(texts):
+    """Return the numbers of --sizes."""
+    least, most = options.SIDES
+    return options.whole_numbers(texts, least=least, most=most)
+
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("parts", list(PARTS), "What to measure.")
@@ -58,11 +74,7 @@ flags.DEFINE_integer("proposals", 128, "engine, work: boxes of a detector.", 1)
 flags.DEFINE_list("fcns", ["fcn_vgg", "fcn_alex"], "stream, torch, precision: networks.")
 flags.DEFINE_integer("images", 100, "stream, torch: scenes to attack.", 1)
 flags.DEFINE_integer("few_images", 16, "stream, precision: scenes to attack again and again.", 1)
-flags.DEFINE_integer("max_steps", 200, "stream, torch, precision: M_0.", 1)
 flags.DEFINE_integer("turns", 4, "stream, torch: parts of a run between which both take turns.", 1)
-flags.DEFINE_integer(
-    "slots", None, "Images at a time on each device. Default: 2 CPU, 16 others.", 1
-)
 flags.DEFINE_list("lanes", None, "Numbers of --slots to try. Default: 1,2,4 CPU; 4,16,64 others.")
 flags.DEFINE_list("batches", ["1", "2", "4", "8", "16"], "Batches of PyTorch and of the plots.")
 flags.DEFINE_integer("full_images", 12, "torch: images for full-size networks; 0 is none.", 0)
@@ -74,27 +86,17 @@ flags.DEFINE_list("counts", ["75", "150", "300", "600"], "scaling: numbers of pr
 flags.DEFINE_integer("repeats", 3, "scaling: timings of a point.", 1)
 flags.DEFINE_bool("miniature", False, "scaling: whether nothing is of full size.")
 flags.DEFINE_bool("plots", True, "Whether to draw.")
-flags.DEFINE_integer("seed", 0, "Seed of adversarial labels.")
-flags.DEFINE_string("cache_dir", None, "Where prepared datasets lie. Default: ~/.cache/dag_jax.")
-flags.DEFINE_string("workdir", "runs/benchmark", "Where to write.")
+options.define(
+    __name__,
+    *("max_steps", "slots", "seed", "cache_dir", "workdir"),
+    max_steps=200,
+    workdir="runs/benchmark",
+)
 flags.DEFINE_string("case", None, "For the launch's own use: measure this part, print it.")
-
-
-def numbers(name):
-    """Return a flag's list as whole numbers."""
-    for text in FLAGS[name].value:
-        if not text.isdecimal() or int(text) < 1:
-            raise app.UsageError(f"--{name}: {text!r} is not a whole number, 1 or more")
-    return [int(text) for text in FLAGS[name].value]
-
-
-def parse_cases():
-    """Return (name, miniature) of each of --cases."""
-    cases = [case.partition(":") for case in FLAGS.cases]
-    for name, _, size in cases:
-        if name not in networks.NAMES or size not in ("miniature", "full"):
-            raise app.UsageError(f"--cases: {name}:{size} is not <network>:miniature or :full")
-    return [(name, size == "miniature") for name, _, size in cases]
+options.check(options.not_empty, "parts", "cases", "fcns")
+options.check(parse_cases, "cases")
+options.check(parse_sizes, "sizes")
+options.check(options.whole_numbers, "lanes", "batches", "counts")
 
 
 def load_scenes(limit):
@@ -113,24 +115,24 @@ def by_platform(value, defaults):
 
 def measure_cases(part):
     """Measure an iteration of each of --cases."""
-    options = {"size": FLAGS.size, "proposals": FLAGS.proposals}
+    numbers = {"size": FLAGS.size, "proposals": FLAGS.proposals}
     if part == "engine":
-        options |= {"iterations": FLAGS.iterations, "pairs": FLAGS.pairs}
+        numbers |= {"iterations": FLAGS.iterations, "pairs": FLAGS.pairs}
     rows = []
-    for name, small in progress(parse_cases(), desc=part, position=1, leave=False):
+    for name, small in progress(parse_cases(FLAGS.cases), desc=part, position=1, leave=False):
         if part == "engine":
-            rows.append(iterations.engine(name, miniature=small, **options))
+            rows.append(iterations.engine(name, miniature=small, **numbers))
         else:
-            rows += iterations.work(name, miniature=small, **options)
+            rows += iterations.work(name, miniature=small, **numbers)
     return {"rows": rows}
 
 
 def measure_scaling():
     """Measure an iteration of many sizes."""
     points = iterations.curves(
-        lanes=numbers("batches"),
-        sizes=numbers("sizes"),
-        counts=numbers("counts"),
+        lanes=options.whole_numbers(FLAGS.batches),
+        sizes=parse_sizes(FLAGS.sizes),
+        counts=options.whole_numbers(FLAGS.counts),
         repeats=FLAGS.repeats,
         miniature=FLAGS.miniature,
         size=FLAGS.size,
@@ -155,7 +157,7 @@ def measure_stream(slots, lanes, **options):
     return {"rows": rows, "points": {"busy": busy, "slots": speed}}
 
 
-def measure_torch(lanes, **options):
+def measure_torch(lanes, **common):
     """Run the attack in PyTorch and here."""
     from experiments.measure import torch_comparison  # an optional dependency
 
@@ -163,7 +165,7 @@ def measure_torch(lanes, **options):
         FLAGS.fcns,
         load_scenes(FLAGS.images),
         lanes=lanes,
-        batch_sizes=numbers("batches"),
+        batch_sizes=options.whole_numbers(FLAGS.batches),
         full_images=FLAGS.full_images,
         full_steps=FLAGS.full_steps,
         full_size=FLAGS.size,
@@ -171,7 +173,7 @@ def measure_torch(lanes, **options):
         turns=FLAGS.turns,
         pairs=FLAGS.pairs,
         seed=FLAGS.seed,
-        **options,
+        **common,
     )
     return {"rows": rows}
 
@@ -196,14 +198,14 @@ def measure(part):
         return {"rows": kernels.measure(pairs=FLAGS.pairs, shrink=FLAGS.shrink)}
     if part == "scaling":
         return measure_scaling()
-    options = {"mesh": console.open_mesh(), "max_steps": FLAGS.max_steps}
-    slots = by_platform(FLAGS.slots, SLOTS)
-    lanes = by_platform(FLAGS.lanes and numbers("lanes"), LANES)
+    common = {"mesh": console.open_mesh(), "max_steps": FLAGS.max_steps}
+    slots = options.slots()
+    lanes = by_platform(FLAGS.lanes and options.whole_numbers(FLAGS.lanes), LANES)
     if part == "precision":
-        return measure_precision(slots, **options)
+        return measure_precision(slots, **common)
     if part == "stream":
-        return measure_stream(slots, lanes, **options)
-    return measure_torch(lanes, **options)
+        return measure_stream(slots, lanes, **common)
+    return measure_torch(lanes, **common)
 
 
 def main(argv):
@@ -214,9 +216,6 @@ def main(argv):
     console.check_names("parts", FLAGS.parts, PARTS)
     if FLAGS.fcns != [name for name in FLAGS.fcns if name in ("fcn_vgg", "fcn_alex")]:
         raise app.UsageError("--fcns: known are fcn_vgg and fcn_alex")
-    parse_cases()
-    for name in ("batches", "sizes", "counts", *(["lanes"] if FLAGS.lanes else [])):
-        numbers(name)
 
     # 2. In a child: one part, or what runs here.
     if FLAGS.case:
@@ -228,7 +227,7 @@ def main(argv):
 
     # 3. In the parent, which leaves the device alone: a part at a time; a finished one is kept.
     without = ("workdir", "cache_dir", "case", "parts", "plots")
-    settings = rundir.settings_of(FLAGS, sys.argv[0], without=without)
+    settings = options.settings(__name__, without)
     settings[ENVIRONMENT] = child.call("benchmark", ENVIRONMENT)
     workdir = rundir.claim(FLAGS.workdir, settings)
     (workdir / "parts").mkdir(exist_ok=True)

@@ -1,13 +1,14 @@
 """Figure 1: one perturbation of one image that fools a segmentation network and a detector.
 
     python -m experiments.figure1
-    python -m experiments.figure1 --fcn=fcn_alex --detector=fr_zf_07 --seed=1
+    python -m experiments.figure1 --models=fcn_alex,fr_zf_07 --seed=1
 
-Both networks are attacked at once: `attack` takes a pair of scores and a pair of targets. It sees
-the image rounded to whole grey levels, so all that is shown and said is of adversarial.png. Images
-are tried in order until one is found whose perturbation leaves no target active, stays below 10
-grey levels everywhere, and after which the whole detector finds none of what it found. If no image
-qualifies, the best is shown and the launch says what it lacks.
+--models names a network that segments, then a detector. Both are attacked at once: `attack` takes a
+pair of scores and a pair of targets. It sees the image rounded to whole grey levels, so all that is
+shown and said is of adversarial.png. Images are tried in order until one is found whose
+perturbation leaves no target active, stays below 10 grey levels everywhere, and after which the
+whole detector finds none of what it found. If no image qualifies, the best is shown and the launch
+says what it lacks.
 
 Results go to --workdir: figure1.png, figure1.json, and the adversarial image, adversarial.png.
 """
@@ -15,7 +16,6 @@ Results go to --workdir: figure1.png, figure1.json, and the adversarial image, a
 import functools
 import json
 import pathlib
-import sys
 
 import jax
 import numpy as np
@@ -23,31 +23,26 @@ from absl import app, flags
 from PIL import Image
 
 import dag_jax
-from dag_jax import metrics, networks
+from dag_jax import datasets, metrics, networks
 from dag_jax.progress import progress
 from dag_jax.report import figures
 from dag_jax.runs import attacks, evaluation, rundir
-from experiments.common import console
+from experiments.common import console, options
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum(
-    "fcn", "fcn_vgg", networks.NAMES + networks.BLACK_BOX, "The network that segments."
+options.define(
+    __name__,
+    *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints"),
+    *("image_ids", "limit", "max_steps", "step_size", "seed", "workdir"),
+    models=["fcn_vgg", "fr_vgg_0712"],
+    split="seg11valid",
+    limit=30,
+    max_steps=200,
+    workdir="runs/figure1",
 )
-flags.DEFINE_enum("detector", "fr_vgg_0712", networks.NAMES + networks.BLACK_BOX, "The detector.")
-flags.DEFINE_enum("dataset", "scenes", ["scenes", "voc"], "Where the image comes from.")
-flags.DEFINE_string("split", "seg11valid", "Split that the image comes from.")
-flags.DEFINE_string("data_dir", None, "Folder of VOC and SBD, extracted or not, for --dataset=voc.")
-flags.DEFINE_string("cache_dir", None, "Where prepared datasets lie. Default: ~/.cache/dag_jax.")
-flags.DEFINE_integer("canvas", None, "Scale images to this square; photographs need it.", 32)
-flags.DEFINE_string("checkpoints", None, "Folder of <network>.safetensors to use instead.")
-flags.DEFINE_list("image_ids", None, "Names of the images to use. Default: all of the split.")
-flags.DEFINE_integer("limit", 30, "Images to try.", 1)
-flags.DEFINE_integer("max_steps", 200, "M_0.", 1)
-flags.DEFINE_float("step_size", 0.5, "gamma, grey levels.")
 flags.DEFINE_float("fcn_margin", 0.0, "Logits by which a pixel's label must lose.")
 flags.DEFINE_float("detector_margin", 3.0, "Logits by which a proposal's label must lose.")
-flags.DEFINE_integer("seed", 0, "Seed of the adversarial labels.")
-flags.DEFINE_string("workdir", "runs/figure1", "Where to write.")
+options.check(options.not_negative, "fcn_margin", "detector_margin")
 
 
 def joint_scores(fcn, detector, boxes, image):
@@ -58,26 +53,29 @@ def joint_scores(fcn, detector, boxes, image):
 def main(argv):
     """Attack images until one makes the figure; draw it."""
     console.start(argv)
+    console.check_names("models", FLAGS.models, networks.NAMES + networks.BLACK_BOX)
+    if len(FLAGS.models) != 2:
+        raise app.UsageError(f"--models names {len(FLAGS.models)}, and the figure is of 2")
     folder = FLAGS.checkpoints and pathlib.Path(FLAGS.checkpoints)
     fcn, detector = (
         networks.load(name, miniature=True, checkpoint=folder and folder / f"{name}.safetensors")
-        for name in (FLAGS.fcn, FLAGS.detector)
+        for name in FLAGS.models
     )
     if fcn.detects or not detector.detects:
-        raise app.UsageError("--fcn names a network that segments, --detector one that detects")
+        raise app.UsageError("--models: the first must segment, the second detect")
     margin = {"fcn": FLAGS.fcn_margin, "detector": FLAGS.detector_margin}
-    dag_jax.check_numbers(FLAGS.max_steps, FLAGS.step_size, margin)
     examples = evaluation.load_examples(
         FLAGS.dataset,
         [FLAGS.split],
         data_dir=FLAGS.data_dir,
         cache_dir=FLAGS.cache_dir,
-        limit=FLAGS.limit,
+        limit=FLAGS.limit or None,
         image_ids=FLAGS.image_ids,
         canvas=FLAGS.canvas,
         network=fcn,
     )
-    workdir = rundir.claim(FLAGS.workdir, rundir.settings_of(FLAGS, sys.argv[0]))
+    settings = options.settings(__name__, without=("workdir", "cache_dir"))
+    workdir = rundir.claim(FLAGS.workdir, settings)
 
     attack = jax.jit(
         functools.partial(
@@ -144,8 +142,13 @@ def main(argv):
             f"the same perturbation in both rows: {unit} {before:.0f} before, "
             f"{after:.0f} after {row['num_steps']} steps"
         )
-        drawn.append(figures.AttackRow(title, image, adversarial, change, *predictions[name]))
-    figures.attack_figure(drawn, workdir / "figure1.png")
+        drawn.append(figures.AttackRow(title, image, adversarial, *predictions[name]))
+    figures.attack_figure(
+        drawn,
+        workdir / "figure1.png",
+        class_names=datasets.CLASS_NAMES,
+        palette=datasets.palette(len(datasets.CLASS_NAMES)),
+    )
     Image.fromarray(adversarial.astype(np.uint8)).save(workdir / "adversarial.png")
     rundir.write(workdir / "figure1.json", json.dumps(row | {"lacks": lacks}, indent=2) + "\n")
     print(json.dumps(row, indent=2))

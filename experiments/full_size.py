@@ -1,7 +1,7 @@
 """What an attack on full-size networks costs: seconds of an iteration, of compiling, and memory.
 
     python -m experiments.full_size --images=one.jpg,two.jpg
-    python -m experiments.full_size --images=one.jpg --networks=fr_vgg_07 --proposals=300
+    python -m experiments.full_size --images=one.jpg --models=fr_vgg_07 --proposals=300
     python -m experiments.full_size --images=one.jpg --checkpoints=<folder of <network>.safetensors>
 
 One case for each network and photograph, of a detector one for each number of --proposals too.
@@ -33,7 +33,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from PIL import Image
 
 from dag_jax import networks
@@ -43,50 +43,44 @@ from dag_jax.networks import zoo
 from dag_jax.progress import progress
 from dag_jax.report import tables
 from dag_jax.runs import evaluation, rundir
-from experiments.common import console
+from experiments.common import console, options
 from experiments.measure import child, cost
 
 ENVIRONMENT = "environment"  # the --case that measures nothing
 
+
+def parse_size(text):
+    """Return (H, W) of a flag's text, or None where photographs stay as they are."""
+    if text == "0":
+        return None
+    match = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", text)
+    if not match:
+        raise UserError("must be HxW in pixels, such as 375x500, or 0")
+    size = tuple(map(int, match.groups()))
+    least, most = photographs.MIN_SIDE, options.SIDES[1]
+    if min(size) < least or max(size) > most:
+        raise UserError(f"a network takes {least} to {most} pixels a side")
+    return size
+
+
 FLAGS = flags.FLAGS
 flags.DEFINE_list("images", None, "Photographs: JPEG, PNG, anything that Pillow reads.")
 flags.mark_flag_as_required("images")
-flags.DEFINE_list("networks", ["fcn_vgg", "fr_vgg_07"], "Networks to attack.")
-flags.DEFINE_string(
-    "checkpoints",
-    None,
-    "Folder of <network>.safetensors. Default: random weights, and of miniatures those shipped.",
-)
-flags.DEFINE_bool("miniature", False, "The small networks, or the full-size ones.")
 flags.DEFINE_list("proposals", ["300", "3000"], "The most proposals of a detector, one case each.")
 flags.DEFINE_string("fcn_size", "375x500", "HxW: scale to these pixels for an FCN; 0: as it is.")
 flags.DEFINE_string("detector_size", "600x1000", "The same for a detector.")
 flags.DEFINE_integer("steps", 20, "Iterations to time, which are the steps of the attack.", 1)
-flags.DEFINE_integer("seed", 0, "Seed of the adversarial labels.")
-flags.DEFINE_string("workdir", "runs/full_size", "Where to write.")
+options.define(
+    __name__,
+    *("models", "checkpoints", "miniature", "seed", "workdir"),
+    models=["fcn_vgg", "fr_vgg_07"],
+    miniature=False,
+    workdir="runs/full_size",
+)
 flags.DEFINE_string("case", None, "For the launch's own use: measure this case, print its rows.")
-
-
-def parse_size(name):
-    """Return (H, W) of a flag, or None where photographs stay as they are."""
-    text = FLAGS[name].value
-    if text == "0":
-        return None
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not match:
-        raise UserError(f"--{name}={text} is not HxW in pixels, such as 375x500, nor 0")
-    size = tuple(map(int, match.groups()))
-    if min(size) < photographs.MIN_SIDE:
-        raise UserError(f"--{name}={text}: a network needs at least {photographs.MIN_SIDE} a side")
-    return size
-
-
-def parse_proposals(texts):
-    """Return the numbers of --proposals."""
-    for text in texts:
-        if not text.isdecimal() or int(text) < 1:
-            raise UserError(f"--proposals: {text!r} is not a whole number, 1 or more")
-    return [int(text) for text in texts]
+options.check(options.not_empty, "images")
+options.check(options.whole_numbers, "proposals")
+options.check(parse_size, "fcn_size", "detector_size")
 
 
 def scale(pixels, size):
@@ -185,29 +179,25 @@ def main(argv):
     jax.config.update("jax_enable_compilation_cache", False)
 
     # 1. Everything that can be wrong is read before any long work.
-    console.check_names("networks", FLAGS.networks, networks.NAMES)
-    if not FLAGS.images:
-        raise app.UsageError("--images is empty")
-    sizes = {False: parse_size("fcn_size"), True: parse_size("detector_size")}
-    proposals = parse_proposals(FLAGS.proposals)
-    photographs = [photographs.read_photograph(path) for path in FLAGS.images]
+    console.check_names("models", FLAGS.models, networks.NAMES)
+    sizes = {False: parse_size(FLAGS.fcn_size), True: parse_size(FLAGS.detector_size)}
+    proposals = options.whole_numbers(FLAGS.proposals)
+    images = [photographs.read_photograph(path) for path in FLAGS.images]
     checkpoints = {
         name: pathlib.Path(FLAGS.checkpoints or zoo.CHECKPOINTS) / f"{name}.safetensors"
         if FLAGS.miniature or FLAGS.checkpoints
         else None
-        for name in FLAGS.networks
+        for name in FLAGS.models
     }
     for path in filter(None, checkpoints.values()):
         if not path.is_file():
             raise UserError(f"{path}: no such checkpoint file")
     cases = {}
-    for name in FLAGS.networks:
-        for number, photograph in enumerate(photographs, start=1):
+    for name in FLAGS.models:
+        for number, photograph in enumerate(images, start=1):
             for most in proposals if name.startswith("fr_") else [None]:
                 case = f"{name}_image{number}" + (f"_{most}" if most else "")
                 cases[case] = name, photograph, most
-    if any(name.startswith("fr_") for name in FLAGS.networks) and not proposals:
-        raise app.UsageError("--proposals is empty, and a detector is attacked on its proposals")
 
     def load(name):
         network = networks.load(name, miniature=FLAGS.miniature, checkpoint=checkpoints[name])
@@ -240,10 +230,10 @@ def main(argv):
         return
 
     # 3. In the parent, which leaves the device alone: a case at a time; a finished one is kept.
-    settings = rundir.settings_of(FLAGS, sys.argv[0], without=("workdir", "checkpoints", "case"))
+    settings = options.settings(__name__, without=("workdir", "checkpoints", "case"))
     settings |= {
-        "images": [photograph.name for photograph in photographs],
-        "images_sha256": [photograph.sha256 for photograph in photographs],
+        "images": [photograph.name for photograph in images],
+        "images_sha256": [photograph.sha256 for photograph in images],
         "weights_sha256": {
             name: path and hashlib.sha256(path.read_bytes()).hexdigest()
             for name, path in checkpoints.items()

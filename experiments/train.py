@@ -6,10 +6,10 @@ r"""Train one network of Table 1 or of the black box, miniature or full size.
     python -m experiments.train --network=fcn_vgg_star --nominiature --nobatch_norm ...
                     full size, from ImageNet: `experiments.fetch_weights --list` has the whole line
 
-Results go to --workdir, runs/train/<network>: the checkpoint, curve.png, curve.jsonl, and the state
-that a killed run goes on from when the same command is started again; a folder of another run is
-refused. The checkpoint carries its record: command, splits, seed, score. So do the miniatures
-that ship with the package: `dag_jax.weights.store.load(path)[1]`.
+Results go to --workdir, by default runs/train/<network>: the checkpoint, curve.png, curve.jsonl,
+and the state that a killed run goes on from when the same command is started again; a folder of
+another run is refused. The checkpoint carries its record: command, splits, seed, score. So do the
+miniatures that ship with the package: `dag_jax.weights.store.load(path)[1]`.
 
 Training uses batch normalisation; the checkpoint has it folded into the convolutions, which leaves
 the network of the paper. Segmentation weighs background down, since most pixels are background.
@@ -36,10 +36,10 @@ from dag_jax import datasets, networks
 from dag_jax.errors import UserError
 from dag_jax.networks import layers, losses, zoo
 from dag_jax.progress import progress
-from dag_jax.report import figures
+from dag_jax.report import lineplot
 from dag_jax.runs import evaluation, rundir
 from dag_jax.weights import store
-from experiments.common import batches, console
+from experiments.common import batches, console, options
 
 # The lists of the paper, by network; the black box learns from the longer ones.
 SPLITS = {
@@ -60,31 +60,32 @@ FLAGS = flags.FLAGS
 flags.DEFINE_enum(
     "network", None, networks.NAMES + networks.BLACK_BOX, "Which network to train.", required=True
 )
-flags.DEFINE_bool("miniature", True, "The small network, or the full-size one.")
-flags.DEFINE_enum("dataset", "scenes", ["scenes", "voc"], "What to train on.")
-flags.DEFINE_string("data_dir", None, "Folder of VOC and SBD, extracted or not, for --dataset=voc.")
-flags.DEFINE_string("cache_dir", None, "Where prepared datasets lie. Default: ~/.cache/dag_jax.")
+options.define(
+    __name__,
+    *("miniature", "dataset", "data_dir", "cache_dir", "canvas", "seed", "workdir"),
+)
 flags.DEFINE_list("splits", None, "Splits to train on. Default: the network's.")
 flags.DEFINE_string("test_split", None, "Split to score on. Default: the network's.")
-flags.DEFINE_integer(
-    "canvas", None, "Scale images to this square; photographs need it.", evaluation.MIN_CANVAS
-)
 flags.DEFINE_integer("steps", 700, "Updates.", 2)
 flags.DEFINE_integer("batch_size", 16, "Images of an update.", 1)
-flags.DEFINE_float("learning_rate", 4e-3, "Largest learning rate, cosine schedule.", 0)
-flags.DEFINE_float("weight_decay", 1e-4, "Weight decay.", 0)
-flags.DEFINE_float("background_weight", 0.25, "Weight of background in the FCN's loss.", 0)
-flags.DEFINE_float("mask_weight", 1.0, "Weight of a detector's loss of masks; see above.", 0)
-flags.DEFINE_float("noise", 1.5, "Largest standard deviation of noise, in grey levels.", 0)
-flags.DEFINE_float("tint", 0.0, "Largest standard deviation of colour casts, in grey levels.", 0)
+flags.DEFINE_float("learning_rate", 4e-3, "Largest learning rate, cosine schedule.")
+flags.DEFINE_float("weight_decay", 1e-4, "Weight decay.")
+flags.DEFINE_float("background_weight", 0.25, "Weight of background in the FCN's loss.")
+flags.DEFINE_float("mask_weight", 1.0, "Weight of a detector's loss of masks; see above.")
+flags.DEFINE_float("noise", 1.5, "Largest standard deviation of noise, in grey levels.")
+flags.DEFINE_float("tint", 0.0, "Largest standard deviation of colour casts, in grey levels.")
 flags.DEFINE_bool("augment", False, "Mirror and crop at random: for photographs, not for scenes.")
-flags.DEFINE_integer("seed", 0, "Seed of the initial weights, order, noise and augmentation.")
 flags.DEFINE_bool("batch_norm", True, "Normalise; without it, --initial goes on where it was.")
 flags.DEFINE_string("initial", None, "Checkpoint whose layers to start from: ImageNet's, say.")
 flags.DEFINE_integer("score_every", 100, "Updates between two scores and saved states.", 1)
 flags.DEFINE_integer("score_images", 40, "Test images of those scores.", 1)
-flags.DEFINE_string("workdir", None, "Where to write. Default: runs/train/<network>.")
 flags.DEFINE_bool("publish", False, "Also write the checkpoint into the package.")
+options.check(options.positive, "learning_rate")
+options.check(
+    options.not_negative,
+    *("weight_decay", "background_weight", "mask_weight", "noise", "tint"),
+)
+options.check(options.not_empty, "splits", "test_split", "initial")
 
 
 @jax.tree_util.register_dataclass
@@ -367,7 +368,7 @@ def main(argv):
             curve.append(point)
             bar.set_postfix(loss=f"{point['loss']:.3f}", score=f"{point['score']:.1f}")
             rundir.write(curve_path, "".join(json.dumps(point) + "\n" for point in curve))
-            figures.training_curve(curve, FLAGS.network, workdir / "curve.png")
+            lineplot.training_curve(curve, FLAGS.network, workdir / "curve.png")
             save_state(saved, state, settings)
     bar.close()
 

@@ -1,112 +1,31 @@
-"""Images with ground truth: PASCAL VOC as downloaded, and rendered scenes that need no files."""
+"""Images with ground truth: PASCAL VOC as downloaded, and rendered scenes that need no files.
 
-import contextlib
-import io
-import pathlib
-import sys
+TFDS is imported when a dataset is opened, and not before.
+"""
 
-import tensorflow_datasets as tfds
-from absl import logging
+import importlib
 
-from dag_jax.datasets.classes import CLASS_NAMES
-from dag_jax.datasets.examples import Examples
-from dag_jax.datasets.paper_lists import PAPER_LISTS
-from dag_jax.datasets.scenes import Scenes, scenes_config
-from dag_jax.datasets.voc import VocDevkit, voc_config, voc_splits
-from dag_jax.errors import UserError
-from dag_jax.metrics.segmentation import VOID
+from dag_jax.datasets.classes import CLASS_NAMES, FREQUENT, VOID, VOID_COLOUR, palette
+from dag_jax.datasets.selection import ExampleSet, resize
 
-__all__ = [
-    "CLASS_NAMES",
-    "PAPER_LISTS",
-    "VOID",
-    "Examples",
-    "Scenes",
-    "VocDevkit",
-    "open_dataset",
-    "scenes_config",
-    "voc_config",
-    "voc_splits",
-]
+_LAZY = {
+    "DATASETS": "opening",
+    "open_dataset": "opening",
+    "load_examples": "opening",
+    "Examples": "examples",
+    "PAPER_LISTS": "paper_lists",
+    "Scenes": "scenes",
+    "scenes_config": "scenes",
+    "VocDevkit": "voc",
+    "voc_config": "voc",
+    "voc_splits": "voc",
+}
 
-DATASETS = ("scenes", "voc")
-DEFAULT_CACHE = "~/.cache/dag_jax/tfds"
+__all__ = ["CLASS_NAMES", "FREQUENT", "VOID", "VOID_COLOUR", "ExampleSet", "palette", "resize"]
+__all__ += sorted(_LAZY)
 
 
-def open_dataset(name, split, *, data_dir=None, cache_dir=None, progress=False):
-    """Open a split for random access, preparing it on its first use.
-
-    The prepared copy is kept under `cache_dir`; nothing is written to `data_dir`. Only the split
-    that was asked for is prepared. A VOC folder must stay where it is: it is looked at each time,
-    and a changed one is prepared anew. Of a list that is shorter or longer than the paper's, both
-    numbers are logged as a warning.
-
-    Args:
-      name: 'scenes' (rendered, needs no files) or 'voc'.
-      split: a split's name, optionally sliced: 'voc2012_seg_val', 'voc2012_seg_val[:50]'.
-        PAPER_LISTS names those of the paper, which both datasets have; `voc_splits` lists the
-        others of a VOC folder.
-      data_dir: for 'voc', an extracted VOCdevkit, or the folder that holds it, SBD, or their
-        archives as downloaded.
-      cache_dir: where prepared copies lie; by default ~/.cache/dag_jax/tfds.
-      progress: show TFDS's bar on stderr while a copy is prepared.
-
-    Returns:
-      An `Examples`: len(), [index], iteration.
-
-    Raises:
-      ValueError: for an unknown name or split, and for a VOC folder that is missing or incomplete:
-        with what is missing and where it can be had, before anything is written.
-    """
-    base = split.split("[")[0]
-    cache = pathlib.Path(cache_dir or DEFAULT_CACHE).expanduser().resolve()
-    if name == "scenes":
-        if data_dir is not None:
-            raise UserError(f"scenes are rendered, they are not read from data_dir {data_dir}")
-        builder_class, config = Scenes, scenes_config(base)
-    elif name == "voc":
-        if data_dir is None:
-            raise UserError(
-                "voc needs data_dir: a VOCdevkit, or the folder that it or its tar files lie in"
-            )
-        builder_class, config = VocDevkit, voc_config(data_dir, splits=[base])
-    else:
-        raise UserError(f"unknown dataset {name!r}; the known ones are {', '.join(DATASETS)}")
-
-    with _quiet(progress):
-        builder = builder_class(data_dir=cache, config=config)
-        if not builder.data_path.exists():
-            _prepare(builder)
-            builder = builder_class(data_dir=cache, config=config)
-    if base not in builder.info.splits:
-        known = ", ".join(sorted(builder.info.splits))
-        raise UserError(f"{name} has no split {base}; it has {known}")
-    return Examples(builder, split)
-
-
-def _prepare(builder):
-    try:
-        builder.download_and_prepare(
-            file_format="array_record",
-            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-        )
-    except OSError:
-        # Another process may have finished the same copy first: then it is there, whole.
-        if not builder.data_path.exists():
-            raise
-
-
-@contextlib.contextmanager
-def _quiet(progress):
-    """Keep TFDS from printing, but for its bars where asked: the terminal is the caller's."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    nowhere = io.StringIO()
-    try:
-        with (
-            contextlib.redirect_stdout(nowhere),
-            contextlib.redirect_stderr(sys.stderr if progress else nowhere),
-        ):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
+def __getattr__(name):
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -13,9 +13,8 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
-from dag_jax.datasets.classes import CLASS_NAMES
+from dag_jax.datasets.classes import CLASS_NAMES, VOID
 from dag_jax.errors import UserError
-from dag_jax.metrics.segmentation import VOID
 
 
 def read_objects(file):

@@ -16,9 +16,8 @@ Reference: Long et al., Fully Convolutional Networks for Semantic Segmentation, 
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable
-
-from absl import logging
 
 from dag_jax.datasets.devkit import where
 from dag_jax.errors import UserError
@@ -134,7 +133,7 @@ def derive(kit, name) -> ImageList:
         ids = tuple(sorted(paper.combine(*map(set, lists.values()))))
     made_of = " and ".join(f"{file} ({len(ids_of):,})" for file, ids_of in lists.items())
     if len(ids) != paper.count:
-        logging.warning(
+        logging.getLogger(__name__).warning(
             "%s holds %s images here, made of %s; the paper's list has %s%s",
             *(name, f"{len(ids):,}", made_of, f"{paper.count:,}", paper.note),
         )

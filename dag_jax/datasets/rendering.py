@@ -11,8 +11,7 @@ Reference: VOC's terms (20 classes, masks with a void outline, boxes with `diffi
 
 import numpy as np
 
-from dag_jax.datasets.classes import CLASS_NAMES
-from dag_jax.metrics.segmentation import VOID
+from dag_jax.datasets.classes import CLASS_NAMES, VOID
 
 CANVAS = 128  # pixels of a side
 HUES = 6

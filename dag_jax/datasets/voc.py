@@ -28,10 +28,9 @@ import tensorflow_datasets as tfds
 from dag_jax.datasets import examples, paper_lists
 from dag_jax.datasets.annotations import open_image, read_mask, read_objects
 from dag_jax.datasets.archives import Member
-from dag_jax.datasets.classes import CLASS_NAMES
+from dag_jax.datasets.classes import CLASS_NAMES, VOID
 from dag_jax.datasets.devkit import LAYOUT, Devkit, where
 from dag_jax.errors import UserError
-from dag_jax.metrics.segmentation import VOID
 
 # 'train' is a class, too: train_val.txt is the validation list of trains, train_aug.txt is not one.
 _OF_ONE_CLASS = re.compile(rf"({'|'.join(CLASS_NAMES[1:])})_(train|val|trainval|test)")

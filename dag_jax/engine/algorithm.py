@@ -202,6 +202,28 @@ def run(method: Method, score_fn, image, targets, start=None) -> Attack:
     ).attack
 
 
+def verdict_on(method: Method, score_fn, image, targets):
+    """Judge an image, such as a saved one, as the attack would.
+
+    Args:
+      method: what the attack is.
+      score_fn: image f32[H, W, 3] -> scores f32[*T, C], or a pytree of scores.
+      image: f32[H, W, 3], RGB grey levels.
+      targets: Targets, or the same pytree of them as the scores.
+
+    Returns:
+      (i32[] how many targets are active, bool[] whether they are few enough to stop).
+    """
+    active = _active(method, score_fn(image), targets)
+    return _count(active), _is_fooled(method.stop_fraction, targets, active, jnp.bool_(True))
+
+
+def _active(method, scores, targets):
+    one_for_all = jax.tree.structure(method.margin) == jax.tree.structure(0)
+    margins = map_targets(lambda _: method.margin, targets) if one_for_all else method.margin
+    return map_targets(lambda t, f, m: method.objective.active(f, t, m), targets, scores, margins)
+
+
 def _loss(image, method, score_fn, targets, num_steps):
     """Return the loss at an iterate.
 
@@ -209,13 +231,11 @@ def _loss(image, method, score_fn, targets, num_steps):
       (f32[] the sum of the objective's terms, (bool[*T] active targets, bool[*T] whether a target
       has what it takes to be judged: finite scores, and one for both of its classes)).
     """
-    scores, objective = score_fn(image), method.objective
-    one_for_all = jax.tree.structure(method.margin) == jax.tree.structure(0)
-    margins = map_targets(lambda _: method.margin, targets) if one_for_all else method.margin
+    scores = score_fn(image)
+    active = _active(method, scores, targets)
     progress = num_steps.astype(jnp.float32) / method.max_steps
-    active = map_targets(lambda t, f, m: objective.active(f, t, m), targets, scores, margins)
     terms = map_targets(
-        lambda t, f, on: objective.loss(f, t, on, progress).sum(), targets, scores, active
+        lambda t, f, on: method.objective.loss(f, t, on, progress).sum(), targets, scores, active
     )
     scored = map_targets(
         lambda t, f: (jnp.isfinite(f).all(-1) & _have_scores(f, t)) | ~t.valid, targets, scores

@@ -118,6 +118,17 @@ class Method:
     def __hash__(self):
         return hash(self._value())
 
+    def describe(self) -> dict:
+        """Return what JSON can hold of it, by which two runs can be told apart."""
+        numbers = jax.tree.map(float, {"step_size": self.step_size, "margin": self.margin})
+        return numbers | {
+            "objective": [_name(function) for function in self.objective],
+            "update": _name(self.update),
+            "max_steps": self.max_steps,
+            "stop_fraction": self.stop_fraction,
+            "rounded": self.rounded,
+        }
+
     def replace(self, **changes) -> "Method":
         """Return this method with other values of some attributes."""
         return dataclasses.replace(self, **changes)
@@ -126,6 +137,12 @@ class Method:
         """Return the transformation of `update`, float32 whatever kind of number gamma is."""
         step_size = jnp.asarray(self.step_size, jnp.float32)
         return optax.with_extra_args_support(self.update(step_size))
+
+
+def _name(function) -> str:
+    """Return the name of a function, or the text of a value that is called as one."""
+    name = getattr(function, "__qualname__", None)
+    return f"{function.__module__}.{name}" if name else repr(function)
 
 
 def _is_number(leaf) -> bool:

@@ -3,8 +3,7 @@
 Shapes: `*T` any target shape ([H, W] pixels or [N] proposals), `N` proposals, `G` ground-truth
 boxes, `C` classes.
 
-Class 0 is background and 255 is void. Boxes are f32 [x0, y0, x1, y1] in pixels of the user's image,
-0-based, corners inclusive.
+Boxes are f32 [x0, y0, x1, y1] in pixels of the user's image, 0-based, corners inclusive.
 """
 
 import dataclasses
@@ -37,16 +36,17 @@ def map_targets(function, targets, *trees):
     return jax.tree.map(function, targets, *trees, is_leaf=is_targets)
 
 
-def make_targets(labels, adversarial, valid=True) -> Targets:
+def make_targets(labels, adversarial, valid=True, *, void: int | None = VOID) -> Targets:
     """Build targets from labels, and drop those with nothing to do.
 
     A target map of any kind goes in as `adversarial`: where it agrees with the label, and where
     either is void, there is no target.
 
     Args:
-      labels: i32[*T] classes, 255 for void; a mask, or a network's own prediction.
+      labels: i32[*T] classes; a mask, or a network's own prediction.
       adversarial: i32[*T], or one class for all, or a map to drive the prediction to.
       valid: bool[*T] or a bool, further targets to leave out.
+      void: the label that is no class; VOC's 255, or None where there is none.
 
     Returns:
       Targets of shape *T; labels and adversarial are 0 where there is no target.
@@ -61,7 +61,9 @@ def make_targets(labels, adversarial, valid=True) -> Targets:
         if array.shape not in ((), labels.shape):
             raise UserError(f"{name} has shape {array.shape}, labels have {labels.shape}")
     adversarial = jnp.broadcast_to(adversarial, labels.shape)
-    valid = valid & (labels != adversarial) & (labels != VOID) & (adversarial != VOID)
+    valid = valid & (labels != adversarial)
+    if void is not None:
+        valid = valid & (labels != void) & (adversarial != void)
     return Targets(jnp.where(valid, labels, 0), jnp.where(valid, adversarial, 0), valid)
 
 
@@ -79,7 +81,7 @@ def label_proposals(
       scores: f32[N, C] their pre-softmax scores.
       valid: bool[N] false for padding.
       truth_boxes: f32[G, 4].
-      truth_labels: i32[G], 1 to C - 1.
+      truth_labels: i32[G], classes of the scores' columns.
       truth_valid: bool[G] false for padding and for boxes not to be attacked.
       iou: least overlap, exclusive.
       confidence: least softmax probability, exclusive.
@@ -112,17 +114,18 @@ def label_proposals(
     return jnp.where(is_target, truth_labels[best], 0), is_target
 
 
-def image_key(seed: int, image_id: str):
+def image_key(seed: int, image_id):
     """Return the random key of an image: the same whatever runs beside it.
 
     Args:
       seed: of the run.
-      image_id: the image's name in its dataset.
+      image_id: the image's name in its dataset, or its number there; 7 is as "7".
 
     Returns:
       A JAX key, fold_in(key(seed), crc32(image_id)).
     """
-    return jax.random.fold_in(jax.random.key(seed), np.uint32(zlib.crc32(image_id.encode())))
+    name = str(image_id).encode(errors="surrogateescape")
+    return jax.random.fold_in(jax.random.key(seed), np.uint32(zlib.crc32(name)))
 
 
 @functools.partial(jax.jit, static_argnames="size")  # else each call compiles its loop anew
@@ -159,27 +162,28 @@ def _apply(table, labels, num_classes):
     return jnp.where(is_class, table[jnp.where(is_class, labels, 0)], labels)
 
 
-def permute_labels(key, labels, num_classes: int, *, first_class: int = 0):
+def permute_labels(key, labels, num_classes: int, *, background: int | None = None):
     """Give each class another by one permutation pi of the classes, pi(c) != c.
 
     Args:
       key: JAX key; `image_key` makes one per image.
-      labels: i32[*T]; 255 is void and stays void.
+      labels: i32[*T]; what is no class, such as void, stays as it is.
       num_classes: C, background included.
-      first_class: lowest class permuted: 0 for segmentation, 1 for detection, where a box of
-        background is no object. Lower classes stay as they are.
+      background: a class that stays as it is and is given to no other: of a detector, whose boxes
+        of background are no objects. None where all are permuted.
 
     Returns:
       i32[*T] adversarial labels.
 
     Reference: Xie et al., ICCV 2017, section 3.
     """
-    moved = derangement(key, num_classes - first_class) + first_class
-    fixed = jnp.arange(first_class, dtype=jnp.int32)
-    return _apply(jnp.concatenate([fixed, moved]), labels, num_classes)
+    classes = jnp.arange(num_classes, dtype=jnp.int32)
+    permuted = np.flatnonzero(np.arange(num_classes) != background)
+    moved = classes[permuted][derangement(key, len(permuted))]
+    return _apply(classes.at[permuted].set(moved), labels, num_classes)
 
 
-def absent_labels(key, labels, num_classes: int, *, valid=True, first_class: int = 0):
+def absent_labels(key, labels, num_classes: int, *, valid=True, background: int | None = None):
     """Give each class of the image one that the image does not have.
 
     This is the rule of the authors' release. Two classes get two different ones while there are
@@ -187,10 +191,10 @@ def absent_labels(key, labels, num_classes: int, *, valid=True, first_class: int
 
     Args:
       key: JAX key.
-      labels: i32[*T]; 255 is void and stays void.
+      labels: i32[*T]; what is no class, such as void, stays as it is.
       num_classes: C, background included.
       valid: bool[*T] or a bool; labels that count as present.
-      first_class: as in `permute_labels`.
+      background: as in `permute_labels`.
 
     Returns:
       i32[*T] adversarial labels.
@@ -202,10 +206,11 @@ def absent_labels(key, labels, num_classes: int, *, valid=True, first_class: int
     # A random order of the classes with the absent ones first; the k-th present class takes the
     # k-th of them, round and round.
     order = jax.random.permutation(key, num_classes)
-    candidate = ~present & (classes >= first_class)
+    moves = jnp.asarray(np.arange(num_classes) != background)
+    candidate = ~present & moves
     order = order[jnp.argsort(~candidate[order], stable=True)].astype(jnp.int32)
-    turn = jnp.cumsum(present & (classes >= first_class), dtype=jnp.int32) - 1
+    turn = jnp.cumsum(present & moves, dtype=jnp.int32) - 1
     absent = jnp.maximum(jnp.sum(candidate, dtype=jnp.int32), 1)
-    table = jnp.where(classes < first_class, classes, order[turn % absent])
-    fallback = permute_labels(key, classes, num_classes, first_class=first_class)
+    table = jnp.where(moves, order[turn % absent], classes)
+    fallback = permute_labels(key, classes, num_classes, background=background)
     return _apply(jnp.where(jnp.any(candidate), table, fallback), labels, num_classes)

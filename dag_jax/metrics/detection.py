@@ -6,32 +6,50 @@ on the host, in float64.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from dag_jax.errors import UserError
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["boxes", "classes", "scores", "valid"],
+    meta_fields=[],
+)
 @dataclasses.dataclass(frozen=True)
 class Detections:
-    """What a detector found in one image; padding removed (`boxes[valid]` and so on).
+    """What a detector found in one image.
 
-    boxes: [N, 4] pixels. classes: integer [N], 1..C-1. scores: [N], higher is surer.
+    boxes: [N, 4] pixels. classes: integer [N], indices of the detector's classes. scores: [N],
+    higher is surer. valid: bool [N], false for padding; None where there is none, as the metrics
+    want it: `without_padding` removes it.
     """
 
     boxes: Any
     classes: Any
     scores: Any
+    valid: Any = None
+
+    def without_padding(self) -> "Detections":
+        """Return the valid rows alone, on the host."""
+        if self.valid is None:
+            return self
+        keep = np.asarray(self.valid)
+        fields = (self.boxes, self.classes, self.scores)
+        return Detections(*(np.asarray(field)[keep] for field in fields))
 
 
 @dataclasses.dataclass(frozen=True)
 class Truths:
     """The annotated objects of one image.
 
-    boxes: [N, 4] pixels. classes: integer [N], 1..C-1. difficult: bool [N], objects that an
-    evaluation leaves out.
+    boxes: [N, 4] pixels. classes: integer [N], indices as the detector's. difficult: bool [N],
+    objects that an evaluation leaves out.
     """
 
     boxes: Any
@@ -70,6 +88,7 @@ def voc_ap(
     iou=0.5,
     eleven_point=True,
     num_classes=21,
+    background: int | None = 0,
 ):
     """Score the detections of a whole dataset.
 
@@ -89,18 +108,21 @@ def voc_ap(
       eleven_point: mean of the best precision at recalls 0, 0.1, .., 1 (VOC2007); otherwise the
         area under the precision envelope (VOC2010 and later).
       num_classes: C, background included.
+      background: the class that is no object; None where all are.
 
     Returns:
       An `AveragePrecision`.
 
     Raises:
       ValueError: for images that only one side has, arrays of different length, or a class
-        outside 1..C-1.
+        that is none of the C, or background.
 
     Reference: VOCevaldet.m of the PASCAL VOC development kit.
     """
     per_class = np.full(num_classes, np.nan)
-    found = match_detections(detections, truths, iou=iou, num_classes=num_classes)
+    found = match_detections(
+        detections, truths, iou=iou, num_classes=num_classes, background=background
+    )
     for class_index, matches in found.items():
         images = np.ones((1, len(matches.positives)), np.int64)
         per_class[class_index] = average_precision(matches, images, eleven_point=eleven_point)[0]
@@ -108,7 +130,9 @@ def voc_ap(
     return AveragePrecision(per_class, float(with_truth.mean()) if with_truth.size else np.nan)
 
 
-def match_detections(detections, truths, *, iou=0.5, num_classes=21) -> dict[int, Matches]:
+def match_detections(
+    detections, truths, *, iou=0.5, num_classes=21, background: int | None = 0
+) -> dict[int, Matches]:
     """Find the true and false positives of a whole dataset, as `voc_ap` counts them.
 
     Args:
@@ -116,6 +140,7 @@ def match_detections(detections, truths, *, iou=0.5, num_classes=21) -> dict[int
       truths: as in `voc_ap`.
       iou: as in `voc_ap`.
       num_classes: as in `voc_ap`.
+      background: as in `voc_ap`.
 
     Returns:
       `Matches` of each class that has countable ground truth; images are numbered in the order of
@@ -133,11 +158,12 @@ def match_detections(detections, truths, *, iou=0.5, num_classes=21) -> dict[int
     number = {image: row for row, image in enumerate(truths)}
     images = sorted(truths, key=str)
     rows = np.array([number[image] for image in images], np.int64)
-    found = [_arrays(detections[image], image, num_classes) for image in images]
-    drawn = [_arrays(truths[image], image, num_classes) for image in images]
+    objects = [index for index in range(num_classes) if index != background]
+    found = [_arrays(detections[image], image, objects) for image in images]
+    drawn = [_arrays(truths[image], image, objects) for image in images]
 
     matches = {}
-    for class_index in range(1, num_classes):
+    for class_index in objects:
         in_class = [
             (f[f[:, 4] == class_index], t[t[:, 4] == class_index])
             for f, t in zip(found, drawn, strict=True)
@@ -230,7 +256,7 @@ def _area(true, envelope, positives):
     return np.sum(np.diff(recall, axis=1) * envelope, axis=1)
 
 
-def _arrays(item, image, num_classes):
+def _arrays(item, image, objects):
     """Return one image's boxes, classes and scores (or difficult flags) as float64 [N, 6]."""
     last_name = "scores" if isinstance(item, Detections) else "difficult"
     boxes = np.asarray(item.boxes, np.float64)
@@ -246,10 +272,10 @@ def _arrays(item, image, num_classes):
             )
     if not (np.isfinite(boxes).all() and np.isfinite(last).all()):
         raise UserError(f"image {image}: boxes and {last_name} must be finite")
-    if classes.size and not (1 <= classes.min() and classes.max() < num_classes):
+    if not np.isin(classes, objects).all():
         raise UserError(
             f"image {image}: classes run from {classes.min()} to {classes.max()}, "
-            f"outside the {num_classes - 1} object classes 1..{num_classes - 1}"
+            f"outside the {len(objects)} object classes {min(objects)}..{max(objects)}"
         )
     return np.column_stack([boxes, classes, last])
 

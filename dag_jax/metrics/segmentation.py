@@ -13,28 +13,34 @@ from dag_jax.errors import UserError
 VOID = 255
 
 
-def confusion_matrix(labels, predictions, num_classes):
+def confusion_matrix(labels, predictions, num_classes, *, void: int | None = VOID):
     """Count how the pixels of each true class were predicted.
 
-    Entry [i, j] is the number of pixels of class i that were predicted as class j. Void pixels
-    (label 255) are left out, whatever was predicted there.
+    Entry [i, j] is the number of pixels of class i that were predicted as class j. Void pixels are
+    left out, whatever was predicted there.
 
     Args:
-      labels: integer [...], true class of each pixel, 0 = background, 255 = void. NumPy or JAX.
+      labels: integer [...], true class of each pixel. NumPy or JAX.
       predictions: integer [...], the same shape, predicted classes. NumPy or JAX.
-      num_classes: C, background included; at most 255.
+      num_classes: C, background included.
+      void: the label that is no class; VOC's 255, or None where every pixel has a class.
 
     Returns:
       int64 [C, C]; rows are the truth, columns the prediction. Matrices of several images add up.
 
     Raises:
-      ValueError: for shapes that differ, values that are not integers, or a class outside 0..C-1
-        at a pixel that counts.
+      ValueError: for shapes that differ, values that are not integers, a class outside 0..C-1 at
+        a pixel that counts, or a void label that is one of the classes.
 
     Reference: VOCevalseg.m of the PASCAL VOC development kit.
     """
-    if not 1 <= num_classes <= VOID:
-        raise UserError(f"num_classes must be between 1 and {VOID}, got {num_classes}")
+    if num_classes < 1:
+        raise UserError(f"num_classes must be at least 1, got {num_classes}")
+    if void is not None and 0 <= void < num_classes:
+        raise UserError(
+            f"void is {void}, which is one of {num_classes} classes: give another label that is no "
+            "class (such as -1), or void=None where there is none"
+        )
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     if labels.shape != predictions.shape:
         raise UserError(
@@ -43,7 +49,7 @@ def confusion_matrix(labels, predictions, num_classes):
     for name, values in (("labels", labels), ("predictions", predictions)):
         if not np.issubdtype(values.dtype, np.integer):
             raise UserError(f"{name} must hold integer classes, got {values.dtype}")
-    counted = labels != VOID
+    counted = np.ones(labels.shape, bool) if void is None else labels != void
     truth = labels[counted].astype(np.int64)
     predicted = predictions[counted].astype(np.int64)
     for name, values in (("labels", truth), ("predictions", predicted)):

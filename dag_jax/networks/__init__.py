@@ -1,31 +1,17 @@
-"""The networks: `load` one by name, give its `score_fn` to the engine, `predict` with it."""
+"""The project's own networks: `load` one by name; it is a model of `dag_jax.models`."""
 
-from dag_jax.networks.zoo import (
-    BLACK_BOX,
-    NAMES,
-    PRECISIONS,
-    Network,
-    bucket,
-    bucket_score_fn,
-    build,
-    load,
-    predict,
-    propose,
-    score_fn,
-    unnamed,
-)
+from dag_jax.networks.network import DetectionNetwork, Network, SegmentationNetwork
+from dag_jax.networks.zoo import BLACK_BOX, NAMES, PRECISIONS, TASKS, build, facts, load
 
 __all__ = [
     "BLACK_BOX",
     "NAMES",
     "PRECISIONS",
+    "TASKS",
+    "DetectionNetwork",
     "Network",
-    "bucket",
-    "bucket_score_fn",
+    "SegmentationNetwork",
     "build",
+    "facts",
     "load",
-    "predict",
-    "propose",
-    "score_fn",
-    "unnamed",
 ]

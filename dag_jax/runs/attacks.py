@@ -1,349 +1,234 @@
-"""The attack of many images: their targets, the stream, and what is kept of each.
+"""The attack of many images: the stream that they go through, and what is kept of each.
 
-Shapes: `H W` pixels, `N` targets, `G` ground-truth boxes, `C` classes.
+Shapes: `H W` pixels, `N` targets, `C` classes.
 """
 
-import contextlib
-import dataclasses
 import functools
-import operator
 import sys
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-import dag_jax
-from dag_jax import files, metrics, networks
+from dag_jax import files, models
+from dag_jax.engine.algorithm import Status, verdict_on
+from dag_jax.engine.feed import Failure
+from dag_jax.engine.method import Method
+from dag_jax.engine.stream import attack_stream
 from dag_jax.errors import UserError
-from dag_jax.metrics.segmentation import VOID
 from dag_jax.progress import progress
-from dag_jax.runs import buckets, evaluation, rundir
+from dag_jax.runs import buckets, provenance, rundir
+from dag_jax.runs.subject import Subject
+from dag_jax.runs.targets import paper_targets
 
-_FEWEST_BOXES = 8  # rows that lists of ground-truth boxes have, doubled as often as needed
-_FEWEST_TARGETS = 128  # rows that lists of targets have, four times as many as often as needed
+WHITE = 255  # the largest grey level
+# Images under way at a time on each device: a CPU core gains nothing from more lanes, and the last
+# images waste fewer.
+_SLOTS = {"cpu": 2}
+_MANY_SLOTS = 16
 
 
-def _length(count, fewest, factor):
-    """Return the least of fewest, fewest * factor, ... that is no less than count.
+class Plan(NamedTuple):
+    """How the examples of a subject are attacked.
 
-    A list's length depends on nothing but the image, and each length is a compilation.
+    Attributes:
+      subject: what is attacked.
+      method: how.
+      targets_of: function of the subject, a `buckets.Group`, an example and the seed that returns
+        (targets, inputs), as `targets.paper_targets` does.
+      seed: of the adversarial labels.
     """
-    while fewest < count:
-        fewest *= factor
-    return fewest
+
+    subject: Subject
+    method: Method
+    targets_of: Callable = paper_targets
+    seed: int = 0
+
+    def manifest(self, **more) -> dict:
+        """Return what the folder of this plan's results is of; `more` is the caller's own."""
+        subject = self.subject
+        return {
+            "model": subject.name,
+            "title": subject.about.title,
+            "task": subject.about.task,
+            "classes": list(subject.about.classes),
+            "weights_sha256": subject.weights_sha256,
+            "method": self.method.describe(),
+            "targets": name_of(self.targets_of),
+            "seed": self.seed,
+            "units": rundir.UNITS,
+            "provenance": provenance.environment(),
+            **more,
+        }
 
 
-@functools.partial(jax.jit, static_argnames="max_proposals")
-def _find_targets(
-    network,
-    key,
-    image,
-    truth_boxes,
-    truth_labels,
-    truth_valid,
-    *extent,
-    nms_threshold,
-    max_proposals,
-):
-    boxes, _, proposed = networks.propose(
-        network, image, *extent, nms_threshold=nms_threshold, max_proposals=max_proposals
-    )
-    scores = networks.score_fn(network, boxes)(image, *extent)
-    labels, valid = dag_jax.label_proposals(
-        boxes, scores, proposed, truth_boxes, truth_labels, truth_valid
-    )
-    adversarial = dag_jax.permute_labels(key, labels, evaluation.NUM_CLASSES, first_class=1)
-    targets = dag_jax.make_targets(labels, adversarial, valid)
-    first = jnp.argsort(~targets.valid, stable=True)  # targets to the front
-    targets, boxes = jax.tree.map(lambda leaf: leaf[first], (targets, boxes))
-    return targets, boxes, proposed.sum()
+def name_of(function) -> str:
+    """Return what tells a function, or a partial of one, from others of its kind."""
+    if isinstance(function, functools.partial):
+        options = [f"{name}={value!r}" for name, value in sorted(function.keywords.items())]
+        return f"{name_of(function.func)}({', '.join([*map(repr, function.args), *options])})"
+    return f"{function.__module__}.{function.__qualname__}"
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _pixel_targets(key, mask, num_classes):
-    return dag_jax.make_targets(mask, dag_jax.permute_labels(key, mask, num_classes))
+def default_slots() -> int:
+    """Return how many images each device has under way at a time, by the platform."""
+    return _SLOTS.get(jax.default_backend(), _MANY_SLOTS)
 
 
-def _proposal_targets(group, example, seed, nms_threshold, max_proposals):
-    """Return (targets, boxes, number of proposals) of a detector's example, on the host."""
-    objects = example["objects"]
-    count = len(objects["label"])
-    rows = _length(count, _FEWEST_BOXES, 2)
-    boxes, labels = np.zeros((rows, 4), np.float32), np.zeros(rows, np.int32)
-    boxes[:count], labels[:count] = objects["boxes"], objects["label"]
-    found = _find_targets(
-        group.network,
-        dag_jax.image_key(seed, example["image_id"]),
-        group.pad(example["image"].astype(np.float32)),
-        *(boxes, labels, np.arange(rows) < count),
-        *group.extent(example["image"].shape),
-        nms_threshold=np.float32(nms_threshold),
-        max_proposals=max_proposals or evaluation.ATTACK_PROPOSALS[group.network.miniature],
-    )
-    return jax.device_get(found)
+def grouping(subject: Subject) -> Callable:
+    """Return the function of a row that gives the `buckets.Group` that its image goes through.
 
-
-def paper_targets(group, example, seed, *, nms_threshold=evaluation.ATTACK_NMS, max_proposals=None):
-    """Find what the paper attacks in an example, and the adversarial labels.
-
-    The targets of an FCN are all pixels that are not void; a detector's are its own proposals on
-    the clean image that find an object.
-
-    Args:
-      group: a `buckets.Group`, with the network.
-      example: from `evaluation.load_examples`.
-      seed: of the permutation of the classes.
-      nms_threshold: IoU that two proposals of a detector may have. Its evaluation has its own.
-      max_proposals: the most proposals kept; None is `evaluation.ATTACK_PROPOSALS`.
-
-    Returns:
-      (targets, inputs): what `attack_stream` takes beside the image, arrays being NumPy's.
+    It raises a ValueError for an image that is smaller than the model can see.
     """
-    if group.network.detects:
-        targets, boxes, _ = _proposal_targets(group, example, seed, nms_threshold, max_proposals)
-        keep = slice(_length(targets.valid.sum(), _FEWEST_TARGETS, 4))
-        return jax.tree.map(operator.itemgetter(keep), (targets, (boxes,)))
-    key = dag_jax.image_key(seed, example["image_id"])
-    mask = group.pad(example["mask"][:, :, 0].astype(np.int32), VOID)
-    targets = jax.device_get(_pixel_targets(key, mask, evaluation.NUM_CLASSES))
-    return buckets.crop(targets, example["image"].shape, group.shape), ()
-
-
-def absent_targets(group, example, seed):
-    """Find what `paper_targets` does, driven to classes that no target of the image has."""
-    targets, inputs = paper_targets(group, example, seed)
-    adversarial = dag_jax.absent_labels(
-        dag_jax.image_key(seed, example["image_id"]),
-        targets.labels,
-        evaluation.NUM_CLASSES,
-        valid=targets.valid,
-        first_class=int(group.network.detects),
-    )
-    targets = dag_jax.make_targets(targets.labels, adversarial, targets.valid)
-    return jax.device_get(targets), inputs
-
-
-@jax.jit
-def _drawn_targets(network, image, drawn, *extent):
-    _, best = jax.lax.top_k(networks.score_fn(network)(image, *extent), 2)
-    # A pixel that is as drawn has the next best class for its label: it is a target, at rest.
-    labels = jnp.where(best[..., 0] == drawn, best[..., 1], best[..., 0])
-    return dag_jax.make_targets(labels, drawn)
-
-
-def drawn_targets(group, example, seed):
-    """Find what drives a segmentation to the example's mask, as a `targets_of` for `attack_all`.
-
-    Every pixel that is not void is a target: adversarial is the mask, the label what the network
-    says of the clean image. Where that is as drawn already, the label is the next best class, so
-    that an attack which asks for the adversarial label keeps the pixel.
-
-    Args:
-      group: a `buckets.Group` with an FCN.
-      example: its mask is the drawing.
-      seed: not used.
-
-    Returns:
-      (targets, ()), arrays being NumPy's.
-    """
-    del seed
-    shape = example["image"].shape
-    image = group.pad(example["image"].astype(np.float32))
-    drawn = group.pad(example["mask"][:, :, 0].astype(np.int32), VOID)
-    targets = jax.device_get(_drawn_targets(group.network, image, drawn, *group.extent(shape)))
-    return buckets.crop(targets, shape, group.shape), ()
-
-
-def _groups(network, examples, rows):
-    """Yield (row, the `buckets.Group` that the image goes through, or a `dag_jax.Failure`)."""
+    examples = subject.examples
     shapes = {example["image"].shape for example in examples}
-    (one_size,) = buckets.group(network, list(shapes)) if len(shapes) == 1 else (None,)
-    for row in range(len(examples)) if rows is None else rows:
-        try:
-            yield row, one_size or buckets.of(network, examples[row]["image"].shape)
-        except ValueError as error:
-            yield row, dag_jax.Failure(row, error)
+    if len(shapes) == 1:
+        (alike,) = buckets.group(subject.model, list(shapes))
+        return lambda row: alike
+    return lambda row: buckets.group_of(subject.model, examples[row]["image"].shape)
 
 
-def attack_inputs(network, examples, seed: int, rows=None, *, targets_of=paper_targets):
+def attack_inputs(plan: Plan, rows=None):
     """Find what `attack_stream` takes of each example.
 
     Args:
-      network: a `Network`.
-      examples: from `evaluation.load_examples`.
-      seed: of the adversarial labels.
+      plan: the attack.
       rows: which examples; None for all.
-      targets_of: function of a `buckets.Group`, an example and the seed that returns (targets,
-        inputs), as `paper_targets` does.
 
     Yields:
-      (row, image u8[H, W, 3], targets, inputs), arrays being NumPy's; a `dag_jax.Failure` for an
-      image that is smaller than the network can see.
+      (row, image u8[H, W, 3], targets, inputs), arrays being NumPy's; a `Failure` for an image that
+      is smaller than the model can see.
     """
-    for row, group in _groups(network, examples, rows):
-        if isinstance(group, dag_jax.Failure):
-            yield group
-        else:
-            yield row, examples[row]["image"], *targets_of(group, examples[row], seed)
+    examples, group_of = plan.subject.examples, grouping(plan.subject)
+    for row in range(len(examples)) if rows is None else rows:
+        try:
+            group = group_of(row)
+        except ValueError as error:
+            yield Failure(row, error)
+            continue
+        targets, inputs = plan.targets_of(plan.subject, group, examples[row], plan.seed)
+        yield row, examples[row]["image"], targets, inputs
 
 
-def count_proposals(network, examples, *, nms_threshold, max_proposals, label):
-    """Count a detector's proposals and the targets among them, as `paper_targets` finds them.
+def bucket_for(subject: Subject):
+    """Return what `attack_stream` takes as `bucket`: None where all images are of one size."""
+    one_size = len({example["image"].shape for example in subject.examples}) == 1
+    return None if one_size or not hasattr(subject.model, "bucket") else models.bucket_score_fn
+
+
+def open_stream(plan: Plan, inputs, *, count, slots=None, mesh=None, **options):
+    """Return the `attack_stream` of a plan.
 
     Args:
-      network: a detector.
-      examples: from `evaluation.load_examples`, none smaller than the network can see.
-      nms_threshold: as in `paper_targets`.
-      max_proposals: as in `paper_targets`.
-      label: what the progress bar is called.
-
-    Returns:
-      i64[M, 2], proposals and targets of each example.
-    """
-    counts = []
-    groups = _groups(network, examples, None)
-    for row, group in progress(groups, total=len(examples), desc=label, unit="image"):
-        found = _proposal_targets(group, examples[row], 0, nms_threshold, max_proposals)
-        counts.append((found[2], found[0].valid.sum()))
-    return np.array(counts, np.int64)
-
-
-def bucket_for(examples):
-    """Return what `attack_stream` takes as `bucket`: None for images that are all of one size."""
-    one_size = len({example["image"].shape for example in examples}) == 1
-    return None if one_size else networks.bucket_score_fn
-
-
-def perturbed(attack, *, rounded: bool = False) -> np.ndarray:
-    """Return the adversarial image f32[H, W, 3], rounded to whole grey levels where asked."""
-    image = np.asarray(attack.image, np.float32)
-    return np.asarray(dag_jax.perturb(image, attack.perturbation, rounded=rounded))
-
-
-def change(attack, *, rounded: bool = False) -> np.ndarray:
-    """Return f32[H, W, 3], what an attack changes in the image, which ends at 0 and 255."""
-    return perturbed(attack, rounded=rounded) - np.asarray(attack.image, np.float32)
-
-
-def record_of(attack, *, rounded: bool) -> dict:
-    """Return what is kept of an attack beside its perturbation."""
-    steps, moved = int(attack.num_steps), change(attack, rounded=rounded)
-    return {
-        "status": dag_jax.Status(int(attack.status)).name,
-        "num_steps": steps,
-        "active_counts": attack.active_counts[: steps + 1].tolist(),
-        "perceptibility": float(metrics.perceptibility(moved)),
-        "largest_change": float(np.abs(moved).max()),
-        "image_sha256": files.sha256(np.asarray(attack.image)),
-    }
-
-
-def open_stream(
-    network, examples, results, inputs, *, slots, mesh, rounded, on_failure=None, **options
-):
-    """Return the `dag_jax.attack_stream` by which examples of a folder of results are attacked.
-
-    Args:
-      network: a `Network`.
-      examples: one for each of the results' keys.
-      results: `rundir.Results`.
+      plan: the attack.
       inputs: of those to attack, from `attack_inputs`.
-      slots: images under way at a time on each device.
-      mesh: from `console.open_mesh`.
-      rounded: as in `dag_jax.attack`.
-      on_failure: as in `dag_jax.attack_stream`.
-      **options: of `dag_jax.attack_stream`.
+      count: how many images the run has in all: there are no more lanes than that, and as many
+        whatever is left, since other numbers are other kernels on some devices.
+      slots: images under way at a time on each device; None is `default_slots`.
+      mesh: devices; None is all of this process.
+      **options: of `attack_stream`.
     """
-    # As many lanes whatever is left: other numbers are other kernels on some devices.
-    own = sum(len(results.indices(shard)) for shard in results.shards())
-    return dag_jax.attack_stream(
-        networks.score_fn(network),
+    mesh = mesh or Mesh(jax.local_devices(), ("images",))
+    slots = min(slots or default_slots(), -(-count // mesh.size))
+    return attack_stream(
+        models.score_fn(plan.subject.model),
         inputs,
-        slots=mesh.size * min(slots, -(-own // mesh.size)),
+        plan.method,
+        slots=mesh.size * slots,
         mesh=mesh,
-        rounded=rounded,
-        bucket=bucket_for(examples),
-        on_failure=on_failure,
+        bucket=bucket_for(plan.subject),
         **options,
     )
 
 
-def _check_images(folder, records, examples):
-    now = {example["image_id"]: example["image"] for example in examples}
-    for record in records:
-        key = record["key"]
-        if key not in now or record["image_sha256"] != files.sha256(now[key]):
-            raise UserError(
-                f"{folder} was made of another image of the name {key!r} than --dataset and "
-                "--data_dir have now; give another --workdir"
-            )
+@jax.jit
+def _verdict(method, score_fn, image, targets, inputs):
+    return verdict_on(method, lambda seen: score_fn(seen, *inputs), image, targets)
 
 
-def claim(workdir, about, examples):
-    """Claim the folder of a launch; what was attacked there has to be of these images.
+def _png_verdict(plan, group, targets, inputs, png) -> tuple[int, bool]:
+    """Return how many targets are active on a saved image, and whether it fools."""
+    shape = png.shape[:2]
 
-    Rows that are finished stay in the table without being made again, so they are looked at too.
+    def padded(leaf):
+        return group.pad(leaf) if leaf.shape[:2] == shape else leaf
+
+    if targets.valid.shape[:2] == shape:
+        targets = jax.tree.map(padded, targets)
+    inputs = (*inputs, *group.extent(shape))
+    image = group.pad(png.astype(np.float32))
+    number, fools = _verdict(plan.method, models.score_fn(group.model), image, targets, inputs)
+    return int(number), bool(fools)
+
+
+def change_of(image, adversarial) -> np.ndarray:
+    """Return f32[H, W, 3], what an attack changes in an image, which ends at 0 and 255."""
+    return np.asarray(adversarial, np.float32) - np.asarray(image, np.float32)
+
+
+def record_of(image, attack, png_verdict: tuple[int, bool]) -> dict:
+    """Return what is kept of an attack beside its perturbation.
 
     Args:
-      workdir: as in `rundir.claim`.
-      about: what the run is of.
-      examples: from `evaluation.load_examples`.
+      image: u8[H, W, 3], the clean one.
+      attack: an `Attack`, its arrays NumPy's.
+      png_verdict: (targets active on the saved image, whether it fools).
 
     Returns:
-      The folder.
-
-    Raises:
-      ValueError: as `rundir.claim` does, and for results of other images.
-      OSError: where it cannot be written.
+      What JSON can hold. Sizes are of the image that was attacked, within 0 to 255; `fooled` is of
+      it, `fooled_png` and `active_png` of the image as it is saved.
     """
-    workdir = rundir.claim(workdir, about | {"units": rundir.UNITS})
-    for name in sorted(rundir.folders_in(workdir, rundir.MANIFEST)):
-        run = rundir.read(workdir / name)
-        if run.manifest["keys"] != [example["image_id"] for example in examples]:
+    steps = int(attack.num_steps)
+    change = change_of(image, attack.adversarial).astype(np.float64)
+    status = Status(int(attack.status))
+    return {
+        "status": status.name,
+        "num_steps": steps,
+        "active_counts": np.asarray(attack.active_counts)[: steps + 1].tolist(),
+        "perceptibility": float(np.sqrt((change**2).sum(axis=-1).mean()) / WHITE),
+        "largest_change": float(np.abs(change).max()),
+        "fooled": status == Status.FOOLED,
+        "fooled_png": png_verdict[1],
+        "active_png": png_verdict[0],
+        "image_sha256": files.sha256(np.asarray(image)),
+    }
+
+
+def check_images(folder, records, examples) -> None:
+    """Raise a ValueError where records are of other images than examples of their names."""
+    now = {str(example["image_id"]): example["image"] for example in examples}
+    for record in records:
+        key = record["key"]
+        if key in now and record["image_sha256"] != files.sha256(now[key]):
             raise UserError(
-                f"{run.folder} was made of other images than --dataset and --data_dir have now; "
-                "give another --workdir"
+                f"{folder} was made of another image of the name {key!r} than the dataset has now; "
+                "give another folder (--workdir)"
             )
-        _check_images(run.folder, run.records, examples)
-    return workdir
 
 
-def attack_all(
-    network,
-    examples,
-    results,
-    *,
-    seed,
-    slots,
-    mesh,
-    label,
-    rounded,
-    targets_of=paper_targets,
-    **options,
-):
+def attack_missing(plan: Plan, results: rundir.Results, *, slots=None, mesh=None, label) -> None:
     """Attack the examples that a folder of results lacks; each is kept as it finishes.
 
     Args:
-      network: a `Network`.
-      examples: from `evaluation.load_examples`, one for each of the results' keys.
-      results: `rundir.Results`.
-      seed: of the adversarial labels.
-      slots: images under way at a time on each device.
-      mesh: from `console.open_mesh`.
+      plan: the attack; its examples are the results' keys.
+      results: where they are kept.
+      slots: images under way at a time on each device; None is `default_slots`.
+      mesh: devices; None is all of this process.
       label: what the progress bar is called.
-      rounded: as in `dag_jax.attack`.
-      targets_of: as in `attack_inputs`.
-      **options: of `dag_jax.attack_stream`.
 
     Raises:
       ValueError: at once, where what is there was made of other images; after all others, for
         examples that cannot be attacked.
       OSError: where results cannot be written.
     """
-    _check_images(results.folder, results.done().values(), examples)
-    todo, started, failed = results.todo(), time.perf_counter(), []
+    subject = plan.subject
+    examples, group_of = subject.examples, grouping(subject)
+    check_images(results.folder, results.done().values(), examples)
+    todo, started, failed, waiting = results.todo(), time.perf_counter(), [], {}
+    finished: list[float] = []
     if not todo:
         return
 
@@ -351,44 +236,31 @@ def attack_all(
         failed.append(f"{examples[row]['image_id']}: {error}")
         bar.write(failed[-1], file=sys.stderr)
 
-    def keep(row, attack):
-        # The image as it was given, in whole grey levels.
-        attack = dataclasses.replace(attack, image=examples[row]["image"])
-        finished = {"finished": round(time.perf_counter() - started, 3)}
-        results.add(row, attack, record_of(attack, rounded=rounded), finished)
+    def inputs():
+        for item in attack_inputs(plan, todo):
+            if not isinstance(item, Failure):
+                waiting[item[0]] = item[2:]
+            yield item
 
-    stream = open_stream(
-        network,
-        examples,
-        results,
-        attack_inputs(network, examples, seed, todo, targets_of=targets_of),
-        slots=slots,
-        mesh=mesh,
-        rounded=rounded,
-        on_failure=on_failure,
-        **options,
-    )
+    def keep(row, attack):
+        image, (targets, more) = examples[row]["image"], waiting.pop(row)
+        png = rundir.saved_pixels(image, attack.perturbation)
+        verdict = _png_verdict(plan, group_of(row), targets, more, png)
+        record = record_of(image, attack, verdict)
+        finished.append(time.perf_counter() - started)
+        seconds = {"finished": round(finished[-1], 3)}
+        if len(finished) > 1:  # what comes first waits for what has to be compiled
+            seconds["since"] = round(finished[-1] - finished[-2], 3)
+        results.add(row, image, attack.perturbation, record, seconds)
+
+    count = len(results.own())
+    stream = open_stream(plan, inputs(), count=count, slots=slots, mesh=mesh, on_failure=on_failure)
     with progress(total=len(todo), desc=label, unit="image") as bar:
-        latest = None
-        try:
-            for latest in stream:
-                keep(*latest)
-                bar.update()
-        except KeyboardInterrupt as interruption:
-            if latest is not None:
-                keep(*latest)  # once more, as it may have been cut short
-            for latest in _rest(stream, interruption):
-                keep(*latest)
-            raise
+        for row, attack in stream:
+            keep(row, attack)
+            bar.update()
     if failed:
         raise UserError(
             f"{len(failed)} of {len(todo)} images could not be attacked; the others are finished "
             f"and kept in {results.folder}. --image_ids can leave these out: {'; '.join(failed)}"
         )
-
-
-def _rest(stream, interruption):
-    """Yield what a stream has finished when its consumer is interrupted."""
-    with contextlib.suppress(KeyboardInterrupt):
-        yield stream.throw(interruption)
-        yield from stream

@@ -1,14 +1,12 @@
-"""Whether a table measures the attack: its rows' checks, kept beside them and printed under it.
+"""Whether a table measures the attack: its rows' checks, kept beside them.
 
-    found = audit.of_table(workdir, {name: audit.Row(title, network, examples)}, mesh=mesh, slots=2)
-    print(audit.section(found, titles))
+    found = audit.of_table(workdir, {name: audit.Audit(plan)}, mesh=mesh)
 
 What is found of a row is in audit.json beside it, and not looked for again while the row, those
-that it is compared with, and the checks are the same; `of_table1` hands it to launches that work on
-the rows' perturbations. What each check asks is in `experiments.runs.audit_checks`.
+that it is compared with, and the checks are the same; `kept` hands it to launches that work on the
+rows' perturbations. What each check asks is in `dag_jax.runs.audit_checks`.
 """
 
-import collections
 import functools
 import json
 import pathlib
@@ -17,11 +15,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import dag_jax
-from dag_jax import Finding, files, networks
+from dag_jax import files
+from dag_jax.engine.audit import Finding
 from dag_jax.progress import progress
-from dag_jax.runs import attacks, audit_checks, evaluation, rundir
+from dag_jax.runs import audit_checks, rundir
 from dag_jax.runs import findings as rules
-from dag_jax.runs.audit_checks import WHITE_BOX, Subject
+from dag_jax.runs.attacks import Plan
+from dag_jax.runs.audit_checks import WHITE_BOX, Row
+from dag_jax.runs.dataset import ROW
 
 FILE = "audit.json"
 CHECKS = (
@@ -34,26 +35,18 @@ CHECKS = (
 )
 
 
-class Row(NamedTuple):
-    """A row of a table, whose folder has what was attacked, and what is asked of it.
+class Audit(NamedTuple):
+    """What is asked of a row of a table.
 
     Attributes:
-      title: what it is called.
-      network: the `Network` that was attacked.
-      examples: of all images of the run.
-      checks: functions of a `Subject`, each returning a `Finding` or a list of them.
-      rivals: folders of other networks' rows, attacked on the same images; None: not compared.
-      targets_of: as in `attacks.attack_inputs`.
-      options: of `dag_jax.attack_stream`, where they are not what the folder's manifest says.
+      plan: how it was attacked.
+      checks: functions of an `audit_checks.Row`, each returning a `Finding` or a list of them.
+      rivals: folders of other models' rows, attacked on the same images; None: not compared.
     """
 
-    title: str
-    network: networks.Network
-    examples: list
+    plan: Plan
     checks: tuple[Callable, ...] = CHECKS
     rivals: tuple[str, ...] | None = None
-    targets_of: Callable = attacks.paper_targets
-    options: dict = {}
 
 
 def checks_but(*out) -> tuple[Callable, ...]:
@@ -61,28 +54,26 @@ def checks_but(*out) -> tuple[Callable, ...]:
     return tuple(check for check in CHECKS if check not in out)
 
 
-def of_row(
-    subject: Subject, rivals, *, checks=CHECKS, then=None, bar=None
-) -> tuple[list[Finding], bool]:
+def of_row(row: Row, rivals, *, checks=CHECKS, then=None, bar=None) -> tuple[list[Finding], bool]:
     """Audit a row.
 
     Args:
-      subject: the row.
+      row: the row.
       rivals: as in `audit_checks.white_box`; None leaves that check out.
-      checks: functions of a subject, each returning a Finding or a list of them.
+      checks: functions of a row, each returning a Finding or a list of them.
       then: findings of the same row beside other rivals: only what rivals change is done again.
       bar: progress bar to advance by 1 for each check.
 
     Returns:
       (findings, whether all checks ran: one that raised could not be judged).
     """
-    found, ran = [one for one in then or () if one.check != WHITE_BOX], True
+    found, ran = [finding for finding in then or () if finding.check != WHITE_BOX], True
     compare = functools.partial(audit_checks.white_box, rivals=rivals)
     last = () if rivals is None else (compare,)
     for check in (*checks, *last):
         if check in last or not then:
             try:
-                new = check(subject)
+                new = check(row)
             except Exception as error:  # whatever it is, it must not cost the other checks
                 ran = False
                 said = f"{type(error).__name__}: {error}"
@@ -95,7 +86,7 @@ def of_row(
     return found, ran
 
 
-def of_table(workdir, rows: dict[str, Row], *, mesh, slots) -> dict[str, list[Finding]]:
+def of_table(workdir, rows: dict[str, Audit], *, mesh=None, slots=None):
     """Audit each row of a table, or take what was found of it before.
 
     The table is written before that, as an audit takes its time and can be interrupted.
@@ -103,7 +94,7 @@ def of_table(workdir, rows: dict[str, Row], *, mesh, slots) -> dict[str, list[Fi
     Args:
       workdir: the run's folder, which is named as where the table is.
       rows: by the names of their folders, which have a row.json.
-      mesh: from `console.open_mesh`.
+      mesh: devices.
       slots: images under way at a time on each device.
 
     Returns:
@@ -116,24 +107,25 @@ def of_table(workdir, rows: dict[str, Row], *, mesh, slots) -> dict[str, list[Fi
     print(f"results: {workdir}/, where the audit is still to be added", file=sys.stderr)
     count = {name: len(row.checks) + (row.rivals is not None) for name, row in rows.items()}
     with progress(total=sum(count.values()), desc="audit", unit="check") as bar:
-        for name, row in rows.items():
+        for name, audit in rows.items():
             then, others = _read(workdir, name), None
-            rivals = _rows(workdir, row.rivals)
+            rivals = _rows(workdir, audit.rivals)
             if then is not None and then["rivals"] == rivals:
                 found[name] = then["findings"]
                 bar.update(count[name])
                 continue
-            run = rundir.read(workdir / name)
-            how = row.targets_of, row.options
-            subject = Subject(row.network, row.examples, run, mesh, slots, *how)
+            row = Row(audit.plan, rundir.read(workdir / name), mesh, slots)
             if rivals is not None:
-                others = {rows[one].title: rundir.read(workdir / one) for one in rivals}
+                others = {
+                    rows[rival].plan.subject.about.title: rundir.read(workdir / rival)
+                    for rival in rivals
+                }
             old = then["findings"] if then is not None else None
-            found[name], ran = of_row(subject, others, checks=row.checks, then=old, bar=bar)
+            found[name], ran = of_row(row, others, checks=audit.checks, then=old, bar=bar)
             if ran:
                 content = _about(workdir, name) | {"rivals": rivals}
-                content |= {"findings": [one._asdict() for one in found[name]]}
-                files.write(workdir / name / FILE, json.dumps(content, indent=2) + "\n")
+                content |= {"findings": [finding._asdict() for finding in found[name]]}
+                files.write_json(workdir / name / FILE, content)
     return found
 
 
@@ -141,37 +133,20 @@ def kept(workdir, names) -> dict[str, list[Finding]]:
     """Return what `of_table` found of some rows: {name of a row: findings}, where it is there."""
     folder = files.open_folder(workdir)
     then = {name: _read(folder, name) for name in names}
-    return {name: one["findings"] for name, one in then.items() if one is not None}
-
-
-def of_table1(folder, names) -> tuple[dict[str, list[Finding]], str]:
-    """Return what a launch of Table 1 found of its rows, for launches over its perturbations.
-
-    Args:
-      folder: `--workdir` of that launch.
-      names: of networks.
-
-    Returns:
-      ({network: findings}, the `section` that says them).
-    """
-    found = kept(folder, names)
-    titles = {name: evaluation.TITLES[name] for name in names}
-    command = f"`python -m experiments.table1 --workdir={folder}`"
-    remedy = f"{command}, with the flags and the version of the launch that made it,"
-    return found, section(found, titles, remedy=remedy)
+    return {name: content["findings"] for name, content in then.items() if content is not None}
 
 
 def checks_sha256() -> str:
     """Return what changes with the checks and their limits: a digest of their sources."""
     package = pathlib.Path(dag_jax.__file__).parent
     sources = [module.__file__ for module in (audit_checks, rules)]
-    sources += [package / "audit.py", package / "planted.py"]
+    sources += [package / "engine" / "audit.py", package / "engine" / "planted.py"]
     return files.sha256(" ".join(map(files.sha256_of, sources)))
 
 
 def _about(workdir, name) -> dict:
     """Return what findings are of: the row, and the checks with their limits."""
-    return {"row": files.load_json(workdir / name / "row.json"), "checks": checks_sha256()}
+    return {"row": files.load_json(workdir / name / ROW), "checks": checks_sha256()}
 
 
 def _rows(workdir, rivals):
@@ -196,67 +171,3 @@ def _read(workdir, name):
     except (ValueError, KeyError, TypeError):
         pass
     return None
-
-
-def as_json(found) -> dict[str, list[dict]]:
-    """Return findings as JSON can hold them."""
-    return {name: [one._asdict() for one in findings] for name, findings in found.items()}
-
-
-def write(workdir, name, report, content, *, titles, found, remedy="--audit") -> str:
-    """Write a table as Markdown and as JSON, each with what was found of its rows.
-
-    Args:
-      workdir: the run's folder.
-      name: of the two files, without their ends.
-      report: Markdown.
-      content: what JSON can hold.
-      titles: as in `section`.
-      found: as in `section`; none before the audit.
-      remedy: as in `section`.
-
-    Returns:
-      The Markdown.
-    """
-    text = f"{report}\n{section(found, titles, remedy=remedy)}"
-    files.write(workdir / f"{name}.md", text)
-    content = {**content, "audit": as_json(found)}
-    files.write(workdir / f"{name}.json", json.dumps(content, indent=2) + "\n")
-    return text
-
-
-def section(found: dict[str, list[Finding]], titles: dict[str, str], *, remedy="--audit") -> str:
-    """Return findings as the section of a report: a line for all that hold, one for each other.
-
-    Args:
-      found: from `of_table` or `kept`.
-      titles: {name of a row: what it is called}, of all rows of the table.
-      remedy: what makes the findings of rows that have none.
-    """
-    lines = []
-    if found:
-        every = [one for findings in found.values() for one in findings]
-        count = collections.Counter(one.check for one in every)
-        names = "; ".join(
-            check + (f" ({number} row{'s' * (number > 1)})" if number < len(found) else "")
-            for check, number in count.items()
-        )
-        passed, fired, open_ = (
-            sum(one.passed is verdict for one in every) for verdict in (True, False, None)
-        )
-        lines += [
-            f"{len(every)} checks of {len(found)} row{'s' * (len(found) > 1)}: {passed} hold, "
-            f"{fired} do{'es' * (fired == 1)} not, {open_} could not be judged. Checked: {names}.",
-            "",
-        ]
-    if missing := [title for name, title in titles.items() if name not in found]:
-        lines += [f"Not audited: {', '.join(missing)}; {remedy} does it.", ""]
-    for name, findings in found.items():
-        for one in findings:
-            if not one.passed:
-                verdict = "could not be judged" if one.passed is None else "does not hold"
-                lines.append(
-                    f'- **{titles[name]}: "{one.check}" {verdict}**: {one.said}. *Remedy:* '
-                    f"{one.remedy}."
-                )
-    return "\n".join(["## Audit", "", *lines]).rstrip() + "\n"

@@ -1,21 +1,25 @@
 """Checks of a row of a table, by what its folder holds: each says one thing that must hold.
 
-`dag_jax.audit` looks at the network on a few images; the rest reads a folder of results again:
-attacks that go on, saved images scored anew, other networks' perturbations. Limits are the same for
-every network. `audit` beside this runs them.
+`dag_jax.audit` looks at the model on a few images; the rest reads a folder of results again:
+attacks that go on, saved images scored anew, other models' perturbations. Limits are the same for
+every model. `audit` beside this runs them.
 
 Shapes: `H W` pixels, `B` sets of images that `metrics.draw_images` draws.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 
-import dag_jax
-from dag_jax import Finding, Status, files, metrics, networks
+from dag_jax import metrics, models
+from dag_jax.engine import audit as model_audit
+from dag_jax.engine.algorithm import Status, perturb
+from dag_jax.engine.audit import Finding
+from dag_jax.engine.feed import Failure
+from dag_jax.errors import DamagedError, MissingError
 from dag_jax.runs import attacks, buckets, evaluation, rundir, scores
+from dag_jax.runs.attacks import Plan
 from dag_jax.runs.findings import FEWEST
 
 MODEL_IMAGES = 3  # that `dag_jax.audit` looks at
@@ -35,44 +39,41 @@ UNDONE = (
     "rounding undoes the attack: let it score the image as it will be saved (--rounded), or go on "
     "until labels have lost by more (--margin, --max_steps)"
 )
-OPTIONS = (  # of `dag_jax.attack_stream`, which an attack that goes on has as before
-    *("max_steps", "step_size", "margin", "rounded"),
-    *("optimizer", "objective", "stop_fraction"),
-)
 WHITE_BOX = "white-box beats transfer"
 
 
-class Subject(NamedTuple):
-    """A row to audit."""
+class Row(NamedTuple):
+    """A row to audit: how it was attacked, and what its folder holds."""
 
-    network: networks.Network
-    examples: list  # of all images of the run
+    plan: Plan
     run: rundir.Run
-    mesh: Mesh
-    slots: int  # images under way at a time on each device
-    targets_of: Callable = attacks.paper_targets  # as in `attacks.attack_inputs`
-    options: dict = {}  # of `dag_jax.attack_stream`, where they are not what the manifest says
+    mesh: Mesh | None = None
+    slots: int | None = None  # images under way at a time on each device
 
     @property
-    def settings(self) -> dict:
-        """The launch's settings, with max_steps, margin and options as this row had them."""
-        manifest = self.run.manifest
-        own = {name: manifest[name] for name in ("max_steps", "margin") if name in manifest}
-        return manifest["settings"] | own | self.options
+    def examples(self):
+        """The examples of the row."""
+        return self.plan.subject.examples
+
+    @property
+    def records(self) -> list[dict]:
+        """The records of the examples, in their order."""
+        return [self.run.record(str(name)) for name in self.plan.subject.ids]
+
+    def evidence(self, column) -> list[dict]:
+        """Return the evidence of a column of each example."""
+        return [self.run.get(column, str(name)) for name in self.plan.subject.ids]
 
     def inputs(self, rows):
         """Yield (row, image, targets, inputs) of those rows that have any."""
-        seed = self.settings.get("seed", 0)
-        for one in attacks.attack_inputs(
-            self.network, self.examples, seed, rows, targets_of=self.targets_of
-        ):
-            if not isinstance(one, dag_jax.Failure):
-                yield one
+        for item in attacks.attack_inputs(self.plan, rows):
+            if not isinstance(item, Failure):
+                yield item
 
     def with_targets(self):
         """Return the rows that were attacked, with their records."""
-        records = enumerate(self.run.records)
-        return {row: one for row, one in records if one["status"] != Status.NO_TARGETS.name}
+        records = enumerate(self.records)
+        return {i: record for i, record in records if record["status"] != Status.NO_TARGETS.name}
 
 
 def spread(rows, number):
@@ -83,16 +84,16 @@ def spread(rows, number):
     return [rows[i] for i in np.linspace(0, len(rows) - 1, number).round().astype(int)]
 
 
-def model(subject: Subject) -> list[Finding]:
+def model(row: Row) -> list[Finding]:
     """Return what `dag_jax.audit` finds on a few images of one size."""
-    shapes = [example["image"].shape for example in subject.examples]
-    rows = list(subject.with_targets())
-    same = [row for row in rows if shapes[row] == shapes[rows[0]]]
+    shapes = [example["image"].shape for example in row.examples]
+    rows = list(row.with_targets())
+    same = [place for place in rows if shapes[place] == shapes[rows[0]]]
     by_image = {}
-    for row, image, targets, inputs in subject.inputs(spread(same, MODEL_IMAGES)):
-        score_fn = networks.score_fn(subject.network, *inputs)
-        key = subject.examples[row]["image_id"]
-        by_image[key] = dag_jax.audit(score_fn, image, targets)
+    for place, image, targets, inputs in row.inputs(spread(same, MODEL_IMAGES)):
+        score_fn = models.score_fn(row.plan.subject.model, *inputs)
+        key = row.examples[place]["image_id"]
+        by_image[key] = model_audit.audit(score_fn, image, targets)
     if not by_image:
         remedy = "give images that the network gets right"
         return [Finding("the network on an image", None, "no image has a target", remedy)]
@@ -115,10 +116,10 @@ def combine(by_image) -> list[Finding]:
     return found
 
 
-def stops(subject: Subject) -> Finding:
+def stops(row: Row) -> Finding:
     """No attack ended at a gradient of zero, or at a number that is none."""
     bad = (Status.ZERO_GRADIENT.name, Status.NON_FINITE.name)
-    records = subject.run.records
+    records = row.records
     stopped = {one["key"]: one["status"] for one in records if one["status"] in bad}
     some = ", ".join(f"{key} {status}" for key, status in list(stopped.items())[:3])
     return Finding(
@@ -130,10 +131,10 @@ def stops(subject: Subject) -> Finding:
     )
 
 
-def grows(subject: Subject) -> Finding:
+def grows(row: Row) -> Finding:
     """After more of the steps, more of the targets are lost; in the end, at least half."""
-    max_steps = subject.settings["max_steps"]
-    counts = [record["active_counts"] for record in subject.with_targets().values()]
+    max_steps = row.plan.method.max_steps
+    counts = [record["active_counts"] for record in row.with_targets().values()]
     after = [max_steps // 4, max_steps // 2, max_steps]
     first = sum(one[0] for one in counts)
     lost = [1 - sum(one[min(m, len(one) - 1)] for one in counts) / max(first, 1) for m in after]
@@ -148,20 +149,20 @@ def grows(subject: Subject) -> Finding:
     )
 
 
-def goes_on(subject: Subject) -> list[Finding]:
+def goes_on(audited: Row) -> list[Finding]:
     """Attacks that go on from the stored perturbations, for as many steps again.
 
     Returns:
       Two findings: whether stored perturbations leave the targets that their records say, and
       whether twice the steps would change the table.
     """
-    max_steps = subject.settings["max_steps"]
-    records = subject.with_targets()
+    max_steps = audited.plan.method.max_steps
+    records = audited.with_targets()
     unfinished = [row for row, one in records.items() if one["status"] == Status.MAX_STEPS.name]
     finished = [row for row, one in records.items() if one["status"] == Status.FOOLED.name]
     some = spread(unfinished, CONTINUED)
     more = [*some, *spread(finished, CONTINUED - len(some) // 2)]
-    found = _continue(subject, sorted(more))
+    found = _continue(audited, sorted(more))
 
     def left(row, count):
         return int(count) / max(records[row]["active_counts"][0], 1)
@@ -198,37 +199,34 @@ def goes_on(subject: Subject) -> list[Finding]:
     return [stored, Finding(check, share * (before - after) <= STILL_LEFT, said, remedy)]
 
 
-def _continue(subject, rows) -> dict:
+def _continue(audited, rows) -> dict:
     """Return {row: Attack} of attacks that start from the images where they stopped."""
-    settings = subject.settings
 
     def inputs():
-        for row, _, targets, more in subject.inputs(rows):
-            stopped = scores.adversarial([subject.run], subject.examples[row], False)
+        for row, _, targets, more in audited.inputs(rows):
+            stopped = scores.adversarial([audited.run], audited.examples[row], False)
             yield row, stopped, targets, more
 
-    own = len(subject.examples)
-    stream = dag_jax.attack_stream(
-        networks.score_fn(subject.network),
+    stream = attacks.open_stream(
+        audited.plan,
         inputs(),
-        slots=subject.mesh.size * min(subject.slots, -(-own // subject.mesh.size)),
-        mesh=subject.mesh,
-        bucket=attacks.bucket_for(subject.examples),
-        **{name: settings[name] for name in OPTIONS if name in settings},
+        count=len(audited.examples),
+        slots=audited.slots,
+        mesh=audited.mesh,
     )
     return dict(stream) if rows else {}
 
 
-def permuted(subject: Subject) -> Finding:
+def permuted(row: Row) -> Finding:
     """The score under the permuted perturbation is above the score under the perturbation."""
-    examples, run = subject.examples, subject.run
-    images = metrics.draw_images(subject.settings["seed"], len(examples))
+    examples = row.examples
+    images = metrics.draw_images(row.plan.seed, len(examples))
 
     def sets(column):
-        return evaluation.score_sets(examples, scores.join(examples, run, column), images)
+        found = row.evidence(column)
+        return evaluation.score_sets(row.plan.subject, examples, found, images)
 
-    names = [f"perm_{i}" for i in range(scores.PERMUTATIONS)]
-    advr, perm = sets("advr"), np.mean([sets(name) for name in names], axis=0)
+    advr, perm = sets("advr"), np.mean([sets(name) for name in scores.SHUFFLED], axis=0)
     value, low, high = metrics.interval(perm - advr)
     few = len(examples) < FEWEST
     return Finding(
@@ -243,12 +241,12 @@ def permuted(subject: Subject) -> Finding:
     )
 
 
-def saved(subject: Subject) -> list[Finding]:
+def saved(row: Row) -> list[Finding]:
     """PNGs that are read back are clean + perturbation, rounded, and score as the table says.
 
     Where images have a score before rounding, a second one: rounding does not undo the attack.
     """
-    examples, run = subject.examples, subject.run
+    examples, run = row.examples, row.run
     rows = spread(range(len(examples)), SCORED)
     check = "saved PNGs score as the table says"
     remedy = (
@@ -256,29 +254,34 @@ def saved(subject: Subject) -> list[Finding]:
         "another run: remove the folder's images, and let the same command make them anew"
     )
     try:
-        images = [run.image(examples[row]["image_id"]) for row in rows]
-    except ValueError as error:
+        images = [run.image(examples[place]["image_id"]) for place in rows]
+    except (DamagedError, MissingError) as error:
         return [Finding(check, False, str(error), remedy)]
-    wrong = sum(_wrong(subject, examples[row], png) for row, png in zip(rows, images, strict=True))
-    table = scores.join(examples, run, "advr_uint8")
-    stored, some = [table[row] for row in rows], [examples[row] for row in rows]
-    anew = _evidence(subject, some, images)
-    then, now = (evaluation.score_evidence(some, one) for one in (stored, anew))
-    others = sum(not _alike(*pair) for pair in zip(stored, anew, strict=True))
+    some = [examples[place] for place in rows]
+    wrong = sum(_wrong(row, *pair) for pair in zip(some, images, strict=True))
+    table = row.evidence("advr_uint8")
+    stored, anew = [table[place] for place in rows], _evidence(row, some, images)
+    subject = row.plan.subject
+    then, now = (evaluation.score_evidence(subject, some, found) for found in (stored, anew))
+    count = len(subject.about.classes)
+    others = sum(not _alike(count, *pair) for pair in zip(stored, anew, strict=True))
     said = (
         f"{len(rows)} PNGs read back: {wrong / sum(image.size for image in images):.2%} of their "
         f"values are not the rounded image, {others} are predicted otherwise; they score "
         f"{now:.2f}, by the predictions that the table is of {then:.2f}"
     )
     found = [Finding(check, wrong == others == 0, said, remedy)]
-    if any(name.startswith("advr-") for name in files.names_in(run.folder / "scores")):
-        found.append(_rounding(examples, scores.join(examples, run, "advr"), table))
+    if all(run.has(scores.ADVR, str(name)) for name in subject.ids):
+        found.append(_rounding(row, row.evidence(scores.ADVR), table))
     return found
 
 
-def _rounding(examples, before, after) -> Finding:
+def _rounding(row, before, after) -> Finding:
     """Return whether images score, rounded, as before: evidence of all of them, both times."""
-    before, after = (evaluation.score_evidence(examples, one) for one in (before, after))
+    subject, examples = row.plan.subject, row.examples
+    before, after = (
+        evaluation.score_evidence(subject, examples, found) for found in (before, after)
+    )
     undone, few = after - before > ROUNDED, len(examples) < FEWEST
     return Finding(
         "rounding does not undo the attack",
@@ -289,15 +292,14 @@ def _rounding(examples, before, after) -> Finding:
     )
 
 
-def _wrong(subject, example, png) -> int:
+def _wrong(row, example, png) -> int:
     """Return how many values of a PNG are not the perturbed image's, rounded."""
-    change = subject.run.perturbation(example["image_id"])
-    image = np.asarray(example["image"], np.float32)
-    expected = np.asarray(dag_jax.perturb(image, change, rounded=True))
+    change = row.run.perturbation(example["image_id"])
+    expected = np.asarray(perturb(np.float32(example["image"]), change, rounded=True))
     return int((png != expected.astype(np.uint8)).sum())
 
 
-def _alike(one, other):
+def _alike(num_classes, before, after):
     """Return whether two pieces of `evaluation.evidence` are of one prediction.
 
     A few pixels, or detections near a threshold, may differ: other kernels give other last bits.
@@ -306,44 +308,46 @@ def _alike(one, other):
     def counts(found):
         if "confusion" in found:
             return found["confusion"].astype(np.float64)
-        return np.bincount(found["classes"], found["scores"], evaluation.NUM_CLASSES)
+        return np.bincount(found["classes"], found["scores"], num_classes)
 
-    one, other = counts(one), counts(other)
-    return np.abs(one - other).sum() / 2 <= OTHERWISE * max(one.sum(), other.sum(), 1)
-
-
-def _evidence(subject, examples, images):
-    predictions = evaluation.predict(subject.network, images, mesh=subject.mesh)
-    return [evaluation.evidence(*pair) for pair in zip(examples, predictions, strict=True)]
+    before, after = counts(before), counts(after)
+    return np.abs(before - after).sum() / 2 <= OTHERWISE * max(before.sum(), after.sum(), 1)
 
 
-def white_box(subject: Subject, rivals: dict[str, rundir.Run]) -> Finding:
-    """No other network's perturbation does more harm than the network's own, and one does less.
+def _evidence(row, examples, images):
+    subject = row.plan.subject
+    predictions = evaluation.predict(subject.model, images, mesh=row.mesh)
+    pairs = zip(examples, predictions, strict=True)
+    return [evaluation.evidence(subject, *pair) for pair in pairs]
+
+
+def white_box(row: Row, rivals: dict[str, rundir.Run]) -> Finding:
+    """No other model's perturbation does more harm than the model's own, and one does less.
 
     Where none does more, and none surely less, it could not be judged.
 
     Args:
-      subject: the row.
-      rivals: {title: run} of other networks, attacked on the same images.
+      row: the row.
+      rivals: {title: run} of other models, attacked on the same images.
     """
-    examples = [subject.examples[row] for row in spread(range(len(subject.examples)), SCORED)]
+    examples = [row.examples[place] for place in spread(range(len(row.examples)), SCORED)]
     if not rivals:
-        said = "there is no other network of its kind in the table"
-        return Finding(WHITE_BOX, None, said, "add one to --networks")
+        said = "there is no other model of its task in the table"
+        return Finding(WHITE_BOX, None, said, "add one to --models")
     if len(examples) < FEWEST:
         said = f"images to compare it with {', '.join(rivals)} on: {len(examples)}"
         return Finding(WHITE_BOX, None, said, MORE_IMAGES)
-    images = metrics.draw_images(subject.settings["seed"], len(examples))
+    images = metrics.draw_images(row.plan.seed, len(examples))
+    rounded = row.plan.method.rounded
 
     def sets(run):
-        rounded = subject.settings["rounded"]
-        adversarial = buckets.Computed(
-            lambda one: scores.adversarial([run], one, rounded), examples
+        attacked = buckets.Computed(
+            lambda example: scores.adversarial([run], example, rounded), examples
         )
-        found = _evidence(subject, examples, adversarial)
-        return evaluation.score_sets(examples, found, images)
+        found = _evidence(row, examples, attacked)
+        return evaluation.score_sets(row.plan.subject, examples, found, images)
 
-    own, others = sets(subject.run), {title: sets(run) for title, run in rivals.items()}
+    own, others = sets(row.run), {title: sets(run) for title, run in rivals.items()}
     off = {title: metrics.interval(own - other) for title, other in others.items()}
     stronger = [title for title, one in off.items() if one.low > 0]
     weaker = [title for title, one in off.items() if one.high < 0]

@@ -9,13 +9,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dag_jax import networks
-
 
 class Group(NamedTuple):
     """Images that share what is compiled."""
 
-    network: networks.Network  # the one to call for them
+    model: object  # the one to call for them
     shape: tuple[int, int]  # H' W', what each of them is padded to
     padded: bool  # whether it takes their extents
     rows: list[int]  # which images
@@ -26,39 +24,41 @@ class Group(NamedTuple):
         return np.pad(array, grow + [(0, 0)] * (array.ndim - 2), constant_values=value)
 
     def extent(self, shape) -> tuple:
-        """Return what the network takes after an image of shape [H, W, ...]: i32[2] or nothing."""
+        """Return what the model takes after an image of shape [H, W, ...]: i32[2] or nothing."""
         return (np.int32(shape[:2]),) if self.padded else ()
 
 
-def of(network, shape) -> Group:
+def group_of(model, shape) -> Group:
     """Return the group, without rows, of an image [H, W, ...] among images of many sizes.
 
     Raises:
-      ValueError: where the image is smaller than the network can see.
+      ValueError: where the image is smaller than the model can see.
     """
-    model, bucket = networks.bucket(networks.unnamed(network), shape)
-    return Group(model, bucket, True, [])
+    if not hasattr(model, "bucket"):
+        return Group(model, tuple(shape[:2]), False, [])
+    model, padded = model.bucket(shape)
+    return Group(model, padded, True, [])
 
 
-def group(network, shapes) -> list[Group]:
-    """Group images: all in one if they have one shape, else by `networks.bucket`.
+def group(model, shapes) -> list[Group]:
+    """Group images: all in one if they have one shape, else by the model's `bucket`.
 
     Args:
-      network: a `Network`.
+      model: a model; without a `bucket` each shape is a group.
       shapes: [H, W, ...] of each image.
 
     Returns:
       List of Group; `rows` of all of them are those of `shapes`.
     """
     shapes = [tuple(shape[:2]) for shape in shapes]
-    network = networks.unnamed(network)
     if len(set(shapes)) == 1:
-        return [Group(network, shapes[0], False, list(range(len(shapes))))]
-    groups = {}
+        return [Group(model, shapes[0], False, list(range(len(shapes))))]
+    groups: dict = {}
     for row, shape in enumerate(shapes):
-        one = of(network, shape)
-        # Modules tell themselves apart; the parameters are the same for all.
-        groups.setdefault((one.network.module, one.shape), one).rows.append(row)
+        alike = group_of(model, shape)
+        # Structures tell models apart; the parameters are the same for all.
+        key = jax.tree.structure(alike.model), alike.shape
+        groups.setdefault(key, alike).rows.append(row)
     return list(groups.values())
 
 

@@ -1,8 +1,8 @@
-"""What networks make of perturbations that were found for others: a matrix, cell by cell.
+"""What models make of perturbations that were found for others: a matrix, cell by cell.
 
-A cell is what one network says of the images of one source. It is kept as soon as it is there, so
+A cell is what one model says of the images of one source. It is kept as soon as it is there, so
 that whatever kills a launch, the same command goes on with the next cell; of several processes each
-makes the cells of its own networks. Each says what its source was made of: one of other
+makes the cells of its own models. Each says what its source was made of: one of other
 perturbations is refused, and those of a new source join those that are there.
 """
 
@@ -12,13 +12,15 @@ from typing import NamedTuple
 import numpy as np
 
 from dag_jax import files, metrics
+from dag_jax.errors import StorageError, UserError
 from dag_jax.progress import progress
 from dag_jax.runs import buckets, evaluation, rundir, scores
 from dag_jax.runs.stored import Source, Stored
+from dag_jax.runs.subject import Subject
 
 
 class Cell(NamedTuple):
-    """Scores in percent of a network on the images of a source, and on sets drawn from these.
+    """Scores in percent of a model on the images of a source, and on sets drawn from these.
 
     Cells of the same images have the same sets, so that they can be compared set by set.
     """
@@ -39,27 +41,50 @@ class Cell(NamedTuple):
 
 
 class Matrix:
-    """The cells of some networks and sources.
+    """The cells of some models and sources.
 
     Args:
       folder: where the cells are kept.
       stored: the perturbations.
       sources: list of `Source`; clean images of each split among them.
+      looking: {name: (model, SHA-256 of its weights)} of the models that look.
       seed: of the sets of images.
       num_sets: B.
     """
 
-    def __init__(self, folder, stored: Stored, sources, *, seed=0, num_sets=1000):
-        self.folder, self.stored, self.sources = folder, stored, list(sources)
+    def __init__(self, folder, stored: Stored, sources, looking, *, seed=0, num_sets=1000):
+        self.folder, self.stored = files.open_folder(folder), stored
+        self.sources = list(sources)
+        self.looking = dict(looking)
         self._seed, self._num_sets = seed, num_sets
         self._fingerprints: dict = {}
 
+    def subject(self, target, source) -> Subject | None:
+        """Return a model with the images of a source; None where it can be scored on none."""
+        model, weights = self.looking[target]
+        try:
+            return self.stored.subject(target, model, weights, source)
+        except StorageError:
+            raise
+        except UserError:
+            return None
+
+    def check_shown(self) -> None:
+        """Raise a ValueError where none of the models can be scored on any image."""
+        pairs = ((target, source) for target in self.looking for source in self.sources)
+        if not any(self.subject(*pair) for pair in pairs):
+            raise UserError(
+                f"none of the models can be scored on an image of {self.stored.folder}: segmenters "
+                "need masks, and models classes that the dataset has; add others to --models"
+            )
+
     def path(self, target, source) -> files.epath.Path:
         """Return the file of a cell."""
-        return self.folder / "cells" / target / f"{source.name}.safetensors"
+        name = rundir.folder_name(source.name)
+        return self.folder / "cells" / rundir.folder_name(target) / f"{name}.safetensors"
 
-    def is_there(self, target) -> bool:
-        """Return whether all cells of a network are there.
+    def is_complete(self, target) -> bool:
+        """Return whether all cells of a model are kept.
 
         Raises:
           ValueError: where one is of other perturbations than `stored` has now.
@@ -67,44 +92,51 @@ class Matrix:
         return all(self._has(self.path(target, source), source) for source in self.sources)
 
     def _has(self, path, source):
-        """Return whether a file is there, made of what a source is now."""
+        """Return whether a file is there, made of what a source is now.
+
+        One of other images is made anew: there may be more of them now.
+        """
         if not path.exists():
             return False
-        then, now = files.load(path, ())[0].get("of", {}), self._fingerprint(source)
-        rundir.check_same(path, now, then | {"images": now["images"]} if "images" in now else then)
-        return then == now  # clean images are looked at anew where there are more
+        then, now = files.load(path, ())[0].get("source", {}), self._fingerprint(source)
+        selection = {name: now[name] for name in ("images", "records")}
+        rundir.check_same(path, now, then | selection)
+        return then == now
 
     def _fingerprint(self, source):
         if source not in self._fingerprints:
             self._fingerprints[source] = json.loads(json.dumps(self.stored.fingerprint(source)))
         return self._fingerprints[source]
 
-    def fill(self, network, weights, *, mesh) -> None:
-        """Make those cells of a network that are not there.
+    def fill(self, target, *, mesh=None) -> None:
+        """Make those cells of a model that are not there.
 
         Args:
-          network: a `Network`.
-          weights: SHA-256 of its checkpoint.
-          mesh: from `console.open_mesh`.
+          target: name of the model.
+          mesh: devices.
 
         Raises:
           ValueError: where the cells that are there are of other weights or perturbations.
           OSError: where a cell cannot be written; those that are finished are kept.
         """
-        rundir.claim(self.folder / "cells" / network.name, {"weights_sha256": weights})
-        paths = {source: self.path(network.name, source) for source in self.sources}
-        missing = [source for source, path in paths.items() if not self._has(path, source)]
-        if not missing:
-            return
-        label = f"{evaluation.TITLES[network.name]} sees"
-        for source in progress(missing, desc=label, unit="source"):
-            examples = self.stored.seen(network.name, source)
-            arrays = self._look(network, source, examples, mesh)
-            self._write(paths[source], source, examples, arrays)
+        model, weights = self.looking[target]
+        folder = self.folder / "cells" / rundir.folder_name(target)
+        rundir.claim(folder, {"weights_sha256": weights})
+        missing = [
+            source for source in self.sources if not self._has(self.path(target, source), source)
+        ]
+        title = getattr(model, "title", target)
+        for source in progress(missing, desc=f"{title} sees", unit="source", disable=not missing):
+            subject = self.subject(target, source)
+            keys, arrays = [], {}
+            if subject is not None:
+                keys = list(map(str, subject.ids))
+                arrays = self._look(subject, source, mesh)
+            self._write(self.path(target, source), source, keys, arrays)
 
-    def _write(self, path, source, examples, arrays):
-        keys = [example["image_id"] for example in examples]
-        files.write(path, files.pack(arrays, {"keys": keys, "of": self._fingerprint(source)}))
+    def _write(self, path, source, keys, arrays):
+        content = {"keys": keys, "source": self._fingerprint(source)}
+        files.write(path, files.pack(arrays, content))
 
     def size(self, source) -> float:
         """Return the mean perceptibility of what a source adds; made once, and kept as a cell is.
@@ -116,74 +148,82 @@ class Matrix:
           ValueError: where what is kept is of other perturbations, or damaged.
           OSError: where it cannot be written.
         """
-        path = self.folder / "added" / f"{source.name}.safetensors"
+        path = self.folder / "added" / f"{rundir.folder_name(source.name)}.safetensors"
         if not self._has(path, source):
-            by_id = self.stored.examples(source.split)
-            examples = [by_id[key] for key in self.stored.keys(source)]
+            wanted = set(self.stored.keys(source))
+            examples = [
+                example
+                for example in self.stored.examples(source.split)
+                if str(example["image_id"]) in wanted
+            ]
             sizes = [
                 [
-                    metrics.perceptibility(self.stored.image(source, one, version) - one["image"])
-                    for version in range(_versions(source))
+                    metrics.perceptibility(self.stored.image(source, example, i) - example["image"])
+                    for i in range(_versions(source))
                 ]
-                for one in progress(examples, desc=f"size of {source.title}", leave=False)
+                for example in progress(examples, desc=f"size of {source.name}", leave=False)
             ]
             files.make_folder(path.parent)
-            self._write(path, source, examples, {"p": np.array(sizes, np.float32)})
-        found = files.load(path)[1]["p"]
-        return float(found.mean()) if found.size else 0.0
+            keys = [str(example["image_id"]) for example in examples]
+            self._write(path, source, keys, {"p": np.array(sizes, np.float32)})
+        sizes = files.load(path)[1]["p"]
+        return float(sizes.mean()) if sizes.size else 0.0
 
     def cell(self, target, source, keys=None) -> Cell:
         """Score a cell.
 
         Args:
-          target: name of a network.
+          target: name of a model.
           source: one of the sources.
           keys: ids of those of its images to score; None for all.
 
         Raises:
           ValueError: where it is not there, or damaged.
         """
-        found, clean = self._found(target, source), self._found(target, Source(source.split))
+        found, clean = self._kept(target, source), self._kept(target, Source(source.split))
         keys = tuple(found[0] if keys is None else keys)
-        if not keys:  # an FCN, and no image of the split has a mask
+        if not keys:  # a segmenter, and no image of the split has a mask
             nothing = np.full(self._num_sets + 1, np.nan)
             return Cell(nothing, nothing, ())
-        by_id = self.stored.examples(source.split)
+        subject = self.subject(target, source)
+        by_id = {str(example["image_id"]): example for example in subject.examples}
         examples = [by_id[key] for key in keys]
         sets = metrics.draw_images(self._seed, len(keys), self._num_sets)
 
         def score(versions):
             each = [
-                evaluation.score_sets(examples, [one[key] for key in keys], sets)
-                for one in versions
+                evaluation.score_sets(subject, examples, [version[key] for key in keys], sets)
+                for version in versions
             ]
             return np.mean(each, axis=0)
 
         return Cell(score(found), score(clean), keys)
 
-    def _look(self, network, source, examples, mesh):
-        """Return {'<row> <version> <kind>': array} of what a network says of a source's images."""
+    def _look(self, subject, source, mesh):
+        """Return {'<row> <version> <kind>': array} of what a model says of a source's images."""
+        examples = subject.examples
         shapes = [example["image"].shape for example in examples]
         arrays = {}
         for version in range(_versions(source)):
             images = buckets.Computed(
-                lambda one, version=version: self.stored.image(source, one, version), examples
+                lambda example, version=version: self.stored.image(source, example, version),
+                examples,
             )
-            seen = evaluation.predict_each(network, images, shapes=shapes, mesh=mesh)
+            seen = evaluation.predict_each(subject.model, images, shapes=shapes, mesh=mesh)
             for row, prediction in seen:
-                for kind, array in evaluation.evidence(examples[row], prediction).items():
-                    arrays[f"{row} {version} {kind}"] = array
+                evidence = evaluation.evidence(subject, examples[row], prediction)
+                arrays |= {f"{row} {version} {kind}": one for kind, one in evidence.items()}
         return arrays
 
-    def _found(self, target, source) -> list[dict]:
+    def _kept(self, target, source) -> list[dict]:
         """Return {image id: evidence} of each version of a cell."""
         content, arrays = files.load(self.path(target, source))
         keys = content["keys"]
-        found: list = [{key: {} for key in keys} for _ in range(_versions(source))]
+        versions: list = [{key: {} for key in keys} for _ in range(_versions(source))]
         for name, array in arrays.items():
             row, version, kind = name.split(" ")
-            found[int(version)][keys[int(row)]][kind] = array
-        return found
+            versions[int(version)][keys[int(row)]][kind] = array
+        return versions
 
 
 def _versions(source):

@@ -1,8 +1,8 @@
 """What the scores of a table are made of: each column of each image, by whichever process has it.
 
 A column is one way to change the images: not at all, by the attack, by its permutation. What a
-network says of an image is kept beside the attack (`rundir.Results.put`), and one process joins
-what all have kept.
+model says of an image is kept beside the attack (`rundir.Results.put`), and one process joins what
+all have kept.
 
 Shapes: `H W` pixels.
 """
@@ -10,12 +10,18 @@ Shapes: `H W` pixels.
 import jax
 import numpy as np
 
-import dag_jax
 from dag_jax import metrics
+from dag_jax.engine.algorithm import Status, perturb
+from dag_jax.engine.targets import image_key
 from dag_jax.runs import buckets, evaluation, findings, rundir
+from dag_jax.runs.attacks import Plan
 
 PERMUTATIONS = 3  # shuffles whose mean is PERM
-_LAST = "advr"  # the column that is kept last: where it is, all are
+SHUFFLED = tuple(f"perm_{shuffle}" for shuffle in range(PERMUTATIONS))
+ADVR = "advr"
+# Of all that a row can have; the attacked image comes last: where it is there, all are.
+COLUMNS = ("orig", "advr_uint8", *SHUFFLED, ADVR)
+NOTICEABLE = 10  # grey levels: the paper's figures stay below
 
 
 def adversarial(runs, example, rounded, *, seed=0, shuffle=None):
@@ -37,93 +43,69 @@ def adversarial(runs, example, rounded, *, seed=0, shuffle=None):
     key = example["image_id"]
     change = sum(run.perturbation(key) for run in runs)
     if shuffle is not None:
-        draw = jax.random.fold_in(dag_jax.image_key(seed, key), 1 + shuffle)
+        draw = jax.random.fold_in(image_key(seed, key), 1 + shuffle)
         change = np.asarray(metrics.permute(draw, change))
-    return np.asarray(dag_jax.perturb(image, change, rounded=rounded))
+    return np.asarray(perturb(image, change, rounded=rounded))
 
 
-def _columns(run, seed, rounded, *, all_of_them):
-    """Return {column: function of an example that returns the image to score}.
+def image_of(column, run, plan: Plan):
+    """Return the function of an example that makes the image of a column.
 
-    The images of the column uint8 are the PNGs of the folder, as they are read back.
+    The images of the column advr_uint8 are the PNGs of the folder, as they are read back.
     """
-    columns = {}
-    if all_of_them:
-        columns["orig"] = lambda example: example["image"]
-        columns["advr_uint8"] = lambda example: run.image(example["image_id"])
-        for shuffle in range(PERMUTATIONS):
-            columns[f"perm_{shuffle}"] = lambda example, shuffle=shuffle: adversarial(
-                [run], example, rounded, seed=seed, shuffle=shuffle
-            )
-    return columns | {_LAST: lambda example: adversarial([run], example, rounded)}
+    rounded, seed = plan.method.rounded, plan.seed
+    if column == "orig":
+        return lambda example: example["image"]
+    if column == "advr_uint8":
+        return lambda example: run.image(example["image_id"])
+    shuffle = SHUFFLED.index(column) if column in SHUFFLED else None
+    return lambda example: adversarial([run], example, rounded, seed=seed, shuffle=shuffle)
 
 
-def keep(network, examples, results, *, seed, rounded, all_of_them, mesh):
-    """Run the network on this process's images, and keep what their scores are made of.
+def keep(plan: Plan, results: rundir.Results, *, columns=COLUMNS, mesh=None):
+    """Run the model on this process's images, and keep what their scores are made of.
 
     Args:
-      network: a `Network`.
-      examples: all of them.
-      results: `rundir.Results`, this process's images all attacked.
-      seed: of the permutations.
-      rounded: whether the image was attacked in whole grey levels.
-      all_of_them: every column, or ADVR alone.
-      mesh: from `console.open_mesh`.
+      plan: the attack.
+      results: this process's images all attacked.
+      columns: which of `COLUMNS`.
+      mesh: devices.
     """
     run = rundir.read(results.folder)
-    for column, image_of in _columns(run, seed, rounded, all_of_them=all_of_them).items():
-        keep_column(network, examples, results, column, image_of, mesh=mesh)
+    for column in columns:
+        keep_column(plan.subject, results, column, image_of(column, run, plan), mesh=mesh)
 
 
-def keep_column(network, examples, results, column, image_of, *, mesh):
+def keep_column(subject, results, column, image_function, *, examples=None, mesh=None):
     """Do what `keep` does, of one way to change the images.
 
     Args:
-      network: a `Network`.
-      examples: all of them; what they have for ground truth is what is scored against.
+      subject: whose model looks.
       results: `rundir.Results`.
       column: what the column is called, of letters, digits and '_'.
-      image_of: function of an example that returns the image [H, W, 3] to score.
-      mesh: from `console.open_mesh`.
+      image_function: function of an example that returns the image [H, W, 3] to score.
+      examples: what is scored against; None is the subject's.
+      mesh: devices.
     """
-    shards = [shard for shard in results.shards() if not results.has(column, shard)]
-    rows = [row for shard in shards for row in results.indices(shard)]
+    examples = subject.examples if examples is None else examples
+    rows = [row for row in results.own() if not results.has(column, row)]
     if not rows:
         return
-    images = buckets.Computed(image_of, [examples[row] for row in rows])
-    found = {}
-    for place, prediction in evaluation.predict_each(
-        network,
-        images,
+    predictions = evaluation.predict_each(
+        subject.model,
+        buckets.Computed(image_function, [examples[row] for row in rows]),
         shapes=[examples[row]["image"].shape for row in rows],
-        label=f"{evaluation.TITLES[network.name]} {column}",
+        label=f"{subject.about.title} {column}",
         mesh=mesh,
-    ):
+    )
+    for place, prediction in predictions:
         row = rows[place]
-        for name, array in evaluation.evidence(examples[row], prediction).items():
-            found[row, name] = array
-    for shard in shards:
-        own = results.indices(shard)
-        results.put(
-            column,
-            shard,
-            {f"{row} {name}": array for (row, name), array in found.items() if row in own},
-        )
+        results.put(column, row, evaluation.evidence(subject, examples[row], prediction))
 
 
-def are_there(results) -> bool:
-    """Return whether every process has kept its scores, all columns of them."""
-    return all(results.has(_LAST, shard) for shard in range(results.num_shards))
-
-
-def join(examples, results, column) -> list[dict]:
+def join(results, column) -> list[dict]:
     """Return the evidence of a column of each example, all processes'."""
-    found: list = [{} for _ in examples]
-    for shard in range(results.num_shards):
-        for name, array in results.get(column, shard).items():
-            row, kind = name.split(" ")
-            found[int(row)][kind] = array
-    return found
+    return [results.get(column, row) for row in range(len(results.keys))]
 
 
 def mean_interval(values, *, within=(0, 100), seed=0) -> list[float]:
@@ -139,77 +121,82 @@ def mean_interval(values, *, within=(0, 100), seed=0) -> list[float]:
     return findings.as_list(metrics.interval(means, level=findings.LEVEL, within=within))
 
 
-def verdict(difference, images) -> str:
-    """Return whether images show that a difference is below 0, as a table says it.
-
-    Args:
-      difference: [value, low, high]; None where there is no image.
-      images: their number.
-    """
-    if difference is None:
-        return "-"
-    said = findings.below(difference, images)
-    return said if images < findings.FEWEST else f"{said}: {findings.text(difference)}"
-
-
 def summary_of(records) -> dict:
     """Return the steps and sizes of attacks, as a table has them.
 
     Args:
-      records: from `rundir.Results.finalise`.
+      records: from `rundir.Results.records`.
 
     Returns:
-      Medians, means and counts; those of steps and sizes are of the images that had targets.
+      Medians, means and counts; those of steps, sizes and `fooled` are of the images that had
+      targets. `fooled` is the share whose saved PNG fools, `fooled_float` that of the images as
+      they were attacked, which is the paper's.
     """
-    status = np.array([record["status"] for record in records])
-    with_targets = status != dag_jax.Status.NO_TARGETS.name
+    with_targets = np.array([one["status"] != Status.NO_TARGETS.name for one in records])
 
     def over(name, function):
         values = np.array([record[name] for record in records])[with_targets]
         return float(function(values)) if len(values) else 0.0
 
+    finished = np.array([record["fooled"] for record in records])
     return {
         "steps_median": over("num_steps", np.median),
         "perceptibility": over("perceptibility", np.mean),
         "largest_change_median": over("largest_change", np.median),
-        "noticeable": over("largest_change", lambda v: np.mean(v >= evaluation.NOTICEABLE)),
-        "unfinished": int((with_targets & (status != dag_jax.Status.FOOLED.name)).sum()),
+        "noticeable": over("largest_change", lambda v: np.mean(v >= NOTICEABLE)),
+        "fooled": over("fooled_png", np.mean),
+        "fooled_float": over("fooled", np.mean),
+        "unfinished": int((with_targets & ~finished).sum()),
         "no_targets": int((~with_targets).sum()),
         "images": len(records),
     }
 
 
-def row_of(network, examples, own, *, margin, seed):
-    """Return the row of a network once all its images are there.
+def seconds_of(results: rundir.Results) -> float | None:
+    """Return the mean seconds from one finished image to the next; None where nothing tells.
+
+    They are on the wall's clock, so they depend on what else the machine does; the first image of
+    each launch, which waits for what has to be compiled, is left out.
+    """
+    timings = [results.timing(row) for row in range(len(results.keys))]
+    since = [timing["since"] for timing in timings if "since" in timing]
+    return float(np.mean(since)) if since else None
+
+
+def row_of(plan: Plan, results: rundir.Results, *, columns=COLUMNS, subsets=None) -> dict:
+    """Return the row of a plan once all its images are there.
 
     Args:
-      network: a `Network`.
-      examples: all of them.
-      own: `rundir.Results` by margin; that of margin 0 is the paper's.
-      margin: of the row.
-      seed: of the sets of images that intervals are over.
+      plan: the attack.
+      results: all there, columns too.
+      columns: which of `COLUMNS`; those of the permutations are joined to one, "perm".
+      subsets: {ending: names of classes}: further scores, over these classes of the shared ones.
+
+    Returns:
+      What JSON can hold: scores in percent, their intervals, steps and sizes.
     """
-    results, by_paper = own[margin], own[0.0]
-    images = metrics.draw_images(seed, len(examples))
-    shuffles = [f"perm_{i}" for i in range(PERMUTATIONS)]
-    found = {name: join(examples, results, name) for name in ("orig", "advr_uint8", *shuffles)}
-    found |= {"advr": join(examples, results, "advr")}
-    found |= {"advr_margin_0": join(examples, by_paper, "advr")}
-    columns = {}
-    for subset, classes in (("", None), ("_frequent", evaluation.FREQUENT)):
+    subject, examples = plan.subject, plan.subject.examples
+    images = metrics.draw_images(plan.seed, len(examples))
+    found = {column: join(results, column) for column in columns}
+    names, scores, intervals = subject.about.classes, {}, {}
+    for ending, wanted in {"": None, **(subsets or {})}.items():
+        classes = None if wanted is None else [i for i, name in enumerate(names) if name in wanted]
         sets = {
-            name: evaluation.score_sets(examples, one, images, classes)
-            for name, one in found.items()
+            column: evaluation.score_sets(subject, examples, evidence, images, classes)
+            for column, evidence in found.items()
         }
-        sets["perm"] = np.mean([sets.pop(name) for name in shuffles], axis=0)
-        columns |= {name + subset: float(scores[0]) for name, scores in sets.items()}
-        if not subset:
+        shuffled = [sets.pop(column) for column in SHUFFLED if column in sets]
+        if shuffled:
+            sets["perm"] = np.mean(shuffled, axis=0)
+        scores |= {column + ending: float(values[0]) for column, values in sets.items()}
+        if not ending:
             intervals = findings.intervals_of(sets)
-    by_paper.finalise()
     return {
-        "network": network.name,
-        **{name: round(value, 2) for name, value in columns.items()},
+        **subject.facts(),
+        **{name: round(value, 2) for name, value in scores.items()},
         "intervals": intervals,
-        "margin": margin,
-        **summary_of(results.finalise()),
+        "method": plan.method.describe(),
+        "margin": plan.method.describe()["margin"],
+        "max_steps": plan.method.max_steps,
+        **summary_of(results.records()),
     }

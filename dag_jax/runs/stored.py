@@ -1,14 +1,19 @@
-"""The perturbations that Table 1 left in its folder, and the images that sums of them make.
+"""The perturbations that a table left in its folder, and the images that sums of them make.
 
 Shapes: `H W` pixels.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from dag_jax import files, networks
+from dag_jax.datasets.selection import ExampleSet
 from dag_jax.errors import UserError
-from dag_jax.networks import zoo
-from dag_jax.runs import evaluation, rundir, scores
+from dag_jax.runs import attacks, rundir, scores
+from dag_jax.runs.dataset import ROW
+from dag_jax.runs.subject import Subject, subject_of
 
 # Sums of the paper: within detection, within segmentation, across tasks; each for both sets of
 # training data.
@@ -23,30 +28,30 @@ SUMS = (
 
 
 class Source(NamedTuple):
-    """What is added to the images of a split: the sum of what was found for some networks."""
+    """What is added to the images of a split: the sum of what was found for some models."""
 
     split: str
-    members: tuple[str, ...] = ()  # names of networks; none: the clean images
+    members: tuple[str, ...] = ()  # names of models; none: the clean images
     permuted: bool = False  # whether rows and columns of the sum are shuffled
 
     @property
     def name(self) -> str:
-        """Return a name that can be a file's: 'seg11valid fcn_vgg+fr_vgg_07 permuted'."""
+        """Return its name: 'seg11valid fcn_vgg+fr_vgg_07 permuted'."""
         return f"{self.split} {'+'.join(self.members) or 'none'}{' permuted' * self.permuted}"
 
-    @property
-    def title(self) -> str:
-        """Return what it is called in a table: 'FCN-VGG + FR-VGG-07, permuted'."""
-        titles = " + ".join(evaluation.TITLES[name] for name in self.members)
-        return (titles or "none") + ", permuted" * self.permuted
-
     def is_white_box(self, target) -> bool:
-        """Return whether it is what was found for a network, not shuffled."""
+        """Return whether it is what was found for a model, not shuffled."""
         return not self.permuted and target in self.members
 
 
+def table_order(name):
+    """Return where a model stands in a table: built-in ones first, in the paper's order."""
+    known = list(networks.TASKS)
+    return known.index(name) if name in known else len(known), name
+
+
 def open_run(folder):
-    """Return the folder that a launch of Table 1 wrote, as a path.
+    """Return the folder that a launch wrote, as a path.
 
     Args:
       folder: what a user gives as --run.
@@ -69,13 +74,13 @@ def open_run(folder):
 def _makes(folder):
     return (
         f"`python -m experiments.table1 --workdir={folder}` makes it, and with --split=seg11valid "
-        "attacks all networks on one split, as sums across tasks need it"
+        "attacks all models on one split, as sums across tasks need it"
     )
 
 
-def default_sums(splits):
-    """Return those of `SUMS` that can be made of {network: split that it was attacked on}."""
-    return [one for one in SUMS if len({splits.get(name, name) for name in one}) == 1]
+def default_sums(splits) -> list[tuple[str, ...]]:
+    """Return those of `SUMS` that can be made of {model: split that it was attacked on}."""
+    return [sum_ for sum_ in SUMS if len({splits.get(name, name) for name in sum_}) == 1]
 
 
 class Stored:
@@ -83,37 +88,44 @@ class Stored:
 
     Attributes:
       settings: dict, of the launch.
-      rows: {network: its row of the table}, in the table's order.
-      runs: {network: `rundir.Run`}.
-      splits: {network: the split that it was attacked on}.
+      rows: {model: its row of the table}, in the table's order.
+      runs: {model: `rundir.Run`}.
+      splits: {model: the split that it was attacked on}.
 
     Args:
       folder: `--workdir` of a launch of Table 1.
-      data_dir: folder of VOC.
-      cache_dir: where prepared datasets lie.
+      load_examples: function of the settings, a split and a set of image ids that returns the
+        `ExampleSet` that the launch attacked.
 
     Raises:
       ValueError: for a folder that has no row, or is damaged.
     """
 
-    def __init__(self, folder, *, data_dir=None, cache_dir=None):
+    def __init__(self, folder, load_examples: Callable):
         self.folder = open_run(folder)
-        there = rundir.folders_in(folder, "row.json")
-        names = [name for name in networks.NAMES if name in there]
-        if not names:
-            raise UserError(f"--run: {folder} has no row of Table 1; {_makes(folder)}")
         self.settings = files.load_json(self.folder / rundir.MANIFEST)["settings"]
-        self.runs = {name: rundir.read(self.folder / name) for name in names}
-        self.rows = {name: files.load_json(self.folder / name / "row.json") for name in names}
-        self.splits = {name: run.manifest["splits"] for name, run in self.runs.items()}
-        self._folders = {"data_dir": data_dir, "cache_dir": cache_dir}
-        self._examples = {}
+        found = [
+            files.load_json(self.folder / name / ROW, digest=True)
+            for name in rundir.folders_in(self.folder, ROW)
+        ]
+        # A row of margin 0 is beside that of its model.
+        rows = {row["network"]: row for row in found if row["row"] == row["network"]}
+        if not rows:
+            raise UserError(f"--run: {folder} has no row of Table 1; {_makes(folder)}")
+        self.rows = {name: rows[name] for name in sorted(rows, key=table_order)}
+        self.runs = {
+            name: rundir.read(self.folder / rundir.folder_name(name)) for name in self.rows
+        }
+        self.splits = {name: run.manifest["split"] for name, run in self.runs.items()}
+        self._load_examples = load_examples
+        self._examples: dict = {}
+        self._subjects: dict = {}
 
     def sources(self, sums) -> list[Source]:
-        """Return the sources that can be made: nothing and each network's own, then sums.
+        """Return the sources that can be made: nothing and each model's own, then sums.
 
         Args:
-          sums: tuples of names of networks.
+          sums: tuples of names of models.
 
         Returns:
           List of `Source`, none of them permuted.
@@ -133,67 +145,71 @@ class Stored:
                 f"{self.folder} has no row of {', '.join(missing)}; it has rows of "
                 f"{', '.join(self.splits)}"
             )
-        of = {name: self.splits[name] for name in members}
-        if len(set(of.values())) > 1:
-            said = ", ".join(f"{name} on {split}" for name, split in of.items())
+        splits = {name: self.splits[name] for name in members}
+        if len(set(splits.values())) > 1:
+            pairs = ", ".join(f"{name} on {split}" for name, split in splits.items())
             raise UserError(
                 f"{'+'.join(members)} is no sum: its members were attacked on different splits "
-                f"({said}). Attack them on one: `python -m experiments.table1 --split=...`"
+                f"({pairs}). Attack them on one: `python -m experiments.table1 --split=...`"
             )
-        return of[members[0]]
+        return splits[members[0]]
 
     def keys(self, source: Source) -> list[str]:
         """Return the ids of the images that a source changes, or that are clean in its split."""
+        ids = map(str, self.examples(source.split).ids)
         if not source.members:
-            return list(self.examples(source.split))
-        first, *others = (self.runs[name].keys for name in source.members)
-        common = set(first).intersection(*others)
-        return [key for key in first if key in common]
+            return list(ids)
+        common = set.intersection(*(set(self.runs[name].keys) for name in source.members))
+        return [name for name in ids if name in common]
 
-    def seen(self, target, source: Source) -> list[dict]:
-        """Return those examples of a source that a network can be scored on: FCNs need a mask."""
-        by_id = self.examples(source.split)
-        found = [by_id[key] for key in self.keys(source)]
-        return [one for one in found if target.startswith("fr_") or one["has_mask"]]
+    def subject(self, name, model, weights_sha256, source: Source) -> Subject:
+        """Return a model with those examples of a source that it can be scored on.
 
-    def examples(self, split) -> dict[str, dict]:
-        """Return the examples of a split by image id, those that were attacked.
+        Args:
+          name: of the model.
+          model: the model.
+          weights_sha256: of its parameters.
+          source: the source.
+
+        Raises:
+          ValueError: where the model is none, or shares no class with the dataset.
+        """
+        keys = tuple(self.keys(source))
+        if (name, source.split, keys) not in self._subjects:
+            examples = self.examples(source.split)
+            wanted = set(keys)
+            rows = [i for i, one in enumerate(examples.ids) if str(one) in wanted]
+            subject = subject_of(
+                model, examples.pick(rows), name=name, weights_sha256=weights_sha256
+            )
+            self._subjects[name, source.split, keys] = subject
+        return self._subjects[name, source.split, keys]
+
+    def examples(self, split) -> ExampleSet:
+        """Return the examples of a split, those that were attacked.
 
         Raises:
           ValueError: where the dataset has another image of that name than was attacked.
         """
         if split not in self._examples:
-            records = {
-                record["key"]: record
+            records = [
+                record
                 for run in self.runs.values()
-                if run.manifest["splits"] == split
+                if run.manifest["split"] == split
                 for record in run.records
-            }
-            found = evaluation.load_examples(
-                self.settings["dataset"],
-                [split],
-                image_ids=set(records),
-                canvas=self.settings["canvas"],
-                one_size=False,
-                **self._folders,
-            )
-            for example in found:
-                said = records[example["image_id"]]["image_sha256"]
-                if files.sha256(example["image"]) != said:
-                    raise UserError(
-                        f"{self.folder} was made of another image {example['image_id']!r} than "
-                        f"{split} has now"
-                    )
-            self._examples[split] = {example["image_id"]: example for example in found}
+            ]
+            found = self._load_examples(self.settings, split, {record["key"] for record in records})
+            attacks.check_images(self.folder, records, found)
+            self._examples[split] = found
         return self._examples[split]
 
-    def image(self, source: Source, example, shuffle=0):
+    def image(self, source: Source, example, shuffle=0) -> np.ndarray:
         """Return the image f32[H, W, 3] that a source makes of an example.
 
         Args:
           source: the source.
           example: the example.
-          shuffle: which permutation, where it is permuted; those of a single network are Table 1's.
+          shuffle: which permutation, where it is permuted; those of a single model are Table 1's.
         """
         return scores.adversarial(
             [self.runs[name] for name in source.members],
@@ -207,58 +223,28 @@ class Stored:
         """Return what tells a source from any other of its name.
 
         Returns:
-          {"members": of each network, "settings": of the launch, "images": SHA-256 of those of
-          clean images, which are more once another network was attacked on others}.
+          {"members": of each model, "settings": of the launch, "images": SHA-256 of those that it
+          is of}.
         """
-        of = {
+        members = {
             name: {
-                "weights_sha256": run.manifest["weights_sha256"],
-                "margin": run.manifest["margin"],
-                "records_sha256": files.sha256(files.canonical_json(run.records)),
+                "weights_sha256": self.runs[name].manifest["weights_sha256"],
+                "method": self.runs[name].manifest["method"],
             }
-            for name, run in ((name, self.runs[name]) for name in source.members)
+            for name in source.members
         }
-        found = {"members": of, "settings": self.settings}
-        if not source.members:
-            images = {
-                key: files.sha256(one["image"]) for key, one in self.examples(source.split).items()
-            }
-            found["images"] = files.sha256(files.canonical_json(images))
-        return found
-
-    def network(self, name, checkpoints=None) -> tuple[networks.Network, str]:
-        """Load a network: one that was attacked, with the same weights, or another.
-
-        Args:
-          name: of the network.
-          checkpoints: folder of <network>.safetensors; None for what is shipped.
-
-        Returns:
-          (the network, SHA-256 of its checkpoint).
-
-        Raises:
-          ValueError: where the weights are not those that were attacked.
-        """
-        path = files.open_folder(checkpoints or zoo.CHECKPOINTS) / f"{name}.safetensors"
-        loaded = networks.load(
-            name,
-            miniature=self.settings["miniature"],
-            checkpoint=path,
-            precision=self.settings["precision"],
-        )
-        weights = files.sha256_of(path)
-        if name in self.runs and weights != self.runs[name].manifest["weights_sha256"]:
-            raise UserError(
-                f"{path} has other weights than {self.folder} was attacked with; --checkpoints "
-                "names the folder of those"
-            )
-        return loaded, weights
-
-
-def check_shown(stored, names, sources):
-    """Raise ValueError where none of the networks can be scored on any image."""
-    if not any(stored.seen(name, source) for name in names for source in sources):
-        raise UserError(
-            f"none of the images of {stored.folder} has a mask, and an FCN is scored on nothing "
-            "else: add a detector to --networks"
-        )
+        wanted = set(self.keys(source))
+        images = {
+            str(example["image_id"]): files.sha256(example["image"])
+            for example in self.examples(source.split)
+            if str(example["image_id"]) in wanted
+        }
+        found = {
+            name: {key: self.runs[name].record(key) for key in images} for name in source.members
+        }
+        digests = {"images": images, "records": found}
+        return {
+            "members": members,
+            "settings": self.settings,
+            **{name: files.sha256(files.canonical_json(one)) for name, one in digests.items()},
+        }

@@ -1,15 +1,18 @@
-"""What every launch does first, and what it shows: processes, devices, progress, tables."""
+"""What every launch does first and last: flags, processes, devices, errors in a line."""
 
+import contextlib
 import os
-import pathlib
+import re
 import sys
-import time
 
 import jax
 from absl import app, flags, logging
+from tqdm import tqdm
 
+from dag_jax import files
 from dag_jax.errors import UserError
-from experiments.common import interruption
+
+_NEEDED = re.compile(r"--(\w+)=None: Flag --\1 must have a value other than None\.")
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -31,28 +34,58 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("process", None, "This process's number, from 0.", 0)
 
 
+class _Help(app.HelpFlag):
+    """--help that shows what every launch takes, too, and is no failure."""
+
+    def __init__(self):
+        super().__init__()
+        self.allow_override = True
+
+    def parse(self, arg):
+        if self._parse(arg):
+            print(sys.modules["__main__"].__doc__)
+            for title, module in (("Flags", sys.argv[0]), ("Flags of every launch", __name__)):
+                listed = FLAGS.module_help(module).strip().partition("\n")[2]  # after its path
+                print(f"{title}:\n\n{listed}\n")
+            sys.exit(0)
+
+
+app.define_help_flags()
+flags.DEFINE_flag(_Help())
+
+
 def run(main) -> None:
-    """Run a launch's main; what its user can mend is one line, and the exit code says it failed.
+    """Run a launch's main and leave: with 0, or with a line that says what is to be mended.
+
+    A `UserError` is that line and exit code 1, a flag that cannot be right the same with 2. Any
+    other exception is a fault of the program, and shows its traceback.
 
     Args:
       main: function of the arguments that absl leaves.
     """
 
     def guarded(argv):
-        try:
+        with _in_one_line():
             return main(argv)
-        except KeyboardInterrupt:
-            print("interrupted: what was written stays, the same command goes on", file=sys.stderr)
-            interruption.leave(130)  # 128 + SIGINT, as shells have it
-        except app.UsageError as error:  # absl would print all of the help first
-            sys.exit(f"error: {error}\n(--help lists the flags)")
-        except (ValueError, OSError) as error:
-            if FLAGS.verbosity > 0:
-                raise
-            sys.exit(f"error: {error}\n(--verbosity=1 shows where it came from)")
 
-    interruption.listen()
-    app.run(guarded)
+    def parse(argv):
+        with _in_one_line():
+            return FLAGS(argv)
+
+    app.run(guarded, flags_parser=parse)
+
+
+@contextlib.contextmanager
+def _in_one_line():
+    try:
+        yield
+    except (app.UsageError, flags.Error) as error:  # absl would print all of the help
+        text = "; ".join(line.removeprefix("flag ") for line in str(error).splitlines())
+        text = _NEEDED.sub(r"--\1 is needed", text)
+        print(f"error: {text}\n(--help lists the flags)", file=sys.stderr)
+        sys.exit(2)
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 def start(argv) -> tuple[int, int]:
@@ -65,6 +98,7 @@ def start(argv) -> tuple[int, int]:
 
     Raises:
       app.UsageError: for a stray argument, or flags of processes that are incomplete.
+      UserError: where the processes do not find each other, or a folder cannot be made.
     """
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
@@ -72,12 +106,10 @@ def start(argv) -> tuple[int, int]:
         raise app.UsageError(f"unexpected argument(s): {' '.join(argv[1:])}")
     jax.config.update("jax_default_matmul_precision", "highest")
     if FLAGS.compilation_cache:
-        if "://" not in FLAGS.compilation_cache:
-            pathlib.Path(FLAGS.compilation_cache).mkdir(parents=True, exist_ok=True)
+        files.make_folder(files.open_folder(FLAGS.compilation_cache))
         jax.config.update("jax_compilation_cache_dir", FLAGS.compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    numbers = [FLAGS.process, FLAGS.processes]
-    given = [value is not None for value in numbers]
+    given = [value is not None for value in (FLAGS.process, FLAGS.processes)]
     by_hand = FLAGS.coordinator is not None
     if any(given) != all(given) or (by_hand and not (all(given) and FLAGS.distributed)):
         raise app.UsageError(
@@ -88,11 +120,14 @@ def start(argv) -> tuple[int, int]:
     if not FLAGS.distributed:
         return (FLAGS.process, FLAGS.processes) if all(given) else (0, 1)
     _one_device_a_core()
-    jax.distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
-    found = jax.process_index(), jax.process_count()
+    try:
+        jax.distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
+    except (ValueError, RuntimeError) as error:  # nothing tells them who they are, or none answers
+        raise UserError(f"--distributed: {error}") from error
+    numbers = jax.process_index(), jax.process_count()
     # They know who they are. From here on nothing connects them: one that dies harms no other.
     jax.distributed.shutdown()
-    return found
+    return numbers
 
 
 def check_names(flag, names, known) -> None:
@@ -106,27 +141,6 @@ def check_names(flag, names, known) -> None:
         raise app.UsageError(
             f"--{flag}: unknown {', '.join(unknown) or 'nothing'}; known: {', '.join(known)}"
         )
-
-
-def wait_until(ready, what, failed) -> None:
-    """Wait for other processes, by what they write; nothing else connects them.
-
-    Args:
-      ready: function that returns whether it is there.
-      what: text of what is waited for.
-      failed: function that returns what other processes say went wrong, a list of texts.
-
-    Raises:
-      ValueError: where another process failed.
-    """
-    said = time.monotonic()
-    while not ready():
-        if texts := failed():
-            raise UserError("; ".join(texts))
-        time.sleep(0.2)
-        if time.monotonic() - said > 30:
-            said = time.monotonic()
-            print(f"waiting for {what}", file=sys.stderr)
 
 
 def cores() -> int:
@@ -148,3 +162,13 @@ def open_mesh() -> jax.sharding.Mesh:
     """
     _one_device_a_core()
     return jax.sharding.Mesh(jax.local_devices(), ("images",))
+
+
+def say(text) -> None:
+    """Print a line on stderr, among the progress bars."""
+    tqdm.write(text, file=sys.stderr)
+
+
+def machine() -> str:
+    """Return the kind of device and the number of cores that a launch runs on."""
+    return f"{jax.local_devices()[0].device_kind}, {cores()} cores"

@@ -1,208 +1,288 @@
 """Flags that several launches have, and what is read by them: networks, examples, slots.
 
-Each launch defines those it takes as its own, so that its --help lists them and
-`rundir.settings_of` records them:
+Each launch defines those it takes as its own, so that its --help lists them and `settings` records
+them:
 
-    options.define(__name__, "dataset", "limit", "workdir", limit=10, workdir="runs/mine")
+    options.define(__name__, "models", "limit", "workdir", models=["fcn_vgg"], workdir="runs/mine")
 
-A launch that attacks one kind of network alone says so, and its --help speaks of no other.
+A value that cannot be right is refused as flags are parsed, before anything is done; `check` does
+that for a launch's own flags.
 """
 
-import pathlib
+import math
+import re
 import sys
+from collections.abc import Callable
+from typing import NamedTuple
 
-import jax
-from absl import app, flags
+from absl import flags
 
-from dag_jax import files, networks
+from dag_jax import datasets, networks
 from dag_jax.datasets import scenes
+from dag_jax.errors import UserError
 from dag_jax.networks import zoo
-from dag_jax.runs import evaluation
 
-_SLOTS = {"cpu": 2}, 16  # a core gains nothing from more lanes, and the last images waste fewer
+# What a launch takes of a model's task where neither a flag nor the model says otherwise.
+DEFAULTS = {
+    zoo.TASKS[name]: {
+        "split": zoo.facts(name).split,
+        "max_steps": zoo.facts(name).max_steps,
+        "margin": zoo.facts(name).margin,
+    }
+    for name in networks.NAMES
+}
+LARGEST = 2**31 - 1  # of a seed or a count: both go into int32
+SIDES = 48, 2**14  # pixels: the FCN-VGG miniature sees no less, and more fits no memory
+_MODEL = re.compile(r"\w+|\w+(\.\w+)*:\w+(\.\w+)*")
 
 FLAGS = flags.FLAGS
-# By name: what defines it, the default, the help, and what else it takes. In the help, {...} is a
-# number or name that each kind of network has its own of.
+
+
+def positive(number) -> None:
+    """Raise UserError for a number that is not above 0, or not finite."""
+    if not (math.isfinite(number) and number > 0):
+        raise UserError("must be finite and above 0")
+
+
+def not_negative(number) -> None:
+    """Raise UserError for a number below 0, or not finite."""
+    if not (math.isfinite(number) and number >= 0):
+        raise UserError("must be finite, 0 or more")
+
+
+def not_empty(texts) -> None:
+    """Raise UserError for an empty text, or a list that is empty or holds one."""
+    if not texts or "" in (texts if isinstance(texts, list) else ()):
+        raise UserError("must not be empty; leave the flag out for its default")
+
+
+def whole_numbers(texts, *, least=1, most=LARGEST) -> list[int]:
+    """Return a list's texts as numbers; UserError where it is empty, or one is none of these."""
+    if not texts:
+        raise UserError("names no number")
+    for text in texts:
+        if not (text.isascii() and text.isdecimal() and least <= int(text) <= most):
+            raise UserError(f"{text!r} is not a whole number from {least} to {most}")
+    return [int(text) for text in texts]
+
+
+def check(function, *names) -> None:
+    """Refuse values of flags, as they are parsed, for which a function raises UserError.
+
+    Args:
+      function: of a flag's value, which is not None.
+      *names: of the flags, which are defined.
+    """
+
+    def is_right(value):
+        try:
+            if value is not None:
+                function(value)
+        except UserError as error:
+            raise flags.ValidationError(str(error)) from error
+        return True
+
+    for name in names:
+        flags.register_validator(name, is_right)
+
+
+def _models(names):
+    not_empty(names)
+    for name in names:
+        if not _MODEL.fullmatch(name):
+            raise UserError(f"{name!r} is neither a network's name nor package.module:function")
+
+
+class _Shared(NamedTuple):
+    """A flag that several launches have."""
+
+    define: Callable  # of absl
+    default: object
+    text: str
+    otherwise: str = ""  # what holds where it is None; {name} is each task's own of `DEFAULTS`
+    check: Callable | None = None
+    more: dict = {}  # what `define` takes besides
+
+
 _SHARED = {
-    "dataset": (
+    "models": _Shared(
+        flags.DEFINE_list,
+        None,
+        "Models, by name, or as package.module:function that returns one.",
+        check=_models,
+    ),
+    "dataset": _Shared(
         flags.DEFINE_enum,
         "scenes",
-        "Images to attack: rendered scenes, or photographs of PASCAL VOC.",
-        {"enum_values": ["scenes", "voc"]},
+        "Where images come from: rendered scenes, or photographs of PASCAL VOC.",
+        more={"enum_values": datasets.DATASETS},
     ),
-    "split": (
+    "split": _Shared(
         flags.DEFINE_string,
         None,
-        f"Split to attack: of scenes, one of {', '.join(scenes.SPLITS)}; of voc, a list that its "
-        "folder has, such as voc2012_seg_val. Default: {TEST_SPLITS}.",
-        {},
+        f"Split to take: of scenes, one of {', '.join(scenes.SPLITS)}; of voc, a list that its "
+        "folder has, such as voc2012_seg_val.",
+        "{split}",
+        not_empty,
     ),
-    "data_dir": (
+    "data_dir": _Shared(
         flags.DEFINE_string,
         None,
         "Folder of VOC and SBD, extracted or not; photographs (voc) need it.",
-        {},
+        check=not_empty,
     ),
-    "cache_dir": (
+    "cache_dir": _Shared(
         flags.DEFINE_string,
         None,
-        "Where prepared datasets lie. Default: ~/.cache/dag_jax.",
-        {},
+        "Where prepared datasets lie.",
+        "~/.cache/dag_jax",
+        not_empty,
     ),
-    "canvas": (
+    "canvas": _Shared(
         flags.DEFINE_integer,
         None,
-        "Scale images to a square of this many pixels a side. Default: as they are.",
-        {"lower_bound": evaluation.MIN_CANVAS},
+        "Scale images to a square of this many pixels a side.",
+        "as they are",
+        more={"lower_bound": SIDES[0], "upper_bound": SIDES[1]},
     ),
-    "checkpoints": (
+    "checkpoints": _Shared(
         flags.DEFINE_string,
         None,
         "Folder of <network>.safetensors to use instead of those that come along.",
-        {},
+        check=not_empty,
     ),
-    "miniature": (flags.DEFINE_bool, True, "The small networks, or the full-size ones.", {}),
-    "image_ids": (
+    "miniature": _Shared(flags.DEFINE_bool, True, "The small networks, or the full-size ones."),
+    "image_ids": _Shared(
         flags.DEFINE_list,
         None,
-        "Names of the images to use. Default: all of the split.",
-        {},
+        "Names of the images to use.",
+        "all of the split",
+        not_empty,
     ),
-    "limit": (
+    "limit": _Shared(
         flags.DEFINE_integer,
         40,
-        "How many images to attack, the first of the split; 0 is all.",
-        {"lower_bound": 0},
+        "How many images to use, the first of the split; 0 is all.",
+        more={"lower_bound": 0, "upper_bound": LARGEST},
     ),
-    "max_steps": (
+    "max_steps": _Shared(
         flags.DEFINE_integer,
         None,
-        "Most steps of an image (the paper's M_0). Default: {MAX_STEPS}.",
-        {"lower_bound": 1},
+        "Most steps of an image (the paper's M_0).",
+        "{max_steps}",
+        more={"lower_bound": 1, "upper_bound": LARGEST},
     ),
-    "step_size": (
+    "step_size": _Shared(
         flags.DEFINE_float,
         0.5,
         "Length of a step: its largest change of a channel, gamma, in grey levels.",
-        {},
+        check=positive,
     ),
-    "margin": (
+    "margin": _Shared(
         flags.DEFINE_float,
         None,
         "A target is attacked until its label scores this many logits less than the best other "
-        "class; 0 is the paper's rule. Default: {MARGINS}.",
-        {},
+        "class; 0 is the paper's rule.",
+        "{margin}",
+        not_negative,
     ),
-    "rounded": (
-        flags.DEFINE_bool,
-        False,
-        "Attack the image as it will be saved, in whole grey levels.",
-        {},
+    "rounded": _Shared(
+        flags.DEFINE_bool, False, "Attack the image as it will be saved, in whole grey levels."
     ),
-    "precision": (
+    "precision": _Shared(
         flags.DEFINE_enum,
         "float32",
         "Numbers that networks multiply in; scores and perturbation are float32.",
-        {"enum_values": networks.PRECISIONS},
+        more={"enum_values": networks.PRECISIONS},
     ),
-    "seed": (flags.DEFINE_integer, 0, "Seed of adversarial labels and permutations.", {}),
-    "slots": (
+    "seed": _Shared(
+        flags.DEFINE_integer,
+        0,
+        "Seed of all that is drawn at random.",
+        more={"lower_bound": 0, "upper_bound": LARGEST},
+    ),
+    "slots": _Shared(
         flags.DEFINE_integer,
         None,
-        "Images that are attacked at the same time on each device, a CPU core being one. Default: "
-        f"{_SLOTS[0]['cpu']} on a CPU core, {_SLOTS[1]} on others.",
-        {"lower_bound": 1},
+        "Images that are attacked at the same time on each device, a CPU core being one.",
+        "2 on a CPU core, 16 on others",
+        more={"lower_bound": 1, "upper_bound": LARGEST},
     ),
-    "audit": (
+    "audit": _Shared(
         flags.DEFINE_bool,
         True,
         "Check the networks and the attack, and say under the table what is found.",
-        {},
     ),
-    "workdir": (flags.DEFINE_string, None, "Where to write.", {}),
+    "accept_version": _Shared(
+        flags.DEFINE_bool,
+        False,
+        "Go on in a folder whose results another version or device made, and say so in the table.",
+    ),
+    "workdir": _Shared(flags.DEFINE_string, None, "Where to write.", check=not_empty),
 }
-# Flags that change no result; whose weights a result is of, it says itself.
-UNRECORDED = ("checkpoints", "cache_dir", "slots", "audit", "workdir", "data_dir")
+# Flags that change no result of an image. Whose weights a result is of, it says itself.
+UNRECORDED = (
+    *("checkpoints", "cache_dir", "data_dir", "slots", "audit", "workdir"),
+    *("limit", "image_ids", "accept_version"),  # which images, and on whose word
+)
 
 
-def help_of(name, kinds=(False, True)) -> str:
+def help_of(name, tasks=tuple(DEFAULTS), default=None) -> str:
     """Return the help of a shared flag.
 
     Args:
       name: of the flag.
-      kinds: whether the networks that the launch attacks detect: one or both.
+      tasks: of the models that the launch takes: some of `DEFAULTS`.
+      default: the launch's; None is what the help then says in words.
     """
-    said = {}
-    for table in ("TEST_SPLITS", "MAX_STEPS", "MARGINS"):
-        own = getattr(evaluation, table)
-        texts = [own[kind] if isinstance(own[kind], str) else f"{own[kind]:g}" for kind in kinds]
-        of = [(" for FCNs", " for detectors")[kind] if len(kinds) > 1 else "" for kind in kinds]
-        said[table] = ", ".join(map("".join, zip(texts, of, strict=True)))
-    return _SHARED[name][2].format(**said)
+    shared = _SHARED[name]
+    if default is not None or not shared.otherwise:
+        return shared.text
+    values = {
+        entry: [str(DEFAULTS[task][entry]).removesuffix(".0") for task in tasks]
+        for entry in DEFAULTS[tasks[0]]
+    }
+    texts = {
+        entry: ", ".join(
+            f"{value} for {task}" if len(tasks) > 1 else value
+            for value, task in zip(each, tasks, strict=True)
+        )
+        for entry, each in values.items()
+    }
+    return f"{shared.text} Default: {shared.otherwise.format(**texts)}."
 
 
-def define(module, *names, kinds=(False, True), **defaults) -> None:
+def define(module, *names, tasks=tuple(DEFAULTS), **defaults) -> None:
     """Define shared flags as a launch's own.
 
     Args:
       module: the launch's __name__.
       *names: of the flags.
-      kinds: as in `help_of`.
+      tasks: as in `help_of`.
       **defaults: by name, where it is not the usual one.
     """
-    # absl's name of the launch that runs.
-    module = sys.argv[0] if module == "__main__" else module
     for name in names:
-        function, default, _, more = _SHARED[name]
-        text, default = help_of(name, kinds), defaults.pop(name, default)
-        function(name, default, help=text, module_name=module, **more)
+        shared = _SHARED[name]
+        default = defaults.pop(name, shared.default)
+        text = help_of(name, tasks, default)
+        shared.define(name, default, help=text, module_name=_named(module), **shared.more)
+        if shared.check:
+            check(shared.check, name)
     if defaults:
         raise TypeError(f"defaults of flags that are not defined: {', '.join(defaults)}")
 
 
-def slots() -> int:
-    """Return how many images each device has at a time, by --slots or the platform."""
-    known, others = _SLOTS
-    return FLAGS.slots or known.get(jax.default_backend(), others)
-
-
-def load_network(name):
-    """Load a network by --miniature, --checkpoints and --precision.
-
-    Returns:
-      (Network, SHA-256 of its checkpoint).
-
-    Raises:
-      app.UsageError: for a full-size network without a checkpoint.
-      ValueError: for a checkpoint that is missing, damaged or another network's.
-    """
-    if not (FLAGS.miniature or FLAGS.checkpoints):
-        raise app.UsageError("--nominiature needs --checkpoints: no full-size weights are shipped")
-    path = pathlib.Path(FLAGS.checkpoints or zoo.CHECKPOINTS) / f"{name}.safetensors"
-    network = networks.load(
-        name, miniature=FLAGS.miniature, checkpoint=path, precision=FLAGS.precision
-    )
-    return network, files.sha256_of(path)
-
-
-def load_examples(network) -> list[dict]:
-    """Read the examples that a network is attacked on, by the flags of the dataset.
+def settings(module, without=UNRECORDED) -> dict:
+    """Return the values of a launch's flags by name, less those that change no result.
 
     Args:
-      network: a `Network`; its kind has a split of its own, and an FCN takes images with masks.
-
-    Raises:
-      ValueError: as `evaluation.load_examples` says.
+      module: the launch's __name__.
+      without: names of flags to leave out.
     """
-    return evaluation.load_examples(
-        FLAGS.dataset,
-        [FLAGS.split or evaluation.TEST_SPLITS[network.detects]],
-        data_dir=FLAGS.data_dir,
-        cache_dir=FLAGS.cache_dir,
-        limit=FLAGS.limit or None,
-        image_ids=FLAGS.image_ids,
-        canvas=FLAGS.canvas,
-        network=network,
-        one_size=False,
-    )
+    defined = FLAGS.flags_by_module_dict()[_named(module)]
+    return {flag.name: flag.value for flag in defined if flag.name not in without}
+
+
+def _named(module):
+    """Return absl's name of a module: of the launch that runs, its path."""
+    return sys.argv[0] if module == "__main__" else module

@@ -1,9 +1,13 @@
 """Launches are run as their users run them: in a process of their own, from the project's root.
 
+What a launch refuses needs no process: `refuse` calls its main.
+
 Importing what they need takes longer than what most of them do, so that is done once: each process
 is forked from one that has imported JAX and not used it, and runs `python -m experiments.NAME`.
 """
 
+import contextlib
+import importlib
 import json
 import os
 import pathlib
@@ -12,7 +16,13 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
+from absl import app, flags
+from absl.testing import flagsaver
+
+from dag_jax.errors import UserError
+from experiments.common import console
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCHER = """
@@ -32,8 +42,13 @@ for line in sys.stdin:
         for number, name in enumerate((os.devnull, job["stdout"], job["stderr"])):
             os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
         signal.alarm(600)
-        sys.argv = ["", *job["flags"]]
-        runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
+        # A shell's background jobs ignore Ctrl-C, and hand that down.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.argv = [job["module"], *job["flags"]]
+        if job["module"].endswith(".py"):
+            runpy.run_path(job["module"], run_name="__main__")
+        else:
+            runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
         sys.exit()
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
@@ -60,7 +75,7 @@ def launcher():
 
 @pytest.fixture(scope="session")
 def launch(cache, launcher, tmp_path_factory):
-    """Run `python -m experiments.<name>`; return the finished process.
+    """Run `python -m experiments.<name>`, or a file of that path; return the finished process.
 
     With `fails` it must end in an error; with `kill_at` it gets a signal once that file exists.
     """
@@ -68,9 +83,10 @@ def launch(cache, launcher, tmp_path_factory):
     outputs = tmp_path_factory.mktemp("outputs")
 
     def run(name, *flags, fails=False, kill_at=None, kill_by=signal.SIGKILL):
-        command = [sys.executable, "-m", f"experiments.{name}", *flags]
+        module = str(name) if isinstance(name, pathlib.Path) else f"experiments.{name}"
+        command = [sys.executable, "-m", module, *flags]
         without = ("attack_image", "convergence", "convert_weights", "fetch_weights", "full_size")
-        if name not in without:  # these read no dataset
+        if isinstance(name, str) and name not in without:  # these read no dataset
             command.append(f"--cache_dir={cache}")
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
         options = {"cwd": ROOT, "env": environment, "text": True}
@@ -94,7 +110,7 @@ def launch(cache, launcher, tmp_path_factory):
             process.send_signal(kill_by)
             said = {"returncode": process.wait(), "stderr": paths["stderr"].read_text()}
             return subprocess.CompletedProcess(command, **said)
-        job = {"module": command[2], "flags": command[3:]}
+        job = {"module": module, "flags": command[3:]}
         job |= {stream: str(path) for stream, path in paths.items()}
         launcher.stdin.write(json.dumps(job) + "\n")
         launcher.stdin.flush()
@@ -104,3 +120,36 @@ def launch(cache, launcher, tmp_path_factory):
         return subprocess.CompletedProcess(command, returncode, **texts)
 
     return run
+
+
+@contextlib.contextmanager
+def imported(name):
+    """A launch as if it were the only one: absl has one set of flags for all that are imported."""
+    known = flags.FLAGS.flags_by_module_dict()
+    for module in [name for name in known if name.startswith("experiments.")]:
+        for flag in [] if module == console.__name__ else list(known[module]):
+            delattr(flags.FLAGS, flag.name)
+    sys.modules.pop(f"experiments.{name}", None)
+    module = importlib.import_module(f"experiments.{name}")
+    values = flagsaver.save_flag_values()
+    try:
+        yield module
+    finally:  # flags that libraries have defined meanwhile stay
+        flagsaver.restore_flag_values(flagsaver.save_flag_values() | values)
+
+
+@pytest.fixture
+def refuse(cache):
+    """Call a launch's main with flags that it must refuse; return what it says to its user."""
+    precision = jax.config.jax_default_matmul_precision
+
+    def call(name, *given):
+        with imported(name) as module:
+            if "cache_dir" in flags.FLAGS:
+                given = (*given, f"--cache_dir={cache}")
+            with pytest.raises((UserError, app.UsageError, flags.Error)) as caught:
+                module.main(flags.FLAGS([name, *given]))
+        return str(caught.value)
+
+    yield call
+    jax.config.update("jax_default_matmul_precision", precision)

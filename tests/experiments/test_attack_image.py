@@ -68,7 +68,7 @@ def photograph(cache, tmp_path_factory):
 def run(launch, photograph, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("attack_image") / "run"
     flags = (
-        *(f"--image={photograph}", "--network=fcn_alex", f"--max_steps={STEPS}"),
+        *(f"--image={photograph}", "--models=fcn_alex", f"--max_steps={STEPS}"),
         *("--step_size=2", f"--workdir={workdir}"),
     )
     return workdir, flags, launch("attack_image", *flags)
@@ -133,7 +133,7 @@ def test_drives_to_a_drawing(launch, photograph, tmp_path):
     workdir = tmp_path / "run"
     launch(
         "attack_image",
-        *(f"--image={photograph}", "--network=fcn_alex", f"--max_steps={STEPS}"),
+        *(f"--image={photograph}", "--models=fcn_alex", f"--max_steps={STEPS}"),
         *("--step_size=2", f"--target={tmp_path / 'drawing.png'}", f"--workdir={workdir}"),
     )
     record, clean, _ = result_of(workdir)
@@ -146,7 +146,7 @@ def test_drives_to_a_drawing(launch, photograph, tmp_path):
 def test_a_detector_loses_what_it_found(launch, cache, tmp_path):
     image = write_photograph(tmp_path / "photo.jpg", cache, "voc07_test", (128, 128))
     workdir = tmp_path / "run"
-    flags = ("--network=fr_zf_07", "--target=background", "--max_steps=60")
+    flags = ("--models=fr_zf_07", "--target=background", "--max_steps=60")
     launch("attack_image", f"--image={image}", *flags, f"--workdir={workdir}")
     record, clean, adversarial = result_of(workdir)
     network = networks.load("fr_zf_07", miniature=True)
@@ -169,7 +169,7 @@ def test_a_detector_loses_what_it_found(launch, cache, tmp_path):
 def test_nothing_found_is_nothing_to_attack(launch, tmp_path):
     Image.new("L", (128, 128), 128).save(tmp_path / "grey.png")
     flags = (f"--image={tmp_path / 'grey.png'}", f"--workdir={tmp_path / 'run'}")
-    process = launch("attack_image", *flags, "--network=fr_zf_07", fails=True)
+    process = launch("attack_image", *flags, "--models=fr_zf_07", fails=True)
     assert process.returncode == 2
     assert "FR-ZF-07 finds no object in grey.png that scores 0.5" in process.stderr
     assert not (tmp_path / "run").exists()
@@ -183,19 +183,18 @@ def test_nothing_found_is_nothing_to_attack(launch, tmp_path):
         (("--target={tmp}/cut.jpg",), "cut.jpg (700 bytes) is"),
         (("--target={tmp}/map.png",), "map.png has 40 x 50 pixels, the upright photograph has 96"),
         (("--nominiature",), "--nominiature needs --checkpoint"),
-        (("--canvas=47",), "--canvas is 47; it is 0, or 48 or more"),
-        (("--step_size=0",), "step_size is 0"),
+        (("--canvas=47",), "--canvas=47: must be 0, or 48 to 16384 pixels"),
+        (("--step_size=0",), "--step_size=0.0: must be finite and above 0"),
+        (("--models=fcn_alex,fcn_vgg",), "--models names 2, and a photograph is of one"),
     ],
 )
 def test_bad_input_is_named_before_anything_is_written(
-    launch, photograph, tmp_path, flags, message
+    refuse, photograph, tmp_path, flags, message
 ):
     (tmp_path / "cut.jpg").write_bytes(photograph.read_bytes()[:700])
     Image.new("L", (40, 50)).save(tmp_path / "map.png")
     flags = [flag.format(tmp=tmp_path) for flag in flags]
     workdir = tmp_path / "run"
-    process = launch(
-        "attack_image", f"--image={photograph}", *flags, f"--workdir={workdir}", fails=True
-    )
-    assert message in process.stderr + process.stdout
+    flags = (f"--image={photograph}", *flags, f"--workdir={workdir}")
+    assert message in refuse("attack_image", *flags)
     assert not workdir.exists()

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow  # it compiles whole networks
 
 def test_draws_one_perturbation_of_two_networks(launch, tmp_path):
     workdir = tmp_path / "run"
-    flags = ("--fcn=fcn_alex", "--detector=fr_zf_07", "--limit=2", "--max_steps=3")
+    flags = ("--models=fcn_alex,fr_zf_07", "--limit=2", "--max_steps=3")
     process = launch("figure1", *flags, f"--workdir={workdir}")
     row = json.loads((workdir / "figure1.json").read_text())
     assert f"results: {workdir}" in process.stdout
@@ -25,8 +25,8 @@ def test_draws_one_perturbation_of_two_networks(launch, tmp_path):
         assert image.width > 1000
 
 
-def test_two_detectors_are_no_figure(launch, tmp_path):
+def test_two_detectors_are_no_figure(refuse, tmp_path):
     workdir = tmp_path / "run"
-    process = launch("figure1", "--fcn=fr_zf_07", f"--workdir={workdir}", fails=True)
-    assert "--fcn names a network that segments" in process.stderr + process.stdout
+    flags = ("--models=fr_zf_07,fr_vgg_07", f"--workdir={workdir}")
+    assert "the first must segment, the second detect" in refuse("figure1", *flags)
     assert not workdir.exists()

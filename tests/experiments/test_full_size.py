@@ -34,7 +34,7 @@ def run(launch, photographs, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("full_size") / "run"
     flags = (
         f"--images={','.join(map(str, photographs))}",
-        *("--networks=fcn_vgg,fr_vgg_07", "--miniature", "--proposals=40", f"--steps={STEPS}"),
+        *("--models=fcn_vgg,fr_vgg_07", "--miniature", "--proposals=40", f"--steps={STEPS}"),
         *("--fcn_size=64x80", "--detector_size=64x80", f"--workdir={workdir}"),
     )
     return workdir, flags, launch("full_size", *flags)
@@ -146,7 +146,7 @@ def test_what_is_finished_is_kept(run, launch):
         (("--fcn_size=64",), "--fcn_size=64 is not HxW in pixels, such as 375x500, nor 0"),
         (("--detector_size=64x31",), "--detector_size=64x31: a network needs at least 32 a side"),
         (("--images={tmp}/none.png",), "none.png: no such image file"),
-        (("--networks=fcn_vgg,fcn_resnet",), "--networks: unknown fcn_resnet; known: fcn_alex"),
+        (("--models=fcn_vgg,fcn_resnet",), "--networks: unknown fcn_resnet; known: fcn_alex"),
         (("--proposals=300,many",), "--proposals: 'many' is not a whole number, 1 or more"),
         (("--checkpoints={tmp}",), "fcn_alex.safetensors: no such checkpoint file"),
         # A child finds this one, before the first case.
@@ -158,7 +158,7 @@ def test_bad_input_is_named_before_any_work(launch, photographs, tmp_path, flags
     shipped = networks.zoo.CHECKPOINTS / "fcn_vgg.safetensors"
     (tmp_path / "wrong" / "fcn_alex.safetensors").symlink_to(shipped)
     workdir = tmp_path / "run"
-    given = (f"--images={photographs[0]}", "--networks=fcn_alex", "--miniature")
+    given = (f"--images={photographs[0]}", "--models=fcn_alex", "--miniature")
     flags = [flag.format(tmp=tmp_path) for flag in flags]
     process = launch("full_size", *given, *flags, f"--workdir={workdir}", fails=True)
     assert message in process.stderr + process.stdout

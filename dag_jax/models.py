@@ -1,0 +1,267 @@
+"""What can be attacked: the protocols of a segmenter and of a detector.
+
+A model is a pytree, its parameters being the leaves, with `classes`, the names of its classes by
+index. It takes images f32[H, W, 3], RGB grey levels 0-255, and does its own normalisation, channel
+order and resizing, so that a perturbation is in grey levels of the user's image.
+
+A model may also say, where the defaults of its task are not right:
+
+    title        what tables call it; the name of its class if it does not say
+    background   the index of the class that is no object, -1 for none; a class named "background"
+                 if it does not say
+    margin       logits by which a label must have lost before its target rests
+    max_steps    the most steps of an image
+    bucket       function of (H, W) that returns (model, (H', W')): what sees an image of that size
+                 padded to H' x W', so that images of many sizes share few compiled shapes. Its
+                 methods then take the image's own i32[2] (H, W) as a last argument
+
+Shapes: `H W` pixels of the user's image, `h w` cells of a map, `N` candidates, `C` classes, `K`
+detections. Boxes are f32 [x0, y0, x1, y1] in pixels of the user's image, 0-based, corners
+inclusive.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from dag_jax.errors import UserError
+from dag_jax.metrics import Detections
+
+SEGMENTATION, DETECTION = "segmentation", "detection"
+# A detector run again finds what the attack left at a near-tie, so a detector's targets stay active
+# until their label has lost by 3 logits. A segmenter is scored on the attacked pixels themselves:
+# the paper's rule is enough.
+MARGINS = {SEGMENTATION: 0.0, DETECTION: 3.0}
+MAX_STEPS = {SEGMENTATION: 200, DETECTION: 150}  # the paper's M_0
+_BACKGROUND = "background"
+# Names of one class in different datasets, in the form that `_plain` gives.
+_SYNONYMS = {
+    "airplane": "aeroplane",
+    "couch": "sofa",
+    "motorcycle": "motorbike",
+    "tv": "tvmonitor",
+    "television": "tvmonitor",
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """What a detector may find objects at; fixed during an attack."""
+
+    boxes: jax.Array  # f32[N, 4]
+    handle: Any  # pytree of arrays [N, ...]: what `scores` takes; boxes, or indices of anchors
+    valid: jax.Array  # bool[N], false for padding
+
+
+@runtime_checkable
+class Segmenter(Protocol):
+    """A model that gives each pixel a class."""
+
+    classes: tuple[str, ...]
+
+    def scores(self, image) -> jax.Array:
+        """Return pre-softmax scores f32[h, w, C], of each pixel or at a coarser stride."""
+
+    def predict(self, image) -> jax.Array:
+        """Return the class of each pixel, i32[H, W]."""
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """A model that finds objects."""
+
+    classes: tuple[str, ...]
+
+    def propose(self, image) -> Candidates:
+        """Return what is attacked in an image: candidates on the clean image."""
+
+    def scores(self, image, handle) -> jax.Array:
+        """Return what the model says of candidates.
+
+        Pre-softmax scores f32[N, C] of a softmax head. A sigmoid head says of each class by itself
+        whether it is there: f32[N, C, 2], (logit, logit of the threshold of a detection).
+        """
+
+    def detect(self, image) -> Detections:
+        """Run the whole, untouched pipeline: `Detections` of K rows with `valid`."""
+
+
+class About(NamedTuple):
+    """What a model says of itself, or its task's defaults."""
+
+    title: str
+    task: str  # SEGMENTATION or DETECTION
+    classes: tuple[str, ...]
+    background: int | None
+    margin: float
+    max_steps: int
+
+    @property
+    def detects(self) -> bool:
+        """Whether it is a detector."""
+        return self.task == DETECTION
+
+    @property
+    def objects(self) -> tuple[int, ...]:
+        """The classes that a box, or a pixel, can have: of a detector all but background."""
+        left_out = self.background if self.detects else None
+        return tuple(index for index in range(len(self.classes)) if index != left_out)
+
+
+def about(model) -> About:
+    """Return what a model is.
+
+    Raises:
+      ValueError: where it is neither a `Segmenter` nor a `Detector`, saying what it lacks.
+    """
+    if isinstance(model, Detector):
+        task = DETECTION
+    elif isinstance(model, Segmenter):
+        task = SEGMENTATION
+    else:
+        lacks = [
+            f"a {protocol.__name__} has {', '.join(names)}: it lacks "
+            + ", ".join(name for name in names if not hasattr(model, name))
+            for protocol, names in (
+                (Segmenter, ("classes", "scores", "predict")),
+                (Detector, ("classes", "propose", "scores", "detect")),
+            )
+        ]
+        raise UserError(f"a {type(model).__name__} is no model: {'; '.join(lacks)}")
+    classes = model.classes
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+        raise UserError(f"classes are {classes!r:.100}; they are names, a tuple of str")
+    classes = tuple(classes)
+    if len(set(classes)) < len(classes) or not classes:
+        raise UserError(f"classes repeat, or are none: {', '.join(classes)!r:.200}")
+    plain = [_plain(name) for name in classes]
+    named = plain.index(_BACKGROUND) if _BACKGROUND in plain else None
+    background = getattr(model, "background", named)
+    return About(
+        getattr(model, "title", type(model).__name__),
+        task,
+        classes,
+        None if background == -1 else background,
+        float(getattr(model, "margin", MARGINS[task])),
+        int(getattr(model, "max_steps", MAX_STEPS[task])),
+    )
+
+
+class SharedClasses(NamedTuple):
+    """The classes that a model and a dataset have both.
+
+    Attributes:
+      of_model: their indices in the model's classes, ascending.
+      to_model: for each class of the dataset the model's index, -1 where the model has none.
+      only_model: names of the model's other classes.
+      only_dataset: names of the dataset's other classes.
+    """
+
+    of_model: tuple[int, ...]
+    to_model: tuple[int, ...]
+    only_model: tuple[str, ...]
+    only_dataset: tuple[str, ...]
+
+
+def share_classes(model_about: About, classes: tuple[str, ...]) -> SharedClasses:
+    """Find the classes that a model shares with a dataset, by name.
+
+    Case, spaces, hyphens and underscores do not matter, and "airplane" is VOC's "aeroplane". A
+    detector's background is no class that could be shared.
+
+    Args:
+      model_about: from `about`.
+      classes: names of the dataset's classes.
+
+    Raises:
+      ValueError: where there is none.
+    """
+    wanted = {_plain(model_about.classes[index]): index for index in model_about.objects}
+    to_model = tuple(wanted.get(_plain(name), -1) for name in classes)
+    of_model = tuple(sorted(set(to_model) - {-1}))
+    if not of_model:
+        raise UserError(
+            f"{model_about.title} shares no class with the dataset: it has "
+            f"{', '.join(model_about.classes[:30])}; the dataset has {', '.join(classes[:30])}"
+        )
+    others = (index for index in model_about.objects if index not in of_model)
+    without = zip(classes, to_model, strict=True)
+    only_dataset = tuple(name for name, index in without if index == -1)
+    if model_about.detects:
+        only_dataset = tuple(name for name in only_dataset if _plain(name) != _BACKGROUND)
+    only_model = tuple(model_about.classes[index] for index in others)
+    return SharedClasses(of_model, to_model, only_model, only_dataset)
+
+
+def _plain(name):
+    plain = "".join(letter for letter in name.lower() if letter.isalnum())
+    return _SYNONYMS.get(plain, plain)
+
+
+def _pixel_scores(model, image, *extent):
+    scores = model.scores(image, *extent)
+    if scores.shape[:2] != image.shape[:2]:
+        shape = (*image.shape[:2], scores.shape[-1])
+        scores = jax.image.resize(scores, shape, "bilinear", antialias=False)
+    return scores
+
+
+def _candidate_scores(model, image, handle, *extent):
+    return model.scores(image, handle, *extent)
+
+
+def _scores_of_these(model, handle, image, *extent):
+    return model.scores(image, handle, *extent)
+
+
+def score_fn(model, handle=None):
+    """Return the function of an image by which a model meets the engine.
+
+    It is a pytree: the model's parameters are traced, not compiled in.
+
+    Args:
+      model: a `Segmenter` or a `Detector`.
+      handle: of a detector's candidates; None leaves it to the caller.
+
+    Returns:
+      Of a segmenter: image -> f32[H, W, C], coarser scores resized bilinearly. Of a detector:
+      image -> f32[N, C] or f32[N, C, 2], or (image, handle) -> the same where `handle` is None.
+
+    Raises:
+      ValueError: where it is neither, or a segmenter is given a handle.
+    """
+    if about(model).detects:
+        if handle is None:
+            return jax.tree_util.Partial(_candidate_scores, model)
+        return jax.tree_util.Partial(_scores_of_these, model, handle)
+    if handle is not None:
+        raise UserError(f"{about(model).title} segments: it has no candidates")
+    return jax.tree_util.Partial(_pixel_scores, model)
+
+
+def bucket_score_fn(function, shape: tuple[int, ...]):
+    """Return what scores images of a size that share a compiled shape with others.
+
+    It is what `dag_jax.attack_stream` takes as `bucket` for images of many sizes.
+
+    Args:
+      function: from `score_fn`.
+      shape: (H, W, ...) of an image.
+
+    Returns:
+      (what scores an image of that bucket and takes its extent as a last argument, (H', W')).
+
+    Raises:
+      ValueError: as the model's `bucket` says.
+    """
+    model, *rest = function.args
+    model, shape = model.bucket(shape)
+    return jax.tree_util.Partial(function.func, model, *rest), shape
+
+
+def is_sigmoid(scores) -> bool:
+    """Return whether a detector's scores are those of a sigmoid head, f32[N, C, 2]."""
+    return jnp.ndim(scores) == 3

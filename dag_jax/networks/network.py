@@ -1,0 +1,238 @@
+"""A network of the zoo, ready to use: `Segmenter` or `Detector` of `dag_jax.models`.
+
+Shapes: `H W` pixels of the user's image, `N` boxes, `K` outputs, `C` classes.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from dag_jax.errors import UserError
+from dag_jax.metrics import Detections
+from dag_jax.models import Candidates
+
+ATTACK_NMS = 0.9  # the paper's: proposals of an attack are denser than those of an evaluation
+BUCKET = 125  # pixels: a quarter of the longest side that VOC's images have
+
+
+class Facts(NamedTuple):
+    """What is said of a network beside its layers.
+
+    Attributes:
+      title: what tables call it.
+      classes: names of its classes by index.
+      split: the split that it is tested on.
+      margin: logits by which a label must have lost before its target rests.
+      max_steps: the paper's M_0.
+      attack_proposals: the most proposals of a detector that are attacked.
+    """
+
+    title: str
+    classes: tuple[str, ...]
+    split: str
+    margin: float
+    max_steps: int
+    attack_proposals: int = 0
+
+
+class _Static:
+    """What of a network is no array. Its name and title do not tell two of them apart.
+
+    So what is compiled for one network serves every other of its architecture: `fcn_vgg_star`
+    costs no compilation after `fcn_vgg`.
+    """
+
+    def __init__(self, name, module, miniature, facts):
+        self.name, self.module, self.miniature, self.facts = name, module, miniature, facts
+
+    def _compiled(self):
+        return self.module, self.miniature, self.facts.classes, self.facts.attack_proposals
+
+    def __eq__(self, other):
+        return isinstance(other, _Static) and self._compiled() == other._compiled()
+
+    def __hash__(self):
+        return hash(self._compiled())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A network and its parameters, which are the leaves of the pytree."""
+
+    name: str
+    module: nn.Module
+    parameters: dict
+    miniature: bool
+    facts: Facts
+
+    @property
+    def title(self) -> str:
+        """What tables call it."""
+        return self.facts.title
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of its classes by index."""
+        return self.facts.classes
+
+    @property
+    def split(self) -> str:
+        """The split that it is tested on."""
+        return self.facts.split
+
+    @property
+    def margin(self) -> float:
+        """Logits by which a label must have lost before its target rests."""
+        return self.facts.margin
+
+    @property
+    def max_steps(self) -> int:
+        """The most steps of an image."""
+        return self.facts.max_steps
+
+    def _apply(self, *arguments, method=None, **options):
+        return self.module.apply({"params": self.parameters}, *arguments, method=method, **options)
+
+
+class SegmentationNetwork(Network):
+    """An FCN: a `Segmenter`."""
+
+    def scores(self, image, extent=None):
+        """Return the pre-softmax scores of each pixel.
+
+        Args:
+          image: f32[H, W, 3], RGB grey levels.
+          extent: i32[2], the rows and columns that are the image where padding follows; see
+            `bucket`.
+
+        Returns:
+          f32[H, W, C].
+        """
+        return self._apply(image, extent=extent)
+
+    def predict(self, image, extent=None):
+        """Return the class of each pixel, i32[H, W]; arguments as of `scores`."""
+        return jnp.argmax(self.scores(image, extent), axis=-1).astype(jnp.int32)
+
+    def bucket(self, shape: tuple[int, ...]):
+        """Return the few shapes by which images of any size go through the network.
+
+        An image is padded, below and on the right, to the bucket's shape, and its own size goes
+        along as the last argument of each method.
+
+        Args:
+          shape: (H, W, ...) of an image.
+
+        Returns:
+          (Network, (H', W')): the network to use, and the shape to pad the image to.
+
+        Raises:
+          ValueError: where the image is smaller than the network can see.
+        """
+        height, width = shape[:2]
+        if min(height, width) < BUCKET:
+            _check_size(self.module, (height, width))
+        return self, _raised((height, width), BUCKET)
+
+
+class DetectionNetwork(Network):
+    """A Faster R-CNN: a `Detector`, whose candidates' handles are their boxes."""
+
+    def propose(self, image, extent=None, *, nms_threshold=ATTACK_NMS, max_proposals=None):
+        """Return the proposals that the paper attacks.
+
+        Args:
+          image: f32[H, W, 3], RGB grey levels.
+          extent: i32[2], the rows and columns that are the image where padding follows; see
+            `bucket`.
+          nms_threshold: IoU above which the lower of two proposals goes. The evaluation has its
+            own, which is less.
+          max_proposals: N; None is the network's own number.
+
+        Returns:
+          `Candidates` with N boxes in the user's pixels, by falling score of being an object.
+        """
+        boxes, _, valid = self._apply(
+            image,
+            extent,
+            nms_threshold=nms_threshold,
+            max_proposals=max_proposals or self.facts.attack_proposals,
+            method="propose",
+        )
+        return Candidates(boxes, boxes, valid)
+
+    def scores(self, image, boxes, extent=None):
+        """Return the pre-softmax scores of boxes.
+
+        Args:
+          image: f32[H, W, 3], RGB grey levels.
+          boxes: f32[N, 4] in the user's pixels.
+          extent: as in `propose`.
+
+        Returns:
+          f32[N, C].
+
+        Raises:
+          ValueError: where boxes are not [N, 4].
+        """
+        if boxes.ndim != 2 or boxes.shape[1] != 4:
+            raise UserError(f"boxes have shape {boxes.shape}; they must be [N, 4]")
+        return self._apply(image, boxes, extent, method="score")
+
+    def detect(self, image, extent=None) -> Detections:
+        """Run the whole network, as an evaluation does; arguments as of `propose`.
+
+        Returns:
+          `Detections` of K rows, padded, after its own proposals, box regression and suppression.
+        """
+        boxes, classes, scores, valid = self._apply(image, extent, method="detect")
+        return Detections(boxes, classes, scores, valid)
+
+    def bucket(self, shape: tuple[int, ...]):
+        """Do what `SegmentationNetwork.bucket` does; images of any shape share a canvas.
+
+        Images are of one bucket where both results are the same: a network of another bucket gives
+        NaN where the image's canvas does not fit into its own.
+
+        Args:
+          shape: (H, W, ...) of an image.
+
+        Returns:
+          (Network, (H', W')).
+        """
+        height, width = shape[:2]
+        if self.module.resize is None:
+            return self, _raised((height, width), BUCKET)
+        (canvas, _), long = self.module.canvas((height, width, 3)), self.module.resize[1]
+        module = self.module.clone(canvas_shape=_raised(canvas, long // 5))
+        # Only the canvas costs: images of any shape share one.
+        return dataclasses.replace(self, module=module), _raised((height, width), 4 * BUCKET)
+
+
+def _flatten(network):
+    static = _Static(network.name, network.module, network.miniature, network.facts)
+    return (network.parameters,), static
+
+
+for _kind in (SegmentationNetwork, DetectionNetwork):
+    jax.tree_util.register_pytree_node(
+        _kind,
+        _flatten,
+        lambda static, leaves, kind=_kind: kind(
+            static.name, static.module, leaves[0], static.miniature, static.facts
+        ),
+    )
+
+
+def _raised(sides, step):
+    return tuple(-(-side // step) * step for side in sides)
+
+
+@functools.lru_cache(maxsize=1024)
+def _check_size(module, shape):
+    """Let a network say, without computing anything, whether it can see an image of a shape."""
+    jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((*shape, 3), jnp.float32))

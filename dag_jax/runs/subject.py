@@ -1,0 +1,90 @@
+"""A model and the examples that it is tested on, in the model's own classes."""
+
+import dataclasses
+import functools
+import hashlib
+
+import jax
+import numpy as np
+
+from dag_jax import models
+from dag_jax.datasets.selection import ExampleSet
+from dag_jax.errors import UserError
+from dag_jax.models import About, SharedClasses
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """What a row of a table is of.
+
+    Attributes:
+      name: what its folder and its row are called.
+      model: a `models.Segmenter` or `models.Detector`.
+      examples: with the model's classes for labels; of a segmenter those with a mask.
+      about: what the model says of itself.
+      shared: the classes that the model and the dataset have both: scores are of these.
+      weights_sha256: tells the model's parameters from any other.
+    """
+
+    name: str
+    model: object
+    examples: ExampleSet
+    about: About
+    shared: SharedClasses
+    weights_sha256: str
+
+    @functools.cached_property
+    def ids(self) -> list:
+        """The image_ids of the examples, in order."""
+        return self.examples.ids
+
+    def facts(self) -> dict:
+        """Return what its row says of it beside its scores."""
+        names = self.about.classes
+        return {
+            "network": self.name,
+            "title": self.about.title,
+            "task": self.about.task,
+            "classes": [names[index] for index in self.shared.of_model],
+            "classes_of_model_alone": list(self.shared.only_model),
+            "classes_of_dataset_alone": list(self.shared.only_dataset),
+        }
+
+
+def subject_of(model, examples: ExampleSet, *, name=None, weights_sha256=None) -> Subject:
+    """Bring a model and examples together, by the names of their classes.
+
+    Args:
+      model: a `models.Segmenter` or `models.Detector`.
+      examples: of any dataset.
+      name: what its folder and its row are called; None is the model's `name` or title.
+      weights_sha256: of the file that its parameters come from; None computes one of them.
+
+    Raises:
+      ValueError: for what is no model, shares no class with the examples, or is a segmenter where
+        no example has a mask.
+    """
+    about = models.about(model)
+    shared = models.share_classes(about, examples.classes)
+    if not about.detects:
+        examples = examples.with_masks()
+    if not len(examples):
+        raise UserError(f"{about.title} segments, and no example has a mask to score it by")
+    return Subject(
+        name or getattr(model, "name", about.title),
+        model,
+        examples.relabelled(about.classes, shared.to_model),
+        about,
+        shared,
+        weights_sha256 or weights_digest(model),
+    )
+
+
+def weights_digest(model) -> str:
+    """Return the SHA-256 of a model's leaves and of where they are in it."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,135 @@
+"""How a launch ends: in a line and an exit code, or with the traceback of a fault."""
+
+import subprocess
+import sys
+
+import pytest
+
+from experiments.common import console
+
+# A launch that does what --do says.
+LAUNCH = '''"""A launch of a test."""
+
+import signal
+
+from absl import app, flags
+
+from dag_jax.errors import UserError
+from experiments.common import console, options
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("do", None, "What to do.", required=True)
+options.define(__name__, "limit", "workdir")
+
+
+def main(argv):
+    console.start(argv)
+    if FLAGS.do == "interrupt":
+        signal.raise_signal(signal.SIGINT)
+    errors = {
+        "mend": UserError("it is damaged; delete it"),
+        "usage": app.UsageError("--do is nothing of that"),
+        "fault": ValueError("this must not be"),
+        "full": OSError(28, "No space left"),
+    }
+    if FLAGS.do in errors:
+        raise errors[FLAGS.do]
+    print("done")
+
+
+console.run(main)
+'''
+HINT = "\n(--help lists the flags)\n"
+
+
+@pytest.fixture
+def end(launch, tmp_path):
+    """Run the launch; return (exit code, output, errors)."""
+    path = tmp_path / "made_up.py"
+    path.write_text(LAUNCH)
+
+    def run(*flags, fails=True):
+        process = launch(path, *flags, fails=fails)
+        return process.returncode, process.stdout, process.stderr
+
+    return run
+
+
+def test_what_succeeds_says_so(end):
+    assert end("--do=nothing", fails=False) == (0, "done\n", "")
+
+
+def test_what_the_user_can_mend_is_one_line(end):
+    assert end("--do=mend") == (1, "", "error: it is damaged; delete it\n")
+
+
+def test_a_wrong_use_is_one_line_and_a_hint(end):
+    assert end("--do=usage") == (2, "", f"error: --do is nothing of that{HINT}")
+
+
+def test_a_stray_argument_is_a_wrong_use(refuse):
+    assert refuse("fetch_weights", "limit=3") == "unexpected argument(s): limit=3"
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (("--do=nothing", "--limit=-1"), "--limit=-1: -1 is not an integer in the range"),
+        (("--do=nothing", "--no_such"), "Unknown command line flag 'no_such'"),
+        (("--limit=3",), "--do is needed"),
+        (("--workdir=",), "--do is needed; --workdir=: must not be empty"),
+    ],
+)
+def test_a_bad_flag_is_one_line_and_a_hint(end, flags, text):
+    code, output, errors = end(*flags)
+    assert (code, output) == (2, "") and errors.startswith(f"error: {text}")
+    assert errors.count("\n") == 2 and errors.endswith(HINT)
+
+
+@pytest.mark.parametrize("fault", ["fault", "full"])
+def test_a_fault_of_the_program_shows_its_traceback(end, fault):
+    code, _, errors = end(f"--do={fault}")
+    assert code == 1 and errors.startswith("Traceback") and "raise errors[FLAGS.do]" in errors
+
+
+def test_help_lists_a_launch_s_flags_and_every_launch_s(end):
+    code, output, errors = end("--help", fails=False)
+    assert (code, errors) == (0, "") and output.startswith("A launch of a test.")
+    own, _, shared = output.partition("Flags of every launch:")
+    assert "--do: What to do." in own and "--limit:" in own and "made_up.py" not in own
+    for flag in ("--[no]distributed:", "--process:", "--processes:", "--compilation_cache:"):
+        assert flag in shared and flag not in own
+
+
+def test_an_interrupted_launch_says_that_nothing_is_lost(end):
+    line = "interrupted: what is finished is kept; the same command goes on\n"
+    assert end("--do=interrupt") == (130, "", line)
+
+
+def test_a_launch_may_be_interrupted_while_it_imports():
+    code = "import experiments; raise KeyboardInterrupt"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == 130
+    assert process.stderr.startswith("interrupted: ") and process.stderr.count("\n") == 1
+
+
+def test_names_are_checked_against_those_that_are_known():
+    console.check_names("models", ["a"], ["a", "b"])
+    for names, text in ((["c"], "unknown c; known: a, b"), ([], "unknown nothing")):
+        with pytest.raises(console.app.UsageError, match=text):
+            console.check_names("models", names, ["a", "b"])
+
+
+@pytest.mark.parametrize("flag", ["--process=1", "--processes=2", "--coordinator=localhost:1"])
+def test_a_flag_of_processes_without_its_partner_is_refused(refuse, flag):
+    assert "--process and --processes go together" in refuse("fetch_weights", flag)
+
+
+def test_a_process_beyond_their_number_is_refused(refuse):
+    text = refuse("fetch_weights", "--process=2", "--processes=2")
+    assert text == "--process=2 of --processes=2"
+
+
+def test_processes_that_nothing_tells_who_they_are_say_so(end):
+    code, _, errors = end("--do=nothing", "--distributed")
+    assert code == 1 and errors.startswith("error: --distributed: ")
