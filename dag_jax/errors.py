@@ -70,6 +70,8 @@ def reading(path):
     """
     try:
         yield
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise MissingError(f"{path}: no such file") from error
     except Exception as error:  # a bucket's client has errors of its own

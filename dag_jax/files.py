@@ -2,9 +2,7 @@
 
 Paths are local, or gs://bucket/name (s3://, az://), as in TFDS. A bucket needs TensorFlow, or gcsfs
 (s3fs, adlfs). A local file is written beside its name and renamed, an object of a bucket appears
-when it is complete.
-
-A damaged file (`errors.DamagedError`) and a disk that fails (`errors.StorageError`) are told apart.
+when it is complete. Damaged files and disks that fail are told apart, as in `errors`.
 
 Shapes: `H W` pixels.
 """
@@ -58,14 +56,15 @@ def is_local(path) -> bool:
 
 def exists(path: epath.Path) -> bool:
     """Return whether there is such a file or folder. Raises `StorageError`."""
-    with reading(path):
-        return path.exists()
+    with reading(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return bool(path.stat())  # path.exists() is False, too, where a disk or connection fails
+    return False
 
 
 def names_in(folder: epath.Path) -> set[str]:
     """Return the names in a folder; none where there is no folder. Raises `StorageError`."""
     with reading(folder):
-        return {path.name for path in folder.iterdir()} if folder.exists() else set()
+        return {path.name for path in folder.iterdir()} if exists(folder) else set()
 
 
 def make_folder(folder: epath.Path) -> None:

@@ -33,6 +33,7 @@ from dag_jax.engine.method import Method
 from dag_jax.report import findings, pictures, tables
 from dag_jax.runs import scores
 from dag_jax.runs.attacks import Plan
+from dag_jax.runs.stored import table_order
 from experiments.common import console, inputs, options
 from experiments.common.table import Entry, Table, rows_in
 
@@ -188,7 +189,7 @@ def main(argv):
 
     # 1. Everything that can be wrong is read before anything is written. Rows that the folder has
     # stay in the table.
-    names = sorted({*rows_in(FLAGS.workdir, "table1"), *FLAGS.models}, key=_order)
+    names = sorted({*rows_in(FLAGS.workdir, "table1"), *FLAGS.models}, key=table_order)
     subjects = {name: inputs.subject(name) for name in names}
     entries = []
     for name, subject in subjects.items():
@@ -213,11 +214,6 @@ def main(argv):
             text = table.report(markdown, table.audit(mesh, slots=FLAGS.slots))
         print(text)
     table.finish()
-
-
-def _order(name):
-    """Return where a row stands: the paper's first, in the paper's order."""
-    return networks.NAMES.index(name) if name in networks.NAMES else len(networks.NAMES), name
 
 
 if __name__ == "__main__":

@@ -80,3 +80,11 @@ def write(workdir, name, report, content, *, findings, titles, remedy="--audit")
     content = {**content, "audit": as_json(findings)}
     files.write(workdir / f"{name}.json", json.dumps(content, indent=2) + "\n")
     return text
+
+
+def table1_remedy(folder) -> str:
+    """Return what makes findings of a table's rows, for launches over its perturbations."""
+    return (
+        f"`python -m experiments.table1 --workdir={folder}`, with the flags and the version of the "
+        "launch that made it,"
+    )

@@ -23,7 +23,7 @@ LEFT_OUT = (
     "engine/planted.py",
     "runs/audit.py",
     "runs/audit_checks.py",
-    "runs/claims.py",  # says in words what scores show
+    "runs/claims.py",  # judges scores that are there
     "runs/__init__.py",
     "runs/exporting.py",
     "runs/failures.py",
@@ -73,20 +73,25 @@ def digest_of(package) -> str:
     for path in sorted(package.rglob("*.py")):
         name = path.relative_to(package)
         if not any(name.is_relative_to(part) for part in LEFT_OUT):
-            tree = _Meaning().visit(ast.parse(path.read_bytes()))
+            tree = ast.parse(path.read_bytes())
+            _strip(tree)
             digest.update(f"{name.as_posix()}\n{ast.dump(tree)}\n".encode())
     return digest.hexdigest()[:12]
 
 
-class _Meaning(ast.NodeTransformer):
-    """Takes off what changes no result."""
+def _strip(parent) -> None:
+    """Take off the statements below a node, or their parts, that change no result."""
+    for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+        statements = getattr(parent, field, None)
+        if not isinstance(statements, list):
+            continue
+        statements[:] = [statement for statement in statements if not _is_text(statement)]
+        for statement in statements:
+            _strip(statement)
+            if isinstance(statement, ast.Raise) and isinstance(statement.exc, ast.Call):
+                statement.exc = statement.exc.func  # the kind of error, without its words
 
-    def visit_Expr(self, node):
-        """Drop a docstring, and any other constant that stands alone."""
-        return None if isinstance(node.value, ast.Constant) else self.generic_visit(node)
 
-    def visit_Raise(self, node):
-        """Drop what an error is made of, but not its kind."""
-        if isinstance(node.exc, ast.Call):
-            node.exc = node.exc.func
-        return node
+def _is_text(statement):
+    """Return whether this is a docstring, or any other constant that stands alone."""
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)

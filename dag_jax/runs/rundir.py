@@ -44,7 +44,7 @@ from dag_jax.runs.manifest import (
 )
 
 __all__ = ["MANIFEST", "UNITS", "Results", "Run", "accepted", "check_same", "claim", "folders_in"]
-__all__ += ["folder_name", "read", "saved_pixels", "write"]
+__all__ += ["folder_name", "load_manifest", "read", "saved_pixels", "write"]
 
 FORMAT = "dag_jax results 2"
 UNITS = {
@@ -341,7 +341,7 @@ class Results:
         try:
             yield
         except StorageError as error:
-            if not self.folder.exists():
+            if not files.exists(self.folder):
                 raise
             raise StorageError(
                 error.errno,
