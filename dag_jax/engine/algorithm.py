@@ -193,6 +193,23 @@ def step(method: Method, score_fn, state: State, targets) -> State:
     return _where(state.attack.status == Status.RUNNING, advanced, state)
 
 
+def advance(method: Method, score_fn, state: State, targets, end) -> State:
+    """Advance an attack until it has made `end` steps or has stopped, for whoever looks on.
+
+    Args:
+      method: as given to `init`.
+      score_fn: as in `step`.
+      state: from `init`, `step` or here.
+      targets: as in `step`.
+      end: i32[], the number of steps.
+    """
+    return lax.while_loop(
+        lambda state: (state.attack.status == Status.RUNNING) & (state.attack.num_steps < end),
+        lambda state: step(method, score_fn, state, targets),
+        state,
+    )
+
+
 def run(method: Method, score_fn, image, targets, start=None) -> Attack:
     """Run an attack to its end; pure, and unchecked but for shapes. See `dag_jax.attack`."""
     return lax.while_loop(

@@ -3,10 +3,13 @@
 Shapes: `H W` pixels.
 """
 
+import dataclasses
+
 import jax
 import numpy as np
 
 from dag_jax.datasets.classes import VOID_COLOUR, palette
+from dag_jax.metrics import Detections
 from dag_jax.report import figures
 from dag_jax.runs import buckets, evaluation, rundir, scores
 from dag_jax.runs.attacks import Plan
@@ -71,3 +74,27 @@ def draw(rows, path, subject: Subject) -> None:
         void=subject.examples.void,
         void_colour=VOID_COLOUR,
     )
+
+
+def draw_together(rows, classes, path) -> None:
+    """Draw pictures of models that need not have the same classes, with one legend.
+
+    Args:
+      rows: list of `figures.AttackRow`; no prediction has void.
+      classes: for each of them the names of its model's classes, by index.
+      path: of the PNG.
+    """
+    names = list(dict.fromkeys(name for model_names in classes for name in model_names))
+    tables = [np.array([names.index(name) for name in model_names]) for model_names in classes]
+    rows = [
+        row._replace(before=_renamed(row.before, table), after=_renamed(row.after, table))
+        for row, table in zip(rows, tables, strict=True)
+    ]
+    figures.attack_figure(rows, path, class_names=names, palette=palette(len(names)))
+
+
+def _renamed(prediction, table):
+    """Return a prediction with other indices of the same classes."""
+    if isinstance(prediction, Detections):
+        return dataclasses.replace(prediction, classes=table[np.asarray(prediction.classes)])
+    return table[prediction]
