@@ -323,8 +323,8 @@ def check_engine(engine) -> Finding:
         "a planted adversarial example is found",
         right,
         said,
-        "the engine itself is wrong on this machine: run tests/engine/test_algorithm.py there, and look at "
-        "versions of jax and jaxlib and at XLA_FLAGS",
+        "the engine itself is wrong on this machine: run tests/engine/test_algorithm.py there, and "
+        "look at versions of jax and jaxlib and at XLA_FLAGS",
     )
 
 
