@@ -16,6 +16,7 @@ import pytest
 
 import dag_jax
 from dag_jax import methods, networks
+from dag_jax.engine.scoring import as_callable_pytree
 
 torch = pytest.importorskip("torch", reason="PyTorch, the second opinion here, is not installed")
 cospgd = pytest.importorskip("cospgd", reason="cospgd, of the torch extra, is not installed")
@@ -153,7 +154,7 @@ def segmenter():
     network = networks.load("fcn_vgg", miniature=True)
     fcn = torch_fcn.Fcn("fcn_vgg", network.module, network.parameters)
     image = rng.integers(0, 256, (48, 48, 3)).astype(np.float32)
-    score_fn = network.scores
+    score_fn = as_callable_pytree(network.scores)
     labels = np.asarray(jax.jit(score_fn)(image)).argmax(-1)
     kind = rng.choice(3, labels.shape, p=(0.6, 0.25, 0.15))
     labels = np.select([kind == 0, kind == 1], [labels, rng.integers(0, 21, kind.shape)], VOID)
