@@ -5,11 +5,11 @@ import math
 import jax
 import numpy as np
 import pytest
-from experiments.runs import attacks
 
 import dag_jax
 from dag_jax import datasets, metrics, networks
 from dag_jax.runs import buckets, evaluation
+from experiments.runs import attacks
 
 SIZES = {1: (100, 128), 0: (120, 128)}  # of scenes; they share a bucket
 
