@@ -115,6 +115,8 @@ def test_a_finished_part_is_kept_and_other_settings_are_refused(run, launch):
         ("--parts=engine,fuel", "unknown fuel"),
         ("--fcns=fr_vgg_07", "known are fcn_vgg and fcn_alex"),
         ("--batches=1,0", "'0' is not a whole number"),
+        ("--sizes=47", "'47' is not a whole number from 48 to"),
+        ("--sizes=", "--sizes=[]: names no number"),
     ],
 )
 def test_a_wrong_flag_is_named(launch, tmp_path, flag, message):

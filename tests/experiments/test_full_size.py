@@ -143,11 +143,11 @@ def test_what_is_finished_is_kept(run, launch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--fcn_size=64",), "--fcn_size=64 is not HxW in pixels, such as 375x500, nor 0"),
-        (("--detector_size=64x31",), "--detector_size=64x31: a network needs at least 32 a side"),
+        (("--fcn_size=64",), "--fcn_size=64: must be HxW in pixels, such as 375x500"),
+        (("--detector_size=64x31",), "--detector_size=64x31: a network takes 32 to 16384 pixels"),
         (("--images={tmp}/none.png",), "none.png: no such image file"),
-        (("--models=fcn_vgg,fcn_resnet",), "--networks: unknown fcn_resnet; known: fcn_alex"),
-        (("--proposals=300,many",), "--proposals: 'many' is not a whole number, 1 or more"),
+        (("--models=fcn_vgg,fcn_resnet",), "--models: unknown fcn_resnet; known: fcn_alex"),
+        (("--proposals=300,many",), "'many' is not a whole number from 1 to"),
         (("--checkpoints={tmp}",), "fcn_alex.safetensors: no such checkpoint file"),
         # A child finds this one, before the first case.
         (("--checkpoints={tmp}/wrong",), "fcn_alex.safetensors holds fcn_vgg, not fcn_alex"),

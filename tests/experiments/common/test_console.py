@@ -1,5 +1,6 @@
 """How a launch ends: in a line and an exit code, or with the traceback of a fault."""
 
+import pathlib
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 
 from experiments.common import console
 
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 # A launch that does what --do says.
 LAUNCH = '''"""A launch of a test."""
 
@@ -107,9 +109,9 @@ def test_an_interrupted_launch_says_that_nothing_is_lost(end):
 
 
 def test_a_launch_may_be_interrupted_while_it_imports():
-    code = "import experiments; raise KeyboardInterrupt"
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert process.returncode == 130
+    code = f"{sys.executable} -c 'import experiments; print(1); raise KeyboardInterrupt'; echo $?"
+    process = subprocess.run(["sh", "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert process.stdout == "1\n130\n"
     assert process.stderr.startswith("interrupted: ") and process.stderr.count("\n") == 1
 
 
