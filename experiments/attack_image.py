@@ -9,8 +9,8 @@
         --checkpoints=runs/weights
 
 A photograph comes without ground truth, so what is attacked is what the model itself says of it:
-the class that a segmenter gives to each pixel; the objects a detector finds with a score of 0.5 or
-more, by which its candidates are labelled. The attack is successful where the model changes its
+the class that a segmenter gives to each pixel; the objects a detector finds with a score of
+--min_score or more, by which its candidates are labelled. The attack is successful where the model changes its
 mind, right or wrong. The miniatures that ship with the package have seen rendered scenes alone, and
 say little that is true of a photograph; `experiments.train` and converted weights give networks
 that do. Of several models all are attacked by one perturbation, until none has a target left.
@@ -87,6 +87,7 @@ flags.DEFINE_string(
     "size for a segmenter, grey levels being class indices, or in the colours of VOC; void is left "
     "alone.",
 )
+flags.DEFINE_float("min_score", MIN_SCORE, "Least score of a detection that counts as an object.")
 options.define(
     __name__,
     *("models", "miniature", "checkpoints", "precision", "max_steps", "step_size", "margin"),
@@ -173,7 +174,7 @@ def outcome(about, before, after, targets):
         asked = float((after == targets.adversarial)[targets.valid].mean())
         facts = {"pixels_changed": changed, "targets_as_asked": asked}
         return facts, f"{100 * changed:.1f}% of the pixels change class"
-    objects, remaining = objects_in(before), objects_in(after)
+    objects, remaining = (objects_in(each, FLAGS.min_score) for each in (before, after))
     overlap = np.asarray(detection.iou(objects.boxes, remaining.boxes))
     same = (objects.classes[:, None] == remaining.classes[None, :]) & (overlap >= SAME_PLACE)
     kept, other = int(same.any(axis=1).sum()), int((~same.any(axis=0)).sum())
@@ -231,11 +232,17 @@ def main(argv):
     image_id, plans = pathlib.Path(photograph.name).stem, []
     max_steps = FLAGS.max_steps or max(models.about(m).max_steps for m, _ in loaded.values())
     for name, (model, sha256) in loaded.items():
-        subject = as_seen(model, {image_id: clean}, name=name, weights_sha256=sha256)
+        subject = as_seen(
+            model,
+            {image_id: clean},
+            min_score=FLAGS.min_score,
+            name=name,
+            weights_sha256=sha256,
+        )
         if subject.about.detects and not len(subject.examples[0]["objects"]["label"]):
             raise UserError(
                 f"{subject.about.title} finds no object in {photograph.name} that scores "
-                f"{MIN_SCORE}: there is nothing to attack"
+                f"{FLAGS.min_score:g}: there is nothing to attack"
             )
         plans.append(plan_of(subject, rules[name], max_steps))
     problem = joint.problem_of(plans)
