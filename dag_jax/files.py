@@ -2,16 +2,16 @@
 
 Paths are local, or gs://bucket/name (s3://, az://), as in TFDS. A bucket needs TensorFlow, or gcsfs
 (s3fs, adlfs). A local file is written beside its name and renamed, an object of a bucket appears
-when it is complete.
+when it is complete. Damaged files and disks that fail are told apart, as in `errors`.
 
 Shapes: `H W` pixels.
 """
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
+import operator
 import os
 import re
 import secrets
@@ -22,28 +22,15 @@ import safetensors.numpy
 from etils import epath
 from PIL import Image
 
-from dag_jax.errors import UserError
+from dag_jax.errors import UserError, parsing, reading, writing
 
 FORMAT = "dag_jax arrays 1"
 TEMPORARY = re.compile(r"(.+)\.tmp-[0-9a-f]{8}")  # a name while `write` is at it
-_HEADER = "dag_jax"
-_HINTS = {
-    errno.ENOSPC: "make room on that disk",
-    errno.EDQUOT: "make room within the quota",
-    errno.EFBIG: "raise the limit on the size of a file",
-    errno.EROFS: "make it writable",
-    errno.EACCES: "make it writable",
-    errno.EPERM: "make it writable",
-    errno.ENOENT: "its folder is gone",
-}
+_HEADER, _DIGEST = "dag_jax", "sha256"
 
 
 def open_folder(path) -> epath.Path:
-    """Return a path, of a bucket too, that something installed can open.
-
-    Raises:
-      ValueError: where nothing can.
-    """
+    """Return a path, of a bucket too; UserError where nothing installed can open it."""
     try:
         path = epath.Path(path)
         if not is_local(path):
@@ -56,6 +43,9 @@ def open_folder(path) -> epath.Path:
             f"{path} cannot be opened ({error}). A bucket is gs://, s3:// or az:// and needs "
             "gcsfs, s3fs or adlfs, or TensorFlow"
         ) from error
+    except Exception:
+        with reading(path):
+            raise
     return path
 
 
@@ -64,21 +54,29 @@ def is_local(path) -> bool:
     return "://" not in os.fspath(path)
 
 
+def exists(path: epath.Path) -> bool:
+    """Return whether there is such a file or folder. Raises `StorageError`."""
+    with reading(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return bool(path.stat())  # path.exists() is False, too, where a disk or connection fails
+    return False
+
+
 def names_in(folder: epath.Path) -> set[str]:
-    """Return the names in a folder; none where there is no folder."""
-    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+    """Return the names in a folder; none where there is no folder. Raises `StorageError`."""
+    with reading(folder):
+        return {path.name for path in folder.iterdir()} if exists(folder) else set()
 
 
 def make_folder(folder: epath.Path) -> None:
-    """Make a folder where there is none; a bucket needs none. Raises as `write` does."""
-    with _explained(folder):
+    """Make a folder where there is none; a bucket needs none. Raises `StorageError`."""
+    with writing(folder):
         if is_local(folder):
             folder.mkdir(parents=True, exist_ok=True)
 
 
 def remove(path: epath.Path) -> None:
-    """Remove a file if it is there. Raises as `write` does."""
-    with _explained(path):
+    """Remove a file if it is there. Raises `StorageError`."""
+    with writing(path):
         path.unlink(missing_ok=True)
 
 
@@ -90,19 +88,28 @@ def write(path, content: str | bytes) -> None:
       content: text or bytes.
 
     Raises:
-      OSError: naming the path, the reason and what helps.
+      StorageError: naming the reason and what helps.
     """
     path = epath.Path(path)
     content = content.encode() if isinstance(content, str) else content
-    with _explained(path):
-        if not is_local(path):
+    if is_local(path):
+        with replacing(path) as file:
+            file.write(content)
+    else:
+        with writing(path):
             path.write_bytes(content)
-            return
-        # A name of its own, as two processes may write the same manifest at the same time.
-        partial = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Open a local file to write in pieces, as `write` does; it is there once the context ends."""
+    path = epath.Path(path)
+    # A name of its own, as two processes may write the same manifest at the same time.
+    partial = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
+    with writing(path):
         try:
             with partial.open("wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
@@ -112,9 +119,9 @@ def write(path, content: str | bytes) -> None:
             raise
 
 
-def canonical_json(value) -> str:
+def canonical_json(value, *, allow_nan=False) -> str:
     """Return JSON of one form only, so that its bytes can be compared; NaN is a ValueError."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=allow_nan)
 
 
 def sha256(value) -> str:
@@ -127,8 +134,32 @@ def sha256(value) -> str:
 
 
 def sha256_of(path) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    return hashlib.sha256(epath.Path(path).read_bytes()).hexdigest()
+    """Return the SHA-256 of a file's bytes. Raises as `load` does."""
+    return hashlib.sha256(_bytes_of(epath.Path(path))).hexdigest()
+
+
+def write_json(path, content: dict) -> None:
+    """Write a dict as JSON with the SHA-256 of itself, which `load_json` compares and takes off.
+
+    NaN, the score of no image, is kept as Python writes and reads it.
+    """
+    content = json.loads(json.dumps(content))  # as a reader will see it
+    if _DIGEST in content:
+        raise ValueError(f"{path}: {_DIGEST!r} is the name of the digest")
+    digest = sha256(canonical_json(content, allow_nan=True))
+    write(path, json.dumps(content | {_DIGEST: digest}, indent=2) + "\n")
+
+
+def load_json(path, *, digest=False) -> dict:
+    """Return what `write_json` wrote; other JSON, too, unless `digest`. Raises as `load` does."""
+    with parsing(path):
+        content = dict(json.loads(_bytes_of(epath.Path(path))))
+        written = content.pop(_DIGEST, None)
+        if written is None and digest:
+            raise ValueError("it has no SHA-256: an earlier version wrote it, or someone by hand")
+        if written not in (None, sha256(canonical_json(content, allow_nan=True))):
+            raise ValueError("it does not match its SHA-256")
+    return content
 
 
 def pack(arrays: dict[str, np.ndarray], content) -> bytes:
@@ -138,58 +169,69 @@ def pack(arrays: dict[str, np.ndarray], content) -> bytes:
     writes several in an order that changes from run to run.
     """
     # safetensors writes a buffer as it lies: a transposed view would be stored scrambled.
-    arrays = {name: np.ascontiguousarray(one).reshape(one.shape) for name, one in arrays.items()}
-    digests = {name: sha256(one) for name, one in arrays.items()}
+    arrays = {name: np.ascontiguousarray(a).reshape(np.shape(a)) for name, a in arrays.items()}
+    digests = {name: sha256(array) for name, array in arrays.items()}
     header = {"format": FORMAT, "content": content, "arrays": digests}
-    header["sha256"] = sha256(canonical_json(header))
+    header[_DIGEST] = sha256(canonical_json(header))
     return safetensors.numpy.save(arrays, {_HEADER: canonical_json(header)})
 
 
-def load(path: epath.Path, names=None):
-    """Read what `pack` packed.
+def load(path, names=None):
+    """Return what `pack` packed: (content, arrays by name).
 
     Args:
       path: the file.
-      names: of the arrays to read; None for all. Of a local file the others are left alone.
-
-    Returns:
-      (content, arrays by name).
+      names: of the arrays to read; None for all. The others are left alone.
 
     Raises:
-      ValueError: where it is not there, or does not match its digests.
+      MissingError: where it is not there.
+      DamagedError: where it does not match its digests.
+      StorageError: where it cannot be read now, whatever is in it.
     """
-    with _undamaged(path):
-        if is_local(path):
-            with safetensors.safe_open(os.fspath(path), "numpy") as file:
-                texts = file.metadata()
-                some = file.keys() if names is None else names
-                arrays = {name: file.get_tensor(name) for name in some}
-        else:
-            texts, arrays = _load_ranges(path, names)
+    with parsing(path):
+        texts, arrays = _load_ranges(epath.Path(path), names)
         header = json.loads(texts[_HEADER])
-        digest = header.pop("sha256")
+        digest = header.pop(_DIGEST)
         if sha256(canonical_json(header)) != digest or header["format"] != FORMAT:
-            raise UserError("its header does not match its SHA-256")
+            raise ValueError("its header does not match its SHA-256")
         if names is None and arrays.keys() != header["arrays"].keys():
-            raise UserError("it does not hold the arrays that its header names")
+            raise ValueError("it does not hold the arrays that its header names")
         for name, array in arrays.items():
             if sha256(array) != header["arrays"][name]:
-                raise UserError(f"{name!r} does not match its SHA-256")
+                raise ValueError(f"{name!r} does not match its SHA-256")
     return header["content"], arrays
 
 
 def _load_ranges(path, names):
-    """Return (metadata, arrays by name) of a safetensors file, reading no more than these."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        texts, start, arrays = header.pop("__metadata__"), file.tell(), {}
+    """Return (metadata, arrays by name) of a safetensors file, reading no more than these.
+
+    The library's own reader says of a file that it may not open that it is not there, and it maps
+    files, where a bad sector is a crash.
+    """
+    with reading(path):
+        file = path.open("rb")
+
+    def read(begin, end):
+        if not 0 <= operator.index(begin) <= operator.index(end) <= size:
+            raise ValueError(f"it has {size} bytes, too few")
+        with reading(path):
+            file.seek(begin)
+            return file.read(end - begin)
+
+    with file:
+        with reading(path):
+            size = file.seek(0, os.SEEK_END)
+        start = 8 + int.from_bytes(read(0, 8), "little")
+        header, arrays = json.loads(read(8, start)), {}
+        texts = header.pop("__metadata__")
+        if size != max(
+            [start + tensor["data_offsets"][1] for tensor in header.values()] or [start]
+        ):
+            raise ValueError(f"it has {size} bytes, and its header says another number")
         for name in header if names is None else names:
             begin, end = header[name]["data_offsets"]
-            file.seek(start + begin)
-            one = {name: {**header[name], "data_offsets": [0, end - begin]}}
-            head = json.dumps(one).encode()
-            head += b" " * (-len(head) % 8)
-            data = len(head).to_bytes(8, "little") + head + file.read(end - begin)
+            head = json.dumps({name: {**header[name], "data_offsets": [0, end - begin]}}).encode()
+            data = len(head).to_bytes(8, "little") + head + read(start + begin, start + end)
             arrays |= safetensors.numpy.load(data)
     return texts, arrays
 
@@ -202,59 +244,15 @@ def pack_image(pixels: np.ndarray) -> bytes:
 
 
 def load_image(path: epath.Path, digest: str) -> np.ndarray:
-    """Return the pixels u8[H, W, 3] of a file; ValueError where their SHA-256 is another."""
-    with _undamaged(path):
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
+    """Return the pixels u8[H, W, 3] of a file, which have this SHA-256. Raises as `load` does."""
+    with parsing(path):
+        with Image.open(io.BytesIO(_bytes_of(path))) as image:
             pixels = np.asarray(image)
         if sha256(pixels) != digest:
-            raise UserError("its pixels do not match their SHA-256")
+            raise ValueError("its pixels do not match their SHA-256")
     return pixels
 
 
-def load_json(path: epath.Path) -> dict:
-    """Return the dict in a JSON file; ValueError where it is none or not there."""
-    try:
-        return dict(json.loads(path.read_text()))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}). Put it back as it was, or remove its folder"
-        ) from error
-
-
-@contextlib.contextmanager
-def _undamaged(path):
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except OSError as error:
-        if error.errno is not None:  # the disk's; Pillow's own, of a bad image, have no number
-            raise
-        raise UserError(_damaged(path, error)) from error
-    except Exception as error:  # readers' exceptions differ by what is damaged
-        raise UserError(_damaged(path, error)) from error
-
-
-def _damaged(path, error):
-    return (
-        f"{path} is damaged ({error!s:.200}). Nothing was changed. Delete that file: the same "
-        "command then makes anew what was in it"
-    )
-
-
-@contextlib.contextmanager
-def _explained(path):
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        hint = f" ({_HINTS[error.errno]})" if error.errno in _HINTS else ""
-        text = f"{path} cannot be written: {reason}{hint}"
-        raise OSError(error.errno or errno.EIO, text) from error
-    except Exception as error:
-        if is_local(path):
-            raise
-        # A bucket's client has errors of its own.
-        raise OSError(errno.EIO, f"{path} cannot be written: {error}") from error
+def _bytes_of(path):
+    with reading(path):
+        return path.read_bytes()

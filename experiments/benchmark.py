@@ -23,21 +23,23 @@ folder with results of other settings, or of another device, is refused.
 """
 
 import json
-import sys
-import time
 
 import jax
-from absl import app, flags
+from absl import flags
 
-from dag_jax import networks
+from dag_jax import datasets, files, networks
+from dag_jax.engine.method import Method
 from dag_jax.errors import UserError
 from dag_jax.progress import progress
-from dag_jax.runs import attacks, evaluation, rundir
+from dag_jax.runs import attacks, rundir
+from dag_jax.runs.attacks import Plan
+from dag_jax.runs.subject import subject_of
 from experiments.common import console, options
 from experiments.measure import child, curves, iterations, kernels, precision, tables, throughput
 
 ENVIRONMENT = "environment"  # the --case that measures nothing
 PARTS = ("engine", "work", "stream", "torch", "precision", "kernels", "scaling")
+FCNS = ("fcn_vgg", "fcn_alex")  # those that are in PyTorch, too
 # By platform, where the flag is not given.
 LANES = {"cpu": [1, 2, 4]}, [4, 16, 64]
 
@@ -68,10 +70,10 @@ flags.DEFINE_list(
     "engine, work: <network>:miniature or <network>:full.",
 )
 flags.DEFINE_integer("size", 128, "Pixels of the image's side, where a plot has no other.", 48)
-flags.DEFINE_integer("iterations", 20, "engine: the most iterations of a run.", 1)
+flags.DEFINE_integer("iterations", 20, "engine: the most iterations of a run.", 2)
 flags.DEFINE_integer("pairs", 5, "Pairs of timings.", 1)
 flags.DEFINE_integer("proposals", 128, "engine, work: boxes of a detector.", 1)
-flags.DEFINE_list("fcns", ["fcn_vgg", "fcn_alex"], "stream, torch, precision: networks.")
+flags.DEFINE_list("fcns", list(FCNS), "stream, torch, precision: networks.")
 flags.DEFINE_integer("images", 100, "stream, torch: scenes to attack.", 1)
 flags.DEFINE_integer("few_images", 16, "stream, precision: scenes to attack again and again.", 1)
 flags.DEFINE_integer("turns", 4, "stream, torch: parts of a run between which both take turns.", 1)
@@ -101,9 +103,9 @@ options.check(options.whole_numbers, "lanes", "batches", "counts")
 
 def load_scenes(limit):
     """Return scenes with masks, those of table1."""
-    network = networks.load(FLAGS.fcns[0], miniature=True)
-    return evaluation.load_examples(
-        "scenes", ["seg11valid"], cache_dir=FLAGS.cache_dir, limit=limit, network=network
+    split = networks.facts(FLAGS.fcns[0]).split
+    return datasets.load_examples(
+        "scenes", split, cache_dir=FLAGS.cache_dir, limit=limit, with_mask=True
     )
 
 
@@ -141,23 +143,24 @@ def measure_scaling():
     return {"rows": rows, "points": points}
 
 
-def measure_stream(slots, lanes, **options):
+def measure_stream(slots, lanes, *, method, mesh):
     """Run the stream and lockstep batches, with the usual slots and with others."""
     scenes, rows, busy, speed = load_scenes(FLAGS.images), [], {}, {}
     for name in progress(FLAGS.fcns, desc="stream", position=1, leave=False):
-        network, title = networks.load(name, miniature=True), evaluation.TITLES[name]
-        inputs = list(attacks.attack_inputs(network, scenes, FLAGS.seed))
+        plan = Plan(
+            subject_of(networks.load(name, miniature=True), scenes), method, seed=FLAGS.seed
+        )
+        inputs, title = list(attacks.attack_inputs(plan)), plan.subject.about.title
         row, busy[title] = throughput.measure(
-            network, inputs, lanes=slots, turns=FLAGS.turns, **options
+            plan, inputs, lanes=slots, mesh=mesh, turns=FLAGS.turns
         )
         rows.append(row)
-        speed[title] = throughput.by_slots(
-            network, inputs[: FLAGS.few_images], lanes=lanes, **options
-        )
+        few = inputs[: FLAGS.few_images]
+        speed[title] = throughput.by_slots(plan, few, lanes=lanes, mesh=mesh)
     return {"rows": rows, "points": {"busy": busy, "slots": speed}}
 
 
-def measure_torch(lanes, **common):
+def measure_torch(lanes, mesh):
     """Run the attack in PyTorch and here."""
     from experiments.measure import torch_comparison  # an optional dependency
 
@@ -165,6 +168,8 @@ def measure_torch(lanes, **common):
         FLAGS.fcns,
         load_scenes(FLAGS.images),
         lanes=lanes,
+        mesh=mesh,
+        max_steps=FLAGS.max_steps,
         batch_sizes=options.whole_numbers(FLAGS.batches),
         full_images=FLAGS.full_images,
         full_steps=FLAGS.full_steps,
@@ -173,7 +178,6 @@ def measure_torch(lanes, **common):
         turns=FLAGS.turns,
         pairs=FLAGS.pairs,
         seed=FLAGS.seed,
-        **common,
     )
     return {"rows": rows}
 
@@ -184,7 +188,7 @@ def measure_precision(slots, **options):
     for name in FLAGS.fcns:
         both = {
             kind: networks.load(name, miniature=True, precision=kind)
-            for kind in ("float32", "bfloat16")
+            for kind in networks.PRECISIONS
         }
         rows += precision.measure(both, scenes, slots=slots, seed=FLAGS.seed, **options)
     return {"rows": rows}
@@ -198,14 +202,14 @@ def measure(part):
         return {"rows": kernels.measure(pairs=FLAGS.pairs, shrink=FLAGS.shrink)}
     if part == "scaling":
         return measure_scaling()
-    common = {"mesh": console.open_mesh(), "max_steps": FLAGS.max_steps}
-    slots = options.slots()
+    mesh, method = console.open_mesh(), Method(max_steps=FLAGS.max_steps)
+    slots = FLAGS.slots or attacks.default_slots()
     lanes = by_platform(FLAGS.lanes and options.whole_numbers(FLAGS.lanes), LANES)
     if part == "precision":
-        return measure_precision(slots, **common)
+        return measure_precision(slots, method=method, mesh=mesh)
     if part == "stream":
-        return measure_stream(slots, lanes, **common)
-    return measure_torch(lanes, **common)
+        return measure_stream(slots, lanes, method=method, mesh=mesh)
+    return measure_torch(lanes, mesh)
 
 
 def main(argv):
@@ -214,8 +218,7 @@ def main(argv):
 
     # 1. Everything that can be wrong is read before any long work.
     console.check_names("parts", FLAGS.parts, PARTS)
-    if FLAGS.fcns != [name for name in FLAGS.fcns if name in ("fcn_vgg", "fcn_alex")]:
-        raise app.UsageError("--fcns: known are fcn_vgg and fcn_alex")
+    console.check_names("fcns", FLAGS.fcns, FCNS)
 
     # 2. In a child: one part, or what runs here.
     if FLAGS.case:
@@ -230,25 +233,14 @@ def main(argv):
     settings = options.settings(__name__, without)
     settings[ENVIRONMENT] = child.call("benchmark", ENVIRONMENT)
     workdir = rundir.claim(FLAGS.workdir, settings)
-    (workdir / "parts").mkdir(exist_ok=True)
-    paths = {part: workdir / "parts" / f"{part}.json" for part in PARTS}
-    parts = [part for part in PARTS if part in FLAGS.parts or paths[part].exists()]
-    found = {}
-    with progress(parts, unit="part") as bar:
-        for part in bar:
-            bar.set_description(part)
-            path = paths[part]
-            if not path.exists():
-                if tables.absent(part):
-                    found[part] = {"absent": tables.absent(part)}
-                    continue
-                started = time.monotonic()
-                # PyTorch and JAX share an accelerator's memory, of which JAX would take most.
-                content = child.call("benchmark", part, XLA_PYTHON_CLIENT_PREALLOCATE="false")
-                content["minutes"] = round((time.monotonic() - started) / 60, 2)
-                rundir.write(path, json.dumps(content, indent=2) + "\n")
-            found[part] = json.loads(path.read_text())
-            bar.write(f"{part}: {found[part]['minutes']} minutes", file=sys.stderr)
+    there = [part for part in PARTS if files.exists(workdir / "parts" / f"{part}.json")]
+    parts = [part for part in PARTS if part in FLAGS.parts or part in there]
+    absent = {part: {"absent": tables.absent(part)} for part in parts if tables.absent(part)}
+    measurable = [part for part in parts if part in there or part not in absent]
+    # PyTorch and JAX share an accelerator's memory, of which JAX would take most.
+    options_of_child = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    done = dict(child.measured("benchmark", workdir / "parts", measurable, **options_of_child))
+    found = {part: done.get(part) or absent[part] for part in parts}
 
     # 4. Tables and plots.
     points = {}
@@ -256,9 +248,8 @@ def main(argv):
         points |= content.get("points", {})
     plots = curves.draw(points, workdir) if FLAGS.plots else []
     text = tables.report(found, settings[ENVIRONMENT], plots)
-    rundir.write(workdir / "benchmark.md", text)
-    content = {"settings": settings, "parts": found}
-    rundir.write(workdir / "benchmark.json", json.dumps(content, indent=2) + "\n")
+    files.write(workdir / "benchmark.md", text)
+    files.write_json(workdir / "benchmark.json", {"settings": settings, "parts": found})
     print(text)
     print(f"results: {workdir}/")
 

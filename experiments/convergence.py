@@ -25,13 +25,16 @@ from typing import NamedTuple
 import numpy as np
 from absl import flags
 
-import dag_jax
-from dag_jax import files, networks
+from dag_jax import files
+from dag_jax.engine.algorithm import Status
 from dag_jax.errors import UserError
+from dag_jax.models import MAX_STEPS
 from dag_jax.progress import progress
+from dag_jax.report import audit as audit_report
 from dag_jax.report import convergence, tables
-from dag_jax.runs import audit, evaluation, findings, rundir, scores
-from dag_jax.runs.stored import open_run
+from dag_jax.report import findings as findings_report
+from dag_jax.runs import audit, findings, rundir, scores
+from dag_jax.runs.stored import open_run, table_order
 from experiments.common import console, options
 
 MARKS = (10, 50, 100)  # iterations at which the table has the share of targets left
@@ -39,67 +42,72 @@ QUARTILES = (25, 50, 75)  # percent
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("run", "runs/table1", "Folder that experiments.table1 wrote, its --workdir.")
-options.define(__name__, "workdir", workdir="runs/convergence")
+options.define(__name__, "accept_version", "workdir", workdir="runs/convergence")
 options.check(options.not_empty, "run")
 
 
 class Attacked(NamedTuple):
-    """The images of a network that were attacked in one way."""
+    """The images of a model that were attacked in one way."""
 
-    network: str
-    weights: str  # SHA-256 of its checkpoint
-    margin: float
-    max_steps: int  # M_0 of the run
-    planned: int  # images of the run, attacked or not
+    manifest: dict
     records: list[dict]  # of the images that are done
+
+    @property
+    def margin(self) -> float:
+        """Logits by which a label must have lost before its target rests."""
+        return self.manifest["method"]["margin"]
+
+    @property
+    def max_steps(self) -> int:
+        """M_0 of the run."""
+        return self.manifest["method"]["max_steps"]
 
 
 def read_run(folder) -> list[Attacked]:
-    """Read what experiments.table1 has kept, a network's own margin before margin 0.
+    """Read what experiments.table1 has kept, a model's own margin before margin 0.
 
     Raises:
-      ValueError: where it is no folder of such a run, has no image yet, or is damaged.
+      UserError: where it is no folder of such a run, has no image yet, or is damaged.
     """
-    open_run(folder)
-    there = rundir.folders_in(folder, rundir.MANIFEST)
-    names = [f"{name}{end}" for name in networks.NAMES for end in ("", "_margin_0")]
-    names, found = [name for name in names if name in there], []
-    for name in progress(names, desc="records") if names else []:
-        run = rundir.read(files.open_folder(folder) / name)
-        said = run.manifest
-        about = (said[entry] for entry in ("network", "weights_sha256", "margin", "max_steps"))
+    workdir, attacked = open_run(folder), []
+    for name in progress(sorted(rundir.folders_in(workdir, rundir.MANIFEST)), desc="records"):
+        run = rundir.read(workdir / name)
         if run.records:
-            found.append(Attacked(*about, len(said["keys"]), run.records))
-    if not found:
+            attacked.append(Attacked(run.manifest, run.records))
+    if not attacked:
         raise UserError(
             f"--run={folder} has no image that was attacked; "
             f"`python -m experiments.table1 --workdir={folder}` attacks some"
         )
-    return found
+    return sorted(attacked, key=lambda each: (table_order(each.manifest["model"]), -each.margin))
 
 
-def claim(workdir, manifest, found):
+def claim(workdir, manifest, attacked):
     """Claim the folder of a run, which may have gone on, but not with other weights.
 
     Args:
       workdir: --workdir.
       manifest: of the run.
-      found: `Attacked`s of `read_run`.
+      attacked: from `read_run`.
 
     Returns:
       The folder.
 
     Raises:
-      ValueError: for a folder of another run.
+      UserError: for a folder of another run.
     """
-    workdir = rundir.claim(workdir, {"launch": "convergence", "run": manifest})
-    path, now = workdir / "convergence.json", {one.network: one.weights for one in found}
+    same = {name: manifest[name] for name in ("settings", "provenance")}
+    about = {"launch": "convergence", "run": {"settings": same["settings"]}}
+    about["provenance"] = same["provenance"]
+    workdir = rundir.claim(workdir, about, accept_version=FLAGS.accept_version)
+    path = workdir / "convergence.json"
+    now = {each.manifest["model"]: each.manifest["weights_sha256"] for each in attacked}
     for row in files.load_json(path)["rows"] if path.exists() else []:
-        # Networks may have joined since, and none leaves a run.
+        # Models may have joined since, and none leaves a run.
         if row.get("weights_sha256") != now.get(row["network"]):
             raise UserError(
-                f"{path} is of other weights of {evaluation.TITLES[row['network']]} than --run "
-                "has; give another --workdir"
+                f"{path} is of other weights of {row['title']} than --run has; give another "
+                "--workdir"
             )
     return workdir
 
@@ -126,11 +134,11 @@ def shares_left(records, max_steps) -> np.ndarray:
 
 def less_than_half(finished) -> list[float]:
     """Return [value, low, high] of 50 minus the mean of some percentages."""
-    return scores.mean_interval([50 - one for one in finished], within=(-50, 50))
+    return scores.mean_interval([50 - percent for percent in finished], within=(-50, 50))
 
 
 def row_of(attacked: Attacked) -> tuple[dict, dict]:
-    """Return (row of the table, its curves) of a network's images.
+    """Return (row of the table, its curves) of a model's images.
 
     Quartiles are [25%, 50%, 75%], over the images that had targets; None where none had. The share
     that finished is [value, low, high], percent.
@@ -138,18 +146,19 @@ def row_of(attacked: Attacked) -> tuple[dict, dict]:
     shares = shares_left(attacked.records, attacked.max_steps)
     some = [record for record in attacked.records if record["active_counts"][0]]
     statuses = [record["status"] for record in attacked.records]
-    finished = [100 * (record["status"] == dag_jax.Status.FOOLED.name) for record in some]
+    finished = [100 * (record["status"] == Status.FOOLED.name) for record in some]
 
     def quartiles(values):
         return np.percentile(values, QUARTILES).tolist() if some else None
 
     marks = [mark for mark in MARKS if mark < attacked.max_steps] + [attacked.max_steps]
     row = {
-        "network": attacked.network,
-        "weights_sha256": attacked.weights,
+        "network": attacked.manifest["model"],
+        "title": attacked.manifest["title"],
+        "task": attacked.manifest["task"],
+        "weights_sha256": attacked.manifest["weights_sha256"],
         "margin": attacked.margin,
         "max_steps": attacked.max_steps,
-        "planned": attacked.planned,
         "images": len(attacked.records),
         "with_targets": len(some),
         "targets": quartiles([record["active_counts"][0] for record in some]),
@@ -159,9 +168,7 @@ def row_of(attacked: Attacked) -> tuple[dict, dict]:
         "left": {str(mark): float(shares[:, mark].mean()) for mark in marks} if some else {},
         "perceptibility": quartiles([record["perceptibility"] for record in some]),
         "statuses": {
-            status.name: statuses.count(status.name)
-            for status in dag_jax.Status
-            if status.name in statuses
+            status.name: statuses.count(status.name) for status in Status if status.name in statuses
         },
     }
     curves = {}
@@ -195,13 +202,16 @@ def _left(mark):
 
 
 COLUMNS = (
-    ("network", lambda row: evaluation.TITLES[row["network"]]),
+    ("network", lambda row: row["title"]),
     ("margin", lambda row: f"{row['margin']:g}"),
     ("images", lambda row: f"{row['images']}"),
     ("with targets", lambda row: f"{row['with_targets']}"),
     ("targets", _spread("targets", ".0f")),
     ("steps", _spread("steps", "g")),
-    ("finished %", lambda row: "-" if row["finished"] is None else findings.text(row["finished"])),
+    (
+        "finished %",
+        lambda row: "-" if row["finished"] is None else findings_report.text(row["finished"]),
+    ),
     *((f"left at {mark}", _left(mark)) for mark in MARKS),
     ("at M_0", _left(None)),
     ("M_0", lambda row: f"{row['max_steps']}"),
@@ -210,21 +220,20 @@ COLUMNS = (
 
 
 CLAIMS = (
-    ("network", lambda row: evaluation.TITLES[row["network"]]),
+    ("network", lambda row: row["title"]),
     ("margin", lambda row: f"{row['margin']:g}"),
     (
         "most images finish within M_0",
-        lambda row: scores.verdict(row["half_minus_finished"], row["with_targets"]),
+        lambda row: findings_report.verdict(row["half_minus_finished"], row["with_targets"]),
     ),
 )
 
 
 def report(rows, settings) -> str:
     """Return convergence.md."""
-    kind = "miniatures" if settings["miniature"] else "full-size networks"
-    of = "rendered scenes" if settings["dataset"] == "scenes" else settings["dataset"]
+    kind = "rendered scenes" if settings["dataset"] == "scenes" else settings["dataset"]
     notes = [
-        f"{kind.capitalize()} on {of}, step size {settings['step_size']:g} grey levels.",
+        f"Images: {kind}. Step size {settings['step_size']:g} grey levels.",
         "targets: active on the clean image by the row's margin. targets, steps, p: median "
         "[quartiles] over the images with targets. finished: share of these in which no target is "
         f"active any more, [{findings.LEVEL:.0%} interval] by the bootstrap over images. p: "
@@ -232,13 +241,7 @@ def report(rows, settings) -> str:
         "left: the targets of an image that are active after so many iterations, as a share of "
         "those active on the clean image, mean over the images with targets; one that has finished "
         "counts as 0. It can rise: a target is active again when its label wins again.",
-        "The audit is of each network's own margin, not of the rows of margin 0 beside it.",
-    ]
-    notes += [
-        f"{evaluation.TITLES[row['network']]}, margin {row['margin']:g}: {row['images']} of the "
-        f"{row['planned']} images of the run are attacked."
-        for row in rows
-        if row["images"] < row["planned"]
+        "The audit is of each model's own margin, not of the rows of margin 0 beside it.",
     ]
     text = "\n".join(f"{note}  " for note in notes)
     table, claims = tables.markdown(rows, COLUMNS), tables.markdown(rows, CLAIMS)
@@ -246,28 +249,30 @@ def report(rows, settings) -> str:
         "Behind each verdict 50% minus the share that finished, in points, with its interval: the "
         "claim holds where all of it is below 0, and does not where all is above."
     )
-    parts = [f"# Convergence ({kind}, {of})", text, table, "## What holds", shown, claims]
+    parts = [f"# Convergence ({kind})", text, table, "## What holds", shown, claims]
     return "\n\n".join(parts) + "\n"
 
 
 def main(argv):
     """Read the records, print the table, write everything."""
     console.start(argv)
-    found = read_run(FLAGS.run)
-    manifest = files.load_json(files.open_folder(FLAGS.run) / rundir.MANIFEST)
-    workdir = claim(FLAGS.workdir, manifest, found)
-    pairs = [row_of(one) for one in progress(found, desc="curves")]
+    attacked = read_run(FLAGS.run)
+    manifest = rundir.load_manifest(files.open_folder(FLAGS.run))
+    workdir = claim(FLAGS.workdir, manifest, attacked)
+    pairs = [row_of(each) for each in progress(attacked, desc="curves")]
     rows = [row for row, _ in pairs]
-    names = list(dict.fromkeys(row["network"] for row in rows))
-    audited, section = audit.of_table1(FLAGS.run, names)
+    titles = {row["network"]: row["title"] for row in rows}
+    audited = audit.kept(FLAGS.run, titles)
+    section = audit_report.section(audited, titles, remedy=audit_report.table1_remedy(FLAGS.run))
     text = f"{report(rows, manifest['settings'])}\n{section}"
-    rundir.write(workdir / "convergence.md", text)
+    files.write(workdir / "convergence.md", text)
     with_curves = [row | {"curves": curves} for row, curves in pairs]
     content = {"settings": manifest["settings"], "rows": with_curves}
-    content["audit"] = audit.as_json(audited)
-    rundir.write(workdir / "convergence.json", json.dumps(content, indent=2) + "\n")
-    convergence.draw_curves(pairs, workdir / "convergence.png")
-    convergence.draw_distributions(rows, found, workdir / "distributions.png")
+    content["audit"] = audit_report.as_json(audited)
+    files.write(workdir / "convergence.json", json.dumps(content, indent=2) + "\n")
+    convergence.draw_curves(pairs, workdir / "convergence.png", paper_steps=MAX_STEPS)
+    records = [each.records for each in attacked]
+    convergence.draw_distributions(rows, records, workdir / "distributions.png")
     print(text)
     print(f"results: {workdir}/")
 

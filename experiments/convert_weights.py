@@ -19,9 +19,6 @@ the SHA-256 of its bytes, and the file's own. Floats of Caffe and of torch are f
 a conversion.
 """
 
-import pathlib
-import sys
-
 from absl import app, flags
 
 from dag_jax import networks
@@ -47,26 +44,15 @@ def main(argv):
     if FLAGS.list:
         if not FLAGS.source:
             raise app.UsageError("--list needs --source")
-        try:
-            print(conversion.list_files(FLAGS.source))
-        except (ValueError, OSError) as error:
-            sys.exit(str(error))
+        print(conversion.list_files(FLAGS.source))
         return
     if not FLAGS.network or not FLAGS.source:
         raise app.UsageError("--network and --source are needed")
-    output = pathlib.Path(FLAGS.output or f"{FLAGS.network}.safetensors")
-    try:
-        converted = conversion.convert_files(
-            FLAGS.network,
-            FLAGS.source,
-            output,
-            layout=FLAGS.layout,
-            offsets_folded=FLAGS.offsets_folded,
-            miniature=FLAGS.miniature,
-        )
-    except ValueError as error:
-        sys.exit(str(error))
-    print(conversion.describe(FLAGS.network, output, converted))
+    output = FLAGS.output or f"{FLAGS.network}.safetensors"
+    module = networks.build(FLAGS.network, miniature=FLAGS.miniature)
+    options = {"layout": FLAGS.layout, "offsets_folded": FLAGS.offsets_folded}
+    record = conversion.convert_files(FLAGS.network, module, FLAGS.source, output, **options)
+    print(conversion.describe(output, record))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ authors' own scripts, some of them ten years old. Where one is gone, get the fil
 run `python -m experiments.convert_weights`, which does the rest.
 """
 
-import sys
-
 from absl import flags
 
+from dag_jax.errors import UserError
+from dag_jax.networks import fetching
 from dag_jax.weights import published
 from experiments.common import console
 
@@ -28,17 +28,17 @@ def main(argv):
     """Fetch what the flags name."""
     console.start(argv)
     if FLAGS.list:
-        print(published.table(), end="")
+        print(fetching.table(), end="")
         return
     console.check_names("networks", FLAGS.networks, published.ORIGINS)
     failures = []
     for name in FLAGS.networks:
         try:
-            published.fetch(name, FLAGS.workdir, addresses=FLAGS.address, miniature=FLAGS.miniature)
-        except ValueError as error:
+            fetching.fetch(name, FLAGS.workdir, addresses=FLAGS.address, miniature=FLAGS.miniature)
+        except UserError as error:  # the next one may still be had
             failures.append(str(error))
     if failures:
-        sys.exit("\n\n".join(failures))
+        raise UserError("\n\n".join(failures))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python -m experiments.figure1
     python -m experiments.figure1 --models=fcn_alex,fr_zf_07 --seed=1
+    python -m experiments.figure1 --models=my_package.my_module:load,fr_vgg_07
 
---models names a network that segments, then a detector. Both are attacked at once: `attack` takes a
-pair of scores and a pair of targets. It sees the image rounded to whole grey levels, so all that is
+--models names a model that segments and one that detects. Both are attacked at once: `attack` takes
+a dict of scores and of targets. It sees the image rounded to whole grey levels, so all that is
 shown and said is of adversarial.png. Images are tried in order until one is found whose
 perturbation leaves no target active, stays below 10 grey levels everywhere, and after which the
 whole detector finds none of what it found. If no image qualifies, the best is shown and the launch
@@ -13,142 +14,143 @@ says what it lacks.
 Results go to --workdir: figure1.png, figure1.json, and the adversarial image, adversarial.png.
 """
 
-import functools
-import json
-import pathlib
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from absl import app, flags
-from PIL import Image
 
 import dag_jax
-from dag_jax import metrics, networks
+from dag_jax import files, models
+from dag_jax.engine.method import Method
 from dag_jax.progress import progress
-from dag_jax.report import figures
-from dag_jax.runs import attacks, evaluation, rundir
-from experiments.common import console, options
+from dag_jax.report import figures, pictures
+from dag_jax.runs import evaluation, joint, rundir, scores
+from dag_jax.runs.attacks import Plan
+from dag_jax.runs.subject import Subject, subject_of
+from experiments.common import console, inputs, options
+
+RIGHT, LOST = 60, 5  # percent: the score before is no less, the one after no more
 
 FLAGS = flags.FLAGS
 options.define(
     __name__,
-    *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints"),
-    *("image_ids", "limit", "max_steps", "step_size", "seed", "workdir"),
+    *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints", "miniature"),
+    *("image_ids", "limit", "max_steps", "step_size", "margin", "precision", "seed", "workdir"),
     models=["fcn_vgg", "fr_vgg_0712"],
-    split="seg11valid",
     limit=30,
-    max_steps=200,
     workdir="runs/figure1",
 )
-flags.DEFINE_float("fcn_margin", 0.0, "Logits by which a pixel's label must lose.")
-flags.DEFINE_float("detector_margin", 3.0, "Logits by which a proposal's label must lose.")
-options.check(options.not_negative, "fcn_margin", "detector_margin")
 
 
-def joint_scores(fcn, detector, boxes, image):
-    """Score an image with both networks."""
-    return {"fcn": fcn(image), "detector": detector(image, boxes)}
+class Try(NamedTuple):
+    """An image that was attacked."""
+
+    row: dict  # of figure1.json
+    lacks: list[str]  # what keeps it from being the figure
+    clean: np.ndarray  # u8[H, W, 3]
+    saved: np.ndarray  # u8[H, W, 3]
+    predictions: list  # for each model those on both
+
+
+def load_subjects(names) -> tuple[Subject, Subject]:
+    """Return what segments and what detects, on the same images.
+
+    Raises:
+      app.UsageError: where they are not one of each.
+    """
+    loaded = [(name, *inputs.load_model(name)) for name in names]
+    loaded.sort(key=lambda item: models.about(item[1]).detects)
+    if [models.about(model).detects for _, model, _ in loaded] != [False, True]:
+        raise app.UsageError("--models: the figure is of one that segments and one that detects")
+    examples = inputs.examples_of(loaded[0][1])
+    return tuple(
+        subject_of(model, examples, name=name, weights_sha256=sha256)
+        for name, model, sha256 in loaded
+    )
+
+
+def plan_of(subject, max_steps) -> Plan:
+    """Return how a model is attacked."""
+    method = Method(
+        step_size=FLAGS.step_size,
+        margin=subject.about.margin if FLAGS.margin is None else FLAGS.margin,
+        max_steps=max_steps,
+        rounded=True,  # so that the PNG itself fools
+    )
+    return Plan(subject, method, seed=FLAGS.seed)
+
+
+def attempt(plans, number) -> Try:
+    """Attack an image on both models, and score them on it."""
+    problem = joint.problem_of(plans, number)
+    attack = jax.device_get(dag_jax.attack(*problem))
+    saved = rundir.saved_pixels(problem.image, attack.perturbation)
+    record = joint.record_of(problem, attack, saved)
+    predictions = []
+    for subject in (plan.subject for plan in plans):
+        example = subject.examples[number]
+        pair = evaluation.predict(subject.model, [problem.image, saved])
+        percent = [round(evaluation.score(subject, [example], [each]), 2) for each in pair]
+        record["models"][subject.name] |= {"title": subject.about.title, "score": percent}
+        predictions.append(pair)
+    before, after = zip(*(facts["score"] for facts in record["models"].values()), strict=True)
+    wanted = {
+        f"a change below {scores.NOTICEABLE} grey levels": (
+            record["largest_change"] < scores.NOTICEABLE
+        ),
+        "an attack that finished": record["fooled_png"],
+        "models that see nothing right any more": max(after) <= LOST,
+        "models that are right before the attack": min(before) >= RIGHT,
+    }
+    lacks = [text for text, is_there in wanted.items() if not is_there]
+    row = {"image_id": plans[0].subject.ids[number], **record}
+    return Try(row, lacks, problem.image, saved, predictions)
 
 
 def main(argv):
     """Attack images until one makes the figure; draw it."""
     console.start(argv)
-    console.check_names("models", FLAGS.models, networks.NAMES + networks.BLACK_BOX)
-    if len(FLAGS.models) != 2:
-        raise app.UsageError(f"--models names {len(FLAGS.models)}, and the figure is of 2")
-    folder = FLAGS.checkpoints and pathlib.Path(FLAGS.checkpoints)
-    fcn, detector = (
-        networks.load(name, miniature=True, checkpoint=folder and folder / f"{name}.safetensors")
-        for name in FLAGS.models
-    )
-    if fcn.detects or not detector.detects:
-        raise app.UsageError("--models: the first must segment, the second detect")
-    margin = {"fcn": FLAGS.fcn_margin, "detector": FLAGS.detector_margin}
-    examples = evaluation.load_examples(
-        FLAGS.dataset,
-        [FLAGS.split],
-        data_dir=FLAGS.data_dir,
-        cache_dir=FLAGS.cache_dir,
-        limit=FLAGS.limit or None,
-        image_ids=FLAGS.image_ids,
-        canvas=FLAGS.canvas,
-        network=fcn,
-    )
-    settings = options.settings(__name__, without=("workdir", "cache_dir"))
+    subjects = load_subjects(FLAGS.models)
+    max_steps = FLAGS.max_steps or max(subject.about.max_steps for subject in subjects)
+    plans = [plan_of(subject, max_steps) for subject in subjects]
+    without = ("workdir", "cache_dir", "data_dir", "checkpoints")
+    settings = options.settings(__name__, without)
+    settings["weights_sha256"] = {subject.name: subject.weights_sha256 for subject in subjects}
     workdir = rundir.claim(FLAGS.workdir, settings)
 
-    attack = jax.jit(
-        functools.partial(
-            dag_jax.attack,
-            max_steps=FLAGS.max_steps,
-            step_size=FLAGS.step_size,
-            margin=margin,
-            rounded=True,  # so that the PNG itself fools
-        )
-    )
-    pairs = zip(
-        attacks.attack_inputs(fcn, examples, FLAGS.seed),
-        attacks.attack_inputs(detector, examples, FLAGS.seed),
-        strict=True,
-    )
     best = None
-    for example, (pixels, regions) in zip(
-        progress(examples, desc="images tried", unit="image"), pairs, strict=True
-    ):
-        image = example["image"].astype(np.float32)
-        score_fn = jax.tree_util.Partial(
-            joint_scores, networks.score_fn(fcn), networks.score_fn(detector), *regions[3]
-        )
-        result = jax.device_get(attack(score_fn, image, {"fcn": pixels[2], "detector": regions[2]}))
-        adversarial = attacks.perturbed(result, rounded=True)
-        change = attacks.change(result, rounded=True)
-        row = {"image_id": example["image_id"], "largest_change": 0.0}
-        predictions = {}
-        for name, network in (("fcn", fcn), ("detector", detector)):
-            pair = evaluation.predict(network, np.stack([image, adversarial]))
-            predictions[name] = pair
-            row[name] = [round(evaluation.score([example], [one]), 2) for one in pair]
-        row |= {
-            "status": dag_jax.Status(int(result.status)).name,
-            "num_steps": int(result.num_steps),
-            "largest_change": float(np.abs(change).max()),
-            "perceptibility": float(metrics.perceptibility(change)),
-        }
-        lacks = [
-            text
-            for wrong, text in (
-                (
-                    row["largest_change"] >= evaluation.NOTICEABLE,
-                    f"a change below {evaluation.NOTICEABLE} grey levels",
-                ),
-                (row["status"] != "FOOLED", "an attack that finished"),
-                (row["fcn"][1] > 5, "a segmentation that is wrong everywhere"),
-                (row["detector"][1] > 5, "a detector that finds nothing"),
-                (min(row["fcn"][0], row["detector"][0]) < 60, "networks right before the attack"),
-            )
-            if wrong
-        ]
-        if best is None or len(lacks) < len(best[1]):
-            best = row, lacks, image, adversarial, change, predictions
-        if not lacks:
+    for number in progress(range(len(subjects[0].ids)), desc="images tried", unit="image"):
+        tried = attempt(plans, number)
+        if best is None or len(tried.lacks) < len(best.lacks):
+            best = tried
+        if not best.lacks:
             break
 
-    row, lacks, image, adversarial, change, predictions = best
     drawn = []
-    for name, network, unit in (("fcn", fcn, "mIoU"), ("detector", detector, "mAP")):
-        before, after = row[name]
+    for subject, pair in zip(subjects, best.predictions, strict=True):
+        before, after = best.row["models"][subject.name]["score"]
         title = (
-            f"{evaluation.TITLES[network.name]} on {row['image_id']}, "
-            f"the same perturbation in both rows: {unit} {before:.0f} before, "
-            f"{after:.0f} after {row['num_steps']} steps"
+            f"{subject.about.title} on {best.row['image_id']}, the same perturbation in both rows: "
+            f"{'mAP' if subject.about.detects else 'mIoU'} {before:.0f} before, {after:.0f} after "
+            f"{best.row['num_steps']} steps"
         )
-        drawn.append(figures.AttackRow(title, image, adversarial, change, *predictions[name]))
-    figures.attack_figure(drawn, workdir / "figure1.png")
-    Image.fromarray(adversarial.astype(np.uint8)).save(workdir / "adversarial.png")
-    rundir.write(workdir / "figure1.json", json.dumps(row | {"lacks": lacks}, indent=2) + "\n")
-    print(json.dumps(row, indent=2))
-    if lacks:
-        print(f"no image of {len(examples)} has everything; the one shown lacks {lacks}")
+        drawn.append(figures.AttackRow(title, best.clean, best.saved, *pair))
+    classes = [subject.about.classes for subject in subjects]
+    pictures.draw_together(drawn, classes, workdir / "figure1.png")
+    files.write(workdir / "adversarial.png", files.pack_image(best.saved))
+    content = {"settings": settings, **best.row, "lacks": best.lacks}
+    files.write_json(workdir / "figure1.json", content)
+    for facts in best.row["models"].values():
+        print(f"{facts['title']}: {facts['score'][0]} before, {facts['score'][1]} after")
+    print(
+        f"{best.row['image_id']}: {best.row['status']} after {best.row['num_steps']} steps, the "
+        f"saved PNG leaves {best.row['active_png']} targets; largest change "
+        f"{best.row['largest_change']:.0f}, p {best.row['perceptibility']:.2g}"
+    )
+    if best.lacks:
+        lacks = "; ".join(best.lacks)
+        print(f"no image of {len(subjects[0].ids)} has everything; the one shown lacks {lacks}")
     print(f"results: {workdir}/")
 
 

@@ -3,12 +3,14 @@
     python -m experiments.full_size --images=one.jpg,two.jpg
     python -m experiments.full_size --images=one.jpg --models=fr_vgg_07 --proposals=300
     python -m experiments.full_size --images=one.jpg --checkpoints=<folder of <network>.safetensors>
+    python -m experiments.full_size --images=one.jpg --models=my_package.my_module:load
 
-One case for each network and photograph, of a detector one for each number of --proposals too.
-Without --checkpoints the weights are random: the work is the same, what the networks see means
-nothing. A random detector's proposals are its anchors, as random offsets would throw nearly all
-boxes out of the image. The targets are what the network itself says of the clean photograph: the
-class of every pixel, or of every proposal at an NMS threshold of 0.9, background included.
+One case for each model and photograph, of a detector one for each number of --proposals too (of one
+whose `propose` takes no `max_proposals`, one with its own). Without --checkpoints the networks'
+weights are random: the work is the same, what they see means nothing. A random detector's proposals
+are its anchors, as random offsets would throw nearly all boxes out of the image. The targets are
+what the model itself says of the clean photograph: the class of every pixel, or of every candidate,
+background included.
 
 Every target stays active by a margin that no label loses by, so that the figures are the upper
 bound of the paper's attack, whose targets rest once they are fooled. A detector has a second row:
@@ -24,11 +26,11 @@ command goes on where a killed one stopped; a folder with results of other setti
 device, is refused.
 """
 
-import hashlib
+import functools
+import inspect
 import json
 import pathlib
 import re
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -36,14 +38,12 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dag_jax import networks
+from dag_jax import files, models, networks
 from dag_jax.datasets import photographs
 from dag_jax.errors import UserError
-from dag_jax.networks import zoo
-from dag_jax.progress import progress
 from dag_jax.report import tables
-from dag_jax.runs import evaluation, rundir
-from experiments.common import console, options
+from dag_jax.runs import rundir
+from experiments.common import console, inputs, options
 from experiments.measure import child, cost
 
 ENVIRONMENT = "environment"  # the --case that measures nothing
@@ -67,12 +67,14 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("images", None, "Photographs: JPEG, PNG, anything that Pillow reads.")
 flags.mark_flag_as_required("images")
 flags.DEFINE_list("proposals", ["300", "3000"], "The most proposals of a detector, one case each.")
-flags.DEFINE_string("fcn_size", "375x500", "HxW: scale to these pixels for an FCN; 0: as it is.")
+flags.DEFINE_string(
+    "segmenter_size", "375x500", "HxW: scale to these pixels for a segmenter; 0: as it is."
+)
 flags.DEFINE_string("detector_size", "600x1000", "The same for a detector.")
 flags.DEFINE_integer("steps", 20, "Iterations to time, which are the steps of the attack.", 1)
 options.define(
     __name__,
-    *("models", "checkpoints", "miniature", "seed", "workdir"),
+    *("models", "checkpoints", "miniature", "precision", "seed", "workdir"),
     models=["fcn_vgg", "fr_vgg_07"],
     miniature=False,
     workdir="runs/full_size",
@@ -80,7 +82,51 @@ options.define(
 flags.DEFINE_string("case", None, "For the launch's own use: measure this case, print its rows.")
 options.check(options.not_empty, "images")
 options.check(options.whole_numbers, "proposals")
-options.check(parse_size, "fcn_size", "detector_size")
+options.check(parse_size, "segmenter_size", "detector_size")
+
+
+def is_random(name):
+    """Return whether a model has random weights: a full-size network without a checkpoint."""
+    return not (":" in name or FLAGS.miniature or FLAGS.checkpoints)
+
+
+def load(name):
+    """Return (model, SHA-256 of its weights, None if they are random)."""
+    if not is_random(name):
+        return inputs.load_model(name)
+    network = networks.load(name, random=True, precision=FLAGS.precision)
+    if models.about(network).detects:
+        offsets = jax.tree.map(jnp.zeros_like, network.parameters["rpn_bbox_pred"])
+        network.parameters["rpn_bbox_pred"] = offsets
+    return network, None
+
+
+def facts_of(name):
+    """Return what the cases of a model depend on, as JSON can hold it."""
+    if is_random(name):
+        model, sha256 = jax.eval_shape(functools.partial(networks.load, name, random=True)), None
+    else:
+        model, sha256 = load(name)
+    detects = models.about(model).detects
+    chosen = detects and "max_proposals" in inspect.signature(model.propose).parameters
+    return {"detects": detects, "chosen_proposals": chosen, "weights_sha256": sha256}
+
+
+def measure(case, images):
+    """Return the rows of a case, a name of `main`'s, as a dict that JSON can hold."""
+    name, number, most = re.fullmatch(r"(.+)_image(\d+)(?:_(\d+))?", case).groups()
+    photograph, (model, _) = images[int(number) - 1], load(name)
+    size = FLAGS.detector_size if models.about(model).detects else FLAGS.segmenter_size
+    rows = cost.measure(
+        model,
+        scale(photograph.pixels, parse_size(size)),
+        pathlib.Path(photograph.name).stem,
+        proposals=most and int(most),
+        steps=FLAGS.steps,
+        seed=FLAGS.seed,
+        label=case,
+    )
+    return {"rows": [{"network": name, "image": photograph.name, **row} for row in rows]}
 
 
 def scale(pixels, size):
@@ -126,7 +172,7 @@ def largest_text(row):
 
 
 COLUMNS = (
-    ("network", lambda row: evaluation.TITLES[row["network"]]),
+    ("network", lambda row: row["title"]),
     ("image", image_text),
     ("proposals", lambda row: str(row["proposals"] or "-")),
     ("targets", lambda row: str(row["targets"])),
@@ -179,87 +225,47 @@ def main(argv):
     jax.config.update("jax_enable_compilation_cache", False)
 
     # 1. Everything that can be wrong is read before any long work.
-    console.check_names("models", FLAGS.models, networks.NAMES)
-    sizes = {False: parse_size(FLAGS.fcn_size), True: parse_size(FLAGS.detector_size)}
     proposals = options.whole_numbers(FLAGS.proposals)
     images = [photographs.read_photograph(path) for path in FLAGS.images]
-    checkpoints = {
-        name: pathlib.Path(FLAGS.checkpoints or zoo.CHECKPOINTS) / f"{name}.safetensors"
-        if FLAGS.miniature or FLAGS.checkpoints
-        else None
-        for name in FLAGS.models
-    }
-    for path in filter(None, checkpoints.values()):
-        if not path.is_file():
-            raise UserError(f"{path}: no such checkpoint file")
-    cases = {}
-    for name in FLAGS.models:
-        for number, photograph in enumerate(images, start=1):
-            for most in proposals if name.startswith("fr_") else [None]:
-                case = f"{name}_image{number}" + (f"_{most}" if most else "")
-                cases[case] = name, photograph, most
 
-    def load(name):
-        network = networks.load(name, miniature=FLAGS.miniature, checkpoint=checkpoints[name])
-        if network.detects and checkpoints[name] is None:
-            network.parameters["rpn_bbox_pred"] = jax.tree.map(
-                jnp.zeros_like, network.parameters["rpn_bbox_pred"]
-            )
-        return network
-
-    # 2. In a child: one case, or what runs here and whether the checkpoints do.
+    # 2. In a child: one case, or what runs here and which models.
     if FLAGS.case == ENVIRONMENT:
-        for name, path in checkpoints.items():
-            if path:
-                load(name)
-        print(json.dumps(child.environment()))
+        facts = {name: facts_of(name) for name in FLAGS.models}
+        print(json.dumps([child.environment(), facts]))
         return
     if FLAGS.case:
-        name, photograph, most = cases[FLAGS.case]
-        network = load(name)
-        rows = cost.measure(
-            network,
-            scale(photograph.pixels, sizes[network.detects]),
-            pathlib.Path(photograph.name).stem,
-            proposals=most,
-            steps=FLAGS.steps,
-            seed=FLAGS.seed,
-            label=FLAGS.case,
-        )
-        print(json.dumps([{"image": photograph.name, **row} for row in rows]))
+        print(json.dumps(measure(FLAGS.case, images)))
         return
 
     # 3. In the parent, which leaves the device alone: a case at a time; a finished one is kept.
+    environment, facts = child.call("full_size", ENVIRONMENT)
     settings = options.settings(__name__, without=("workdir", "checkpoints", "case"))
     settings |= {
         "images": [photograph.name for photograph in images],
         "images_sha256": [photograph.sha256 for photograph in images],
-        "weights_sha256": {
-            name: path and hashlib.sha256(path.read_bytes()).hexdigest()
-            for name, path in checkpoints.items()
-        },
-        ENVIRONMENT: child.call("full_size", ENVIRONMENT),
+        "weights_sha256": {name: facts[name]["weights_sha256"] for name in facts},
+        ENVIRONMENT: environment,
     }
     workdir = rundir.claim(FLAGS.workdir, settings)
-    (workdir / "cases").mkdir(exist_ok=True)
+    cases = [
+        f"{name}_image{number}" + (f"_{most}" if most else "")
+        for name in facts
+        for number in range(1, len(images) + 1)
+        for most in (proposals if facts[name]["chosen_proposals"] else [None])
+    ]
     rows = []
-    with progress(cases, unit="case") as bar:
-        for case in bar:
-            bar.set_description(case)
-            path = workdir / "cases" / f"{case}.json"
-            if not path.exists():
-                rundir.write(path, json.dumps(child.call("full_size", case), indent=2) + "\n")
-            of_case = json.loads(path.read_text())
-            rows += of_case
-            times = ", ".join(f"{seconds_text(row)} with {row['active']} active" for row in of_case)
-            peak = gib("peak_gib")(of_case[-1])
-            bar.write(f"{case}: seconds an iteration {times}; peak {peak} GiB", file=sys.stderr)
+    for case, content in child.measured("full_size", workdir / "cases", cases):
+        times = ", ".join(
+            f"{seconds_text(row)} with {row['active']} active" for row in content["rows"]
+        )
+        peak = gib("peak_gib")(content["rows"][-1])
+        console.say(f"{case}: seconds an iteration {times}; peak {peak} GiB")
+        rows += content["rows"]
 
     # 4. The table.
     text = report(rows, settings)
-    rundir.write(workdir / "full_size.md", text)
-    content = {"settings": settings, "rows": rows}
-    rundir.write(workdir / "full_size.json", json.dumps(content, indent=2) + "\n")
+    files.write(workdir / "full_size.md", text)
+    files.write_json(workdir / "full_size.json", {"settings": settings, "rows": rows})
     print(text)
     print(f"results: {workdir}/")
 

@@ -3,25 +3,26 @@
     python -m experiments.shapes
     python -m experiments.shapes --shape=word --word=JAX --class_name=cat --limit=3
     python -m experiments.shapes --mask=drawing.png
+    python -m experiments.shapes --models=fcn_alex,my_package.my_module:load
 
 The paper's rule makes a pixel wrong and then leaves it alone, whatever it became. Here every pixel
 is driven until its prediction is the drawing's class: --class_name inside, background outside. That
-is how the authors' release draws (`dag_jax.variants.release`), but for the pixels that have their
+is how the authors' release draws (`dag_jax.methods.release`), but for the pixels that have their
 class from the start: here they are targets too, so that they keep it. The attack stops once no more
 than --stop_fraction of the pixels has another class.
 
-A mask is a grey image of class indices, or one in the colours of VOC; it is scaled to each image,
-and void in it (255) is left alone.
+A mask is a grey image of the model's class indices, or one in the colours of VOC; it is scaled to
+each image, and void in it (255) is left alone.
 
 The attack scores the image in whole grey levels, so all that is said is of the saved PNG, predicted
 again. Results go to --workdir: shapes.md, shapes.json, shapes.png with each shape on the first
-image, and for each shape a folder of what was attacked and its row. An image is kept as soon as it
-is finished: whatever kills a launch, the same command goes on with the next. Other shapes and words
-add rows; a folder of another class, network, other settings or versions is refused.
+image, and for each model and shape a folder of what was attacked and its row. An image is kept as
+soon as it is finished: whatever kills a launch, the same command goes on with the next. Other
+shapes, words and models add rows; a folder of another class, other settings or versions is refused.
 """
 
+import dataclasses
 import functools
-import json
 import pathlib
 import urllib.parse
 from collections.abc import Callable
@@ -31,32 +32,24 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
-import dag_jax
-from dag_jax import datasets, files, metrics, networks
-from dag_jax.datasets import drawings, photographs
+from dag_jax import methods, metrics
+from dag_jax.datasets import ExampleSet, drawings, photographs
 from dag_jax.errors import UserError
-from dag_jax.metrics.segmentation import VOID
-from dag_jax.report import figures, tables
-from dag_jax.runs import (
-    attacks,
-    audit,
-    audit_checks,
-    evaluation,
-    findings,
-    provenance,
-    rundir,
-    scores,
-)
-from experiments.common import console, options
+from dag_jax.models import SEGMENTATION
+from dag_jax.report import figures, findings, pictures, tables
+from dag_jax.runs import audit, audit_checks, evaluation, scores
+from dag_jax.runs.attacks import Plan
+from dag_jax.runs.targets import drawn_targets
+from experiments.common import console, inputs, options
+from experiments.common.table import Entry, Table, rows_in
 
-SEGMENTERS = [name for name in networks.NAMES if name.startswith("fcn_")]
 DRAWN = {"circle": drawings.circle, "square": drawings.square, "strip": drawings.strip}
 KINDS = (*DRAWN, "word", "file")
+COLUMNS_SCORED = ("orig", "advr_uint8")
 # Flags that change no row; a row says itself what its word or mask is.
-UNRECORDED = ("shape", "word", "mask", *options.UNRECORDED)
+UNRECORDED = ("models", "shape", "word", "mask", *options.UNRECORDED)
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("network", "fcn_vgg", SEGMENTERS, "The network to fool.")
 flags.DEFINE_list(
     "shape",
     None,
@@ -65,21 +58,21 @@ flags.DEFINE_list(
 )
 flags.DEFINE_string("word", "DAG", "The word of --shape=word.")
 flags.DEFINE_string("mask", None, "PNG of --shape=file: class indices, or in the colours of VOC.")
-flags.DEFINE_enum("class_name", "person", datasets.CLASS_NAMES[1:], "The class inside the shape.")
+flags.DEFINE_string("class_name", "person", "The class inside the shape, one of the model's.")
 flags.DEFINE_float(
     "stop_fraction",
     0.01,
     "Share of the pixels that may have another class than drawn.",
-    lower_bound=0,
-    upper_bound=1,
+    0.0,
+    0.999,
 )
-options.check(options.not_negative, "stop_fraction")
-options.check(options.not_empty, "shape", "word", "mask")
 options.define(
     __name__,
-    *("dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints", "miniature"),
-    *("image_ids", "limit", "max_steps", "step_size", "precision", "slots", "audit", "workdir"),
-    tasks=("segmentation",),
+    *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints", "miniature"),
+    *("image_ids", "limit", "max_steps", "step_size", "precision", "slots", "audit"),
+    *("accept_version", "workdir"),
+    tasks=(SEGMENTATION,),
+    models=["fcn_vgg"],
     limit=10,
     workdir="runs/shapes",
 )
@@ -88,35 +81,48 @@ options.define(
 class Drawing(NamedTuple):
     """What a segmentation is driven to."""
 
-    kind: str  # of KINDS
     name: str  # of its folder
     title: str
-    of: Callable  # (H, W) -> u8[H, W], the class of each pixel
-    said: dict  # what it is of, for the manifest
+    mask_of: Callable  # (H, W) -> i32[H, W], the class of each pixel
+    facts: dict  # what it is of, for the manifest and the row
 
-    def on(self, examples):
-        """Return the examples with the drawing for their masks."""
-        return [
-            {**example, "mask": self.of(example["image"].shape[:2])[:, :, None]}
-            for example in examples
+    def on(self, subject):
+        """Return the subject with the drawing for the masks of its examples.
+
+        Raises:
+          UserError: where nothing of it is left in an image's size.
+        """
+        about, void = subject.about, subject.examples.void
+        masks = {}
+        for example in subject.examples:
+            shape = example["image"].shape[:2]
+            if shape not in masks:
+                masks[shape] = self.mask_of(shape)
+                if np.isin(masks[shape], (about.background, void)).all():
+                    size = f"{shape[1]} x {shape[0]}"
+                    raise UserError(f"nothing of {self.title} is left in {size}")
+        drawn = [
+            {**example, "mask": masks[example["image"].shape[:2]][:, :, None]}
+            for example in subject.examples
         ]
+        return dataclasses.replace(subject, examples=ExampleSet(drawn, about.classes, void=void))
 
 
-def foreground(mask_of, index):
-    """Return the function of (H, W) that gives u8[H, W]: a class inside a shape, 0 outside."""
-    return lambda shape: np.where(mask_of(shape), index, 0).astype(np.uint8)
+def foreground(shape_of, inside, outside):
+    """Return the function of (H, W) that gives i32[H, W]: a class inside a shape, one outside."""
+    return lambda shape: np.where(shape_of(shape), inside, outside).astype(np.int32)
 
 
-def read_mask(path):
-    """Return (function of (H, W) that gives the mask u8[H, W], SHA-256 of the file).
+def read_mask(path, about, void):
+    """Return (function of (H, W) that gives the mask i32[H, W], SHA-256 of the file).
 
     Raises:
-      ValueError: as `photographs.read_class_map` says, and for a mask of background and void alone.
+      UserError: as `photographs.read_class_map` says, and for a mask of background and void alone.
     """
-    classes, sha256 = photographs.read_class_map(path)
-    if np.isin(classes, (0, VOID)).all():
-        raise UserError(f"{path} has no pixel of a class, only background (0) or void ({VOID})")
-    drawing = Image.fromarray(classes)
+    classes, sha256 = photographs.read_class_map(path, classes=about.classes, void=void)
+    if np.isin(classes, (about.background, void)).all():
+        raise UserError(f"{path} has no pixel of a class, only background or void")
+    drawing = Image.fromarray(classes.astype(np.int32), "I")
 
     def scaled(shape):
         return np.array(drawing.resize(shape[::-1], Image.Resampling.NEAREST))
@@ -124,88 +130,96 @@ def read_mask(path):
     return scaled, sha256
 
 
-def drawings_of(kinds):
-    """Return the `Drawing`s of --shape, --word and --mask."""
-    index = datasets.CLASS_NAMES.index(FLAGS.class_name)
-    found = []
+def drawings_of(kinds, subject) -> list[Drawing]:
+    """Return the `Drawing`s of --shape, --word and --mask, in a model's classes.
+
+    Raises:
+      app.UsageError: where the model has no background, or no such class.
+    """
+    about = subject.about
+    if about.background is None:
+        raise app.UsageError(f"{about.title} has no background to draw on")
+    known = [name for i, name in enumerate(about.classes) if i != about.background]
+    if FLAGS.class_name not in known:
+        raise app.UsageError(
+            f"--class_name={FLAGS.class_name}: {about.title} has {', '.join(known)}"
+        )
+    classes = about.classes.index(FLAGS.class_name), about.background
+    wanted = []
     for kind in kinds:
-        name, title, said = kind, f"{kind} ({FLAGS.class_name})", {"shape": kind}
+        name, title, facts = kind, f"{kind} ({FLAGS.class_name})", {"shape": kind}
         if kind == "word":
-            of = foreground(functools.partial(drawings.word, text=FLAGS.word), index)
+            shape_of = functools.partial(drawings.word, text=FLAGS.word)
+            mask_of = foreground(shape_of, *classes)
             name = f"word_{urllib.parse.quote(FLAGS.word, safe='')}"
-            title, said = f"“{FLAGS.word}” ({FLAGS.class_name})", said | {"word": FLAGS.word}
+            title, facts = f"“{FLAGS.word}” ({FLAGS.class_name})", facts | {"word": FLAGS.word}
         elif kind == "file":
-            of, sha256 = read_mask(FLAGS.mask)
-            name, said = f"file_{sha256[:12]}", said | {"mask_sha256": sha256}
+            mask_of, sha256 = read_mask(FLAGS.mask, about, subject.examples.void)
+            name, facts = f"file_{sha256[:12]}", facts | {"mask_sha256": sha256}
             title = pathlib.Path(FLAGS.mask).name
         else:
-            of = foreground(DRAWN[kind], index)
-        found.append(Drawing(kind, name, title, of, said))
-    return found
+            mask_of = foreground(DRAWN[kind], *classes)
+        facts["class_name"] = None if kind == "file" else FLAGS.class_name
+        wanted.append(Drawing(name, title, mask_of, facts))
+    return wanted
 
 
-def agreement(drawn, results, column):
-    """Return how far a column's predictions are the drawing, in percent of each image.
-
-    Args:
-      drawn: examples whose masks are the drawing.
-      results: `rundir.Results`.
-      column: of `scores.keep_column`.
-
-    Returns:
-      f64[2, M], the share of pixels as drawn, and the mean IoU of the drawn classes but background.
-    """
-    shares, overlaps = [], []
-    for one in scores.join(drawn, results, column):
-        confusion = one["confusion"]
-        there = np.flatnonzero(confusion.sum(axis=1)[1:]) + 1
-        shares.append(100 * np.trace(confusion) / confusion.sum())
-        overlaps.append(100 * metrics.class_iou(confusion)[there].mean())
-    return np.array([shares, overlaps])
-
-
-def attack_options():
-    """Return how a shape is attacked, less what the manifest says."""
-    release = dag_jax.variants.release()
-    return release | {"rounded": True, "stop_fraction": FLAGS.stop_fraction}
-
-
-def measure(network, drawn, results, drawing, *, max_steps, mesh):
-    """Attack what a shape's folder lacks of the images, score the PNGs, return the row."""
-    attacks.attack_all(
-        network,
-        drawn,
-        results,
-        seed=0,
-        slots=options.slots(),
-        mesh=mesh,
-        label=drawing.title,
-        targets_of=attacks.drawn_targets,
-        max_steps=max_steps,
+def entry_of(drawing, subject, *, first) -> Entry:
+    """Return the row of a drawing; what an audit finds of the model is said once."""
+    method = methods.release().replace(
+        rounded=True,
+        stop_fraction=FLAGS.stop_fraction,
         step_size=FLAGS.step_size,
-        **attack_options(),
+        max_steps=FLAGS.max_steps or subject.about.max_steps,
     )
-    run = rundir.read(results.folder)
-    for column, image_of in (
-        ("orig", lambda example: example["image"]),
-        ("advr_uint8", lambda example: run.image(example["image_id"])),
-    ):
-        scores.keep_column(network, drawn, results, column, image_of, mesh=mesh)
-    before, after = (agreement(drawn, results, column) for column in ("orig", "advr_uint8"))
-    records = results.finalise()
-    statuses = [record["status"] for record in records]
-    return {
-        **drawing.said,
-        "title": drawing.title,
-        "class_name": None if drawing.kind == "file" else FLAGS.class_name,
+    checks = audit.checks_but(audit_checks.permuted, *(audit_checks.model,) * (not first))
+    return Entry(
+        f"{subject.name} {drawing.name}",
+        drawing.title,
+        Plan(drawing.on(subject), method, drawn_targets),
+        {"split": inputs.split_of(subject.model), **drawing.facts},
+        columns=COLUMNS_SCORED,
+        complete=_completed,
+        checks=checks,
+    )
+
+
+def _completed(entry, results, row, beside):
+    """Return a row with how far the predictions are the drawing, and how the attacks ended."""
+    del beside
+    background = entry.plan.subject.about.background
+    before, after = (agreement(results, column, background) for column in COLUMNS_SCORED)
+    statuses = [record["status"] for record in results.records()]
+    facts = {name: value for name, value in entry.manifest.items() if name != "split"}
+    return row | {
+        **facts,
         "as_drawn_before": scores.mean_interval(before[0]),
         "as_drawn_after": scores.mean_interval(after[0]),
         "as_drawn_lost": scores.mean_interval(before[0] - after[0], within=(-100, 100)),
         "iou_before": scores.mean_interval(before[1]),
         "iou_after": scores.mean_interval(after[1]),
-        **scores.summary_of(records),
         "statuses": {name: statuses.count(name) for name in sorted(set(statuses))},
     }
+
+
+def agreement(results, column, background) -> np.ndarray:
+    """Return how far a column's predictions are the drawing, in percent of each image.
+
+    Args:
+      results: `rundir.Results`.
+      column: of `scores.COLUMNS`.
+      background: the class outside.
+
+    Returns:
+      f64[2, M], the share of pixels as drawn, and the mean IoU of the drawn classes but background.
+    """
+    shares, overlaps = [], []
+    for found in scores.join(results, column):
+        confusion = found["confusion"]
+        drawn = [i for i in np.flatnonzero(confusion.sum(axis=1)) if i != background]
+        shares.append(100 * np.trace(confusion) / confusion.sum())
+        overlaps.append(100 * metrics.class_iou(confusion)[drawn].mean())
+    return np.array([shares, overlaps])
 
 
 COLUMNS = (
@@ -220,90 +234,75 @@ COLUMNS = (
     ("status", lambda row: ", ".join(f"{n} {name}" for name, n in row["statuses"].items())),
     ("images", lambda row: f"{row['images']}"),
 )
-
-
 CLAIMS = (
     ("shape", lambda row: row["title"]),
     (
         "the saved PNG is more as drawn than the clean image",
-        lambda row: scores.verdict(row["as_drawn_lost"], row["images"]),
+        lambda row: findings.verdict(row["as_drawn_lost"], row["images"]),
     ),
 )
 
 
-def report(rows, about) -> str:
-    """Return shapes.md."""
-    title = evaluation.TITLES[about["network"]]
-    settings = about["settings"]
-    size = "miniature" if settings["miniature"] else "full size"
-    of = "rendered scenes" if settings["dataset"] == "scenes" else about["splits"]
+def report(subjects, rows, settings) -> str:
+    """Return shapes.md: a table for each model."""
+    kind = "rendered scenes" if settings["dataset"] == "scenes" else settings["dataset"]
     notes = [
-        f"{title} ({size}) on {of}. M_0 {about['max_steps']}, step size "
-        f"{settings['step_size']:g} grey levels; FOOLED: at most "
+        f"Images: {kind}. Step size {settings['step_size']:g} grey levels; FOOLED: at most "
         f"{100 * settings['stop_fraction']:g}% of the pixels have another class than drawn.",
-        "as drawn: percent of the pixels that the network gives the drawing's class, on the clean "
+        "as drawn: percent of the pixels that the model gives the drawing's class, on the clean "
         "image and on the saved PNG; IoU: of the class inside the shape, percent. Both are means "
-        f"over the images, with [{findings.LEVEL:.0%} interval] by the bootstrap over these.",
+        "over the images, with [95% interval] by the bootstrap over these.",
         "steps, largest (grey levels): medians; p: mean perceptibility; of the PNG.",
+        *tables.version_notes(rows),
     ]
-    text = "\n".join(f"{note}  " for note in notes)
-    table, claims = tables.markdown(rows, COLUMNS), tables.markdown(rows, CLAIMS)
+    parts = ["# Shapes", "\n".join(f"{note}  " for note in notes)]
     shown = (
         "Behind each verdict the pixels as drawn on the clean image minus those on the PNG, in "
         "points, with its interval over the same images: the claim holds where all of it is below "
         "0, and does not where all is above."
     )
-    parts = [f"# Shapes ({title}, {size})", text, table, "## What holds", shown, claims]
+    for subject in subjects:
+        mine = [row for row in rows if row["network"] == subject.name]
+        if mine:
+            title = subject.about.title
+            heading = f"### What holds of {title}"
+            claims = tables.markdown(mine, CLAIMS)
+            parts += [f"## {title}", tables.markdown(mine, COLUMNS), heading, shown, claims]
     return "\n\n".join(parts) + "\n"
 
 
-def picture(network, example, run, row):
-    """Return the `AttackRow` of a shape on an image."""
-    key = example["image_id"]
-    clean, saved = example["image"], run.image(key)
-    record = run.records[run.keys.index(key)]
-    before, after = evaluation.predict(network, [clean, saved])
+def picture(entry, run, row) -> figures.AttackRow:
+    """Return the picture of a shape on the first image."""
+    subject = entry.plan.subject
+    example = subject.examples[0]
+    key = str(example["image_id"])
+    clean, saved, record = example["image"], run.image(key), run.record(key)
+    before, after = evaluation.predict(subject.model, [clean, saved])
     left, pixels = record["active_counts"][-1], clean.shape[0] * clean.shape[1]
     title = (
         f"{row['title']} on {key}: {record['status']} after {record['num_steps']} steps, "
         f"{left} of {pixels} pixels are not as drawn"
     )
-    change = saved.astype(np.float32) - clean
-    return figures.AttackRow(title, clean, saved, change, before, after)
+    return figures.AttackRow(title, clean, saved, before, after)
 
 
-def audit_of(workdir, names, wanted, network, examples, mesh):
-    """Return what `audit.of_table` finds of this launch's shapes, and found of others before."""
-    audited = {
-        drawing.name: audit.Row(
-            drawing.title,
-            network,
-            drawing.on(examples),
-            audit.checks_but(
-                audit_checks.permuted, *(audit_checks.model,) * (drawing is not wanted[0])
-            ),
-            targets_of=attacks.drawn_targets,
-            options=attack_options(),
-        )
-        for drawing in wanted
-    }
-    found = audit.of_table(workdir, audited, mesh=mesh, slots=options.slots())
-    found |= audit.kept(workdir, set(names) - set(audited))
-    return {name: found[name] for name in names if name in found}
-
-
-def write_table(workdir, rows, about, found):
-    """Write the table and what its audit found; return the text."""
-    titles = {name: row["title"] for name, row in rows.items()}
-    content = {**about, "rows": list(rows.values())}
-    shown = report(content["rows"], about)
-    remedy = "the command that has these shapes, with --audit,"
-    return audit.write(workdir, "shapes", shown, content, titles=titles, found=found, remedy=remedy)
+def draw(subjects, table) -> None:
+    """Draw each shape on the first image, a picture for each model."""
+    for number, subject in enumerate(subjects):
+        entries = [entry for entry in table.entries if entry.plan.subject.name == subject.name]
+        shown = [
+            picture(entry, table.run(entry), table.made[entry.name])
+            for entry in entries
+            if entry.name in table.made
+        ]
+        if shown:
+            name = f"shapes{f'_{number + 1}' * bool(number)}.png"
+            pictures.draw(shown, table.workdir / name, subject)
 
 
 def main(argv):
     """Attack for each shape, print the table, draw the pictures."""
-    console.start(argv)
+    process, processes = console.start(argv)
     mesh = console.open_mesh()
 
     # 1. Everything that can be wrong is read before anything is written.
@@ -313,53 +312,34 @@ def main(argv):
     console.check_names("shape", kinds, KINDS)
     if ("file" in kinds) != (FLAGS.mask is not None):
         raise app.UsageError("--shape=file and --mask go together")
-    max_steps = FLAGS.max_steps or evaluation.MAX_STEPS[False]
-    wanted = drawings_of(kinds)
-    network, weights = options.load_model(FLAGS.network)
-    examples = options.load_examples(network)
-    for shape in {example["image"].shape[:2] for example in examples}:
-        for drawing in wanted:
-            if np.isin(drawing.of(shape), (0, VOID)).all():
-                raise UserError(f"nothing of {drawing.title} is left in {shape[1]} x {shape[0]}")
-    about = {
-        "launch": "shapes",
-        "network": network.name,
-        "weights_sha256": weights,
-        "max_steps": max_steps,
-        "splits": FLAGS.split or evaluation.TEST_SPLITS[False],
-        "settings": options.settings(__name__, UNRECORDED),
-        **provenance.environment(),
-    }
-    workdir = attacks.claim(FLAGS.workdir, about, examples)
+    subjects, entries = [], []
+    for name in FLAGS.models:
+        subject = inputs.subject(name)
+        if subject.about.detects:
+            raise app.UsageError(f"--models: {name} detects, and has no pixels to draw with")
+        subjects.append(subject)
+        for drawing in drawings_of(kinds, subject):
+            first = not entries or entries[-1].plan.subject.name != name
+            entries.append(entry_of(drawing, subject, first=first))
+    settings = options.settings(__name__, UNRECORDED)
+    earlier = rows_in(FLAGS.workdir, "shapes")
+    table = Table("shapes", entries, settings=settings, process=process, processes=processes)
+    table.keep_rows(earlier)
 
     # 2. A shape at a time; images and shapes that are finished are kept.
-    keys = [example["image_id"] for example in examples]
-    for drawing in wanted:
-        folder = workdir / drawing.name
-        if (folder / "row.json").exists():
-            continue
-        drawn = drawing.on(examples)
-        results = rundir.Results(folder, about | drawing.said, keys)
-        row = measure(network, drawn, results, drawing, max_steps=max_steps, mesh=mesh)
-        rundir.write(folder / "row.json", json.dumps(row, indent=2) + "\n")
+    for entry, row in table.rows(mesh, slots=FLAGS.slots):
+        drawn = f"{row['as_drawn_before'][0]:.0f}% to {row['as_drawn_after'][0]:.0f}% as drawn"
+        console.say(f"{row['network']}, {entry.title}: {drawn}")
 
     # 3. The table and the picture, of all shapes that are there.
-    rows = {
-        name: files.load_json(workdir / name / "row.json")
-        for name in sorted(rundir.folders_in(workdir, "row.json"))
-    }
-    rows = dict(sorted(rows.items(), key=lambda pair: KINDS.index(pair[1]["shape"])))
-    text = write_table(workdir, rows, about, {})  # an audit can be interrupted
-    pictures = [
-        picture(network, examples[0], rundir.read(workdir / name), row)
-        for name, row in rows.items()
-    ]
-    figures.attack_figure(pictures, workdir / "shapes.png")
-    if FLAGS.audit:
-        found = audit_of(workdir, rows, wanted, network, examples, mesh)
-        text = write_table(workdir, rows, about, found)
-    print(text)
-    print(f"results: {workdir}/")
+    if table.made:
+        markdown = report(subjects, table.all_rows, settings)
+        text = table.report(markdown)
+        draw(subjects, table)
+        if FLAGS.audit:
+            text = table.report(markdown, table.audit(mesh, slots=FLAGS.slots))
+        print(text)
+    table.finish()
 
 
 if __name__ == "__main__":

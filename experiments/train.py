@@ -30,14 +30,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
-from flax import serialization, traverse_util
+from flax import traverse_util
 
-from dag_jax import datasets, networks
+from dag_jax import datasets, files, models, networks
 from dag_jax.errors import UserError
 from dag_jax.networks import layers, losses, zoo
 from dag_jax.progress import progress
-from dag_jax.report import figures
+from dag_jax.report import lineplot
 from dag_jax.runs import evaluation, rundir
+from dag_jax.runs.subject import subject_of
 from dag_jax.weights import store
 from experiments.common import batches, console, options
 
@@ -54,6 +55,8 @@ SPLITS = {
     "fcn_resnet": ("fcn_star_train",),
     "fr_resnet": ("voc07_trainval", "voc12_trainval"),
 }
+# Flags that change no update.
+UNRECORDED = ("cache_dir", "data_dir", "score_every", "score_images", "publish", "workdir")
 _MASK_LAYER = "mask_layer"  # name of the linear layer that training alone has
 
 FLAGS = flags.FLAGS
@@ -205,86 +208,73 @@ def start_from(path, parameters, statistics):
     return merged["params"], merged.get("batch_stats", {})
 
 
-def save_state(path, state, settings):
-    """Write a state and the settings it belongs to, at once or not at all."""
-    partial = path.with_suffix(".tmp")
-    content = {
-        "settings": json.dumps(settings),
-        "state": serialization.to_state_dict(leaves(state)),
-    }
-    partial.write_bytes(serialization.msgpack_serialize(content))
-    partial.replace(path)
+def save_state(path, state):
+    """Write a state, at once or not at all."""
+    leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+    files.write(path, files.pack(leaves, {"updates": int(state.step)}))
 
 
-def leaves(state):
-    """Return the arrays of a state, as a flat dict."""
-    return {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
-
-
-def restore_state(path, state, settings):
-    """Read a state that `save_state` wrote.
+def restore_state(path, state):
+    """Return what `save_state` wrote of a state of this structure.
 
     Raises:
-      ValueError: where the file is damaged or belongs to a run with other settings.
+      UserError: where the file is damaged or belongs to another network.
     """
-    try:
-        content = serialization.msgpack_restore(path.read_bytes())
-        saved = json.loads(content["settings"])
-    except Exception as error:  # msgpack's exceptions differ by what is damaged
-        raise UserError(f"{path} is damaged: {error}; remove it to start anew") from error
-    if saved != settings:
-        other = [name for name in settings if saved.get(name) != settings[name]]
-        raise UserError(
-            f"{path.parent} holds a run with other settings ({', '.join(other)}): give another "
-            "--workdir, or the same settings to go on"
-        )
-    expected = leaves(state)
-    shapes = {name: leaf.shape for name, leaf in content["state"].items()}
-    if shapes != {name: leaf.shape for name, leaf in expected.items()}:
+    _, arrays = files.load(path)
+    leaves, structure = jax.tree.flatten(state)
+    saved = [arrays.get(str(i)) for i in range(len(leaves))]
+    if len(arrays) != len(leaves) or any(map(_differ, leaves, saved)):
         raise UserError(f"{path} holds the state of another network; remove it to start anew")
-    flat = [jnp.asarray(content["state"][name]) for name in expected]
-    return jax.tree.unflatten(jax.tree.structure(state), flat)
+    return jax.tree.unflatten(structure, map(jnp.asarray, saved))
+
+
+def _differ(leaf, saved):
+    return saved is None or saved.shape != jnp.shape(leaf)
+
+
+def read_examples(splits, canvas, *, with_mask):
+    """Read splits one after the other.
+
+    Raises:
+      UserError: as `datasets.load_examples` says, and for images of several sizes.
+    """
+    parts = [
+        datasets.load_examples(
+            FLAGS.dataset,
+            split,
+            data_dir=FLAGS.data_dir,
+            cache_dir=FLAGS.cache_dir,
+            canvas=canvas,
+            with_mask=with_mask,
+        )
+        for split in splits
+    ]
+    whole = [example for part in parts for example in part]
+    if len({example["image"].shape for example in whole}) > 1:
+        raise UserError(
+            f"the images of {','.join(splits)} have several sizes; --canvas scales them to one"
+        )
+    return datasets.ExampleSet(whole, parts[0].classes, void=parts[0].void)
 
 
 def main(argv):
     """Train, score, save."""
     console.start(argv)
-    splits = FLAGS.splits or list(SPLITS[FLAGS.network])
-    segments = FLAGS.network.startswith("fcn")
-    test_split = FLAGS.test_split or ("seg11valid" if segments else "voc07_test")
-    names = [
-        *("network", "miniature", "dataset", "canvas", "steps", "batch_size", "learning_rate"),
-        *(
-            "weight_decay",
-            "background_weight",
-            "mask_weight",
-            "noise",
-            "tint",
-            "augment",
-            "seed",
-            "initial",
-            "batch_norm",
-        ),
-    ]
-    settings = {name: getattr(FLAGS, name) for name in names}
-    settings |= {"splits": splits, "test_split": test_split}
     # 1. The network as it trains and as it ends, and the examples. All that can be wrong is read
     # before anything is written.
     if FLAGS.initial:
         store.load(FLAGS.initial)
+    load = functools.partial(networks.load, FLAGS.network, miniature=FLAGS.miniature)
+    network = jax.eval_shape(functools.partial(load, random=True))  # parameters come with training
     module = networks.build(FLAGS.network, miniature=FLAGS.miniature, batch_norm=FLAGS.batch_norm)
-    final = networks.build(FLAGS.network, miniature=FLAGS.miniature)
-    network = networks.Network(FLAGS.network, final, {}, FLAGS.miniature)
-    read = functools.partial(
-        evaluation.load_examples,
-        FLAGS.dataset,
-        data_dir=FLAGS.data_dir,
-        cache_dir=FLAGS.cache_dir,
-        canvas=FLAGS.canvas,
-    )
-    arrays = batches.stack(read(splits, network=network))
-    test = read([test_split], network=network)
-    few = test[: FLAGS.score_images]
+    about = models.about(network)
+    splits = FLAGS.splits or list(SPLITS[FLAGS.network])
+    test_split = FLAGS.test_split or network.split
+    settings = options.settings(__name__, UNRECORDED)
+    settings |= {"splits": splits, "test_split": test_split}
+    arrays = batches.stack(read_examples(splits, FLAGS.canvas, with_mask=not about.detects))
+    test = read_examples([test_split], FLAGS.canvas, with_mask=not about.detects)
+    subject = subject_of(network, test, weights_sha256="none yet")
     if len(arrays[0]) < FLAGS.batch_size:
         raise UserError(
             f"{','.join(splits)} has {len(arrays[0])} examples, --batch_size is {FLAGS.batch_size}"
@@ -302,23 +292,21 @@ def main(argv):
     )
     canvas = FLAGS.canvas or 128
     key = jax.random.key(FLAGS.seed)
-    variables = jax.jit(functools.partial(initialise, module))(key, jnp.zeros((canvas, canvas, 3)))
+    variables = jax.jit(module.init)(key, jnp.zeros((canvas, canvas, 3)))
     parameters, statistics = variables["params"], variables.get("batch_stats", {})
-    if network.detects:
-        width = module.backbone.widths[-1]
-        parameters[_MASK_LAYER] = jnp.zeros((width, evaluation.NUM_CLASSES))
+    if about.detects:
+        parameters[_MASK_LAYER] = jnp.zeros((module.backbone.widths[-1], len(about.classes)))
     if FLAGS.initial:
         parameters, statistics = start_from(FLAGS.initial, parameters, statistics)
     state = TrainState(jnp.int32(0), parameters, statistics, optimizer.init(parameters))
-    workdir = rundir.claim(
-        FLAGS.workdir or f"runs/train/{FLAGS.network}", settings | {"data_dir": FLAGS.data_dir}
-    )
-    saved = workdir / "state.msgpack"
-    if saved.exists():
-        state = restore_state(saved, state, settings)
+    manifest = settings | {"data_dir": FLAGS.data_dir}
+    workdir = rundir.claim(FLAGS.workdir or f"runs/train/{FLAGS.network}", manifest)
+    saved = workdir / "state.safetensors"
+    if files.exists(saved):
+        state = restore_state(saved, state)
         print(f"going on after {int(state.step)} of {FLAGS.steps} updates", file=sys.stderr)
 
-    class_weights = jnp.ones(evaluation.NUM_CLASSES).at[0].set(FLAGS.background_weight)
+    class_weights = jnp.ones(len(about.classes)).at[about.background].set(FLAGS.background_weight)
     weights = class_weights, jnp.float32(FLAGS.mask_weight)
 
     def folded(state):
@@ -326,18 +314,15 @@ def main(argv):
         parameters.pop(_MASK_LAYER, None)
         return dataclasses.replace(network, parameters=parameters)
 
-    def scored(state, examples):
-        images = evaluation.clean_images(examples)
-        return evaluation.score(examples, evaluation.predict(folded(state), images))
+    def scored(network, examples):
+        predictions = evaluation.predict(network, evaluation.clean_images(examples))
+        return evaluation.score(subject, examples, predictions)
 
     # 3. The updates. The examples of one depend on the seed and its number alone.
     curve_path = workdir / "curve.jsonl"
-    curve = (
-        [json.loads(line) for line in curve_path.read_text().splitlines()]
-        if curve_path.exists()
-        else []
-    )
-    curve = [point for point in curve if point["step"] <= int(state.step)]
+    lines = curve_path.read_text().splitlines() if files.exists(curve_path) else []
+    curve = [point for point in map(json.loads, lines) if point["step"] <= int(state.step)]
+    few = subject.examples[: FLAGS.score_images]
     bar = progress(total=FLAGS.steps, initial=int(state.step), desc=FLAGS.network)
     started, recent = time.monotonic(), []
     for step in range(int(state.step), FLAGS.steps):
@@ -357,19 +342,23 @@ def main(argv):
         )
         recent.append(float(loss))
         if not np.isfinite(recent[-1]):
-            raise FloatingPointError(
+            raise UserError(
                 f"the loss is {recent[-1]} at update {step + 1}; try a lower --learning_rate"
             )
         bar.update()
         if (step + 1) % FLAGS.score_every == 0 or step + 1 == FLAGS.steps:
-            point = {"step": step + 1, "loss": float(np.mean(recent)), "score": scored(state, few)}
-            point["seconds"] = round(time.monotonic() - started, 1)
+            point = {
+                "step": step + 1,
+                "loss": float(np.mean(recent)),
+                "score": scored(folded(state), few),
+                "seconds": round(time.monotonic() - started, 1),
+            }
             recent = []
             curve.append(point)
             bar.set_postfix(loss=f"{point['loss']:.3f}", score=f"{point['score']:.1f}")
-            rundir.write(curve_path, "".join(json.dumps(point) + "\n" for point in curve))
-            figures.training_curve(curve, FLAGS.network, workdir / "curve.png")
-            save_state(saved, state, settings)
+            files.write(curve_path, "".join(json.dumps(point) + "\n" for point in curve))
+            lineplot.training_curve(curve, FLAGS.network, workdir / "curve.png")
+            save_state(saved, state)
     bar.close()
 
     # 4. The checkpoint, as anybody will read it: rounded to half precision, then scored.
@@ -382,22 +371,16 @@ def main(argv):
     if FLAGS.initial:
         record["initial_record"] = store.load(FLAGS.initial)[1]
     store.save(path, folded(state).parameters, record, half=True)
-    reread = networks.load(FLAGS.network, miniature=FLAGS.miniature, checkpoint=path)
-    result = evaluation.score(test, evaluation.predict(reread, evaluation.clean_images(test)))
+    result = scored(load(checkpoint=path), subject.examples)
     record |= {"score": round(result, 2), "test_images": len(test)}
     for target in [path] + [zoo.CHECKPOINTS / path.name] * FLAGS.publish:
         store.save(target, folded(state).parameters, record, half=True)
     unfolded = {"params": state.parameters, "batch_stats": state.statistics}
     if state.statistics:
         store.save(workdir / "unfolded.safetensors", unfolded, record)
-    kind = "mAP" if network.detects else "mIoU"
+    kind = "mAP" if about.detects else "mIoU"
     print(f"{FLAGS.network}: {kind} {result:.2f} on {len(test)} images of {test_split}")
     print(f"checkpoint: {path}")
-
-
-def initialise(module, key, image):
-    """Return the initial variables of a module."""
-    return module.init(key, image)
 
 
 if __name__ == "__main__":

@@ -1,61 +1,78 @@
-r"""Transfer: what perturbations found for one network do to another.
+r"""Transfer: what perturbations found for one model do to another.
 
     python -m experiments.table1 --split=seg11valid --limit=100 --workdir=runs/table1_one_split
     python -m experiments.transfer --run=runs/table1_one_split
 
     python -m experiments.transfer --run=runs/table1       FCNs and detectors on images of their own
     python -m experiments.transfer --run=runs/table1 --sums=fr_zf_07+fr_vgg_07 --black_boxes=
+    python -m experiments.transfer --run=runs/table1 --black_boxes=fcn_resnet,my_module:load
     python -m experiments.transfer --run=runs/table1_paper --data_dir=VOCdevkit \
         --checkpoints=runs/weights --black_boxes=           full-size networks
 
 Nothing is attacked: the perturbations are those that table1 left in --run, alone and summed, as
 they are and with rows and columns shuffled. Each is added to its image in the image's own pixels,
-whatever a network does to the image then. Rows are what is added, columns are networks that look;
-the first row of each split is the clean image. A cell on the diagonal is ADVR of Table 1 again, or
-the launch says that it is not. The columns --black_boxes are networks that no attack has seen.
+whatever a model does to the image then. Rows are what is added, columns are models that look; the
+first row of each split is the clean image. A cell on the diagonal is ADVR of Table 1 again, or the
+launch says that it is not. The columns --black_boxes are models that no attack has seen.
 
-A sum of networks that were attacked on different splits cannot be made: attack all of them on one
+A sum of models that were attacked on different splits cannot be made: attack all of them on one
 split, as above, for sums across tasks. Without --sums such sums are left out.
 
 Results go to --workdir: transfer.md (the tables, which of the paper's claims hold, and what the
 audit of table1 found of the attacks), .csv, .tex, .json, transfer.png, and the cells, each kept
-once it is made. Networks that are added to --run later join them; a cell whose perturbations were
+once it is made. Models that are added to --run later join them; a cell whose perturbations were
 made anew is refused.
 """
 
 import json
 import time
 
+import jax
 from absl import app, flags
 
-from dag_jax import networks
+from dag_jax import files, models, networks
+from dag_jax.datasets import load_examples
 from dag_jax.errors import UserError
 from dag_jax.progress import progress
+from dag_jax.report import audit as audit_report
 from dag_jax.report import crosstable, heatmap
-from dag_jax.runs import audit, claims, evaluation, provenance, rundir
-from dag_jax.runs.failures import failures, forget, noted, others_go_on, wait_until
+from dag_jax.runs import audit, claims, failures, provenance, rundir, scores
 from dag_jax.runs.matrix import Matrix
-from dag_jax.runs.stored import Stored, check_shown, default_sums
-from experiments.common import console, options
+from dag_jax.runs.stored import Stored, default_sums
+from experiments.common import console, inputs, options
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("run", "runs/table1", "Folder of experiments.table1: where perturbations are.")
-flags.DEFINE_list("networks", None, "Networks that look. Default: all of --run.")
+flags.DEFINE_list("black_boxes", list(networks.BLACK_BOX), "Models that look and no attack saw.")
 flags.DEFINE_list(
-    "black_boxes", list(networks.BLACK_BOX), "Networks that look and were not attacked."
+    "sums", None, "Sums, as fcn_alex+fcn_vgg. Default: the paper's, those of --run's models."
 )
-flags.DEFINE_list(
-    "sums", None, "Sums, as fcn_alex+fcn_vgg. Default: the paper's, those of --run's networks."
+options.define(
+    __name__,
+    *("models", "data_dir", "cache_dir", "checkpoints", "accept_version", "workdir"),
+    models=None,
+    workdir="runs/transfer",
 )
-options.define(__name__, "data_dir", "cache_dir", "checkpoints", "workdir", workdir="runs/transfer")
-flags.DEFINE_integer("sets", 1000, "Sets of images drawn for the intervals.", 1)
+flags.DEFINE_integer("sets", 1000, "Sets of images drawn for the intervals.", 1, 10**6)
 flags.DEFINE_integer("seed", 0, "Seed of the bootstrap (--sets).", 0, options.LARGEST)
-options.check(options.not_empty, "run", "networks")
-# What decides no cell: cells of other networks and sums join those that are there.
+options.check(options.not_empty, "run")
+# What decides no cell: cells of other models and sums join those that are there.
 UNRECORDED = (
-    *("run", "networks", "black_boxes", "sums", "sets", "seed"),
+    *("run", "models", "black_boxes", "sums", "sets", "seed"),
     *options.UNRECORDED,
 )
+
+
+def read_examples(settings, split, ids):
+    """Read the images of a run, as the settings of its launch say."""
+    return load_examples(
+        settings["dataset"],
+        split,
+        data_dir=FLAGS.data_dir,
+        cache_dir=FLAGS.cache_dir,
+        canvas=settings["canvas"],
+        image_ids=ids,
+    )
 
 
 def parse_sums(stored):
@@ -65,94 +82,136 @@ def parse_sums(stored):
     sums = [tuple(text.split("+")) for text in FLAGS.sums if text]
     for members in sums:
         if len(set(members)) < 2 or len(set(members)) < len(members):
-            raise app.UsageError(f"--sums: {'+'.join(members)} is not a sum of different networks")
+            raise app.UsageError(f"--sums: {'+'.join(members)} is not a sum of different models")
     return sums
 
 
-def write(workdir, matrix, targets, started):
+def load_looking(stored) -> dict:
+    """Return {name: (model, SHA-256 of its weights)} of the models that look.
+
+    Raises:
+      UserError: where a model's weights are not those that were attacked.
+    """
+    names = [*(FLAGS.models or stored.runs), *(name for name in FLAGS.black_boxes if name)]
+    looking = {}
+    for name in dict.fromkeys(names):
+        model, weights = inputs.load_model(
+            name,
+            miniature=stored.settings["miniature"],
+            precision=stored.settings["precision"],
+        )
+        if name in stored.runs and weights != stored.runs[name].manifest["weights_sha256"]:
+            raise UserError(
+                f"{name} has other weights than {stored.folder} was attacked with; --checkpoints "
+                "names the folder of those"
+            )
+        looking[name] = model, weights
+    return looking
+
+
+def lookers_of(matrix) -> dict[str, claims.Looker]:
+    """Return what is said of the models that look and of those that were attacked."""
+    lookers = {
+        name: claims.Looker(row["title"], row["task"]) for name, row in matrix.stored.rows.items()
+    }
+    for name, (model, _) in matrix.looking.items():
+        about = models.about(model)
+        lookers[name] = claims.Looker(about.title, about.task, jax.tree.structure(model))
+    return lookers
+
+
+def write(workdir, matrix, started):
     """Write and print the tables and the claims, and draw the heat-map."""
+    stored, lookers = matrix.stored, lookers_of(matrix)
     sizes = {source: matrix.size(source) for source in progress(matrix.sources, desc="p")}
     cells = {
         (source, target): matrix.cell(target, source)
-        for target in progress(list(targets), desc="scoring", unit="network")
+        for target in progress(list(matrix.looking), desc="scoring", unit="model")
         for source in matrix.sources
     }
-    blocks = crosstable.blocks(cells, sizes)
-    found = claims.of_transfer(cells, matrix.cell)
-    diagonal = crosstable.diagonal(cells, matrix.stored.rows)
-    audited, section = audit.of_table1(matrix.stored.folder, list(matrix.stored.rows))
-    text = f"{crosstable.markdown(blocks, diagonal, found, matrix.stored)}\n{section}"
-    rundir.write(workdir / "transfer.md", text)
-    rundir.write(workdir / "transfer.csv", crosstable.csv_of(cells, sizes))
-    rundir.write(workdir / "transfer.tex", crosstable.latex(blocks))
+    blocks = crosstable.blocks(cells, sizes, lookers)
+    judged = claims.of_transfer(cells, lookers, matrix.cell)
+    diagonal = crosstable.diagonal(cells, stored.rows)
+    tables = crosstable.markdown(
+        blocks,
+        judged,
+        heading=f"Transfer ({stored.settings['dataset']})",
+        images=[len(stored.keys(source)) for source in matrix.sources],
+        shuffles=scores.PERMUTATIONS,
+        diagonal=diagonal,
+    )
+    audited = audit.kept(stored.folder, list(stored.rows))
+    section = audit_report.section(
+        audited,
+        {name: lookers[name].title for name in stored.rows},
+        remedy=audit_report.table1_remedy(stored.folder),
+    )
+    text, lines = f"{tables}\n{section}", crosstable.records(cells, sizes, lookers)
+    files.write(workdir / "transfer.md", text)
+    files.write(workdir / "transfer.csv", crosstable.as_csv(lines))
+    files.write(workdir / "transfer.tex", crosstable.latex(blocks))
     content = {
-        "run": str(matrix.stored.folder),
+        "run": str(stored.folder),
         "seed": FLAGS.seed,
         "sets": FLAGS.sets,
-        "cells": crosstable.records(cells, sizes),
+        "cells": lines,
         "diagonal": diagonal,
-        "findings": [claim.as_json() for claim in found],
-        "audit": audit.as_json(audited),
+        "findings": [claim.as_json() for claim in judged],
+        "audit": audit_report.as_json(audited),
     }
-    rundir.write(workdir / "transfer.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+    files.write(workdir / "transfer.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     heatmap.draw(blocks, workdir / "transfer.png")
     print(text)
     print(f"{time.monotonic() - started:.0f} s; results: {workdir}/")
 
 
 def main(argv):
-    """Let each network look at what each source makes of the images."""
+    """Let each model look at what each source makes of the images."""
     process, processes = console.start(argv)
     mesh = console.open_mesh()
     started = time.monotonic()
-    stored = Stored(FLAGS.run, data_dir=FLAGS.data_dir, cache_dir=FLAGS.cache_dir)
-    wanted = list(dict.fromkeys((FLAGS.networks or list(stored.runs)) + FLAGS.black_boxes))
-    wanted = [name for name in wanted if name]
-    console.check_names("networks, --black_boxes", wanted, networks.NAMES + networks.BLACK_BOX)
-    loaded = {name: stored.network(name, FLAGS.checkpoints) for name in wanted}
+
+    # 1. Everything that can be wrong is read before anything is written.
+    stored = Stored(FLAGS.run, read_examples)
+    looking = load_looking(stored)
     sources = stored.sources(parse_sums(stored))
     sources += [source._replace(permuted=True) for source in sources if source.members]
     for split in dict.fromkeys(source.split for source in sources):
         stored.examples(split)
-    check_shown(stored, loaded, sources)
+    matrix = Matrix(FLAGS.workdir, stored, sources, looking, seed=FLAGS.seed, num_sets=FLAGS.sets)
+    matrix.check_shown()
     manifest = {
         "launch": "transfer",
         "settings": options.settings(__name__, UNRECORDED),
         "run": {"settings": stored.settings},
-        "units": {"scores": "percent"},
-        **provenance.environment(),
+        "provenance": provenance.environment(),
     }
-    workdir = rundir.claim(FLAGS.workdir, manifest)
-    matrix = Matrix(workdir, stored, sources, seed=FLAGS.seed, num_sets=FLAGS.sets)
+    workdir = rundir.claim(FLAGS.workdir, manifest, accept_version=FLAGS.accept_version)
 
-    # A process makes the cells of its own networks and waits for no other; process 0 for all.
-    notes = {name: workdir / "cells" / name / "failed" for name in loaded}
-    forget(notes.values(), process, processes)
-    errors = []
-    own = list(loaded)[process::processes]
-    with noted([notes[name] for name in own], process):
-        for name in own:
-            with others_go_on(notes[name], evaluation.TITLES[name], process, errors):
-                matrix.fill(*loaded[name], mesh=mesh)
+    # 2. A process makes the cells of its own models and waits for no other; process 0 for all.
+    notes = {name: workdir / "failed" / rundir.folder_name(name) for name in looking}
+    failures.forget(notes.values(), process, processes)
+    errors, mine = [], list(looking)[process::processes]
+    with failures.noted([notes[name] for name in mine], process):
+        for name in mine:
+            with failures.others_go_on(notes[name], name, process, errors):
+                matrix.fill(name, mesh=mesh)
     if errors:
         raise UserError("; ".join(errors))
     if process:
         print(f"process {process} is done; process 0 writes the tables: {workdir}/")
         return
-
-    def waiting():
-        return " and ".join(
-            f"what {evaluation.TITLES[name]} sees, of process {index % processes}"
-            for index, name in enumerate(loaded)
-            if not matrix.is_there(name)
-        )
-
-    wait_until(
-        lambda: all(matrix.is_there(name) for name in loaded),
-        waiting,
-        lambda: [text for folder in notes.values() for text in failures(folder)],
+    failures.wait_until(
+        lambda: all(map(matrix.is_complete, looking)),
+        lambda: (
+            "what other processes' models see: "
+            + ", ".join(name for name in looking if not matrix.is_complete(name))
+        ),
+        lambda: [text for folder in notes.values() for text in failures.failures(folder)],
     )
-    write(workdir, matrix, loaded, started)
+
+    # 3. The tables, the claims and the heat-map.
+    write(workdir, matrix, started)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ TFDS is imported when a dataset is opened, and not before.
 
 import importlib
 
-from dag_jax.datasets.classes import CLASS_NAMES, VOID
+from dag_jax.datasets.classes import CLASS_NAMES, FREQUENT, VOID, VOID_COLOUR, palette
 from dag_jax.datasets.selection import ExampleSet, resize
 
 _LAZY = {
@@ -21,7 +21,8 @@ _LAZY = {
     "voc_splits": "voc",
 }
 
-__all__ = ["CLASS_NAMES", "VOID", "ExampleSet", "resize", *sorted(_LAZY)]
+__all__ = ["CLASS_NAMES", "FREQUENT", "VOID", "VOID_COLOUR", "ExampleSet", "palette", "resize"]
+__all__ += sorted(_LAZY)
 
 
 def __getattr__(name):

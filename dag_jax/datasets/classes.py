@@ -1,7 +1,9 @@
-"""The classes of PASCAL VOC, by index."""
+"""The classes of PASCAL VOC, by index, and the colours that its development kit gives them."""
+
+import numpy as np
 
 VOID = 255  # what the kit's masks hold where a pixel is of no class
-
+VOID_COLOUR = (224, 224, 192)  # RGB, of these pixels
 CLASS_NAMES = (
     "background",
     "aeroplane",
@@ -25,3 +27,20 @@ CLASS_NAMES = (
     "train",
     "tvmonitor",
 )
+# Those that small VOC folders are made of; scores on photographs are given for these, too.
+FREQUENT = ("background", "cat", "cow", "dog", "horse", "person", "sheep")
+
+
+def palette(num_classes: int) -> np.ndarray:
+    """Return a colour for each class, those of the VOC kit: u8[num_classes, 3] RGB.
+
+    Bits 0, 1 and 2 of an index are the highest bits of red, green and blue, bits 3, 4 and 5 the
+    next ones, and so on: all colours differ. The first is black.
+
+    Reference: VOClabelcolormap.m of the PASCAL VOC development kit.
+    """
+    index = np.arange(num_classes)[:, None]
+    colours = np.zeros((num_classes, 3), np.uint8)
+    for bit in range(8):
+        colours |= (((index >> (3 * bit + np.arange(3))) & 1) << (7 - bit)).astype(np.uint8)
+    return colours

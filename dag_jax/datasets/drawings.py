@@ -5,9 +5,7 @@ Shapes: `H W` pixels.
 
 import pathlib
 
-import matplotlib
 import numpy as np
-from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
 from dag_jax.errors import UserError
@@ -16,7 +14,6 @@ _RADIUS = 0.3  # of a circle and of a square's half side, as a share of the shor
 _BAND = 0.25  # a strip's height, as a share of the image's
 _WORD = 0.9, 0.6  # a word's room, as shares of width and height
 _LEAST_HEIGHT = 8  # pixels of a word: below, letters are blots
-_FONT = pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf")
 
 
 def _from_centre(shape):
@@ -52,16 +49,16 @@ def word(shape, text: str) -> np.ndarray:
       text: what DejaVu Sans has letters for.
 
     Raises:
-      ValueError: for a text without a letter, with one that the font lacks, or too long for H x W.
+      UserError: for a text without a letter, with one that the font lacks, or too long for H x W.
     """
     if not text.strip():
         raise UserError("a word needs a letter; this one is empty")
-    known = FT2Font(_FONT).get_charmap()
-    if unknown := sorted({letter for letter in text if ord(letter) not in known}):
+    font, letters = _font()
+    if unknown := sorted({letter for letter in text if ord(letter) not in letters}):
         raise UserError(f"the word {text!r} has letters that the font lacks: {unknown}")
     height, width = shape
-    wide, high = _ink(text, 100).size
-    ink = _ink(text, 100 * min(_WORD[0] * width / wide, _WORD[1] * height / high))
+    wide, high = _ink(text, font, 100).size
+    ink = _ink(text, font, 100 * min(_WORD[0] * width / wide, _WORD[1] * height / high))
     if ink.height < _LEAST_HEIGHT:
         raise UserError(
             f"the word {text!r} would be {ink.height} pixels high in an image of {width} x "
@@ -72,9 +69,18 @@ def word(shape, text: str) -> np.ndarray:
     return np.array(image) > 127
 
 
-def _ink(text, size):
+def _font():
+    """Return (path of a font that Matplotlib brings, code points of its letters)."""
+    import matplotlib  # here, as it takes its time and no other shape asks for it
+    from matplotlib.ft2font import FT2Font
+
+    path = pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf")
+    return path, FT2Font(path).get_charmap()
+
+
+def _ink(text, font, size):
     """Return a grey image of a text in white, cut to its letters; `size` is the font's, pixels."""
-    font = ImageFont.truetype(_FONT, size)
+    font = ImageFont.truetype(font, size)
     left, top, right, bottom = font.getbbox(text)
     margin = round(size)  # letters may reach beyond that box
     image = Image.new("L", (round(right - left) + 2 * margin, round(bottom - top) + 2 * margin))

@@ -12,9 +12,8 @@ import pathlib
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from dag_jax.datasets import CLASS_NAMES, VOID
+from dag_jax.datasets.classes import CLASS_NAMES, VOID, VOID_COLOUR, palette
 from dag_jax.errors import UserError
-from dag_jax.report import figures
 
 MIN_SIDE = 32  # pixels
 _WHITE_16 = 65535  # the largest grey level of 16 bits
@@ -44,7 +43,7 @@ def read_photograph(path) -> Photograph:
       Photograph.
 
     Raises:
-      ValueError: where the file is missing, damaged, no image, of a kind without grey levels
+      UserError: where the file is missing, damaged, no image, of a kind without grey levels
         (floats), or has a side of less than 32 pixels.
     """
     content = _bytes(path)
@@ -62,45 +61,51 @@ def read_photograph(path) -> Photograph:
     )
 
 
-def read_class_map(path) -> tuple[np.ndarray, str]:
+def read_class_map(path, *, classes=CLASS_NAMES, void=VOID) -> tuple[np.ndarray, str]:
     """Read a drawn segmentation.
 
-    A grey image holds class indices (255 is void); one in colours, or with a palette, holds those
-    of the VOC kit, as the figures and VOC's own masks do.
+    A grey image, of 8 or 16 bits, holds class indices; one in colours, or with a palette, holds
+    those of the VOC kit (`classes.palette`), as the figures and VOC's own masks do.
 
     Args:
       path: the file; PNG or another format without loss.
+      classes: names of the classes, by index.
+      void: what a pixel of no class holds; None where every pixel is of a class.
 
     Returns:
-      (classes u8[H, W], SHA-256 of the file).
+      (class of each pixel i32[H, W], SHA-256 of the file).
 
     Raises:
-      ValueError: where the file cannot be read as an image, or a pixel is of no class.
+      UserError: where the file cannot be read as an image, or a pixel is of no class.
     """
     content = _bytes(path)
     with _opened(path, content) as image:
-        grey = image.mode == "L"
+        grey = image.mode == "L" or image.mode.startswith("I")
         pixels = np.array(image if grey else _rgb(image))
+    indices = list(range(len(classes))) + [void] * (void is not None)
     if grey:
-        classes = pixels
+        known = dict(zip(indices, indices, strict=True))
+        codes, places = np.unique(pixels, return_inverse=True)
     else:
-        known = {int(code): index for index, code in enumerate(_code(figures.voc_palette()))}
+        colours = [*palette(len(classes)), *[VOID_COLOUR] * (void is not None)]
+        known = dict(zip(_code(np.array(colours)).tolist(), indices, strict=True))
         codes, places = np.unique(_code(pixels), return_inverse=True)
-        classes = np.array([known.get(int(code), -1) for code in codes])[places]
-    wrong = (classes < 0) | (classes >= len(CLASS_NAMES)) & (classes != VOID)
+    wrong = np.array([code not in known for code in codes.tolist()])[places]
     if wrong.any():
         y, x = np.argwhere(wrong)[0]
+        or_void = "" if void is None else f" and {void} for void"
         raise UserError(
             f"{path} has {wrong.sum()} pixel(s) of no class, the first {pixels[y, x].tolist()} at "
-            f"column {x}, row {y}: a grey image holds class indices, 0 to {len(CLASS_NAMES) - 1} "
-            f"and {VOID} for void, any other the colours of the VOC kit"
+            f"column {x}, row {y}: a grey image holds class indices, 0 to {len(classes) - 1}"
+            f"{or_void}, any other the colours of the VOC kit"
         )
-    return classes.astype(np.uint8), hashlib.sha256(content).hexdigest()
+    class_map = np.array([known[code] for code in codes.tolist()], np.int32)[places]
+    return class_map, hashlib.sha256(content).hexdigest()
 
 
 @contextlib.contextmanager
 def _opened(path, content):
-    """Open an image; whatever fails inside the block becomes one clear ValueError."""
+    """Open an image; whatever fails inside the block becomes one clear UserError."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             yield image

@@ -26,6 +26,7 @@ ICCV 2017.
 import dataclasses
 import enum
 import fractions
+import math
 
 import jax
 import jax.numpy as jnp
@@ -69,11 +70,14 @@ class Attack:
         """Return one line: why it stopped, after how many steps, how many targets, what size.
 
         Sizes are of r, unclipped: its largest change of a channel in grey levels, and the paper's
-        perceptibility p. Of a batch, the shapes alone.
+        perceptibility p. Of a batch, how many; of what is traced, that it is.
         """
-        leaves = jax.tree.leaves(self)
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves) or np.ndim(self.status):
-            return f"{np.size(self.status)} attack(s) of {self.perturbation.shape} pixels"
+        leaves = jax.tree.leaves(self, is_leaf=lambda leaf: leaf is None)
+        if not all(map(_is_known, leaves)):
+            return "its values are not known here"
+        if self.status.ndim:
+            number = self.status.size
+            return f"{number} attack{'s' * (number != 1)} of {self.perturbation.shape[-3:]} pixels"
         steps, counts = int(self.num_steps), np.asarray(self.active_counts)
         r = np.asarray(self.perturbation, np.float64)
         reached = counts[counts >= 0]
@@ -89,6 +93,11 @@ class Attack:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         lines = [f"  {name}: {jax.tree.map(_shape_of, value)}" for name, value in fields.items()]
         return "\n".join([f"Attack: {self.summary()}", *lines])
+
+
+def _is_known(leaf):
+    is_array = isinstance(leaf, np.ndarray | np.generic | jax.Array)
+    return is_array and not isinstance(leaf, jax.core.Tracer)
 
 
 def _shape_of(leaf):
@@ -184,6 +193,23 @@ def step(method: Method, score_fn, state: State, targets) -> State:
     return _where(state.attack.status == Status.RUNNING, advanced, state)
 
 
+def advance(method: Method, score_fn, state: State, targets, end) -> State:
+    """Advance an attack until it has made `end` steps or has stopped, for whoever looks on.
+
+    Args:
+      method: as given to `init`.
+      score_fn: as in `step`.
+      state: from `init`, `step` or here.
+      targets: as in `step`.
+      end: i32[], the number of steps.
+    """
+    return lax.while_loop(
+        lambda state: (state.attack.status == Status.RUNNING) & (state.attack.num_steps < end),
+        lambda state: step(method, score_fn, state, targets),
+        state,
+    )
+
+
 def run(method: Method, score_fn, image, targets, start=None) -> Attack:
     """Run an attack to its end; pure, and unchecked but for shapes. See `dag_jax.attack`."""
     return lax.while_loop(
@@ -274,12 +300,12 @@ def _is_fooled(stop_fraction, targets, active, ends):
 
 
 def at_most(number, share: float, total):
-    """Return whether number <= share * total, exactly: rounding must not decide about a target.
+    """Return whether number / total <= share, as in Python: no rounding decides about a target.
 
     Args:
-      number: i32[].
-      share: Python's; the simplest fraction that it is the nearest number to counts, so 13 of 22
-        are at most 13/22.
+      number: i32[], at most total.
+      share: 0 or more and less than 1. The quotient is rounded as it is, so 13 of 22 are at most
+        13/22.
       total: i32[].
 
     Returns:
@@ -287,10 +313,24 @@ def at_most(number, share: float, total):
     """
     if share == 0:
         return number == 0
-    exact = fractions.Fraction(share).limit_denominator(2**31 - 1)
+    exact = _largest_fraction(float(share))
     low = _product(total, exact.numerator)
     high = _product(number, exact.denominator)
     return (high[0] < low[0]) | ((high[0] == low[0]) & (high[1] <= low[1]))
+
+
+def _largest_fraction(share: float) -> fractions.Fraction:
+    """Return the largest fraction of two i32 that, rounded to a float, is at most `share`."""
+    most = 2**31 - 1
+    limit = (fractions.Fraction(share) + fractions.Fraction(math.nextafter(share, 1))) / 2
+    nearest = limit.limit_denominator(most)
+    if nearest <= limit:
+        return nearest
+    # Its lower neighbour p / q among those fractions has b p - a q = -1 where it is a / b.
+    a, b = nearest.as_integer_ratio()
+    q = pow(a, -1, b)
+    q += (most - q) // b * b
+    return fractions.Fraction((a * q - 1) // b, q)
 
 
 def _product(number, factor: int):

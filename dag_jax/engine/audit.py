@@ -21,8 +21,9 @@ import numpy as np
 
 from dag_jax.engine import planted
 from dag_jax.engine.checks import WHITE, check
-from dag_jax.engine.door import as_callable_pytree, attack
+from dag_jax.engine.door import attack
 from dag_jax.engine.objective import active_targets, margin_loss
+from dag_jax.engine.scoring import as_callable_pytree
 from dag_jax.engine.stream import attack_stream
 from dag_jax.engine.targets import Targets, map_targets
 
@@ -322,8 +323,8 @@ def check_engine(engine) -> Finding:
         "a planted adversarial example is found",
         right,
         said,
-        "the engine itself is wrong on this machine: run tests/test_attack.py there, and look at "
-        "versions of jax and jaxlib and at XLA_FLAGS",
+        "the engine itself is wrong on this machine: run tests/engine/test_algorithm.py there, and "
+        "look at versions of jax and jaxlib and at XLA_FLAGS",
     )
 
 
@@ -346,6 +347,6 @@ def check_stream(stream) -> Finding:
         "a stream finds planted adversarial examples",
         found.keys() == every.keys() and not wrong,
         "; ".join(wrong) or f"{len(found)} of {len(every)}, each in the fewest steps",
-        "the stream is wrong on this machine: run tests/test_stream.py and tests/test_lanes.py "
+        "the stream is wrong on this machine: run tests/engine/test_stream.py and test_lanes.py "
         "there, and look at versions of jax and jaxlib and at XLA_FLAGS",
     )

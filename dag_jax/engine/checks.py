@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dag_jax.engine.method import Method
+from dag_jax.engine.scoring import shapes_of_scores
 from dag_jax.engine.targets import Targets, map_targets
 from dag_jax.errors import UserError
 
@@ -35,13 +36,8 @@ def check(score_fn, image, targets, method: Method = Method()) -> None:  # noqa:
     check_method(method)
     check_score_fn(score_fn)
     check_image(image)
-    if not all(isinstance(leaf, Targets) for leaf in _leaves(targets)) or not _leaves(targets):
-        raise UserError(
-            f"targets are {_kind(targets)}; they must be dag_jax.Targets (make_targets(mask, "
-            "adversarial) makes them of a mask), or a pytree of them like the scores"
-        )
-    scores = jax.eval_shape(score_fn, jax.ShapeDtypeStruct(image.shape, jnp.float32))
-    check_targets(targets, scores)
+    check_are_targets(targets)
+    check_targets(targets, shapes_of_scores(score_fn, image.shape))
     check_margin(method.margin, targets)
 
 
@@ -52,6 +48,11 @@ def check_method(method) -> None:
             f"method is {_kind(method)}; it must be a dag_jax.Method, such as "
             "dag_jax.Method(max_steps=200) or dag_jax.methods.pgd(8)"
         )
+    if jax.tree.leaves(method.step_size) != [method.step_size] or np.shape(method.step_size):
+        raise UserError(f"step_size is {_kind(method.step_size)}; it must be one number")
+    for logits in jax.tree.leaves(method.margin):
+        if np.shape(logits):
+            raise UserError(f"margin is {_kind(logits)}; it must be one number for each network")
 
 
 def check_score_fn(score_fn) -> None:
@@ -68,8 +69,14 @@ def check_score_fn(score_fn) -> None:
         )
 
 
-def _leaves(targets):
-    return jax.tree.leaves(targets, is_leaf=lambda node: isinstance(node, Targets))
+def check_are_targets(targets) -> None:
+    """Raise a ValueError for what is no pytree of `Targets`; `check` calls this."""
+    leaves = jax.tree.leaves(targets, is_leaf=lambda node: isinstance(node, Targets))
+    if not leaves or not all(isinstance(leaf, Targets) for leaf in leaves):
+        raise UserError(
+            f"targets are {_kind(targets)}; they must be dag_jax.Targets (make_targets(mask, "
+            "adversarial) makes them of a mask), or a pytree of them like the scores"
+        )
 
 
 def _kind(value):
@@ -100,6 +107,8 @@ def check_image(image) -> None:
     kinds = (jnp.floating, jnp.integer)
     if not any(jnp.issubdtype(image.dtype, kind) for kind in kinds):
         raise UserError(f"image is {image.dtype}; it must be numbers, grey levels 0 to 255")
+    if 0 in shape:
+        raise UserError(f"image has shape {shape}: it has no pixels")
     if not _is_concrete(image):
         return
     low, high = float(image.min()), float(image.max())
@@ -124,6 +133,8 @@ def check_start(start, image) -> None:
       start: [H, W, 3] in grey levels.
       image: [H, W, 3].
     """
+    if not hasattr(start, "dtype") or not jnp.issubdtype(start.dtype, jnp.number):
+        raise UserError(f"start is {_kind(start)}; it must be an array of numbers, grey levels")
     if np.shape(start) != np.shape(image):
         raise UserError(f"start has shape {np.shape(start)}, image has {np.shape(image)}")
     if _is_concrete(start) and not np.isfinite(start).all():

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 
 from dag_jax.engine.algorithm import Attack, run
-from dag_jax.engine.checks import check, check_start
+from dag_jax.engine.checks import check, check_score_fn, check_start
 from dag_jax.engine.method import Method
+from dag_jax.engine.scoring import as_pytree, is_plain
 from dag_jax.errors import UserError
 
 _MOST_FUNCTIONS = 32  # plain functions whose programs are kept
@@ -47,6 +48,7 @@ def attack(score_fn, image, targets, method: Method = Method(), *, start=None) -
 
     Reference: Xie et al., ICCV 2017, algorithm 1.
     """
+    check_score_fn(score_fn)
     score_fn = as_pytree(score_fn)
     check(score_fn, image, targets, method)
     if start is not None:
@@ -73,12 +75,13 @@ def attack_batch(score_fn, images, targets, method: Method = Method(), *, start=
     Raises:
       ValueError: as `checks.check` says, naming which image.
     """
+    check_score_fn(score_fn)
     score_fn = as_pytree(score_fn)
     shape = np.shape(images)
     if len(shape) != 4 or shape[-1] != 3 or not shape[0]:
         raise UserError(f"images have shape {shape}; they must be [B, H, W, 3], B at least 1")
     sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves((targets, start))}
-    if sizes != {shape[:1]}:
+    if sizes - {shape[:1]}:
         raise UserError(
             f"{shape[0]} images, but targets (and start) have first axes of "
             f"{', '.join(str(size) for size in sorted(sizes))}: each array needs one row an image"
@@ -89,7 +92,7 @@ def attack_batch(score_fn, images, targets, method: Method = Method(), *, start=
             check(score_fn, image, some, method)
             if first is not None:
                 check_start(first, image)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"image {row}: {error}") from error
     return _call(_run_batch, score_fn, images, targets, method, start)
 
@@ -122,26 +125,3 @@ def _compiled(function, method, score_fn, image, targets, start):
 def _program(function, score_fn):
     """Return the compiled attack on a plain function, which lives as long as it is used."""
     return jax.jit(lambda method, *arguments: function(method, score_fn, *arguments))
-
-
-def is_plain(score_fn) -> bool:
-    """Return whether a callable is no pytree: a function, whose parameters nobody sees."""
-    return jax.tree_util.all_leaves([score_fn])
-
-
-def as_callable_pytree(score_fn):
-    """Return what scores images as a pytree in any case, a plain function as one without leaves."""
-    score_fn = as_pytree(score_fn)
-    return jax.tree_util.Partial(score_fn) if is_plain(score_fn) else score_fn
-
-
-def as_pytree(score_fn):
-    """Return a method of a pytree as a pytree, so that its parameters are traced.
-
-    `model.scores` of a model that is a pytree is a new object each time that it is named; as a
-    `Partial` of the class's function and the model, it compiles once.
-    """
-    owner = getattr(score_fn, "__self__", None)
-    if owner is None or not is_plain(score_fn) or is_plain(owner) or not jax.tree.leaves(owner):
-        return score_fn
-    return jax.tree_util.Partial(score_fn.__func__, owner)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dag_jax.engine.algorithm import Attack
-from dag_jax.engine.checks import check_image, check_margin, check_targets
+from dag_jax.engine.checks import check_are_targets, check_image, check_margin, check_targets
 from dag_jax.engine.targets import Targets, map_targets
 from dag_jax.errors import UserError
 
@@ -92,6 +92,7 @@ class Prepare:
     def _prepare(self, key, image, targets, inputs):
         image = np.asarray(image)
         check_image(image)
+        check_are_targets(targets)
         image = image.astype(np.float32)
         shape = image.shape[:2]
         targets, inputs = jax.tree.map(_canonical, (targets, inputs))

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import numbers
 from collections.abc import Callable
 
 import jax
@@ -88,16 +89,18 @@ class Method:
             )
         if not isinstance(self.objective, Objective):
             raise UserError(f"objective is {self.objective!r:.100}; it is a dag_jax.Objective")
-        if isinstance(self.max_steps, bool) or int(self.max_steps) != self.max_steps:
+        if not isinstance(self.max_steps, numbers.Integral) or isinstance(self.max_steps, bool):
             raise UserError(f"max_steps is {self.max_steps!r}; it is a whole number")
         if self.max_steps < 1:
             raise UserError(f"max_steps is {self.max_steps}; an attack takes at least 1 step")
-        fraction = self.stop_fraction
-        if fraction is not None and not 0 <= fraction < 1:
+        share = self.stop_fraction
+        if share is not None and not (isinstance(share, numbers.Real) and 0 <= share < 1):
             raise UserError(
-                f"stop_fraction is {fraction}; it is a share of the targets, 0 or more and less "
-                "than 1, or None"
+                f"stop_fraction is {share!r:.100}; it is a share of the targets, 0 or more and "
+                "less than 1, or None"
             )
+        if not isinstance(self.rounded, bool | np.bool_):
+            raise UserError(f"rounded is {self.rounded!r:.100}; it is True or False")
         for size in _numbers(self.step_size):
             if not 0 < size < math.inf:
                 raise UserError(f"step_size is {size}; it is a positive number of grey levels")

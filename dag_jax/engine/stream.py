@@ -24,11 +24,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dag_jax.engine.algorithm import Attack
-from dag_jax.engine.checks import check_method
-from dag_jax.engine.door import as_callable_pytree
+from dag_jax.engine.checks import check_method, check_score_fn
 from dag_jax.engine.feed import Example, Failure, Feed, Prepare
 from dag_jax.engine.lanes import Lanes, spread
 from dag_jax.engine.method import Method
+from dag_jax.engine.scoring import as_callable_pytree
 from dag_jax.errors import UserError
 
 _AHEAD = 4  # examples read ahead for each slot: with several shapes, enough to fill one's slots
@@ -100,11 +100,12 @@ def attack_stream(
       (key, Attack) in the order in which images finish; arrays are NumPy's.
 
     Raises:
-      ValueError: at once for what is no method, for fewer than 1 slot, iteration or example ahead,
-        and for slots that the devices cannot share evenly; after the last result
-        for examples that failed, if there is no `on_failure`.
+      ValueError: at once for what is no method or cannot score, for fewer than 1 slot, iteration or
+        example ahead, and for slots that the devices cannot share evenly; after the last result for
+        examples that failed, if there is no `on_failure`.
     """
     check_method(method)
+    check_score_fn(score_fn)
     read_ahead = _AHEAD * slots if read_ahead is None else read_ahead
     for name, value in (("slots", slots), ("chunk", chunk), ("read_ahead", read_ahead)):
         if value < 1:

@@ -159,8 +159,10 @@ def match_detections(
     images = sorted(truths, key=str)
     rows = np.array([number[image] for image in images], np.int64)
     objects = [index for index in range(num_classes) if index != background]
-    found = [_arrays(detections[image], image, objects) for image in images]
-    drawn = [_arrays(truths[image], image, objects) for image in images]
+    found, drawn = (
+        [_arrays(side[image], image, objects, background) for image in images]
+        for side in (detections, truths)
+    )
 
     matches = {}
     for class_index in objects:
@@ -256,7 +258,7 @@ def _area(true, envelope, positives):
     return np.sum(np.diff(recall, axis=1) * envelope, axis=1)
 
 
-def _arrays(item, image, objects):
+def _arrays(item, image, objects, background):
     """Return one image's boxes, classes and scores (or difficult flags) as float64 [N, 6]."""
     last_name = "scores" if isinstance(item, Detections) else "difficult"
     boxes = np.asarray(item.boxes, np.float64)
@@ -272,10 +274,10 @@ def _arrays(item, image, objects):
             )
     if not (np.isfinite(boxes).all() and np.isfinite(last).all()):
         raise UserError(f"image {image}: boxes and {last_name} must be finite")
-    if not np.isin(classes, objects).all():
+    if (strange := classes[~np.isin(classes, objects)]).size:
         raise UserError(
-            f"image {image}: classes run from {classes.min()} to {classes.max()}, "
-            f"outside the {len(objects)} object classes {min(objects)}..{max(objects)}"
+            f"image {image}: class {strange[0]} is none of the {len(objects)} classes of objects "
+            f"(background is {background})"
         )
     return np.column_stack([boxes, classes, last])
 

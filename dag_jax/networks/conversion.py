@@ -1,15 +1,20 @@
-"""Files of Caffe and of torch to checkpoints of ours, and what is in them."""
+"""Files of Caffe and of torch as parameters of our networks, and what is in them.
+
+What a file is, its content says, whatever its name.
+"""
 
 import hashlib
 import json
 import math
+import os
 import pathlib
 
 import numpy as np
 import safetensors
+from etils import epath
 
-from dag_jax import networks
-from dag_jax.errors import UserError
+from dag_jax import files
+from dag_jax.errors import MissingError, UserError, reading
 from dag_jax.weights import caffe, convert, store, torch
 
 # NumPy's names of safetensors' dtypes; others keep the name that they have there.
@@ -20,72 +25,118 @@ _SAFETENSORS_TYPES = {
 }
 
 
-def convert_files(
-    name, sources, output, *, layout=None, offsets_folded=True, miniature=False
-) -> convert.Converted:
+def parameters_of(name, module, sources, *, layout=None, offsets_folded=True):
+    """Return the parameters of a network that files hold: a checkpoint of ours, or as published.
+
+    Args:
+      name: of the network, for the record and for messages.
+      module: the network.
+      sources: a checkpoint of ours, a file of Caffe or torch, or the two files of one network.
+      layout: as in `convert.convert`.
+      offsets_folded: as in `convert.convert`.
+
+    Returns:
+      (nested dict of float32 arrays, record): for a checkpoint as `store.load` has them, else the
+      record's "network" is `name`, "dense" says which upsamplings of the module have parameters,
+      "partial" whether layers are missing that training has to start anew, "layout" as what the
+      files were read, and "sources" their names, sizes and SHA-256.
+
+    Raises:
+      UserError: where a source does not exist, cannot be read or does not fit the network.
+    """
+    sources = _existing([sources] if isinstance(sources, str | os.PathLike) else sources)
+    names = ", ".join(map(str, sources))
+    if any(map(_is_safetensors, sources)):
+        if len(sources) > 1:
+            raise UserError(f"{names}: a checkpoint of ours comes alone")
+        return store.load(sources[0])
+    arrays = [read(source) for source in sources]
+    try:
+        converted = convert.convert(module, arrays, layout=layout, offsets_folded=offsets_folded)
+    except UserError as error:
+        raise UserError(f"{names} as {name}: {error}") from error
+    record = {
+        "network": name,
+        "layout": converted.layout,
+        "dense": list(converted.dense),
+        "offsets_folded": offsets_folded,
+        "partial": converted.partial,
+        "sources": [
+            {
+                "name": source.name,
+                "bytes": source.stat().length,
+                "sha256": files.sha256_of(source),
+            }
+            for source in sources
+        ],
+    }
+    return converted.parameters, record
+
+
+def convert_files(name, module, sources, output, *, layout=None, offsets_folded=True) -> dict:
     """Convert files to one checkpoint, and read that again.
 
     Args:
-      name: one of `networks.NAMES`.
+      name: as in `parameters_of`, as all but `output`.
+      module: the network.
       sources: the files, of Caffe or of torch.
       output: the checkpoint, which must not exist yet.
       layout: as in `convert.convert`.
       offsets_folded: as in `convert.convert`.
-      miniature: whether they are of the small network.
 
     Returns:
-      What the files gave.
+      The checkpoint's record.
 
     Raises:
-      ValueError: where `output` exists, a source cannot be read, or does not fit the network.
+      UserError: where `output` exists, or as `parameters_of` says.
     """
-    output, sources = pathlib.Path(output), [pathlib.Path(source) for source in sources]
+    output = pathlib.Path(output)
     if output.exists():
         raise UserError(f"{output} exists already; name another --output, or remove it")
-    _check_files(sources)
-    module = networks.build(name, miniature=miniature)
-    arrays = [read(source) for source in sources]
-    try:
-        converted = convert.convert(module, arrays, layout=layout, offsets_folded=offsets_folded)
-    except ValueError as error:
-        names = ", ".join(map(str, sources))
-        raise UserError(f"{names} as {name}: {error}") from error
-    del arrays
-    record = {
-        "network": name,
-        "miniature": miniature,
-        "layout": converted.layout,
-        "dense": converted.dense,
-        "offsets_folded": offsets_folded,
-        "partial": converted.partial,
-        "sources": [
-            {"name": source.name, "bytes": source.stat().st_size, "sha256": sha256(source)}
-            for source in sources
-        ],
-    }
-    store.save(output, converted.parameters, record)
-    if converted.partial:  # some layers of the network are not in it
-        store.load(output)
-    else:
-        networks.load(name, miniature=miniature, checkpoint=output)
-    return converted
+    if ours := [str(source) for source in _existing(sources) if _is_safetensors(source)]:
+        raise UserError(f"{', '.join(ours)}: `networks.load` reads safetensors of ours as they are")
+    parameters, record = parameters_of(
+        name, module, sources, layout=layout, offsets_folded=offsets_folded
+    )
+    store.save(output, parameters, record)
+    return store.load(output)[1]
 
 
-def _check_files(sources):
-    if missing := [str(source) for source in sources if not pathlib.Path(source).is_file()]:
-        raise UserError(f"no such file: {', '.join(missing)}")
+def describe(output, record) -> str:
+    """Say in one line what `convert_files` made."""
+    text = f"{output}: {record['network']}, read as {record['layout']}"
+    if record["dense"]:
+        text += f"; not bilinear: {', '.join(record['dense'])}"
+    if record["partial"]:
+        text += "; a classifier's layers, to train from with experiments.train --initial"
+    return text
+
+
+def _existing(sources):
+    paths = [epath.Path(source) for source in sources]
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        raise MissingError(f"{', '.join(missing)}: no such checkpoint file")
+    return paths
+
+
+def _head(path):
+    with reading(path), path.open("rb") as file:
+        return file.read(10)
+
+
+def _is_safetensors(path):
+    return _head(path)[8:] == b'{"'  # after the header's length, which may be like any file's head
 
 
 def read(path):
     """Read a file of Caffe or of torch, whichever it is."""
-    return _reader(path).read(path)
+    return _reader(epath.Path(path)).read(path)
 
 
 def _reader(path):
-    with open(path, "rb") as file:
-        head = file.read(2)
+    head = _head(path)
     # A zip archive, or a pickle; a caffemodel begins with one of NetParameter's fields.
-    return torch if head == b"PK" or head[:1] == b"\x80" else caffe
+    return torch if head[:2] == b"PK" or head[:1] == b"\x80" else caffe
 
 
 def list_files(sources):
@@ -101,10 +152,9 @@ def list_files(sources):
       float32, whatever is stored, as in a conversion; safetensors are listed as stored.
 
     Raises:
-      ValueError: where a file does not exist or cannot be read.
+      UserError: where a file does not exist or cannot be read.
     """
-    _check_files(sources)
-    return "\n\n".join(map(_list_file, sources))
+    return "\n\n".join(map(_list_file, _existing(sources)))
 
 
 def _list_file(path):
@@ -119,15 +169,13 @@ def _list_file(path):
         for row in rows
     ]
     lines.append(f"{len(rows) - 1} tensors, {weights} weights")
-    lines.append(f"{path}: {pathlib.Path(path).stat().st_size} bytes, SHA-256 {sha256(path)}")
+    lines.append(f"{path}: {path.stat().length} bytes, SHA-256 {files.sha256_of(path)}")
     return "\n".join(lines)
 
 
 def _tensors(path):
     """Yield (name, shape, dtype, contents) of each tensor of a file."""
-    with open(path, "rb") as file:
-        head = file.read(10)
-    if head[8:] == b'{"':  # after the header's length, which may look like any other file's head
+    if _is_safetensors(path):
         yield from _safetensors(path)
         return
     if _reader(path) is torch:
@@ -156,7 +204,7 @@ def _safetensors(path):
             header = json.loads(file.read(start - 8))
     except Exception as error:  # the reader's exceptions differ by what is damaged
         raise UserError(
-            f"{path} ({pathlib.Path(path).stat().st_size} bytes) is not a readable safetensors "
+            f"{path} ({path.stat().length} bytes) is not a readable safetensors "
             f"file: it is truncated, damaged or of another kind ({error})"
         ) from error
     header.pop("__metadata__", None)
@@ -168,19 +216,3 @@ def _safetensors(path):
             file.seek(start + first)
             kind = _SAFETENSORS_TYPES.get(tensor["dtype"], tensor["dtype"])
             yield name, tensor["shape"], kind, file.read(end - first)
-
-
-def sha256(path):
-    """Return the SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def describe(name, output, converted):
-    """Say in one line what was made."""
-    text = f"{output}: {name}, read as {converted.layout}"
-    if converted.dense:
-        text += f"; not bilinear: {', '.join(converted.dense)}"
-    if converted.partial:
-        text += "; a classifier's layers, to train from with experiments.train --initial"
-    return text

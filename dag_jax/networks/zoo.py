@@ -20,6 +20,7 @@ from dag_jax.datasets.classes import CLASS_NAMES
 from dag_jax.errors import UserError
 from dag_jax.models import DETECTION, MARGINS, MAX_STEPS, SEGMENTATION
 from dag_jax.networks import backbones
+from dag_jax.networks.conversion import parameters_of
 from dag_jax.networks.faster_rcnn import FasterRCNN
 from dag_jax.networks.fcn import DilatedFcn, Fcn
 from dag_jax.networks.network import DetectionNetwork, Facts, Network, SegmentationNetwork
@@ -174,7 +175,8 @@ def load(
     Args:
       name: one of `NAMES` or of `BLACK_BOX`.
       miniature: whether to load the small one, whose trained checkpoint ships with the package.
-      checkpoint: path of the weights: our safetensors file, or the published file itself.
+      checkpoint: path of the weights: our safetensors file, or the published file itself (of a
+        detector that was published as two files, both).
       random: whether a network without a checkpoint gets random parameters.
       seed: of random parameters.
       precision: one of `PRECISIONS`, in which convolutions and fully connected layers multiply;
@@ -207,7 +209,7 @@ def load(
     if checkpoint is None:
         parameters = jax.jit(init)(jnp.zeros(_ANY_IMAGE))["params"]
     else:
-        parameters, record = store.load(checkpoint)
+        parameters, record = parameters_of(name, module, checkpoint)
         if record.get("network", name) != name:
             raise UserError(f"{checkpoint} holds {record['network']}, not {name}")
         if record.get("dense"):  # upsamplings of an FCN that are not bilinear

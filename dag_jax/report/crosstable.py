@@ -4,119 +4,134 @@ import csv
 import io
 from typing import NamedTuple
 
-from dag_jax.runs import claims, evaluation, findings
-from dag_jax.runs.scores import PERMUTATIONS
+from dag_jax.report import tables
+from dag_jax.report.claims import markdown as claims_markdown
+from dag_jax.runs import claims, findings
 
-_RISKY = str.maketrans({"*": r"$^*$", "&": r"\&", "_": r"\_", "%": r"\%"})
+_RISKY = str.maketrans(
+    {
+        **{letter: rf"\{letter}" for letter in "&%#_{}"},
+        **{letter: rf"${letter}$" for letter in "<>|"},
+        **{"*": r"$^*$", "$": r"\$", "\\": r"\textbackslash{}"},
+        **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    }
+)
 
 
 class Block(NamedTuple):
     """A table of some rows and columns of the matrix."""
 
     title: str
-    sources: list  # of `stored.Source`
-    targets: list[str]  # names of networks
-    cells: dict  # {(source, target): matrix.Cell}
+    sources: dict  # {`stored.Source`: what its row is called}
+    targets: dict  # {name of a network: its title}
+    cells: dict  # {(source, target): `matrix.Cell`}
     sizes: dict  # {source: mean perceptibility of what is added}
 
+    def text(self, source, target) -> str:
+        """Return what a cell reads like: the score in percent, '°' behind it for a white box."""
+        cell = self.cells[source, target]
+        if not cell.images:
+            return "-"
+        return f"{cell.scores[0]:.2f}" + "°" * source.is_white_box(target)
 
-def blocks(cells, sizes) -> list[Block]:
+
+def blocks(cells, sizes, lookers) -> list[Block]:
     """Return the paper's three tables: within detection, within segmentation, across tasks.
 
     Args:
       cells: {(source, target): `matrix.Cell`}.
       sizes: {source: mean perceptibility of what is added}.
+      lookers: {name: `claims.Looker`} of all targets and of all members of sources.
 
     Returns:
       List of `Block`; one without a row of its own or without a column is left out, and so is that
       across tasks where all rows and columns are of one.
     """
     sources = list(dict.fromkeys(source for source, _ in cells))
-    targets = list(dict.fromkeys(target for _, target in cells))
+    targets = {target: lookers[target].title for _, target in cells}
+    tasks_of = {
+        source: {lookers[name].task for name in source.members}
+        for source in sources
+        if source.members
+    }
+    tasks = {lookers[target].task for target in targets}.union(*tasks_of.values())
 
-    def tasks(source):
-        return {name.startswith("fr_") for name in source.members}
-
-    def block(title, wanted, some):
-        """Keep clean rows of the splits that other rows are of."""
-        rows = [source for source in sources if source.members and wanted(source)]
+    def block(title, rows, columns):
+        """Add the clean images of the splits that the rows are of."""
         splits = {source.split for source in rows}
-        rows = [one for one in sources if one in rows or (not one.members and one.split in splits)]
-        rows.sort(key=lambda one: (one.permuted, len(one.members)))
-        return Block(title, rows, some, cells, sizes)
+        rows = [
+            source
+            for source in sources
+            if source in rows or (not source.members and source.split in splits)
+        ]
+        rows.sort(key=lambda source: (source.permuted, len(source.members)))
+        titles = {
+            source: claims.source_title(source, lookers)
+            + (f" ({source.split})" if len(splits) > 1 else "")
+            for source in rows
+        }
+        return Block(title, titles, columns, cells, sizes)
 
-    found = [
-        block(title, lambda one, t=task: tasks(one) == {t}, [n for n in targets if is_of(n, task)])
-        for title, task in (("Within detection", True), ("Within segmentation", False))
+    tables_of_task = [
+        block(
+            f"Within {task}",
+            [source for source in tasks_of if tasks_of[source] == {task}],
+            {name: title for name, title in targets.items() if lookers[name].task == task},
+        )
+        for task in sorted(tasks)
     ]
-    whole = lambda one: len(one.members) > 1 or not one.permuted  # noqa: E731
-    found.append(block("Across tasks", whole, targets))
-    if len({is_of(name, True) for name in targets}.union(*map(tasks, sources))) < 2:
-        found.pop()
-    return [one for one in found if len(one.sources) > 1 and one.targets]
+    across = [source for source in tasks_of if len(source.members) > 1 or not source.permuted]
+    every = tables_of_task + [block("Across tasks", across, targets)] * (len(tasks) > 1)
+    return [table for table in every if len(table.sources) > 1 and table.targets]
 
 
-def is_of(name, detects) -> bool:
-    """Return whether a network is of a task, by its name."""
-    return name.startswith("fr_") == detects
-
-
-def row_title(source, sources) -> str:
-    """Return what a row is called; with its split where the rows have several."""
-    several = len({one.split for one in sources}) > 1
-    return source.title + (f" ({source.split})" if several else "")
-
-
-def _text(cell, source, target):
-    if not cell.images:
-        return "-"
-    return f"{cell.scores[0]:.2f}" + ("°" if source.is_white_box(target) else "")
-
-
-def markdown(tables, diagonal, found, stored) -> str:
-    """Return transfer.md.
+def markdown(blocks, judged, *, heading, images, shuffles, diagonal) -> str:
+    """Return the tables and what they show.
 
     Args:
-      tables: from `blocks`.
+      blocks: list of `Block`.
+      judged: list of `claims.Claim`, from `claims.of_transfer`.
+      heading: of the report, in a line.
+      images: numbers of images that something is added to, one or several.
+      shuffles: number of permutations that a permuted row is the mean of.
       diagonal: from `diagonal`.
-      found: from `claims.of_transfer`.
-      stored: `stored.Stored`.
     """
-    settings = stored.settings
-    size = "miniatures" if settings["miniature"] else "full-size networks"
-    images = {len(run.keys) for run in stored.runs.values()}
+    counts = " or ".join(map(str, sorted(set(images))))
     text = [
-        f"# Transfer ({size}, {settings['dataset']})\n",
-        f"Rows are what is added to {' or '.join(map(str, sorted(images)))} images, columns are "
-        "networks that look at them: mIoU of an FCN, 11-point VOC mAP of a detector, in percent. "
-        "none: the clean images. °: the perturbation was found for this network (white box). "
-        f"permuted: rows and columns shuffled, mean over {PERMUTATIONS} shuffles. p: mean "
-        "perceptibility of what is added to the image, which stays within 0 to 255: sums are "
-        f"larger than their members. The {findings.LEVEL:.0%} interval of each cell is in "
-        "transfer.csv and transfer.json.\n",
+        f"# {heading}\n",
+        f"Rows are what is added to {counts} images, columns are networks that look at them: mIoU "
+        "of a segmentation, 11-point VOC mAP of a detector, in percent. none: the clean images. "
+        "°: the perturbation was found for this network (white box). permuted: rows and columns "
+        f"shuffled, mean over {shuffles} shuffles. p: mean perceptibility of what is added to the "
+        "image, which stays within 0 to 255: sums are larger than their members. The "
+        f"{findings.LEVEL:.0%} interval of each cell is in the CSV and JSON files.\n",
     ]
-    for table in tables:
-        columns = [("added", lambda one, t=table: row_title(one, t.sources))]
-        columns.append(("p x1000", lambda one, t=table: f"{1000 * t.sizes[one]:.1f}"))
-        columns += [
-            (
-                evaluation.TITLES[target],
-                lambda one, t=table, name=target: _text(t.cells[one, name], one, name),
-            )
-            for target in table.targets
+    for block in blocks:
+        columns = [
+            ("added", block.sources.get),
+            ("p x1000", lambda source, block=block: f"{1000 * block.sizes[source]:.1f}"),
         ]
-        text.append(f"## {table.title}\n\n{tables.markdown(table.sources, columns)}\n")
-    off = [abs(new - old) for new, old in diagonal.values() if new is not None]
-    equal = f"equals ADVR of Table 1 ({len(off)} cells)"
-    if off:
-        differs = f"differs from Table 1 by up to {max(off):.2f}"
-        text.append(f"The diagonal {differs if max(off) else equal}.\n")
-    text.append(f"## What holds\n\n{claims.markdown(found)}")
+        columns += [
+            (title, lambda source, block=block, target=target: block.text(source, target))
+            for target, title in block.targets.items()
+        ]
+        text.append(f"## {block.title}\n\n{tables.markdown(block.sources, columns)}\n")
+    differences = [abs(new - old) for new, old in diagonal.values() if new is not None]
+    if differences:
+        equal = f"equals ADVR of Table 1 ({len(differences)} cells)"
+        differs = f"differs from Table 1 by up to {max(differences):.2f}"
+        text.append(f"The diagonal {differs if max(differences) else equal}.\n")
+    text.append(f"## What holds\n\n{claims_markdown(judged)}")
     return "\n".join(text)
 
 
 def diagonal(cells, rows) -> dict[str, list[float]]:
-    """Return {network: [its cell on the diagonal, ADVR of its row of Table 1]}, as printed."""
+    """Return {network: [its cell on the diagonal, ADVR of its row of Table 1]}, as printed.
+
+    Args:
+      cells: {(source, target): `matrix.Cell`}.
+      rows: {network: its row of Table 1, a dict with "advr"}.
+    """
     return {
         target: [findings.as_json(cell.scores[0]), rows[target]["advr"]]
         for (source, target), cell in cells.items()
@@ -128,53 +143,53 @@ _FIELDS = ("added", "permuted", "split", "network", "kind", "images", "perceptib
 _FIELDS += ("score", "low", "high", "clean")
 
 
-def records(cells, sizes) -> list[dict]:
+def records(cells, sizes, lookers) -> list[dict]:
     """Return each cell as what JSON can hold: `_FIELDS`; low and high are of the score's interval.
 
     Args:
       cells: {(source, target): `matrix.Cell`}.
       sizes: {source: mean perceptibility of what is added}.
+      lookers: {name: `claims.Looker`} of all targets and of all members of sources.
     """
-    found = []
+    lines = []
     for (source, target), cell in cells.items():
         if cell.images:
             numbers = [*findings.in_percent(cell.scores), cell.clean[0]]
-            about = (list(source.members), source.permuted, source.split, target)
-            about += (claims.kind_of(source, target), cell.images)
-            about += (findings.as_json(sizes[source], 6), *map(findings.as_json, numbers))
-            found.append(dict(zip(_FIELDS, about, strict=True)))
-    return found
+            line = (list(source.members), source.permuted, source.split, target)
+            line += (claims.kind_of(source, target, lookers), cell.images)
+            line += (findings.as_json(sizes[source], 6), *map(findings.as_json, numbers))
+            lines.append(dict(zip(_FIELDS, line, strict=True)))
+    return lines
 
 
-def csv_of(cells, sizes) -> str:
-    """Return each cell as a line of CSV; see `records`."""
+def as_csv(lines) -> str:
+    """Return cells, from `records`, as CSV: a line for each."""
     file = io.StringIO()
     writer = csv.DictWriter(file, fieldnames=_FIELDS, lineterminator="\n")
     writer.writeheader()
-    for line in records(cells, sizes):
+    for line in lines:
         writer.writerow(line | {"added": "+".join(line["added"])})
     return file.getvalue()
 
 
-def latex(tables) -> str:
+def latex(blocks) -> str:
     """Return the tables for LaTeX's booktabs; white-box cells are bold."""
     text = []
-    for table in tables:
-        heads = [evaluation.TITLES[target].translate(_RISKY) for target in table.targets]
+    for block in blocks:
+        heads = [title.translate(_RISKY) for title in block.targets.values()]
         text += [
-            f"% {table.title}",
+            f"% {block.title}",
             r"\begin{tabular}{l" + "r" * len(heads) + "}",
             r"\toprule",
             " & ".join(["added", *heads]) + r" \\",
             r"\midrule",
         ]
-        for source in table.sources:
+        for source, title in block.sources.items():
             numbers = []
-            for target in table.targets:
-                shown = _text(table.cells[source, target], source, target)
+            for target in block.targets:
+                shown = block.text(source, target)
                 white = shown.endswith("°")
                 numbers.append(rf"\textbf{{{shown[:-1]}}}" if white else shown)
-            title = row_title(source, table.sources).translate(_RISKY)
-            text.append(" & ".join([title, *numbers]) + r" \\")
+            text.append(" & ".join([title.translate(_RISKY), *numbers]) + r" \\")
         text += [r"\bottomrule", r"\end{tabular}", ""]
     return "\n".join(text)

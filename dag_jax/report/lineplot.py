@@ -1,25 +1,20 @@
-"""Plots of what launches measure: panels side by side, a line for each of several things, points.
+"""Plots of what launches measure: panels side by side, a line for each of several things.
 
 Nothing here touches pyplot, so nothing needs a display and nothing stays open.
 """
 
 import itertools
 
-import numpy as np
+import matplotlib
 from etils import epath
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, NullFormatter
-from matplotlib.transforms import Bbox
 
+COLOURS = matplotlib.color_sequences["petroff10"]  # told apart by colour-blind readers, too
+MARKERS = "os^DvPX*<"  # one fewer than colours: pairs repeat after 90
 HEADROOM = 1.1  # of the largest value: no marker is cut
 
 _DPI = 150
-_MARKERS = "os^Dv"
-_POINT = 6  # pixels of a figure around a point that a name stays out of
-_AWAY = 7, 14, 24, 38, 56, 80  # points of type that a name may stand from its point
-_STITCHES = np.linspace(0, 1, 30)[:, None]  # of a line from a name to its point
 
 
 def series(points, key, x, y, scale=1):
@@ -52,10 +47,12 @@ def panels(count, title, *, columns=None, inches=(4.2, 3.5)):
     width, height = inches
     figure = Figure(figsize=(1.5 + width * columns, 0.3 + height * rows), layout="constrained")
     figure.suptitle(title, fontsize=12)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
-    for one in axes[count:]:
-        one.set_visible(False)
-    return figure, axes[:count]
+    every = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for axes in every:
+        axes.set_prop_cycle(color=COLOURS)
+    for axes in every[count:]:
+        axes.set_visible(False)
+    return figure, every[:count]
 
 
 def lines(axes, series, *, xlabel, ylabel, doubling=True, log=True):
@@ -70,7 +67,7 @@ def lines(axes, series, *, xlabel, ylabel, doubling=True, log=True):
       log: whether y has a logarithmic scale; else it starts at 0.
     """
     shown, largest = set(), 0.0
-    for (label, x, y), marker in zip(series, itertools.cycle(_MARKERS), strict=False):
+    for (label, x, y), marker in zip(series, itertools.cycle(MARKERS), strict=False):
         axes.plot(x, y, marker=marker, ms=5, label=label)
         shown |= set(x)
         largest = max(largest, *y)
@@ -96,69 +93,30 @@ def lines(axes, series, *, xlabel, ylabel, doubling=True, log=True):
     axes.legend(fontsize=8)
 
 
-def name_points(figure, axes, points, others=()):
-    """Write names beside points, where they cover no name and no point, nor lines to points names.
+def training_curve(points, title, path):
+    """Draw the loss and the score of a training run over its updates.
 
     Args:
-      figure: matplotlib's; all else is drawn into it before.
-      axes: its.
-      points: (x, y, name) of each.
-      others: (x, y) of what has no name and is not to be covered either.
-
-    Returns:
-      The texts, matplotlib's.
+      points: dicts of step, loss and score (percent).
+      title: the network's name.
+      path: PNG file to write.
     """
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    figure.draw_without_rendering()  # places depend on the layout
-    frame = axes.get_window_extent()
-    spots = axes.transData.transform([*((x, y) for x, y, _ in points), *others])
-    dots = [Bbox([spot - _POINT, spot + _POINT]) for spot in spots]
-    names, threads = [], []
-    sides = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)]
-
-    def place(x, y, name, away, right, up):
-        line = {"arrowstyle": "-", "lw": 0.5, "color": "0.5", "shrinkA": 1}
-        text = axes.annotate(
-            name,
-            (x, y),
-            (right * away, up * away),
-            textcoords="offset points",
-            ha={1: "left", 0: "center", -1: "right"}[right],
-            va={1: "bottom", 0: "center", -1: "top"}[up],
-            fontsize=8,
-            arrowprops=line if away > _AWAY[0] else None,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
-        )
-        text.update_positions(renderer)
-        return text, Text.get_window_extent(text)  # without the line to its point
-
-    def free(box, thread, lines_too):
-        crossed = [box.count_contains(one) for one in threads]
-        crossed += [one.count_contains(thread) for one in names]
-        return (
-            (frame.contains(*box.min) and frame.contains(*box.max))
-            and not any(box.overlaps(one) for one in dots + names)
-            and not (lines_too and any(crossed))
-        )
-
-    texts = []
-    for point, spot in zip(points, spots, strict=False):
-        # Where nothing else is left, a line may cross a name.
-        for lines_too, away, side in itertools.product((True, False), _AWAY, sides):
-            text, box = place(*point, away, *side)
-            thread = spot + _STITCHES * ((box.min + box.max) / 2 - spot)
-            if free(box, thread, lines_too):
-                break
-            text.remove()
-        else:
-            text, box = place(*point, _AWAY[0], *sides[0])
-        names.append(box)
-        threads.append(thread)
-        texts.append(text)
-    return texts
+    figure, (loss, score) = panels(2, title, inches=(3.6, 3.2))
+    for axes, entry, ylabel in (
+        (loss, "loss", "training loss"),
+        (score, "score", "test score (%)"),
+    ):
+        axes.plot([p["step"] for p in points], [p[entry] for p in points], marker="o", ms=3)
+        axes.set(xlabel="updates", ylabel=ylabel)
+        axes.grid(alpha=0.3)
+    loss.set_ylim(0, None)
+    score.set_ylim(0, 100)
+    save(figure, path)
 
 
 def save(figure, path):
-    """Write a figure as a PNG, to a bucket too."""
-    with epath.Path(path).open("wb") as file:
+    """Write a figure as a PNG, to a bucket too; missing folders are made."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
         figure.savefig(file, format="png", dpi=_DPI)

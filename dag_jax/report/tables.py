@@ -8,7 +8,8 @@ def markdown(rows, columns) -> str:
       rows: anything.
       columns: pairs (name, function of a row that returns its text).
     """
-    cells = [[name for name, _ in columns]] + [[text(row) for _, text in columns] for row in rows]
+    cells = [[name for name, _ in columns]]
+    cells += [[text(row).replace("|", r"\|") for _, text in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "| "
@@ -18,3 +19,45 @@ def markdown(rows, columns) -> str:
     ]
     rule = "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def class_notes(rows) -> list[str]:
+    """Return a sentence for each group of rows that compare the same classes, where not all are.
+
+    Args:
+      rows: dicts with the facts of `runs.subject.Subject`.
+    """
+    groups: dict = {}
+    for row in rows:
+        key = tuple(
+            tuple(row[name])
+            for name in ("classes", "classes_of_model_alone", "classes_of_dataset_alone")
+        )
+        groups.setdefault(key, []).append(row["title"])
+    notes = []
+    for (classes, model_alone, dataset_alone), titles in groups.items():
+        if not (model_alone or dataset_alone):
+            continue
+        parts = [f"{', '.join(titles)}: compared on {len(classes)} classes ({_some(classes)})"]
+        if model_alone:
+            parts.append(f"the model alone has {_some(model_alone)}")
+        if dataset_alone:
+            parts.append(f"the dataset alone has {_some(dataset_alone)}, left out")
+        notes.append("; ".join(parts) + ".")
+    return notes
+
+
+def version_notes(rows) -> list[str]:
+    """Return a sentence for the rows that more than one version made (--accept_version)."""
+    mixed = [row["title"] for row in rows if row.get("accepted_versions")]
+    if not mixed:
+        return []
+    return [
+        f"More than one version or device made the results of {', '.join(mixed)} "
+        "(--accept_version): the rows' accepted_versions in the JSON file say which."
+    ]
+
+
+def _some(names, most=25):
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

@@ -228,6 +228,7 @@ def attack_missing(plan: Plan, results: rundir.Results, *, slots=None, mesh=None
     examples, group_of = subject.examples, grouping(subject)
     check_images(results.folder, results.done().values(), examples)
     todo, started, failed, waiting = results.todo(), time.perf_counter(), [], {}
+    finished: list[float] = []
     if not todo:
         return
 
@@ -246,8 +247,11 @@ def attack_missing(plan: Plan, results: rundir.Results, *, slots=None, mesh=None
         png = rundir.saved_pixels(image, attack.perturbation)
         verdict = _png_verdict(plan, group_of(row), targets, more, png)
         record = record_of(image, attack, verdict)
-        finished = {"finished": round(time.perf_counter() - started, 3)}
-        results.add(row, image, attack.perturbation, record, finished)
+        finished.append(time.perf_counter() - started)
+        seconds = {"finished": round(finished[-1], 3)}
+        if len(finished) > 1:  # what comes first waits for what has to be compiled
+            seconds["since"] = round(finished[-1] - finished[-2], 3)
+        results.add(row, image, attack.perturbation, record, seconds)
 
     count = len(results.own())
     stream = open_stream(plan, inputs(), count=count, slots=slots, mesh=mesh, on_failure=on_failure)

@@ -54,9 +54,7 @@ def checks_but(*out) -> tuple[Callable, ...]:
     return tuple(check for check in CHECKS if check not in out)
 
 
-def of_row(
-    row: Row, rivals, *, checks=CHECKS, then=None, bar=None
-) -> tuple[list[Finding], bool]:
+def of_row(row: Row, rivals, *, checks=CHECKS, then=None, bar=None) -> tuple[list[Finding], bool]:
     """Audit a row.
 
     Args:
@@ -173,67 +171,3 @@ def _read(workdir, name):
     except (ValueError, KeyError, TypeError):
         pass
     return None
-
-
-def as_json(found) -> dict[str, list[dict]]:
-    """Return findings as JSON can hold them."""
-    return {name: [one._asdict() for one in findings] for name, findings in found.items()}
-
-
-def write(workdir, name, report, content, *, titles, found, remedy="--audit") -> str:
-    """Write a table as Markdown and as JSON, each with what was found of its rows.
-
-    Args:
-      workdir: the run's folder.
-      name: of the two files, without their ends.
-      report: Markdown.
-      content: what JSON can hold.
-      titles: as in `section`.
-      found: as in `section`; none before the audit.
-      remedy: as in `section`.
-
-    Returns:
-      The Markdown.
-    """
-    text = f"{report}\n{section(found, titles, remedy=remedy)}"
-    files.write(workdir / f"{name}.md", text)
-    content = {**content, "audit": as_json(found)}
-    files.write(workdir / f"{name}.json", json.dumps(content, indent=2) + "\n")
-    return text
-
-
-def section(found: dict[str, list[Finding]], titles: dict[str, str], *, remedy="--audit") -> str:
-    """Return findings as the section of a report: a line for all that hold, one for each other.
-
-    Args:
-      found: from `of_table` or `kept`.
-      titles: {name of a row: what it is called}, of all rows of the table.
-      remedy: what makes the findings of rows that have none.
-    """
-    lines = []
-    if found:
-        every = [one for findings in found.values() for one in findings]
-        count = collections.Counter(one.check for one in every)
-        names = "; ".join(
-            check + (f" ({number} row{'s' * (number > 1)})" if number < len(found) else "")
-            for check, number in count.items()
-        )
-        passed, fired, open_ = (
-            sum(one.passed is verdict for one in every) for verdict in (True, False, None)
-        )
-        lines += [
-            f"{len(every)} checks of {len(found)} row{'s' * (len(found) > 1)}: {passed} hold, "
-            f"{fired} do{'es' * (fired == 1)} not, {open_} could not be judged. Checked: {names}.",
-            "",
-        ]
-    if missing := [title for name, title in titles.items() if name not in found]:
-        lines += [f"Not audited: {', '.join(missing)}; {remedy} does it.", ""]
-    for name, findings in found.items():
-        for one in findings:
-            if not one.passed:
-                verdict = "could not be judged" if one.passed is None else "does not hold"
-                lines.append(
-                    f'- **{titles[name]}: "{one.check}" {verdict}**: {one.said}. *Remedy:* '
-                    f"{one.remedy}."
-                )
-    return "\n".join(["## Audit", "", *lines]).rstrip() + "\n"

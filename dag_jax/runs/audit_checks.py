@@ -17,6 +17,7 @@ from dag_jax.engine import audit as model_audit
 from dag_jax.engine.algorithm import Status, perturb
 from dag_jax.engine.audit import Finding
 from dag_jax.engine.feed import Failure
+from dag_jax.errors import DamagedError, MissingError
 from dag_jax.runs import attacks, buckets, evaluation, rundir, scores
 from dag_jax.runs.attacks import Plan
 from dag_jax.runs.findings import FEWEST
@@ -254,7 +255,7 @@ def saved(row: Row) -> list[Finding]:
     )
     try:
         images = [run.image(examples[place]["image_id"]) for place in rows]
-    except ValueError as error:
+    except (DamagedError, MissingError) as error:
         return [Finding(check, False, str(error), remedy)]
     some = [examples[place] for place in rows]
     wrong = sum(_wrong(row, *pair) for pair in zip(some, images, strict=True))

@@ -84,7 +84,9 @@ def attack_and_score(plan: Plan, results, *, slots=None, mesh=None, columns=scor
     scores.keep(plan, results, columns=columns, mesh=mesh)
 
 
-def join_row(plan: Plan, results, *, columns=scores.COLUMNS, subsets=None) -> dict:
+def join_row(
+    plan: Plan, results, *, columns=scores.COLUMNS, subsets=None, complete=None, beside=None
+) -> dict:
     """Return the row of results that are all there, and keep it; one that is kept is not remade.
 
     Args:
@@ -92,24 +94,25 @@ def join_row(plan: Plan, results, *, columns=scores.COLUMNS, subsets=None) -> di
       results: `rundir.Results`, complete.
       columns: what was scored.
       subsets: as in `scores.row_of`.
+      complete: function of the row that returns it with what else a table has of it.
+      beside: what JSON can hold, that `complete` depends on beside the results.
     """
     path = results.folder / ROW
-    made_of = files.sha256(
-        files.canonical_json(
-            {
-                "images": results.keys,
-                "columns": list(columns),
-                "records": results.records(),
-                "code": provenance.code_digest(),
-            }
-        )
-    )
+    content = {
+        "images": results.keys,
+        "columns": list(columns),
+        "records": results.records(),
+        "beside": beside,
+        "code": provenance.code_digest(),
+    }
+    made_of = files.sha256(files.canonical_json(content))
     if path.exists():
         row = files.load_json(path, digest=True)
-        if row.pop("made_of") == made_of:
+        if row.pop("made_of", None) == made_of:
             return row
     row = scores.row_of(plan, results, columns=columns, subsets=subsets)
     if accepted := rundir.accepted(results.folder):
         row["accepted_versions"] = accepted
+    row = complete(row) if complete else row
     files.write_json(path, row | {"made_of": made_of})
     return row

@@ -16,13 +16,13 @@ cells is as it was is judged cell by cell, so that harm and gain do not cancel: 
 of the worst cell.
 
 Claims over a matrix are judged as computed, and rounded where they are printed. Those of Table 1
-are judged on its rows, which have hundredths of a point.
+are judged on its rows, which have hundredths of a point. What they read like in a report is made by
+`dag_jax.report.findings`.
 """
 
 import math
 
 from dag_jax import metrics
-from dag_jax.report import tables
 
 LEVEL = 0.95
 FEWEST = 10  # images
@@ -41,16 +41,18 @@ def intervals_of(sets) -> dict[str, list[float]]:
     """Return the intervals of a row of Table 1.
 
     Args:
-      sets: {column: scores f64[B + 1]} of "orig", "advr", "perm" in percent, of the images
-        themselves and of each set that `metrics.draw_images` drew.
+      sets: {column: scores f64[B + 1]}, such as of "orig", "advr", "perm", in percent, of the
+        images themselves and of each set that `metrics.draw_images` drew.
 
     Returns:
       {column or difference: [value, low, high]} in points.
     """
-    found = {name: in_percent(sets[name]) for name in ("orig", "advr", "perm")}
-    for name, (one, other) in _DIFFERENCES.items():
-        found[name] = metrics.interval(sets[one] - sets[other], level=LEVEL, within=(-100, 100))
-    return {name: as_list(one) for name, one in found.items()}
+    intervals = {name: in_percent(scores) for name, scores in sets.items()}
+    for name, (column, clean) in _DIFFERENCES.items():
+        if column in sets and clean in sets:
+            difference = sets[column] - sets[clean]
+            intervals[name] = metrics.interval(difference, level=LEVEL, within=(-100, 100))
+    return {name: as_list(interval) for name, interval in intervals.items()}
 
 
 def as_list(interval) -> list[float]:
@@ -86,52 +88,3 @@ def equal(difference, clean, images=FEWEST) -> str:
     if bound > 0 and -bound <= low and high <= bound:
         return HOLDS
     return FAILS if bound > 0 and (low > bound or high < -bound) else OPEN
-
-
-def text(interval) -> str:
-    """Return '-1.65 [-2.30, -0.91]'."""
-    value, low, high = interval
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def table1(rows, titles, *, of="network") -> str:
-    """Return what Table 1, or another of its columns, shows, as Markdown.
-
-    Args:
-      rows: dicts with "intervals" from `intervals_of`, and "images", how many.
-      titles: {network: what it is called}.
-      of: what a row is of, and the entry that names it: `titles` has these.
-    """
-
-    def lower(row):
-        return below(row["intervals"]["advr_minus_orig"], row["images"])
-
-    def same(row):
-        found = row["intervals"]
-        return equal(found["perm_minus_orig"], found["orig"][0], row["images"])
-
-    columns = [(of, lambda row: titles[row[of]])]
-    columns += [
-        (name.upper(), lambda row, name=name: text(row["intervals"][name]))
-        for name in ("orig", "advr", "perm")
-    ]
-    for claim, verdict, name in (
-        ("adversarial below original", lower, "advr_minus_orig"),
-        ("permuted equal to original", same, "perm_minus_orig"),
-    ):
-        columns.append(
-            (
-                claim,
-                lambda row, verdict=verdict, name=name: (
-                    f"{verdict(row)}: {text(row['intervals'][name])}"
-                ),
-            )
-        )
-    return (
-        f"{LEVEL:.0%} intervals by the bootstrap over images, in points; behind each claim the "
-        "difference from ORIG on the same images. Below: holds where the whole interval is below "
-        f"0, does not hold where it is above 0. Equal: holds where the whole interval is within "
-        f"{EQUAL:.0%} of ORIG to either side of 0, does not hold where all of it is outside of "
-        f"that. Else, and of fewer than {FEWEST} images, nothing is shown.\n\n"
-        f"{tables.markdown(rows, columns)}\n"
-    )

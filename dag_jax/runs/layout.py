@@ -1,135 +1,79 @@
-"""Where a folder of results keeps each image, and what is in it: for `rundir`, which says what."""
+"""Where a folder of results keeps what it has of each image, for `rundir`, which says what that is.
+
+A kind of file is a folder of its own with a file for each image: images, perturbations, timings,
+scores/<column>.
+"""
 
 import collections
-import dataclasses
 import re
 import urllib.parse
 
-from etils import epath
-
 from dag_jax import files
-from dag_jax.errors import UserError
+from dag_jax.errors import UserError, parsing
 
-_LONGEST_NAME = 230  # bytes of a file name; 255 is the limit of most systems, .tmp-... comes on top
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """An image that is done: the file that holds it, and what is said of it there."""
-
-    path: epath.Path
-    record: dict
-    pixels_sha256: str
-    seconds: float | dict | None = None  # in a part; a shard has its timings apart
+IMAGES, CHANGES, SCORES, TIMINGS = "images", "perturbations", "scores", "timings"
+COLUMN = re.compile(r"[A-Za-z0-9_]+")
+_ENDS = {IMAGES: ".png", TIMINGS: ".json"}  # of other kinds: .safetensors
+_LONGEST_KEY = 230  # bytes, quoted; 255 is most systems' limit, .safetensors.tmp-... comes on top
 
 
-class Layout:
-    """The files of a folder of results.
-
-    Args:
-      folder: the folder.
-      keys: list of the ids of its images, in order.
-      shard_size: images of a shard; shard k holds keys from k * shard_size.
-
-    Raises:
-      ValueError: for ids that repeat, are none or no file name.
-    """
-
-    def __init__(self, folder, keys, shard_size):
-        self.folder, self.keys, self.shard_size = folder, keys, shard_size
-        self.num_shards = -(-len(keys) // shard_size)
-        if not keys:
-            raise UserError(f"{folder}: there is no image to attack")
-        key, count = collections.Counter(keys).most_common(1)[0]
-        if count > 1:
-            raise UserError(f"{folder}: there are {count} images of the id {key!r}")
-        for key in keys:  # __metadata__ is what safetensors calls something else
-            if key in ("", "__metadata__") or len(self.image(key).name) > _LONGEST_NAME:
-                raise UserError(f"{folder}: an image id that can name no file: {key!r:.80}")
-
-    def indices(self, shard):
-        """Return the range of indices into keys of a shard's images."""
-        return range(len(self.keys))[shard * self.shard_size : (shard + 1) * self.shard_size]
-
-    def shard_of(self, index):
-        """Return the number of an image's shard, None where there is no such image."""
-        return index // self.shard_size if index in range(len(self.keys)) else None
-
-    def name(self, shard):
-        """Return what the name of each file of a shard has in it."""
-        return f"{shard:05d}-of-{self.num_shards:05d}"
-
-    def image(self, key):
-        """Return the path of an image; its id may hold any character."""
-        return self.folder / "images" / f"{urllib.parse.quote(key, safe='')}.png"
-
-    def part(self, index):
-        """Return the path of an image that is done, its shard not yet."""
-        return self.folder / "parts" / f"{index:06d}.safetensors"
-
-    def paths(self, index):
-        """Return the paths that only an image has."""
-        return self.image(self.keys[index]), self.part(index)
-
-    def shard(self, shard):
-        """Return the path of a shard."""
-        return self.folder / "perturbations" / f"{self.name(shard)}.safetensors"
-
-    def timing(self, shard):
-        """Return the path of a shard's timings."""
-        return self.folder / "timings" / f"{self.name(shard)}.json"
-
-    def scores(self, name, shard):
-        """Return the path of what was computed of a shard's images."""
-        if not re.fullmatch(r"\w+", name) or shard not in range(self.num_shards):
-            raise UserError(f"{self.folder} can have no scores {name!r} of shard {shard}")
-        return self.folder / "scores" / f"{name}-{self.name(shard)}.safetensors"
-
-    def seconds(self, shard):
-        """Return {key: seconds} of a shard; lost timings are worth no error."""
+def check_keys(folder, keys) -> None:
+    """Raise UserError for image ids that repeat, are none or no file name."""
+    if not keys:
+        raise UserError(f"{folder}: there is no image to attack")
+    for key in keys:
         try:
-            return files.load_json(self.timing(shard))
-        except ValueError:
-            return {}
+            length = len(quoted(key))
+        except (TypeError, UnicodeError) as error:
+            raise UserError(f"{folder}: an image id that is no text: {key!r:.80}") from error
+        if not 0 < length <= _LONGEST_KEY:
+            raise UserError(f"{folder}: an image id that can name no file: {key!r:.80}")
+    key, count = collections.Counter(keys).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{folder}: there are {count} images of the id {key!r}")
 
-    def with_image(self, indices):
-        """Return the set of those indices whose PNG is there."""
-        present = files.names_in(self.folder / "images")
-        return {index for index in indices if self.image(self.keys[index]).name in present}
 
-    def scan(self, shards, *, whole):
-        """Return {index: Entry} of what is there; a part is newer than its shard.
+def column(name) -> str:
+    """Return the kind of file that holds a column of scores; UserError for a name that is none."""
+    if not COLUMN.fullmatch(name):
+        raise UserError(f"{name!r} names no scores: letters, digits and '_' do")
+    return f"{SCORES}/{name}"
 
-        With `whole`, perturbations and images are read and compared with their digests, too.
-        """
-        found, wrong = {}, []
 
-        def look(path, indices):
-            keys = [self.keys[index] for index in indices]
-            try:
-                said, _ = files.load(path, keys if whole else ())
-                if said.keys() != set(keys):
-                    raise UserError(f"{path} is of other images than {keys[0]!r} to {keys[-1]!r}")
-                found.update({i: Entry(path, **said[self.keys[i]]) for i in indices})
-            except ValueError as error:
-                number = self.shard_of(indices[0])
-                if path != self.shard(number) and not path.exists() and self.shard(number).exists():
-                    look(self.shard(number), self.indices(number))  # another process just made it
-                else:
-                    wrong.append(str(error))
+def path(folder, kind, key) -> files.epath.Path:
+    """Return the path of a file; the id of its image may hold any character."""
+    return folder / kind / f"{quoted(key)}{_ENDS.get(kind, '.safetensors')}"
 
-        parts, complete = (files.names_in(self.folder / d) for d in ("parts", "perturbations"))
-        for shard in shards:
-            if self.shard(shard).name in complete:
-                look(self.shard(shard), self.indices(shard))
-            for index in self.indices(shard):
-                if self.part(index).name in parts:
-                    look(self.part(index), [index])
-        for index in self.with_image(found) if whole else ():
-            try:
-                files.load_image(self.image(self.keys[index]), found[index].pixels_sha256)
-            except ValueError as error:
-                wrong.append(str(error))
-        if wrong:
-            raise UserError("\n".join(wrong))
-        return found
+
+def keys_in(folder, kind) -> set[str]:
+    """Return the ids of the images of which there is a file of a kind."""
+    end = _ENDS.get(kind, ".safetensors")
+    names = [n.removesuffix(end) for n in files.names_in(folder / kind) if n.endswith(end)]
+    keys = {urllib.parse.unquote(name, errors="surrogateescape"): name for name in names}
+    return {key for key, name in keys.items() if quoted(key) == name}
+
+
+def done(folder) -> set[str]:
+    """Return the ids of the images that are done, by whichever process."""
+    return keys_in(folder, IMAGES) & keys_in(folder, CHANGES)
+
+
+def pack(kind, key, arrays, **content) -> bytes:
+    """Return a file of arrays and content, which says what it is."""
+    return files.pack(arrays, {"kind": kind, "key": key, **content})
+
+
+def load(folder, kind, key, names=None):
+    """Return what `files.load` does of what `pack` packed; DamagedError for another's file."""
+    file = path(folder, kind, key)
+    content, arrays = files.load(file, names)
+    with parsing(file):
+        if (content["kind"], content["key"]) != (kind, key):
+            raise ValueError(f"it is {content['kind']} of image {content['key']!r}")
+    return content, arrays
+
+
+def quoted(key) -> str:
+    """Return an image's id as it is in the names of files."""
+    # Bytes of a file's name that are no UTF-8 are kept as Python keeps them.
+    return urllib.parse.quote(key, safe="", errors="surrogateescape")

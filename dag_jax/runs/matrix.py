@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dag_jax import files, metrics
+from dag_jax.errors import StorageError, UserError
 from dag_jax.progress import progress
 from dag_jax.runs import buckets, evaluation, rundir, scores
 from dag_jax.runs.stored import Source, Stored
@@ -52,7 +53,8 @@ class Matrix:
     """
 
     def __init__(self, folder, stored: Stored, sources, looking, *, seed=0, num_sets=1000):
-        self.folder, self.stored, self.sources = folder, stored, list(sources)
+        self.folder, self.stored = files.open_folder(folder), stored
+        self.sources = list(sources)
         self.looking = dict(looking)
         self._seed, self._num_sets = seed, num_sets
         self._fingerprints: dict = {}
@@ -62,8 +64,19 @@ class Matrix:
         model, weights = self.looking[target]
         try:
             return self.stored.subject(target, model, weights, source)
-        except ValueError:
+        except StorageError:
+            raise
+        except UserError:
             return None
+
+    def check_shown(self) -> None:
+        """Raise a ValueError where none of the models can be scored on any image."""
+        pairs = ((target, source) for target in self.looking for source in self.sources)
+        if not any(self.subject(*pair) for pair in pairs):
+            raise UserError(
+                f"none of the models can be scored on an image of {self.stored.folder}: segmenters "
+                "need masks, and models classes that the dataset has; add others to --models"
+            )
 
     def path(self, target, source) -> files.epath.Path:
         """Return the file of a cell."""

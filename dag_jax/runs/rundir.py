@@ -9,33 +9,44 @@ with the next image and ends with the same bytes. `read` gives other people's co
         change = run.perturbation(key)  # f32[H, W, 3], grey levels
         adversarial = run.image(key)  # u8[H, W, 3]
 
-    manifest.json                               settings, format, units, shard size, keys
-    images/<key>.png                            the adversarial image in whole grey levels
-    parts/000101.safetensors                    an image that is done, its shard not yet
-    perturbations/00012-of-00619.safetensors    a shard: perturbations by key, their records
-    scores/<name>-00012-of-00619.safetensors    small arrays that the launch computed of a shard
-    timings/00012-of-00619.json                 apart, as no two runs agree on them
-    records.jsonl, timings.jsonl                a line for each image, once all are done
+    manifest.json                       what the run is of: settings, versions, format, units
+    images/<key>.png                    the adversarial image in whole grey levels
+    perturbations/<key>.safetensors     the perturbation and its record; where it is, all is there
+    scores/<column>/<key>.safetensors   small arrays that the launch computed of the image
+    timings/<key>.json                  apart, as no two runs agree on them
 
-A folder is local, or gs://bucket/folder (s3://, az://), as in TFDS: see `files`.
+Which images are attacked is no setting: a launch with more of them adds to the folder. A key that
+is no file name is percent-quoted. A folder is local, or gs://bucket/folder (s3://, az://), as in
+TFDS: see `files`.
 
 Shapes: `H W` pixels.
 """
 
+import collections
 import contextlib
-import dataclasses
+import functools
 import json
+import urllib.parse
 
 import numpy as np
-from etils import epath
 
 from dag_jax import files
-from dag_jax.errors import UserError
+from dag_jax.errors import DamagedError, StorageError, UserError
 from dag_jax.files import write
-from dag_jax.runs.layout import Entry, Layout
+from dag_jax.runs import layout
+from dag_jax.runs.manifest import (
+    MANIFEST,
+    accepted,
+    check_same,
+    claim,
+    folders_in,
+    load_manifest,
+)
 
-FORMAT = "dag_jax results 1"
-MANIFEST = "manifest.json"
+__all__ = ["MANIFEST", "UNITS", "Results", "Run", "accepted", "check_same", "claim", "folders_in"]
+__all__ += ["folder_name", "load_manifest", "read", "saved_pixels", "write"]
+
+FORMAT = "dag_jax results 2"
 UNITS = {
     "image": "u8[H, W, 3], RGB grey levels; the PNG is rint(clip(clean + perturbation, 0, 255))",
     "perturbation": "f32[H, W, 3], RGB grey levels, r of algorithm 1, not clipped",
@@ -44,68 +55,11 @@ UNITS = {
     "boxes": "[x0, y0, x1, y1], pixels of the image, 0-based, corners inclusive",
     "seconds": "wall-clock seconds",
 }
-_MOST_NAMED = 5  # differing settings in one message
 
 
-def claim(workdir, manifest: dict) -> epath.Path:
-    """Make a run's folder and write its manifest first, or check that it is the same.
-
-    Args:
-      workdir: folder of the run.
-      manifest: what JSON can hold, of all that changes the results.
-
-    Returns:
-      The folder.
-
-    Raises:
-      ValueError: where the folder holds a run with other settings, or anything else, or is in a
-        bucket that nothing installed can open.
-      OSError: where it cannot be written.
-    """
-    workdir = files.open_folder(workdir)
-    path = workdir / MANIFEST
-    # The listing first: another process may write its manifest between two looks.
-    others = [n for n in files.names_in(workdir) if not files.TEMPORARY.fullmatch(n)]
-    if path.exists():
-        check_same(workdir, manifest, files.load_json(path))
-    elif others:
-        raise UserError(f"{workdir} is not empty and holds no run of this launch")
-    else:
-        files.make_folder(workdir)
-        write(path, json.dumps(manifest, indent=2) + "\n")
-    return workdir
-
-
-def check_same(path, manifest: dict, there: dict) -> None:
-    """Raise ValueError where the manifest of a file or folder, `there`, is another than now."""
-    now, then = dict(_leaves(json.loads(json.dumps(manifest)))), dict(_leaves(there))
-    other = [
-        f"{name}: now {now.get(name, 'nothing'):.60}, there {then.get(name, 'nothing'):.60}"
-        for name in sorted(now | then)
-        if now.get(name) != then.get(name)
-    ]
-    if other:
-        more = [f"and {len(other) - _MOST_NAMED} more"] if len(other) > _MOST_NAMED else []
-        raise UserError(
-            f"{path} holds results of a run with other settings "
-            f"({'; '.join(other[:_MOST_NAMED] + more)}); nothing was changed there. Give "
-            "another --workdir, or remove the folder"
-        )
-
-
-def folders_in(workdir, name) -> set[str]:
-    """Return the names of the folders of a run, if it is there, that have a file of this name."""
-    workdir = files.open_folder(workdir)
-    return {one for one in files.names_in(workdir) if (workdir / one / name).exists()}
-
-
-def _leaves(value, name=""):
-    """Yield ('a.b', JSON of the leaf) of nested dicts and lists."""
-    for key, one in value.items() if isinstance(value, dict) else enumerate(value):
-        if isinstance(one, dict | list) and one:
-            yield from _leaves(one, f"{name}{key}.")
-        else:
-            yield f"{name}{key}", json.dumps(one)
+def folder_name(name: str) -> str:
+    """Return the name of a folder, or of a file, that is called something: "mine:load" quoted."""
+    return urllib.parse.quote(name, safe=" +,=@")
 
 
 def saved_pixels(image, perturbation) -> np.ndarray:
@@ -116,7 +70,7 @@ def saved_pixels(image, perturbation) -> np.ndarray:
       perturbation: f32[H, W, 3], grey levels.
 
     Raises:
-      ValueError: for shapes that are not [H, W, 3] twice, or a value that is not finite.
+      UserError: for shapes that are not [H, W, 3] twice, or a value that is not finite.
     """
     shapes = np.shape(image), np.shape(perturbation)
     if shapes[0] != shapes[1] or len(shapes[0]) != 3 or shapes[0][2] != 3:
@@ -133,53 +87,51 @@ class Run:
     Attributes:
       folder: the folder.
       manifest: dict, what the results are of.
-      keys: list of the images that are done, in the order of the run.
-      records: list of their records, dicts that name the key, in the order of `keys`.
-      num_shards: number of shards that all images of the run make.
+      keys: list of the images that are done, sorted.
     """
 
     def __init__(self, folder):
         self.folder = files.open_folder(folder)
-        self.manifest = files.load_json(self.folder / MANIFEST)
+        self.manifest = load_manifest(self.folder)
         if self.manifest.get("format") != FORMAT:
             raise UserError(f"{self.folder} holds no '{FORMAT}', which Results writes")
-        layout = Layout(self.folder, self.manifest["keys"], self.manifest["shard_size"])
-        found = layout.scan(range(layout.num_shards), whole=False)
-        self.keys = [layout.keys[index] for index in sorted(found)]
-        self.records = [found[index].record for index in sorted(found)]
-        self.num_shards = layout.num_shards
-        self._layout = layout
-        self._entries = {layout.keys[index]: entry for index, entry in found.items()}
+        self.keys = sorted(layout.done(self.folder))
+
+    @functools.cached_property
+    def records(self) -> list[dict]:
+        """The records of `keys`, dicts that name the key, in this order."""
+        return [self.record(key) for key in self.keys]
+
+    def record(self, key: str) -> dict:
+        """Return what is kept of an image beside its pixels; raises as `files.load` does."""
+        return layout.load(self.folder, layout.CHANGES, key, ())[0]["record"]
 
     def perturbation(self, key: str) -> np.ndarray:
-        """Return f32[H, W, 3] in grey levels; ValueError where it is damaged or not there."""
-        path = self._entry(key).path
-        if not path.exists():  # a part, of which its process has made a shard meanwhile
-            path = self._layout.shard(self._layout.shard_of(self._layout.keys.index(key)))
-        return files.load(path, [key])[1][key]
+        """Return f32[H, W, 3] in grey levels; raises as `files.load` does."""
+        return layout.load(self.folder, layout.CHANGES, key)[1]["perturbation"]
 
     def image(self, key: str) -> np.ndarray:
-        """Return the adversarial image u8[H, W, 3]; ValueError where damaged or not there."""
-        return files.load_image(self._layout.image(key), self._entry(key).pixels_sha256)
+        """Return the adversarial image u8[H, W, 3]; raises as `files.load` does."""
+        digest = layout.load(self.folder, layout.CHANGES, key, ())[0]["pixels_sha256"]
+        return files.load_image(layout.path(self.folder, layout.IMAGES, key), digest)
 
-    def get(self, name: str, shard: int) -> dict[str, np.ndarray]:
-        """Return what `Results.put` wrote; ValueError where it is damaged or not there."""
-        return files.load(self._layout.scores(name, shard))[1]
+    def has(self, column: str, key: str) -> bool:
+        """Return whether `Results.put` wrote this."""
+        return files.exists(layout.path(self.folder, layout.column(column), key))
 
-    def _entry(self, key):
-        if key not in self._entries:
-            raise UserError(f"{self.folder} has no image {key!r}")
-        return self._entries[key]
+    def get(self, column: str, key: str) -> dict[str, np.ndarray]:
+        """Return what `Results.put` wrote; raises as `files.load` does."""
+        return layout.load(self.folder, layout.column(column), key)[1]
 
 
 def read(folder) -> Run:
-    """Read a folder of results, finished or not, one perturbation at a time.
+    """Read a folder of results, finished or not, one image at a time.
 
     Args:
       folder: one with the manifest.json that `Results` wrote.
 
     Raises:
-      ValueError: where there is no such folder, or a file of it is damaged.
+      UserError: where there is no such folder, or its manifest is damaged or cannot be read.
     """
     return Run(folder)
 
@@ -189,196 +141,210 @@ class Results:
 
         results = Results(workdir / "fcn_vgg", manifest, image_ids)
         for index in results.todo():
-            results.add(index, attack_of(index), record, seconds)
-        results.finalise()
+            results.add(index, image, attack.perturbation, record, seconds)
+        records = results.records()
 
-    Shard k holds shard_size keys from k * shard_size and belongs to process k % processes. What
-    this process finds of its own is verified first.
+    Image i of `keys` belongs to process i % processes, which alone writes it. What this process
+    finds of its own is verified first.
 
     Attributes:
       folder: the folder.
-      keys: list of all images.
-      num_shards: number of shards, all processes'.
+      keys: list of the images of this launch.
+      process, processes: this process's number, and how many there are.
 
     Args:
       folder: a folder of these results alone; it is made.
       manifest: what JSON can hold, of all that changes the results: network, its weights' SHA-256,
-        margin, ... Format, units, shard size and keys are put beside.
-      keys: image ids, in the order of the results.
-      shard_size: images of a file.
+        margin, ... Format and units are put beside.
+      keys: image ids, texts. They are no setting: a later launch may have others.
       process: this process's number.
       processes: their number; a run may go on with another.
+      accept_version: as in `claim`.
 
     Raises:
-      ValueError: for keys that repeat, are none or no file name; a folder of other settings; or
+      UserError: for keys that repeat, are none or no file name; a folder of other settings; or
         damaged files, each named with what to do. Nothing was changed then.
-      OSError: where the folder cannot be written.
+      StorageError: where the folder cannot be read or written.
     """
 
-    def __init__(self, folder, manifest, keys, *, shard_size=8, process=0, processes=1):
-        self.keys = list(keys)
-        if not 0 <= process < processes or shard_size < 1:
-            raise UserError(f"process {process} of {processes}, shards of {shard_size} images")
-        self.folder = files.open_folder(folder)
-        self._layout = Layout(self.folder, self.keys, shard_size)
-        self.num_shards = self._layout.num_shards
-        own = {"format": FORMAT, "units": UNITS, "shard_size": shard_size, "keys": self.keys}
-        claim(self.folder, manifest | own)
-        self._shards = range(process, self._layout.num_shards, processes)
-        self._entries = self._layout.scan(self._shards, whole=True)
-        self._done = self._layout.with_image(self._entries)
+    def __init__(
+        self, folder, manifest, keys, *, process=0, processes=1, accept_version: bool = False
+    ):
+        self.folder, self.keys = files.open_folder(folder), list(keys)
+        self.process, self.processes = process, processes
+        if not 0 <= process < processes:
+            raise UserError(f"process {process} of {processes}")
+        layout.check_keys(self.folder, self.keys)
+        manifest = manifest | {"format": FORMAT, "units": UNITS}
+        claim(self.folder, manifest, accept_version=accept_version)
+        self._records = self._verified()
         with self._kept():
-            for name in ("images", "parts", "perturbations", "scores", "timings"):
-                files.make_folder(self.folder / name)
-                self._remove_temporaries(self.folder / name)
-            for shard in self._shards:
-                self._compact(shard)
+            for kind in (layout.IMAGES, layout.CHANGES, layout.SCORES, layout.TIMINGS):
+                files.make_folder(self.folder / kind)
+            self._stale = self._tidy()
 
-    def shards(self) -> range:
-        """Return the numbers of this process's shards."""
-        return self._shards
-
-    def indices(self, shard: int) -> range:
-        """Return the indices into `keys` of a shard's images."""
-        return self._layout.indices(shard)
+    def own(self) -> list[int]:
+        """Return the indices into `keys` of this process's images, in order."""
+        return list(range(self.process, len(self.keys), self.processes))
 
     def todo(self) -> list[int]:
         """Return the indices into `keys` of this process's images that are not done, in order."""
-        return [i for i in self._own() if i not in self._done]
+        return [index for index in self.own() if index not in self._records]
 
     def done(self) -> dict[int, dict]:
         """Return the records of this process's images that are done, by index."""
-        return {index: self._entries[index].record for index in sorted(self._done)}
+        return dict(sorted(self._records.items()))
 
-    def add(self, index: int, attack, record: dict, seconds) -> None:
+    def add(self, index: int, image, perturbation, record: dict, seconds) -> None:
         """Write what an attack found; it is done, and stays, once this returns.
 
         Args:
           index: of the image in `keys`.
-          attack: a `dag_jax.Attack`, its image f32 or u8[H, W, 3].
+          image: the clean image [H, W, 3], f32 or u8, RGB grey levels.
+          perturbation: f32[H, W, 3], grey levels, not clipped.
           record: what JSON can hold and another run of the same would say again; its entry "key"
             is the image's id, whatever it says.
           seconds: what it took: a number, or a dict of numbers.
 
         Raises:
-          ValueError: for an index of another process, for values that are not finite.
-          OSError: where it cannot be written; what is finished is kept.
+          UserError: for an index of another process, for values that are not finite.
+          StorageError: where it cannot be written; what is finished is kept.
         """
-        if self._layout.shard_of(index) not in self._shards:
-            raise UserError(f"image {index} is of another process, or not of these results")
-        key = self.keys[index]
-        record = record | {"key": key}
+        key = self._own_key(index)
         try:
-            pixels = saved_pixels(attack.image, attack.perturbation)
-            said = {"record": record, "pixels_sha256": files.sha256(pixels), "seconds": seconds}
-            part = files.pack({key: np.asarray(attack.perturbation, np.float32)}, {key: said})
+            pixels = saved_pixels(image, perturbation)
+            record = json.loads(files.canonical_json(record | {"key": key}))
+            content = {"record": record, "pixels_sha256": files.sha256(pixels)}
+            arrays = {"perturbation": np.asarray(perturbation, np.float32)}
+            change = layout.pack(layout.CHANGES, key, arrays, **content)
         except ValueError as error:
             raise UserError(f"image {key!r}: {error}; nothing was written of it") from error
         with self._kept():
-            write(self._layout.image(key), files.pack_image(pixels))
-            path = self._layout.part(index)
-            write(path, part)  # after the image: a part says that all is there
-            self._entries[index] = Entry(path, **said)
-            self._done.add(index)
-            self._compact(self._layout.shard_of(index))
+            while self._stale[index]:
+                files.remove(self._stale[index][-1])
+                self._stale[index].pop()
+            write(self._path(layout.IMAGES, key), files.pack_image(pixels))
+            files.write_json(self._path(layout.TIMINGS, key), {"key": key, "seconds": seconds})
+            write(self._path(layout.CHANGES, key), change)  # last: it says that all is there
+            self._records[index] = record
 
-    def put(self, name: str, shard: int, arrays: dict[str, np.ndarray]) -> None:
-        """Write arrays computed of a shard's images, such as counts that scores are sums of.
+    def put(self, column: str, index: int, arrays: dict[str, np.ndarray]) -> None:
+        """Write arrays computed of an image, such as counts that scores are sums of.
 
         Args:
-          name: what they are, of letters, digits and '_'.
-          shard: its number.
+          column: what they are, of letters, digits and '_'.
+          index: of the image in `keys`, this process's.
           arrays: any numbers, by any name.
         """
-        arrays = {key: np.asarray(value) for key, value in arrays.items()}
+        key, kind = self._own_key(index), layout.column(column)
+        arrays = {name: np.asarray(array) for name, array in arrays.items()}
         with self._kept():
-            write(self._layout.scores(name, shard), files.pack(arrays, {}))
+            files.make_folder(self.folder / kind)
+            write(self._path(kind, key), layout.pack(kind, key, arrays))
 
-    def has(self, name: str, shard: int) -> bool:
-        """Return whether `put` wrote this."""
-        return self._layout.scores(name, shard).exists()
+    def has(self, column: str, index: int) -> bool:
+        """Return whether any process `put` this."""
+        return files.exists(self._path(layout.column(column), self.keys[index]))
 
-    def get(self, name: str, shard: int) -> dict[str, np.ndarray]:
-        """Return what any process `put`; ValueError where it is damaged or not there."""
-        return files.load(self._layout.scores(name, shard))[1]
+    def get(self, column: str, index: int) -> dict[str, np.ndarray]:
+        """Return what any process `put`; raises as `files.load` does."""
+        return layout.load(self.folder, layout.column(column), self.keys[index])[1]
 
-    def finalise(self) -> list[dict]:
-        """Write records.jsonl and timings.jsonl once every image of every process is there.
+    def is_complete(self, column: str | None = None) -> bool:
+        """Return whether every image of every process is done, and has this column."""
+        keys = set(self.keys)
+        return keys <= layout.done(self.folder) and (
+            column is None or keys <= layout.keys_in(self.folder, layout.column(column))
+        )
 
-        Returns:
-          The records in the order of the keys, as records.jsonl has them.
+    def missing(self, column: str | None = None) -> dict[int, int]:
+        """Return {process: how many of its images are not done, or have not this column}."""
+        there = layout.done(self.folder)
+        if column is not None:
+            there &= layout.keys_in(self.folder, layout.column(column))
+        late = [i % self.processes for i, key in enumerate(self.keys) if key not in there]
+        return dict(collections.Counter(late))
+
+    def timing(self, index: int) -> dict:
+        """Return the seconds of an image, as `add` was given them; {} where they are lost."""
+        try:
+            seconds = files.load_json(self._path(layout.TIMINGS, self.keys[index]))["seconds"]
+        except UserError:
+            return {}
+        return seconds if isinstance(seconds, dict) else {"seconds": seconds}
+
+    def records(self) -> list[dict]:
+        """Return the records of all images, every process's, in the order of `keys`.
 
         Raises:
-          ValueError: saying how many images are missing; or for a damaged shard.
+          UserError: saying how many images are missing; or as `files.load` does.
         """
-        layout = self._layout
-        found = layout.scan(range(layout.num_shards), whole=False)
-        done = layout.with_image(found)
-        parts = [index for index in done if found[index].path == layout.part(index)]
-        if len(done) < len(self.keys) or parts:
+        missing = len(set(self.keys) - layout.done(self.folder))
+        if missing:
             raise UserError(
-                f"{self.folder}: {len(self.keys) - len(done)} of {len(self.keys)} images are not "
-                f"done, and of {len(parts)} that are, their process has still to make the shard; "
-                "the same command goes on with them"
+                f"{self.folder}: {missing} of {len(self.keys)} images are not done; the same "
+                "command goes on with them"
             )
-        records = [found[index].record for index in range(len(self.keys))]
-        seconds = {}
-        for shard in range(layout.num_shards):
-            seconds |= layout.seconds(shard)
-        timings = [{"key": key, "seconds": seconds.get(key)} for key in self.keys]
-        with self._kept():
-            for name, lines in (("records", records), ("timings", timings)):
-                text = "".join(json.dumps(line) + "\n" for line in lines)
-                write(self.folder / f"{name}.jsonl", text)
+        if self.process == 0:  # every process is past its manifest
             for name in filter(files.TEMPORARY.fullmatch, files.names_in(self.folder)):
-                files.remove(self.folder / name)  # every process is past its manifest
+                files.remove(self.folder / name)
+        return [
+            self._records.get(index)
+            or layout.load(self.folder, layout.CHANGES, key, ())[0]["record"]
+            for index, key in enumerate(self.keys)
+        ]
+
+    def _path(self, kind, key):
+        return layout.path(self.folder, kind, key)
+
+    def _own_key(self, index):
+        if index not in range(self.process, len(self.keys), self.processes):
+            raise UserError(f"image {index} is of another process, or not of these results")
+        return self.keys[index]
+
+    def _verified(self):
+        """Return {index: record} of this process's images that are done, compared with digests."""
+        records, damaged, done = {}, [], layout.done(self.folder)
+        for index in self.own():
+            key = self.keys[index]
+            if key in done:
+                try:
+                    content, _ = layout.load(self.folder, layout.CHANGES, key)
+                    files.load_image(self._path(layout.IMAGES, key), content["pixels_sha256"])
+                    records[index] = content["record"]
+                except DamagedError as error:
+                    damaged.append(str(error))
+        if damaged:
+            raise UserError("\n".join(damaged))
         return records
 
-    def _own(self):
-        return [index for shard in self._shards for index in self._layout.indices(shard)]
+    def _tidy(self):
+        """Remove what this process was writing when it was killed, and no other process's.
 
-    def _compact(self, shard):
-        """Make one file of a shard's parts, if all are there."""
-        layout, indices = self._layout, self._layout.indices(shard)
-        if not all(index in self._entries for index in indices):
-            return
-        parts = [i for i in indices if self._entries[i].path == layout.part(i)]
-        if not parts:
-            return
-        arrays, said, seconds = {}, {}, layout.seconds(shard)
-        for index in indices:
-            key, entry = self.keys[index], self._entries[index]
-            arrays |= files.load(entry.path, [key])[1]
-            said[key] = {"record": entry.record, "pixels_sha256": entry.pixels_sha256}
-            if index in parts:
-                seconds[key] = entry.seconds
-        # The parts go last: until then all of this can be done again.
-        write(layout.timing(shard), files.canonical_json(seconds) + "\n")
-        write(layout.shard(shard), files.pack(arrays, said))
-        for index in indices:
-            entry = dataclasses.replace(self._entries[index], path=layout.shard(shard))
-            self._entries[index] = entry
-        for index in parts:
-            files.remove(layout.part(index))
-
-    def _remove_temporaries(self, folder):
-        """Remove what this process was writing when it was killed, and no other process's."""
-        own = {path.name for i in self._own() for path in self._layout.paths(i)}
-        shards = tuple(self._layout.name(shard) for shard in self._shards)
-        for name in files.names_in(folder):
-            match = files.TEMPORARY.fullmatch(name)
-            if match and (match[1] in own or match[1].rpartition(".")[0].endswith(shards)):
-                files.remove(folder / name)
+        Returns:
+          {index: paths of what is left of an image that is not done}: scores of another attack.
+        """
+        columns = filter(layout.COLUMN.fullmatch, files.names_in(self.folder / layout.SCORES))
+        left = collections.defaultdict(list)
+        for kind in (layout.CHANGES, layout.IMAGES, layout.TIMINGS, *map(layout.column, columns)):
+            own = {self._path(kind, self.keys[index]).name: index for index in self.own()}
+            for name in files.names_in(self.folder / kind):
+                temporary = files.TEMPORARY.fullmatch(name)
+                if temporary and temporary[1] in own:
+                    files.remove(self.folder / kind / name)
+                elif name in own and own[name] not in self._records:
+                    left[own[name]].append(self.folder / kind / name)
+        return left
 
     @contextlib.contextmanager
     def _kept(self):
         try:
             yield
-        except OSError as error:
-            if not self.folder.exists():
+        except StorageError as error:
+            if not files.exists(self.folder):
                 raise
-            raise OSError(
+            raise StorageError(
                 error.errno,
-                f"{error.strerror}. {len(self._done)} of the {len(self._own())} images of this "
-                "process are finished and kept; then the same command goes on with the rest",
+                f"{error}. {len(self._records)} of the {len(self.own())} images of this process "
+                "are finished and kept; then the same command goes on with the rest",
             ) from error

@@ -152,6 +152,17 @@ def summary_of(records) -> dict:
     }
 
 
+def seconds_of(results: rundir.Results) -> float | None:
+    """Return the mean seconds from one finished image to the next; None where nothing tells.
+
+    They are on the wall's clock, so they depend on what else the machine does; the first image of
+    each launch, which waits for what has to be compiled, is left out.
+    """
+    timings = [results.timing(row) for row in range(len(results.keys))]
+    since = [timing["since"] for timing in timings if "since" in timing]
+    return float(np.mean(since)) if since else None
+
+
 def row_of(plan: Plan, results: rundir.Results, *, columns=COLUMNS, subsets=None) -> dict:
     """Return the row of a plan once all its images are there.
 

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dag_jax import files
+from dag_jax import files, networks
 from dag_jax.datasets.selection import ExampleSet
 from dag_jax.errors import UserError
 from dag_jax.runs import attacks, rundir, scores
+from dag_jax.runs.dataset import ROW
 from dag_jax.runs.subject import Subject, subject_of
 
 # Sums of the paper: within detection, within segmentation, across tasks; each for both sets of
@@ -41,6 +42,12 @@ class Source(NamedTuple):
     def is_white_box(self, target) -> bool:
         """Return whether it is what was found for a model, not shuffled."""
         return not self.permuted and target in self.members
+
+
+def table_order(name):
+    """Return where a model stands in a table: built-in ones first, in the paper's order."""
+    known = list(networks.TASKS)
+    return known.index(name) if name in known else len(known), name
 
 
 def open_run(folder):
@@ -97,14 +104,18 @@ class Stored:
     def __init__(self, folder, load_examples: Callable):
         self.folder = open_run(folder)
         self.settings = files.load_json(self.folder / rundir.MANIFEST)["settings"]
-        content = files.load_json(self.folder / "table1.json")
-        rows = {row["network"]: row for row in content["rows"]}
+        found = [
+            files.load_json(self.folder / name / ROW, digest=True)
+            for name in rundir.folders_in(self.folder, ROW)
+        ]
+        # A row of margin 0 is beside that of its model.
+        rows = {row["network"]: row for row in found if row["row"] == row["network"]}
         if not rows:
             raise UserError(f"--run: {folder} has no row of Table 1; {_makes(folder)}")
+        self.rows = {name: rows[name] for name in sorted(rows, key=table_order)}
         self.runs = {
-            name: rundir.read(self.folder / rundir.folder_name(name)) for name in rows
+            name: rundir.read(self.folder / rundir.folder_name(name)) for name in self.rows
         }
-        self.rows = rows
         self.splits = {name: run.manifest["split"] for name, run in self.runs.items()}
         self._load_examples = load_examples
         self._examples: dict = {}
@@ -187,9 +198,7 @@ class Stored:
                 if run.manifest["split"] == split
                 for record in run.records
             ]
-            found = self._load_examples(
-                self.settings, split, {record["key"] for record in records}
-            )
+            found = self._load_examples(self.settings, split, {record["key"] for record in records})
             attacks.check_images(self.folder, records, found)
             self._examples[split] = found
         return self._examples[split]
@@ -239,5 +248,3 @@ class Stored:
             "settings": self.settings,
             **{name: files.sha256(files.canonical_json(one)) for name, one in digests.items()},
         }
-
-

@@ -23,7 +23,7 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, unknown_fields
 from google.protobuf.message import Message
 
-from dag_jax.errors import UserError
+from dag_jax.errors import MissingError, StorageError, UserError, reading
 
 _MAX_BYTES = 2**31 - 1  # of one message, for protobuf and for Caffe (util/io.cpp)
 _MAX_FIELDS = 100_000  # of the network, a hundred times a deep one's; the parser checks the rest
@@ -127,7 +127,7 @@ def read(path):
       where three are 1. Layers without blobs are left out. `double_data` is rounded to float32.
 
     Raises:
-      ValueError: if there is no such file, it is truncated, damaged, of another kind or without
+      UserError: if there is no such file, it is truncated, damaged, of another kind or without
         weights, or two layers with blobs have one name.
     """
     return {layer.name: layer.blobs for layer in layers(path) if layer.blobs}
@@ -143,14 +143,16 @@ def layers(path):
       list of `Layer` in the file's order.
 
     Raises:
-      ValueError: as `read`.
+      UserError: as `read`.
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such caffemodel file")
+        raise MissingError(f"{path}: no such caffemodel file")
     size = path.stat().st_size
     try:
         return _layers(_parse(path, size))
+    except StorageError:
+        raise
     except ValueError as error:
         raise UserError(
             f"{path} ({size} bytes) is not a readable caffemodel: {error}. A caffemodel is the "
@@ -160,20 +162,24 @@ def layers(path):
 
 
 def _parse(path, size):
-    with open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         head = file.read(16)
-        if not head:
-            raise UserError("it is empty")
-        if head[0] not in _FIRST_BYTES:  # before a large file of another kind is read
-            raise UserError(_kind(head))
-        if size > _MAX_BYTES:
-            raise UserError(f"protobuf and Caffe end at {_MAX_BYTES} bytes")
-        _check_lengths(file, size)
-        file.seek(0)
-        try:
-            return _CLASSES["Net"].FromString(file.read())
-        except Exception as error:  # its type differs between the implementations of protobuf
-            raise UserError(f"{_kind(head)} ({error})") from error
+    if not head:
+        raise UserError("it is empty")
+    if head[0] not in _FIRST_BYTES:  # before a large file of another kind is read
+        raise UserError(_kind(head))
+    if size > _MAX_BYTES:
+        raise UserError(f"protobuf and Caffe end at {_MAX_BYTES} bytes")
+    with reading(path):
+        contents = path.read_bytes()
+    _check_lengths(contents)
+    try:
+        return _CLASSES["Net"].FromString(contents)
+    except MemoryError:
+        with reading(path):
+            raise
+    except Exception as error:  # its type differs between the implementations of protobuf
+        raise UserError(f"{_kind(head)} ({error})") from error
 
 
 def _kind(head):
@@ -191,14 +197,13 @@ def _kind(head):
     return "it is truncated, damaged or of another kind"
 
 
-def _check_lengths(file, size):
-    """Follow the lengths of the outermost fields: a download that broke off is not read at all."""
-    at = 0
+def _check_lengths(contents):
+    """Follow the lengths of the outermost fields, so that a download that broke off is named."""
+    at, size = 0, len(contents)
     for _ in range(_MAX_FIELDS):
         if at >= size:
             return
-        file.seek(at)
-        head = file.read(20)  # a tag and a value or length, 10 bytes each at most
+        head = contents[at : at + 20]  # a tag and a value or length, 10 bytes each at most
         tag, first = _varint(head, 0)
         value, second = _varint(head, first)
         if tag < 8 or tag & 7 not in (0, 2) or not second:

@@ -166,7 +166,7 @@ def convert(
       Converted.
 
     Raises:
-      ValueError: for an unknown layout, for files that disagree, and with a list of what is
+      UserError: for an unknown layout, for files that disagree, and with a list of what is
         missing, left over, of another shape or not finite.
     """
     layers = _merge(sources)

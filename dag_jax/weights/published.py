@@ -1,22 +1,23 @@
-"""Where the weights of the networks of Table 1 come from, and how to get them."""
+"""What weights of the networks of Table 1 are published, and how to get the files."""
 
 import dataclasses
+import errno
 import hashlib
-import http.client
 import pathlib
-import shutil
 import tarfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 
-from dag_jax.errors import UserError
-from dag_jax.networks import conversion
+from dag_jax import files
+from dag_jax.errors import UserError, reading
 from dag_jax.progress import progress
-from dag_jax.runs import evaluation
 
 _SECONDS = 60  # without a byte, after which a server counts as gone
 _BLOCK = 1 << 20
+# RuntimeError is of the password that a damaged zip archive seems to need.
+_DAMAGE = zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, OSError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Published:
       page: where the authors say so.
       members: the end of the name of each file that is wanted of an archive; () for no archive.
       checksum: the one that is published, as "md5:..." or "sha1:...", or None.
+      licence: of the weights, as their authors name it; None where they name none.
     """
 
     file: str
@@ -36,6 +38,7 @@ class Published:
     page: str
     members: tuple[str, ...] = ()
     checksum: str | None = None
+    licence: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +86,14 @@ _CAFFENET = Published(
     ("http://dl.caffe.berkeleyvision.org/bvlc_reference_caffenet.caffemodel",),
     _CAFFE,
     checksum="sha1:4c8d77deb20ea792f84eb5e6d0a11ca0a8660a46",
+    licence="unrestricted use",
 )
 _VGG16 = Published(
     "VGG_ILSVRC_16_layers.caffemodel",
     ("http://www.robots.ox.ac.uk/~vgg/software/very_deep/caffe/VGG_ILSVRC_16_layers.caffemodel",),
     _VGG,
     checksum="sha1:9363e1f6d65f7dba68c4f27a1e62105cdf6c4e24",
+    licence="CC BY 4.0",
 )
 
 
@@ -115,22 +120,6 @@ ORIGINS = {
 }
 
 
-def table() -> str:
-    """Return Markdown that says where each network's weights come from."""
-    lines = ["| network | weights |", "|---|---|"]
-    for name, origin in ORIGINS.items():
-        trained = isinstance(origin, Trained)
-        file = origin.initial if trained else origin
-        text = " and ".join(f"`{member}`" for member in file.members) + " of " * bool(file.members)
-        text += f"[{file.file}]({file.addresses[0]})"
-        text += f", {file.checksum.replace(':', ' ', 1)}" if file.checksum else ""
-        text += f"; from {file.page}"
-        if trained:
-            text = f"never published; ImageNet's {text}, and then `{origin.command}`"
-        lines.append(f"| {evaluation.TITLES[name]} | {text} |")
-    return "\n".join(lines) + "\n"
-
-
 def download(address: str, path, *, checksum: str | None = None) -> None:
     """Download a file; what an earlier call left in <path>.part is not fetched again.
 
@@ -140,12 +129,12 @@ def download(address: str, path, *, checksum: str | None = None) -> None:
       checksum: "md5:..." or "sha1:..." that it has to have.
 
     Raises:
-      ValueError: where the server has no such file, gives a web page instead, or the file has
+      UserError: where the server has no such file, gives a web page instead, or the file has
         another checksum.
       OSError: where the server cannot be reached, or the connection breaks.
     """
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(path.parent)
     part = path.with_name(path.name + ".part")
     tag = path.with_name(path.name + ".part.tag")  # which version of the file it is a part of
     request = urllib.request.Request(address, headers={"User-Agent": "dag-jax"})
@@ -166,7 +155,7 @@ def download(address: str, path, *, checksum: str | None = None) -> None:
         version = response.headers.get("ETag") or response.headers.get("Last-Modified")
         # A weak tag does not promise the same bytes.
         if version and not version.startswith("W/"):
-            tag.write_text(version)
+            files.write(tag, version)
         resumed = response.status == 206
         start = part.stat().st_size if resumed else 0
         length = response.headers.get("Content-Length")
@@ -178,10 +167,10 @@ def download(address: str, path, *, checksum: str | None = None) -> None:
                 bar.update(len(block))
     if total is not None and part.stat().st_size != total:
         raise ConnectionError(f"{address}: {part.stat().st_size} of {total} bytes came")
-    if checksum is not None and (found := checksum_of(part, checksum)) != checksum:
+    if checksum is not None and (actual := checksum_of(part, checksum)) != checksum:
         part.unlink()
         tag.unlink(missing_ok=True)
-        raise UserError(f"{address}: the file has {found}, published is {checksum}")
+        raise UserError(f"{address}: the file has {actual}, published is {checksum}")
     part.replace(path)
     tag.unlink(missing_ok=True)
 
@@ -189,7 +178,7 @@ def download(address: str, path, *, checksum: str | None = None) -> None:
 def checksum_of(path, like: str) -> str:
     """Return the checksum of a file, of the kind of another one: "md5:..." or "sha1:..."."""
     kind = like.partition(":")[0]
-    with open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         return f"{kind}:{hashlib.file_digest(file, kind).hexdigest()}"
 
 
@@ -205,78 +194,27 @@ def unpack(archive, members, folder) -> list[pathlib.Path]:
       The files.
 
     Raises:
-      ValueError: where the archive is damaged, or has not exactly one such file.
+      UserError: where the archive is damaged, or has not exactly one such file.
     """
     folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
+    files.make_folder(folder)
+    unpacked = []
     try:
         zipped = zipfile.is_zipfile(archive)
         with zipfile.ZipFile(archive) if zipped else tarfile.open(archive) as opened:
-            names = opened.namelist() if zipped else opened.getnames()
+            names = opened.namelist() if zipped else [e.name for e in opened if e.isreg()]
             for member in members:
-                found = [name for name in names if f"/{name}".endswith(f"/{member}")]
-                if len(found) != 1:
-                    raise UserError(f"{archive} has {len(found)} files named {member}")
+                matches = [name for name in names if f"/{name}".endswith(f"/{member}")]
+                if len(matches) != 1:
+                    raise UserError(f"{archive} has {len(matches)} files named {member}")
                 target = folder / pathlib.PurePosixPath(member).name
-                content = opened.open(found[0]) if zipped else opened.extractfile(found[0])
-                with content, open(target, "wb") as file:
-                    shutil.copyfileobj(content, file, _BLOCK)
-                files.append(target)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+                with opened.open(matches[0]) if zipped else opened.extractfile(matches[0]) as file:
+                    files.write(target, file.read())
+                unpacked.append(target)
+    except _DAMAGE as error:
+        # The disk's errors have a number; EINVAL is of a place before the archive's first byte.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            with reading(archive):
+                raise
         raise UserError(f"{archive} is damaged: {error}; remove it and start again") from error
-    return files
-
-
-def fetch(name, workdir, *, addresses=(), miniature=False) -> pathlib.Path:
-    """Download and convert the weights of one network, or of what its training starts from.
-
-    Args:
-      name: one of `networks.NAMES`.
-      workdir: folder of the checkpoints, and of downloads/.
-      addresses: to use instead of the published ones.
-      miniature: as in `conversion.convert_files`.
-
-    Returns:
-      The checkpoint.
-
-    Raises:
-      ValueError: with what to do by hand, where the weights cannot be had.
-    """
-    origin, workdir = ORIGINS[name], pathlib.Path(workdir)
-    trained = isinstance(origin, Trained)
-    if trained:
-        print(f"{name} was never published; what its training starts from can be fetched")
-    published = origin.initial if trained else origin
-    output = workdir / f"{name}{'_imagenet' * trained}.safetensors"
-    if output.exists():
-        print(f"{output} is there already, and is kept")
-        return output
-    file = workdir / "downloads" / published.file
-    failures = []
-    for address in () if file.exists() else addresses or published.addresses:
-        try:
-            download(address, file, checksum=published.checksum)
-            break
-        except (ValueError, OSError, http.client.HTTPException) as error:
-            failures.append(f"{type(error).__name__}: {error}")
-    members = published.members
-    if not file.exists():
-        sources = ",".join(pathlib.PurePosixPath(m).name for m in members or [file.name])
-        raise UserError(
-            f"{file.name} could not be fetched:\n  "
-            + "\n  ".join(failures)
-            + "\nIf the connection broke, the same command goes on. If the file is gone, get it in "
-            f"another way (its authors: {published.page}), put it at {file} and start again, or "
-            f"run\n  python -m experiments.convert_weights --network={name} --source={sources} "
-            f"--output={output}"
-        )
-    known = published.checksum
-    if known and (found := checksum_of(file, known)) != known:
-        raise UserError(f"{file} has {found}, published is {known}; remove it")
-    sources = unpack(file, members, file.parent / name) if members else [file]
-    converted = conversion.convert_files(name, sources, output, miniature=miniature)
-    print(conversion.describe(name, output, converted))
-    if trained:
-        print(f"train {name} with\n  {origin.command}")
-    return output
+    return unpacked

@@ -1,28 +1,24 @@
 """Our own checkpoint files: parameters, and a record of where they came from.
 
-A file is a safetensors file. A tensor's name is its path in the parameter tree ('conv1/kernel');
-the header carries one text, JSON of the format's name, the metadata record, and a SHA-256 over
-names, shapes, types, values and record, so that a damaged file is never taken for a good one.
-(One text, because safetensors writes several in an order that changes from run to run.)
-
-Reference: https://huggingface.co/docs/safetensors
+A file is what `dag_jax.files.pack` makes: safetensors with a SHA-256 of each array and of the
+header, so that a damaged file is never taken for a good one. A tensor's name is its path in the
+parameter tree ('conv1/kernel'), the content is {"checkpoint": record}.
 """
 
-import hashlib
 import json
-import os
-import pathlib
 from collections.abc import Mapping
 
 import numpy as np
-import safetensors
-import safetensors.numpy
+from etils import epath
 from flax import traverse_util
 
-from dag_jax.errors import UserError
+from dag_jax import files
+from dag_jax.errors import DamagedError, MissingError, UserError, reading
 
-FORMAT = "dag_jax checkpoint 1"
-_HEADER = "dag_jax"
+_ANEW = (
+    "Make it anew: experiments.fetch_weights and experiments.convert_weights do so from published "
+    "files, experiments.train from a dataset"
+)
 
 
 def save(path, parameters, metadata, *, half=False):
@@ -35,8 +31,9 @@ def save(path, parameters, metadata, *, half=False):
       half: store float16, which halves the file and rounds each value to 11 significant bits.
 
     Raises:
-      ValueError: for a key that is not text or contains '/', an empty tree, a leaf that is not
+      UserError: for a key that is not text or contains '/', an empty tree, a leaf that is not
         float32, or, with `half`, a value that float16 cannot reach.
+      StorageError: where the file cannot be written.
     """
     tensors = {}
     for name, leaf in _flatten(parameters).items():
@@ -48,23 +45,12 @@ def save(path, parameters, metadata, *, half=False):
             if largest > np.finfo(np.float16).max:
                 raise UserError(f"{name} reaches {largest:g}, float16 ends at 65504")
             tensor = tensor.astype(np.float16)
-        # safetensors writes a buffer as it lies: a transposed view would be stored scrambled.
-        tensors[name] = np.ascontiguousarray(tensor).reshape(tensor.shape)
-    metadata = json.loads(json.dumps(metadata))  # as a reader will see it
-    header = {"format": FORMAT, "metadata": metadata, "sha256": _digest(tensors, metadata)}
-    header = {_HEADER: json.dumps(header, sort_keys=True)}
-
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(partial, "wb") as file:
-            file.write(safetensors.numpy.save(tensors, header))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        tensors[name] = tensor
+    record = json.loads(json.dumps(metadata))  # as a reader will see it
+    packed = files.pack(tensors, {"checkpoint": record})
+    path = epath.Path(path)
+    files.make_folder(path.parent)
+    files.write(path, packed)
 
 
 def load(path):
@@ -78,32 +64,26 @@ def load(path):
       back (tuples are lists, keys are text).
 
     Raises:
-      ValueError: if there is no such file, or it is truncated, damaged or of another kind.
+      MissingError: where there is no such file.
+      DamagedError: where it is truncated, damaged or of another kind.
+      UserError: where it is no checkpoint, or one of a version before 0.2.
+      StorageError: where it cannot be read now.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint file")
+    path = epath.Path(path)
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            texts = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        header = dict(json.loads(texts.get(_HEADER, "{}")))
-    except Exception as error:  # the reader's exceptions differ by what is damaged
-        raise UserError(
-            f"{path} ({path.stat().st_size} bytes) is not a readable safetensors file: it is "
-            f"truncated, damaged or of another kind; a checkpoint is what "
-            f"dag_jax.weights.store.save writes ({error})"
-        ) from error
-    if header.get("format") != FORMAT or not {"metadata", "sha256"} <= header.keys():
-        raise UserError(
-            f"{path} is a safetensors file without the header of a '{FORMAT}' (its format is "
-            f"{header.get('format')!r}): it is damaged, or dag_jax.weights.store.save did not "
-            f"write it"
-        )
-    if _digest(tensors, header["metadata"]) != header["sha256"]:
-        raise UserError(f"{path} is damaged: its contents do not match the SHA-256 in its header")
+        content, tensors = files.load(path)
+    except MissingError as error:
+        raise MissingError(f"{path}: no such checkpoint file") from error
+    except DamagedError as error:
+        with reading(path), path.open("rb") as file:
+            head = file.read(200)
+        if b"dag_jax checkpoint 1" in head:
+            raise UserError(f"{path} is a checkpoint of dag_jax before 0.2. {_ANEW}") from error
+        raise DamagedError(path, f"or no checkpoint of ours: {error.reason}", _ANEW) from error
+    if not isinstance(content, dict) or content.keys() != {"checkpoint"}:
+        raise UserError(f"{path} holds arrays of ours, but no checkpoint: it is of a run")
     parameters = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
-    return traverse_util.unflatten_dict(parameters, sep="/"), header["metadata"]
+    return traverse_util.unflatten_dict(parameters, sep="/"), content["checkpoint"]
 
 
 def check(parameters, expected):
@@ -114,16 +94,16 @@ def check(parameters, expected):
       expected: nested dict of arrays or `jax.ShapeDtypeStruct`, e.g. from `jax.eval_shape`.
 
     Raises:
-      ValueError: listing every parameter that is missing, left over or of another shape.
+      UserError: listing every parameter that is missing, left over or of another shape.
     """
-    found = {name: np.shape(leaf) for name, leaf in _flatten(parameters).items()}
+    given = {name: np.shape(leaf) for name, leaf in _flatten(parameters).items()}
     wanted = {name: tuple(leaf.shape) for name, leaf in _flatten(expected).items()}
-    lines = [f"missing: {name} {wanted[name]}" for name in sorted(wanted.keys() - found.keys())]
-    lines += [f"left over: {name} {found[name]}" for name in sorted(found.keys() - wanted.keys())]
+    lines = [f"missing: {name} {wanted[name]}" for name in sorted(wanted.keys() - given.keys())]
+    lines += [f"left over: {name} {given[name]}" for name in sorted(given.keys() - wanted.keys())]
     lines += [
-        f"other shape: {name} is {found[name]}, the network has {wanted[name]}"
-        for name in sorted(wanted.keys() & found.keys())
-        if wanted[name] != found[name]
+        f"other shape: {name} is {given[name]}, the network has {wanted[name]}"
+        for name in sorted(wanted.keys() & given.keys())
+        if wanted[name] != given[name]
     ]
     if lines:
         raise UserError("the parameters do not fit the network:\n  " + "\n  ".join(lines))
@@ -138,12 +118,3 @@ def _flatten(parameters):
             if not isinstance(key, str) or not key or "/" in key:
                 raise UserError(f"parameter key {key!r} in {keys} must be text without '/'")
     return {"/".join(keys): leaf for keys, leaf in sorted(flat.items())}
-
-
-def _digest(tensors, metadata):
-    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"\n{name} {tensor.dtype} {tensor.shape}\n".encode())
-        digest.update(tensor.tobytes())
-    return digest.hexdigest()

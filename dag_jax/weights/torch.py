@@ -8,13 +8,15 @@ each storage as its length and its values.
 Reference: torch/serialization.py of https://github.com/pytorch/pytorch
 """
 
+import io
 import math
 import pathlib
 import zipfile
 
+import jax.numpy as jnp
 import numpy as np
 
-from dag_jax.errors import UserError
+from dag_jax.errors import MissingError, UserError, reading
 from dag_jax.weights import torch_pickle
 
 _ZIP = b"PK\x03\x04"
@@ -23,6 +25,9 @@ _PROTOCOL = 1001
 # Beyond any real checkpoint, so that a hostile one ends.
 _DEEPEST = 64
 _LONGEST_NAME = 500
+_MOST_TENSORS = 10_000
+_MOST_ENTRIES = 1 << 18  # of containers; a history of losses may be long
+_CONTAINERS = (dict, list, tuple)
 
 
 def read(path):
@@ -44,22 +49,24 @@ def read(path):
       tensors that shared a storage share memory, a transposed tensor is not contiguous.
 
     Raises:
-      ValueError: if there is no such file; if it is truncated, damaged or of another kind; if it
+      MissingError: where there is no such file.
+      StorageError: where it cannot be read now.
+      UserError: if it is truncated, damaged or of another kind; if it
         asks for more than tensors and plain containers; if it holds no tensor, two of one name, or
         a float64 beyond float32.
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint file")
-    size = path.stat().st_size
+        raise MissingError(f"{path}: no such checkpoint file")
+    with reading(path):
+        data = path.read_bytes()
     try:
-        with open(path, "rb") as file:
-            read_form = _read_zip if file.read(4) == _ZIP else _read_legacy
-        tree, work, storages, byte_order = read_form(path)
-        tensors = _named_tensors(tree, 4 * work)
+        read_form = _read_zip if data.startswith(_ZIP) else _read_legacy
+        tree, storages, byte_order = read_form(data)
+        tensors = _named_tensors(tree)
         # Tensors may share a storage and, with stride 0, repeat its values, but only so far: who
         # copies the arrays of a small file must not need a huge memory.
-        most = 4 * size + 2**20
+        most = 4 * len(data) + 2**20
         if sum(math.prod(tensor.shape) for tensor in tensors.values()) > most:
             raise UserError(f"its tensors repeat their values until there are more than {most}")
         converted = {}
@@ -67,23 +74,26 @@ def read(path):
             name: _array(name, tensor, storages, byte_order, converted)
             for name, tensor in tensors.items()
         }
+    except MemoryError:
+        with reading(path):
+            raise
     except Exception as error:  # zipfile's exceptions differ by what is damaged
-        reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        own = isinstance(error, UserError)
+        reason = str(error) if own else f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{path} ({size} bytes) is not a readable PyTorch checkpoint: {reason}. It is "
+            f"{path} ({len(data)} bytes) is not a readable PyTorch checkpoint: {reason}. It is "
             f"truncated, damaged or of another kind; right would be a whole file of tensors in "
             f"plain containers, as torch.save(model.state_dict(), path) writes it"
         ) from error
 
 
-def _read_zip(path):
-    size = path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
+def _read_zip(data):
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
         for entry in entries:
             if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
                 raise UserError(f"record {entry.filename!r:.80} is compressed, torch.save stores")
-        if sum(entry.file_size for entry in entries) > size:
+        if sum(entry.file_size for entry in entries) > len(data):
             raise UserError("its records are longer than the file")
         if len({entry.filename for entry in entries}) < len(entries):
             raise UserError("two of its records have one name")
@@ -112,15 +122,14 @@ def _read_zip(path):
                 f"{kind.name} take {length * kind.itemsize}"
             )
         storages[key] = records[name]
-    return tree, unpickler.work, storages, "<" if byte_order == b"little" else ">"
+    return tree, storages, "<" if byte_order == b"little" else ">"
 
 
-def _read_legacy(path):
-    data = path.read_bytes()
+def _read_legacy(data):
     unpickler = torch_pickle.Unpickler(data)
     try:
         magic, reason = unpickler.load(), "another value is there"
-    except ValueError as error:
+    except UserError as error:
         magic, reason = None, error
     if type(magic) is not int or magic != _MAGIC:
         raise UserError(
@@ -140,43 +149,45 @@ def _read_legacy(path):
             f"its list of {len(keys)} storages is not that of the {len(unpickler.storages)} which "
             f"its tensors view"
         )
-    storages = {}
+    storages, at = {}, unpickler.at
     for key in keys:
         kind, length = unpickler.storages[key]
-        written = int.from_bytes(unpickler.take(8), "little", signed=True)
+        written = int.from_bytes(data[at : at + 8], "little", signed=True)
+        start, at = at + 8, at + 8 + length * kind.itemsize
+        if at > len(data):
+            raise UserError(f"it ends {at - len(data)} bytes too early")
         if written != length:
             raise UserError(
                 f"storage {key!r:.80} has {written} values where it lies, {length} in its tensors"
             )
-        start = unpickler.at
-        unpickler.skip(length * kind.itemsize)
-        storages[key] = memoryview(data)[start : unpickler.at]
-    if unpickler.at != len(data):
-        raise UserError(f"{len(data) - unpickler.at} bytes follow the last storage")
-    return tree, unpickler.work, storages, "<"
+        storages[key] = memoryview(data)[start:at]
+    if at != len(data):
+        raise UserError(f"{len(data) - at} bytes follow the last storage")
+    return tree, storages, "<"
 
 
-def _named_tensors(tree, most):
-    """Flatten nested containers to {dotted name: tensor} in at most so many steps."""
-    tensors = {}
+def _named_tensors(tree):
+    """Flatten nested containers to {dotted name: tensor}."""
+    tensors, entries = {}, 0
     pending = [("", 0, tree)]
     while pending:
         name, depth, node = pending.pop()
-        if type(node) is torch_pickle.Tensor:
+        if isinstance(node, torch_pickle.Tensor):
             if depth == 0:
                 raise UserError("it holds a single tensor, which has no name")
             if name in tensors:
                 raise UserError(f"two of its tensors have the name {name!r}")
+            if len(tensors) == _MOST_TENSORS:
+                raise UserError(f"it has more than {_MOST_TENSORS} tensors")
             tensors[name] = node
-            most -= 3
-        elif type(node) in (dict, list, tuple):
+        elif isinstance(node, _CONTAINERS):
             # A container may be met in many places, or within itself, and every visit counts.
-            most -= len(node)
-            if most < 0 or depth == _DEEPEST:
+            entries += len(node)
+            if entries > _MOST_ENTRIES or depth == _DEEPEST:
                 raise UserError("its containers are within each other too deep or too often")
-            items = list(node.items() if type(node) is dict else enumerate(node))
+            items = list(node.items() if isinstance(node, dict) else enumerate(node))
             for key, child in reversed(items):
-                if type(child) in (torch_pickle.Tensor, dict, list, tuple):
+                if isinstance(child, (torch_pickle.Tensor, *_CONTAINERS)):
                     path = f"{name}.{key}" if depth else str(key)
                     if len(path) > _LONGEST_NAME:
                         raise UserError(f"{path!r:.80}... is a name of {len(path)} characters")
@@ -206,14 +217,15 @@ def _array(name, tensor, storages, byte_order, converted):
 
 def _values(name, raw, kind, byte_order):
     raw = raw[: len(raw) // kind.itemsize * kind.itemsize]
-    if kind.name == "bfloat16":  # the upper half of a float32
-        return (np.frombuffer(raw, byte_order + "u2").astype(np.uint32) << 16).view(np.float32)
-    stored = np.frombuffer(raw, np.dtype(kind.name).newbyteorder(byte_order))
-    if stored.dtype.kind != "f":
-        return stored.view(np.uint8) != 0 if kind.name == "bool" else stored.astype(kind.name)
+    stored = np.frombuffer(raw, f"{byte_order}u{kind.itemsize}").astype(f"u{kind.itemsize}")
+    if kind == np.bool_:
+        return stored != 0
+    stored = stored.view(kind)
+    if not jnp.issubdtype(kind, jnp.floating):
+        return stored
     with np.errstate(all="ignore"):
         values = stored.astype(np.float32)
-    if kind.name == "float64" and np.any(np.isinf(values) & np.isfinite(stored)):
+    if kind == np.float64 and np.any(np.isinf(values) & np.isfinite(stored)):
         largest = np.abs(stored[np.isfinite(stored)]).max()
         raise UserError(f"the storage of {name} reaches {largest:g}, float32 ends at 3.4e38")
     return values

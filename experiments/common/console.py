@@ -7,6 +7,7 @@ import sys
 
 import jax
 from absl import app, flags, logging
+from tqdm import tqdm
 
 from dag_jax import files
 from dag_jax.errors import UserError
@@ -161,3 +162,13 @@ def open_mesh() -> jax.sharding.Mesh:
     """
     _one_device_a_core()
     return jax.sharding.Mesh(jax.local_devices(), ("images",))
+
+
+def say(text) -> None:
+    """Print a line on stderr, among the progress bars."""
+    tqdm.write(text, file=sys.stderr)
+
+
+def machine() -> str:
+    """Return the kind of device and the number of cores that a launch runs on."""
+    return f"{jax.local_devices()[0].device_kind}, {cores()} cores"

@@ -9,21 +9,18 @@ A value that cannot be right is refused as flags are parsed, before anything is 
 that for a launch's own flags.
 """
 
-import importlib
 import math
-import pathlib
 import re
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from absl import app, flags
+from absl import flags
 
-from dag_jax import datasets, files, models, networks
+from dag_jax import datasets, networks
 from dag_jax.datasets import scenes
 from dag_jax.errors import UserError
 from dag_jax.networks import zoo
-from dag_jax.runs import attacks
 
 # What a launch takes of a model's task where neither a flag nor the model says otherwise.
 DEFAULTS = {
@@ -289,87 +286,3 @@ def settings(module, without=UNRECORDED) -> dict:
 def _named(module):
     """Return absl's name of a module: of the launch that runs, its path."""
     return sys.argv[0] if module == "__main__" else module
-
-
-def slots() -> int:
-    """Return how many images each device has at a time, by --slots or the platform."""
-    return FLAGS.slots or attacks.default_slots()
-
-
-def load_model(name):
-    """Load a model of --models, by --miniature, --checkpoints and --precision if it is built in.
-
-    Args:
-      name: of a network, or package.module:function.
-
-    Returns:
-      (model, SHA-256 of its checkpoint), the latter None of a function's model.
-
-    Raises:
-      app.UsageError: for a full-size network without a checkpoint.
-      UserError: for a name, module or function that is not there, a function that returns no model,
-        and a checkpoint that is missing, damaged or another network's.
-    """
-    if ":" in name:
-        model = _function_of(name)()
-        try:
-            models.about(model)
-        except UserError as error:
-            raise UserError(f"{name} returned no model: {error}") from error
-        return model, None
-    if name not in zoo.TASKS:
-        raise UserError(
-            f"unknown network {name!r}; known: {', '.join(zoo.TASKS)}, and any "
-            "package.module:function that returns a model"
-        )
-    if not (FLAGS.miniature or FLAGS.checkpoints):
-        raise app.UsageError("--nominiature needs --checkpoints: no full-size weights are shipped")
-    path = pathlib.Path(FLAGS.checkpoints or zoo.CHECKPOINTS) / f"{name}.safetensors"
-    model = networks.load(
-        name, miniature=FLAGS.miniature, checkpoint=path, precision=FLAGS.precision
-    )
-    return model, files.sha256_of(path)
-
-
-def _function_of(name):
-    """Return the function that package.module:function names; what it imports may raise."""
-    path, _, function = name.partition(":")
-    try:
-        value = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if not (error.name and f"{path}.".startswith(f"{error.name}.")):
-            raise  # the module is there, and lacks another
-        raise UserError(f"{name}: Python finds no module {error.name} from here") from error
-    for part in function.split("."):
-        if not hasattr(value, part):
-            raise UserError(f"{name}: {path} has no {function}")
-        value = getattr(value, part)
-    if not callable(value):
-        raise UserError(f"{name} is a {type(value).__name__}, and no function")
-    return value
-
-
-def load_examples(model):
-    """Read the examples that a model is attacked on, by the flags of the dataset.
-
-    Args:
-      model: a `models.Segmenter`, which takes images with masks, or a `models.Detector`. Its
-        `split` is read where there is no --split, or that of its task.
-
-    Returns:
-      A `datasets.ExampleSet`.
-
-    Raises:
-      UserError: as `datasets.load_examples` says.
-    """
-    about = models.about(model)
-    return datasets.load_examples(
-        FLAGS.dataset,
-        FLAGS.split or getattr(model, "split", DEFAULTS[about.task]["split"]),
-        data_dir=FLAGS.data_dir,
-        cache_dir=FLAGS.cache_dir,
-        limit=FLAGS.limit or None,
-        image_ids=FLAGS.image_ids,
-        canvas=FLAGS.canvas,
-        with_mask=not about.detects,
-    )

@@ -5,10 +5,14 @@ import os
 import platform
 import subprocess
 import sys
+import time
 
 import jax
 
-from dag_jax.runs import provenance
+from dag_jax import files
+from dag_jax.errors import UserError
+from dag_jax.progress import progress
+from dag_jax.runs import provenance, rundir
 from experiments.common import console
 
 
@@ -30,15 +34,42 @@ def call(launch: str, case: str, **variables: str):
       **variables: environment variables of the child beside ours.
 
     Raises:
-      RuntimeError: where the child fails; what it says itself stands above.
+      UserError: where the child fails; what it says itself stands above.
     """
     command = [sys.executable, "-m", f"experiments.{launch}", *sys.argv[1:], f"--case={case}"]
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=os.environ | variables)
     if process.returncode < 0:
-        raise RuntimeError(
+        raise UserError(
             f"{case}: its process was ended by signal {-process.returncode}; 9 is most often a "
             "system without memory left"
         )
     if process.returncode:
-        raise RuntimeError(f"{case} failed (exit code {process.returncode}); its message is above")
+        raise UserError(f"{case} failed (exit code {process.returncode}); its message is above")
     return json.loads(process.stdout.splitlines()[-1])
+
+
+def measured(launch: str, folder, cases, **variables: str):
+    """Measure cases in turn, each in a process of its own; those that a folder has are kept.
+
+    Args:
+      launch: as in `call`; for a case it prints a dict.
+      folder: where a file for each case lies.
+      cases: as in `call`.
+      **variables: as in `call`.
+
+    Yields:
+      (case, its dict, with the "minutes" that it took).
+    """
+    files.make_folder(folder)
+    with progress(cases, unit="case") as bar:
+        for case in bar:
+            bar.set_description(case)
+            path = folder / f"{rundir.folder_name(case)}.json"
+            if not files.exists(path):
+                started = time.monotonic()
+                content = call(launch, case, **variables)
+                minutes = round((time.monotonic() - started) / 60, 2)
+                files.write_json(path, content | {"minutes": minutes})
+            content = files.load_json(path, digest=True)
+            bar.write(f"{case}: {content['minutes']} minutes", file=sys.stderr)
+            yield case, content

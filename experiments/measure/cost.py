@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import dag_jax
-from dag_jax import networks
+from dag_jax import models, networks
+from dag_jax.engine.algorithm import advance
 from dag_jax.errors import UserError
 from dag_jax.progress import progress
-from dag_jax.runs import evaluation
 
 MARGIN = 1e9  # logits; no label loses by so many, so every target stays active
 EVERY = 20  # of a detector's second row, one target in so many is active: 5%
@@ -68,62 +68,56 @@ def run_timed(function, *arguments):
     return result, time.perf_counter() - started
 
 
-def permuted(key, labels, valid=True):
-    """Return targets of these labels; all 21 classes are permuted, background too."""
-    adversarial = dag_jax.permute_labels(key, labels, evaluation.NUM_CLASSES)
-    return dag_jax.make_targets(labels, adversarial, valid)
+def permuted(key, labels, num_classes, valid=True):
+    """Return targets of these labels; all classes are permuted, background too."""
+    adversarial = dag_jax.permute_labels(key, labels, num_classes)
+    return dag_jax.make_targets(labels, adversarial, valid, void=None)
 
 
 @jax.jit
-def pixel_targets(network, key, image):
-    """Return as targets the class that an FCN gives to each pixel."""
-    return permuted(key, networks.predict(network, image))
+def pixel_targets(model, key, image):
+    """Return as targets the class that a segmenter gives to each pixel."""
+    return permuted(key, model.predict(image), len(models.about(model).classes))
 
 
-@functools.partial(jax.jit, static_argnames="max_proposals")
-def box_targets(network, key, image, max_proposals):
-    """Return a detector's proposals as targets.
+@functools.partial(jax.jit, static_argnames="options")
+def box_targets(model, key, image, options):
+    """Return a detector's candidates as targets.
+
+    Args:
+      model: a `models.Detector`.
+      key: JAX key of the permutation.
+      image: f32[H, W, 3].
+      options: pairs (name, value) that its `propose` takes.
 
     Returns:
-      (boxes f32[N, 4], targets with the class of the highest score for label, targets of which one
-      in EVERY has that label; the others have that of the lowest score, and so are not active).
+      (candidates' handle, targets with what scores highest for label, targets of which one in EVERY
+      has that label; the others have that of the lowest score, and so are not active).
     """
-    boxes, _, valid = networks.propose(
-        network, image, nms_threshold=evaluation.ATTACK_NMS, max_proposals=max_proposals
-    )
-    scores = networks.score_fn(network, boxes)(image)
-    targets = permuted(key, jnp.argmax(scores, axis=1), valid)
-    active = targets.valid & ((jnp.cumsum(targets.valid) - 1) % EVERY == 0)
+    candidates = model.propose(image, **dict(options))
+    scores = model.scores(image, candidates.handle)
+    valid = candidates.valid.reshape(-1, *[1] * (scores.ndim - 2))
+    valid = jnp.broadcast_to(valid, scores.shape[:-1])
+    targets = permuted(key, jnp.argmax(scores, axis=-1), scores.shape[-1], valid)
+    order = jnp.cumsum(targets.valid).reshape(targets.valid.shape) - 1
+    active = targets.valid & (order % EVERY == 0)
     few = dag_jax.make_targets(
-        jnp.where(active, targets.labels, jnp.argmin(scores, axis=1)),
+        jnp.where(active, targets.labels, jnp.argmin(scores, axis=-1)),
         jnp.where(active, targets.adversarial, targets.labels),
         targets.valid,
+        void=None,
     )
-    return boxes, targets, few
+    return candidates.handle, targets, few
 
 
-@jax.jit
-def advance(score_fn, state, targets, margin, end):
-    """Advance an attack until it has made `end` steps or has stopped."""
-
-    def goes_on(state):
-        attack = state.attack
-        return (attack.status == dag_jax.Status.RUNNING) & (attack.num_steps < end)
-
-    def one(state):
-        return dag_jax.step(score_fn, state, targets, margin=margin)
-
-    return jax.lax.while_loop(goes_on, one, state)
-
-
-def measure(network, image, image_id, *, proposals, steps, seed, label):
+def measure(model, image, image_id, *, proposals, steps, seed, label):
     """Measure one case, alone in its process.
 
     Args:
-      network: a `Network`.
+      model: a `models.Segmenter` or `models.Detector`.
       image: u8[H, W, 3].
       image_id: name of the image, by which its classes are permuted.
-      proposals: the most proposals of a detector; else None.
+      proposals: the most proposals of a detector; None: its own number, or it segments.
       steps: iterations.
       seed: of the permutation.
       label: what the progress bar is called.
@@ -131,41 +125,48 @@ def measure(network, image, image_id, *, proposals, steps, seed, label):
     Returns:
       List of rows (dicts): all targets active; for a detector also few.
     """
-    # 1. What the network says of the clean image, which is what it is to unlearn.
+    # 1. What the model says of the clean image, which is what it is to unlearn.
+    about = models.about(model)
     image = jnp.asarray(image, jnp.float32)
-    arguments = networks.unnamed(network), dag_jax.image_key(seed, image_id), image
-    if network.detects:
-        predict, *_ = compile_timed(box_targets, *arguments, proposals)
-        (boxes, targets, few), clean_seconds = run_timed(predict, *arguments)
-        score_fn = networks.score_fn(network, boxes)
+    arguments = model, dag_jax.image_key(seed, image_id), image
+    if about.detects:
+        options = () if proposals is None else (("max_proposals", proposals),)
+        predict, *_ = compile_timed(box_targets, *arguments, options)
+        (handle, targets, few), clean_seconds = run_timed(predict, *arguments)
+        score_fn = models.score_fn(model, handle)
     else:
         predict, *_ = compile_timed(pixel_targets, *arguments)
         targets, clean_seconds = run_timed(predict, *arguments)
-        score_fn = networks.score_fn(network)
+        score_fn = models.score_fn(model)
     count = int(targets.valid.sum())
     if not count:
-        raise UserError(f"{label}: the network proposes no box, so there is nothing to attack")
+        raise UserError(f"{label}: the model proposes no box, so there is nothing to attack")
     held, peak_before, peak_of = memory()
     forget_peak()  # random weights take more to make than an attack on a small image
 
     # 2. The attack with all targets active. Margin and labels are arguments, so one program does
     # for the other rows and for counting.
-    everything, paper, one = jnp.float32(MARGIN), jnp.float32(0), jnp.int32(1)
-    clean = dag_jax.init(image, targets, max_steps=steps)
+    paper = jax.tree.map(jnp.float32, dag_jax.Method(max_steps=steps))
+    everything, one = paper.replace(margin=jnp.float32(MARGIN)), jnp.int32(1)
+    clean = dag_jax.init(paper, image, targets)
     engine, trace_seconds, compile_seconds = compile_timed(
-        advance, score_fn, clean, targets, everything, one
+        jax.jit(advance), everything, score_fn, clean, targets, one
     )
 
     def count_active(targets, perturbation):
-        start = dataclasses.replace(clean.attack, perturbation=jnp.asarray(perturbation))
+        perturbation = jnp.asarray(perturbation)
+        adversarial = dag_jax.perturb(image, perturbation)
+        start = dataclasses.replace(
+            clean.attack, perturbation=perturbation, adversarial=adversarial
+        )
         start = dataclasses.replace(clean, attack=start)
-        return int(engine(score_fn, start, targets, paper, one).attack.active.sum())
+        return int(engine(paper, score_fn, start, targets, one).attack.active.sum())
 
     # This call is also the program's first, which takes longer than those that are timed.
     active_clean = count_active(targets, clean.attack.perturbation)
     state, seconds = clean, []
     for end in progress(range(1, steps + 1), desc=label, unit="step", position=1, leave=False):
-        state, elapsed = run_timed(engine, score_fn, state, targets, everything, jnp.int32(end))
+        state, elapsed = run_timed(engine, everything, score_fn, state, targets, jnp.int32(end))
         if int(state.attack.num_steps) < end:  # it has stopped; what it did is no iteration
             break
         seconds.append(elapsed)
@@ -181,10 +182,10 @@ def measure(network, image, image_id, *, proposals, steps, seed, label):
 
     account = engine.memory_analysis()
     row = {
-        "network": network.name,
+        "title": about.title,
         "size": list(image.shape[:2]),
-        "canvas": list(network.module.canvas(image.shape)[0]) if network.detects else None,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(network.parameters)),
+        "canvas": _canvas(model, image.shape),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(model)),
         "proposals": proposals,
         "targets": count,
         "active": count,
@@ -205,15 +206,21 @@ def measure(network, image, image_id, *, proposals, steps, seed, label):
         "perturbation_finite": bool(np.isfinite(attack.perturbation).all()),
         "largest": float(np.abs(attack.perturbation).max()),
     }
-    if not network.detects:
+    if not about.detects:
         return [row]
 
     # 3. The same with few, over and over from the clean image, where their number is known.
-    iterations = min(steps, FEW_ITERATIONS)
-    seconds = [run_timed(engine, score_fn, clean, few, paper, one)[1] for _ in range(iterations)]
+    repeat = range(min(steps, FEW_ITERATIONS))
+    seconds = [run_timed(engine, paper, score_fn, clean, few, one)[1] for _ in repeat]
     active = count_active(few, clean.attack.perturbation)
     attacked = ("steps", "status", "active_last", "perturbation_finite", "largest")
     return [
         row,
         row | {"active": active, "active_clean": active} | costs(seconds) | dict.fromkeys(attacked),
     ]
+
+
+def _canvas(model, shape):
+    """Return [H, W] that one of our detectors scales an image to; None of other models."""
+    is_ours = isinstance(model, networks.DetectionNetwork)
+    return list(model.module.canvas(shape)[0]) if is_ours else None

@@ -130,7 +130,7 @@ def _busy_over_time(by_network):
     figure, panels = lineplot.panels(len(by_network), "Slots with an image under way")
     for axes, (network, kinds) in zip(panels, by_network.items(), strict=True):
         last = max(points[-1][0] for points in kinds.values() if points)
-        for (kind, points), colour in zip(kinds.items(), ("C0", "C1"), strict=True):
+        for (kind, points), colour in zip(kinds.items(), lineplot.COLOURS[:2], strict=True):
             if not points:
                 continue
             ends, values = zip(*points, strict=True)

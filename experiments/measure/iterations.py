@@ -13,18 +13,28 @@ import jax.numpy as jnp
 import numpy as np
 
 import dag_jax
-from dag_jax import networks
+from dag_jax import models, networks
 from dag_jax.progress import progress
-from dag_jax.runs import evaluation
 from experiments.measure import timing
+from experiments.measure.cost import MARGIN
 
-MARGIN = 1e9  # logits; no label loses by so many: every target stays active, no run ends early
+EVERY_TARGET = dag_jax.Method(margin=MARGIN)  # no run ends early
 RUN_SECONDS = 3  # about as long as a run takes at most, of which there are many
 
 
 def title(name, miniature):
     """Return what a table calls a network."""
-    return f"{evaluation.TITLES[name]} {'miniature' if miniature else 'full size'}"
+    return f"{networks.facts(name).title} {'miniature' if miniature else 'full size'}"
+
+
+def load(name, miniature):
+    """Return a network: a trained miniature, or a full-size one with random weights."""
+    return networks.load(name, miniature=miniature, random=not miniature)
+
+
+def abstract_network(name, miniature):
+    """Return a network whose parameters are shapes alone."""
+    return jax.eval_shape(functools.partial(load, name, miniature))
 
 
 def problem(name, *, miniature, size, proposals=None, abstract=False):
@@ -40,17 +50,16 @@ def problem(name, *, miniature, size, proposals=None, abstract=False):
     Returns:
       (score_fn, image f32[H, W, 3], targets).
     """
-    load = functools.partial(networks.load, name, miniature=miniature)
-    network = jax.eval_shape(load) if abstract else load()
+    network = abstract_network(name, miniature) if abstract else load(name, miniature)
     rng = np.random.default_rng(0)
     image = jnp.asarray(rng.uniform(0, 255, (size, size, 3)), jnp.float32)
-    shape, boxes = (size, size), None
-    if network.detects:
+    shape, boxes, classes = (size, size), None, len(network.classes)
+    if models.about(network).detects:
         corners = np.sort(rng.uniform(0, size - 1, (proposals, 2, 2)), axis=1)
         shape, boxes = (proposals,), jnp.asarray(corners.reshape(-1, 4), jnp.float32)
-    labels = jnp.asarray(rng.integers(0, evaluation.NUM_CLASSES, shape), jnp.int32)
-    targets = dag_jax.make_targets(labels, (labels + 1) % evaluation.NUM_CLASSES)
-    return networks.score_fn(network, boxes), image, targets
+    labels = jnp.asarray(rng.integers(0, classes, shape), jnp.int32)
+    targets = dag_jax.make_targets(labels, (labels + 1) % classes)
+    return models.score_fn(network, boxes), image, targets
 
 
 @jax.jit
@@ -78,14 +87,14 @@ def forward_and_gradient(score_fn, image, targets):
 @jax.jit
 def advance(score_fn, state, targets):
     """Advance an attack by one iteration."""
-    return dag_jax.step(score_fn, state, targets, margin=MARGIN)
+    return dag_jax.step(EVERY_TARGET, score_fn, state, targets)
 
 
 @jax.jit
 def advance_lanes(score_fn, states, targets):
     """Advance L attacks by one iteration."""
-    one = functools.partial(dag_jax.step, margin=MARGIN)
-    return jax.vmap(one, (None, 0, 0))(score_fn, states, targets)
+    step = functools.partial(dag_jax.step, EVERY_TARGET, score_fn)
+    return jax.vmap(step)(states, targets)
 
 
 def engine(name, *, miniature, size, iterations, pairs, proposals):
@@ -101,7 +110,8 @@ def engine(name, *, miniature, size, iterations, pairs, proposals):
         return [bare(*arguments) for _ in range(iterations)][-1]
 
     # The last of its iterations only scores, as every attack's does; it costs as much.
-    attack = jax.jit(functools.partial(dag_jax.attack, max_steps=iterations - 1, margin=MARGIN))
+    method = EVERY_TARGET.replace(max_steps=iterations - 1)
+    attack = jax.jit(functools.partial(dag_jax.attack, method=method))
     found = timing.compare(timing.alternate([lambda: attack(*arguments), called], pairs))
     inside, outside = (1000 * seconds / iterations for seconds in found["seconds"])
     return {
@@ -137,19 +147,18 @@ def work(name, *, miniature, size, proposals):
     The controls: forward and gradient alone; of an FCN also an iteration that computes what lies
     out of the image's reach, too.
     """
-    network = functools.partial(networks.load, name, miniature=miniature)
     score_fn, image, targets = problem(
         name, miniature=miniature, size=size, proposals=proposals, abstract=not miniature
     )
-    state = dag_jax.init(image, targets, max_steps=1)
+    state = dag_jax.init(EVERY_TARGET, image, targets)
     iteration = _flops(advance, score_fn, state, targets)
     alone = _flops(forward_and_gradient, score_fn, image, targets)
     case = title(name, miniature)
     names = "an iteration", "forward and gradient"
     rows = [_work_row(case, size, names, (iteration, alone))]
-    network = jax.eval_shape(network)
-    if not network.detects:
-        naive = networks.score_fn(everywhere(network))
+    network = abstract_network(name, miniature)
+    if not models.about(network).detects:
+        naive = models.score_fn(everywhere(network))
         names = "bordered", "every cell computed"
         flops = iteration, _flops(advance, naive, state, targets)
         rows.append(_work_row(case, size, names, flops))
@@ -176,7 +185,7 @@ def cost(name, *, miniature, size, proposals=None, lanes=1, repeats=0):
     score_fn, image, targets = problem(
         name, miniature=miniature, size=size, proposals=proposals, abstract=not repeats
     )
-    state = dag_jax.init(image, targets, max_steps=1)
+    state = dag_jax.init(EVERY_TARGET, image, targets)
     function = advance
     if lanes > 1:
         state, targets = jax.tree.map(

@@ -93,8 +93,8 @@ COLUMNS = {
         ("steps", _number("steps", "g")),
         ("apart", _number("steps_apart", "g")),
         ("p x1000", _number("perceptibility", ".2f", 1000)),
-        ("fooled", _percent("fooled")),
-        ("images/s", _number("images_per_second")),
+        ("fooled float", _percent("fooled_float")),
+        ("s an image", _number("seconds")),
     ),
     "kernels": (
         _CASE,
@@ -144,7 +144,8 @@ NOTES = {
     "1.5.",
     "precision": "mIoU in percent of the clean (ORIG) and adversarial images (ADVR), each network "
     "on its own. steps: median; apart: median distance from the first row's, image by image; p: "
-    "mean perceptibility; images/s: of the attack.",
+    "mean perceptibility; s an image: from one finished image to the next, its targets, PNG and "
+    "record included.",
     "kernels": "Milliseconds of value and gradient with respect to the map; the gradient of the "
     "last one is that inside a compiled loop, where XLA's form is slow. difference: the largest of "
     "both, relative to the largest value.",

@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import dag_jax
-from dag_jax import networks
-from dag_jax.runs import evaluation
+from dag_jax import models
+from dag_jax.runs import attacks
 from experiments.measure import timing
 
 
@@ -71,49 +71,53 @@ def busy_of_lockstep(iterations, slots: int) -> list[tuple[int, float]]:
     return points
 
 
-@functools.partial(jax.jit, static_argnames=("max_steps", "mesh"))
-def _attack_batch(score_fn, images, targets, *, max_steps, mesh):
-    def some(score_fn, images, targets):
-        attack = functools.partial(dag_jax.attack, max_steps=max_steps)
-        return jax.vmap(attack, (None, 0, 0))(score_fn, images, targets)
-
+@functools.partial(jax.jit, static_argnames="mesh")
+def _attack_batch(score_fn, images, targets, method, *, mesh):
     spread = P(mesh.axis_names)
     return jax.shard_map(
-        some, mesh=mesh, in_specs=(P(), spread, spread), out_specs=spread, check_vma=False
-    )(score_fn, images, targets)
+        dag_jax.attack_batch,
+        mesh=mesh,
+        in_specs=(P(), spread, spread, P()),
+        out_specs=spread,
+        check_vma=False,
+    )(score_fn, images, targets, method)
 
 
-def lockstep(score_fn, inputs, *, slots, mesh, max_steps):
-    """Attack images in batches that wait for their longest, S at a time on the stream's devices.
+def lockstep(plan, inputs, *, lanes, mesh):
+    """Attack images in batches that wait for their longest, as many at a time as a stream.
 
     Args:
-      score_fn: of an FCN.
-      inputs: from `attacks.attack_inputs`.
-      slots: S.
+      plan: a segmenter's `attacks.Plan`.
+      inputs: list, from `attacks.attack_inputs`; images of one size.
+      lanes: images of each device.
       mesh: from `console.open_mesh`.
-      max_steps: M_0.
 
     Yields:
       (index, Attack) in the order of `inputs`; arrays are NumPy's.
     """
     mesh = Mesh(mesh.devices, mesh.axis_names)  # whatever kind of axes it had
+    score_fn, slots = models.score_fn(plan.subject.model), lanes * mesh.size
     for start in range(0, len(inputs), slots):
         batch = inputs[start : start + slots]
         padded = batch + batch[-1:] * (slots - len(batch))
         images = np.stack([np.float32(image) for _, image, *_ in padded])
-        targets = jax.tree.map(lambda *leaves: np.stack(leaves), *(one[2] for one in padded))
-        attacks = _attack_batch(score_fn, images, targets, max_steps=max_steps, mesh=mesh)
-        attacks = jax.device_get(attacks)
+        targets = jax.tree.map(lambda *leaves: np.stack(leaves), *(item[2] for item in padded))
+        batched = _attack_batch(score_fn, images, targets, plan.method, mesh=mesh)
+        batched = jax.device_get(batched)
         for place, (index, *_) in enumerate(batch):
-            yield index, jax.tree.map(lambda leaf, place=place: leaf[place], attacks)
+            yield index, jax.tree.map(lambda leaf, place=place: leaf[place], batched)
 
 
-def stream(score_fn, inputs, *, slots, mesh, max_steps, chunks=None):
+def stream(plan, inputs, *, lanes, mesh, chunks=None):
     """Attack images by `attack_stream`; `chunks` is a list that takes what its monitor is told."""
+    count = lanes * mesh.size  # no fewer lanes for fewer images: a warm-up compiles the same
     monitor = None if chunks is None else chunks.append
-    return dag_jax.attack_stream(
-        score_fn, inputs, slots=slots, mesh=mesh, max_steps=max_steps, monitor=monitor
-    )
+    return attacks.open_stream(plan, inputs, count=count, slots=lanes, mesh=mesh, monitor=monitor)
+
+
+def shorter(plan, max_steps):
+    """Return a plan whose attacks end after so many steps at the latest."""
+    return plan._replace(method=plan.method.replace(max_steps=max_steps))
 
 
 def idle(inputs):
@@ -124,38 +128,33 @@ def idle(inputs):
     ]
 
 
-def steps_of(found, count) -> np.ndarray:
+def steps_of(attacked, count) -> np.ndarray:
     """Return i64[M], the steps of (index, Attack) pairs by index."""
     steps = np.full(count, -1)
-    for index, attack in found:
+    for index, attack in attacked:
         steps[index] = int(attack.num_steps)
     return steps
 
 
-def measure(network, inputs, *, lanes, mesh, max_steps, turns):
+def measure(plan, inputs, *, lanes, mesh, turns):
     """Run the stream and lockstep batches over the same images, part by part in turns.
 
     Args:
-      network: an FCN.
-      inputs: from `attacks.attack_inputs`.
-      lanes: slots of each device.
+      plan: a segmenter's `attacks.Plan`.
+      inputs: list, from `attacks.attack_inputs`.
+      lanes: images of each device at a time.
       mesh: from `console.open_mesh`.
-      max_steps: M_0.
       turns: parts of a run after which the other has its turn.
 
     Returns:
       (row of the table, {"stream": points, "lockstep": points} of busy slots over iterations).
     """
-    score_fn, slots, count = networks.score_fn(network), lanes * mesh.size, len(inputs)
-    options = {"slots": slots, "mesh": mesh, "max_steps": max_steps}
+    options, slots, count = {"lanes": lanes, "mesh": mesh}, lanes * mesh.size, len(inputs)
     for run in (stream, lockstep):
-        list(run(score_fn, idle(inputs[:slots]), **options))
+        list(run(plan, idle(inputs[:slots]), **options))
     chunks = []
     times, (streamed, batched) = timing.pull_in_turns(
-        [
-            stream(score_fn, inputs, chunks=chunks, **options),
-            lockstep(score_fn, inputs, **options),
-        ],
+        [stream(plan, inputs, chunks=chunks, **options), lockstep(plan, inputs, **options)],
         timing.split(count, turns, slots),
     )
     steps, control = steps_of(streamed, count), steps_of(batched, count)
@@ -163,7 +162,7 @@ def measure(network, inputs, *, lanes, mesh, max_steps, turns):
     seconds = np.sum(times, axis=0)
     gain, best = float(seconds[1] / seconds[0]), best_gain(iterations, slots)
     row = {
-        "case": f"{evaluation.TITLES[network.name]}, {count} images, {slots} slots",
+        "case": f"{plan.subject.about.title}, {count} images, {slots} slots",
         "stream": count / float(seconds[0]),
         "lockstep": count / float(seconds[1]),
         "gain": gain,
@@ -178,11 +177,11 @@ def measure(network, inputs, *, lanes, mesh, max_steps, turns):
     return row, {"stream": busy_of_stream(chunks), "lockstep": busy_of_lockstep(iterations, slots)}
 
 
-def by_slots(network, inputs, *, lanes, mesh, max_steps):
+def by_slots(plan, inputs, *, lanes, mesh):
     """Return {"slots", "stream", "lockstep"} for each number of lanes: images per second."""
     points = []
     for count in lanes:
-        row, _ = measure(network, inputs, lanes=count, mesh=mesh, max_steps=max_steps, turns=1)
+        row, _ = measure(plan, inputs, lanes=count, mesh=mesh, turns=1)
         points.append({"slots": count * mesh.size, **{k: row[k] for k in ("stream", "lockstep")}})
     return points
 
@@ -197,17 +196,14 @@ def best_of(candidates, run) -> int:
     return min(candidates, key=lambda count: run(count) / count)
 
 
-def best_lanes(network, inputs, candidates, *, mesh, max_steps) -> int:
+def best_lanes(plan, inputs, candidates, *, mesh) -> int:
     """Return the lanes of each device with which a few images are soonest done."""
-    score_fn = networks.score_fn(network)
 
     def run(count):
-        slots = count * mesh.size
-        few = list(itertools.islice(itertools.cycle(inputs), slots))
-        options = {"slots": slots, "mesh": mesh, "max_steps": max_steps}
-        list(stream(score_fn, idle(few), **options))
+        few = list(itertools.islice(itertools.cycle(inputs), count * mesh.size))
+        list(stream(plan, idle(few), lanes=count, mesh=mesh))
         started = time.perf_counter()
-        list(stream(score_fn, few, **options))
+        list(stream(plan, few, lanes=count, mesh=mesh))
         return time.perf_counter() - started
 
     return best_of(candidates, run)

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 
 import dag_jax
-from dag_jax import networks
+from dag_jax import models
 from dag_jax.progress import progress
-from dag_jax.runs import attacks
+from dag_jax.runs.attacks import Plan, attack_inputs
+from dag_jax.runs.subject import subject_of
+from dag_jax.runs.unlabelled import as_seen
 from experiments.common import console
-from experiments.measure import cost, iterations, throughput, timing, torch_fcn
+from experiments.measure import iterations, throughput, timing, torch_fcn
 
 SEARCH_STEPS = 20  # of the miniatures' attacks by which the numbers at a time are chosen
 FULL_RUNS = 2  # of each side over the full-size networks' images
@@ -41,7 +43,7 @@ def open_device(cores: int) -> torch.device:
 
 
 def arrays(inputs, device):
-    """Return what `torch_fcn.attack` takes of `attacks.attack_inputs`: four tensors."""
+    """Return what `torch_fcn.attack` takes of `attack_inputs`: four tensors."""
     images = np.stack([np.float32(image) for _, image, *_ in inputs])
     labels, adversarial, valid = (
         np.stack([getattr(targets, name) for _, _, targets, *_ in inputs])
@@ -74,48 +76,37 @@ def best_batch(fcn, inputs, candidates, *, max_steps) -> int:
     return throughput.best_of(candidates, run)
 
 
-def own_targets(network, images, seed):
-    """Return what `attacks.attack_inputs` would, with what a network sees for ground truth."""
-    network = networks.unnamed(network)
-    found = []
-    for index, image in enumerate(images):
-        key = dag_jax.image_key(seed, str(index))
-        targets = cost.pixel_targets(network, key, jnp.asarray(image, jnp.float32))
-        found.append((index, image, jax.device_get(targets), ()))
-    return found
-
-
-def compare(
-    network, inputs, *, lanes, batch_sizes, mesh, device, max_steps, search_steps, turns, runs=1
-):
+def compare(plan, *, lanes, batch_sizes, mesh, device, search_steps, turns, runs=1):
     """Return a row: images per second to completion, ours and PyTorch's, part by part in turns.
 
     Args:
-      network: an FCN.
-      inputs: from `attacks.attack_inputs` or `own_targets`.
+      plan: an FCN's `Plan`.
       lanes: numbers of slots of a device to choose from.
       batch_sizes: PyTorch's batches to choose from.
       mesh: from `console.open_mesh`.
       device: from `open_device`.
-      max_steps: M_0.
       search_steps: M_0 of the attacks by which is chosen.
       turns: parts of a run after which the other has its turn.
       runs: how often all images are attacked.
     """
+    inputs, network, max_steps = (
+        list(attack_inputs(plan)),
+        plan.subject.model,
+        plan.method.max_steps,
+    )
     count = len(inputs)
     fcn = torch_fcn.Fcn(network.name, network.module, network.parameters, device)
-    search = {"max_steps": min(search_steps, max_steps)}
+    search = min(search_steps, max_steps)
     batch_sizes = [size for size in batch_sizes if size <= count] or [count]
-    batch = best_batch(fcn, inputs, batch_sizes, **search)
-    best = throughput.best_lanes(network, inputs, lanes, mesh=mesh, **search)
-    options = {"slots": best * mesh.size, "mesh": mesh, "max_steps": max_steps}
-    score_fn = networks.score_fn(network)
-    list(throughput.stream(score_fn, throughput.idle(inputs[: options["slots"]]), **options))
+    batch = best_batch(fcn, inputs, batch_sizes, max_steps=search)
+    best = throughput.best_lanes(throughput.shorter(plan, search), inputs, lanes, mesh=mesh)
+    options, slots = {"lanes": best, "mesh": mesh}, best * mesh.size
+    list(throughput.stream(plan, throughput.idle(inputs[:slots]), **options))
     times, sizes = [], timing.split(count, turns, batch)
     for _ in range(runs):
         of_run, (own, theirs) = timing.pull_in_turns(
             [
-                throughput.stream(score_fn, inputs, **options),
+                throughput.stream(plan, inputs, **options),
                 batches(fcn, inputs, batch=batch, max_steps=max_steps),
             ],
             sizes,
@@ -129,7 +120,7 @@ def compare(
         "case": f"{iterations.title(network.name, network.miniature)}, {count} images of {size}",
         "unit": "images/s",
         "max_steps": max_steps,
-        "slots": options["slots"],
+        "slots": slots,
         "batch": batch,
         "ours": runs * count / float(seconds[0]),
         "torch": runs * count / float(seconds[1]),
@@ -145,10 +136,10 @@ def one_iteration(network, *, size, pairs, device):
     """Return a row: milliseconds of an iteration on one image, ours and PyTorch's."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (size, size, 3), np.uint8)
-    inputs = own_targets(network, [image], 0)
-    state = dag_jax.init(image, inputs[0][2], max_steps=1)
+    inputs = list(attack_inputs(Plan(as_seen(network, {"0": image}), dag_jax.Method())))
     targets = jax.tree.map(jnp.asarray, inputs[0][2])
-    score_fn = networks.score_fn(network)
+    state = dag_jax.init(iterations.EVERY_TARGET, image, targets)
+    score_fn = models.score_fn(network)
     fcn = torch_fcn.Fcn(network.name, network.module, network.parameters, device)
     seen, *classes = arrays(inputs, device)
 
@@ -197,7 +188,7 @@ def measure(
 
     Args:
       names: of FCNs, which PyTorch has: `torch_fcn.FCNS`.
-      scenes: examples for the miniatures.
+      scenes: an `ExampleSet` for the miniatures.
       lanes: as in `compare`.
       batch_sizes: as in `compare`.
       mesh: as in `compare`.
@@ -217,29 +208,17 @@ def measure(
         (name, small) for name in names for small in ((True, False) if full_images else (True,))
     ]
     for name, small in progress(cases, desc="torch", position=1, leave=False):
-        network = networks.load(name, miniature=small)
+        network = iterations.load(name, small)
         if small:
-            inputs = list(attacks.attack_inputs(network, scenes, seed))
-            row = compare(
-                network,
-                inputs,
-                max_steps=max_steps,
-                search_steps=SEARCH_STEPS,
-                turns=turns,
-                **options,
-            )
-            rows.append(row)
+            method = dag_jax.Method(max_steps=max_steps)
+            plan = Plan(subject_of(network, scenes), method, seed=seed)
+            rows.append(compare(plan, search_steps=SEARCH_STEPS, turns=turns, **options))
             continue
         rng = np.random.default_rng(seed)
         images = rng.integers(0, 256, (full_images, full_size, full_size, 3), np.uint8)
-        row = compare(
-            network,
-            own_targets(network, images, seed),
-            max_steps=full_steps,
-            search_steps=1,
-            turns=1,  # a run is too short to be parted
-            runs=FULL_RUNS,
-            **options,
-        )
-        rows += [row, one_iteration(network, size=iteration_size, pairs=pairs, device=device)]
+        seen = as_seen(network, {str(index): image for index, image in enumerate(images)})
+        plan = Plan(seen, dag_jax.Method(max_steps=full_steps), seed=seed)
+        # A run is too short to be parted.
+        rows.append(compare(plan, search_steps=1, turns=1, runs=FULL_RUNS, **options))
+        rows.append(one_iteration(network, size=iteration_size, pairs=pairs, device=device))
     return rows

@@ -1,4 +1,6 @@
-from dag_jax.datasets import CLASS_NAMES, VOID
+import numpy as np
+
+from dag_jax.datasets import CLASS_NAMES, VOID, VOID_COLOUR, palette
 
 
 def test_voc_s_classes_stand_in_voc_s_order():
@@ -12,3 +14,22 @@ def test_voc_s_classes_stand_in_voc_s_order():
         "tvmonitor",
     ]
     assert VOID not in range(len(CLASS_NAMES))
+
+
+def test_the_palette_is_the_kit_s():
+    colours = palette(256)
+    assert colours.shape == (256, 3) and colours.dtype == np.uint8
+    assert colours[[0, 1, 2, 3, 15, 20]].tolist() == [
+        [0, 0, 0],
+        [128, 0, 0],
+        [0, 128, 0],
+        [128, 128, 0],
+        [192, 128, 128],
+        [0, 64, 128],
+    ]
+    assert tuple(colours[VOID].tolist()) == VOID_COLOUR
+
+
+def test_classes_of_any_number_have_colours_of_their_own():
+    assert len(np.unique(palette(1000), axis=0)) == 1000
+    np.testing.assert_array_equal(palette(7), palette(21)[:7])

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dag_jax.datasets import photographs
-from dag_jax.report import figures
+from dag_jax.datasets import VOID_COLOUR, palette, photographs
 
 # What a stored array is when shown upright, by EXIF orientation.
 UPRIGHT = {
@@ -153,13 +152,13 @@ def test_what_cannot_be_read_is_named(tmp_path, pixels):
 def test_class_map_as_indices_and_as_colours(tmp_path, rng):
     classes = rng.integers(0, 21, (40, 50)).astype(np.uint8)
     classes[3:9] = 255
-    palette = figures.voc_palette()
+    colours = palette(256)
     image = Image.fromarray(classes, "P")
-    image.putpalette(palette.tobytes())
-    for name, drawn in (("p.png", image), ("l.png", classes), ("rgb.png", palette[classes])):
+    image.putpalette(colours.tobytes())
+    for name, drawn in (("p.png", image), ("l.png", classes), ("rgb.png", colours[classes])):
         path = saved(tmp_path / name, drawn)
         read, sha256 = photographs.read_class_map(path)
-        assert read.dtype == np.uint8
+        assert read.dtype == np.int32
         np.testing.assert_array_equal(read, classes)
         assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -169,10 +168,32 @@ def test_class_map_of_unknown_classes_is_refused(tmp_path):
     grey[7, 5:9] = 21
     with pytest.raises(ValueError, match=r"4 pixel\(s\) of no class, the first 21 at column 5, ro"):
         photographs.read_class_map(saved(tmp_path / "l.png", grey))
-    colours = figures.voc_palette()[np.zeros((40, 50), int)]
+    colours = palette(256)[np.zeros((40, 50), int)]
     colours[7, 5] = 1, 2, 3
     with pytest.raises(ValueError, match=r"1 pixel\(s\) of no class, the first \[1, 2, 3\] at"):
         photographs.read_class_map(saved(tmp_path / "rgb.png", colours))
-    colours[7, 5] = figures.voc_palette()[30]
+    colours[7, 5] = palette(256)[30]
     with pytest.raises(ValueError, match="of no class"):
         photographs.read_class_map(saved(tmp_path / "rgb.png", colours))
+
+
+def test_class_map_of_other_classes_and_another_void(tmp_path):
+    classes, seven = np.array([[0, 6], [99, 3]]).repeat(20, 0), tuple("abcdefg")
+    colours = np.where((classes == 99)[..., None], VOID_COLOUR, palette(100)[classes])
+    for drawn in (classes, colours):
+        path = saved(tmp_path / "a.png", drawn.astype(np.uint8))
+        read, _ = photographs.read_class_map(path, classes=seven, void=99)
+        np.testing.assert_array_equal(read, classes)
+        with pytest.raises(ValueError, match=r"of no class.* indices, 0 to 6, any other"):
+            photographs.read_class_map(path, classes=seven, void=None)
+        with pytest.raises(ValueError, match=r"of no class.* 0 to 2 and 99 for void"):
+            photographs.read_class_map(path, classes=seven[:3], void=99)
+
+
+def test_class_map_of_more_classes_than_a_byte_holds(tmp_path):
+    classes = np.arange(300, dtype=np.uint16).reshape(15, 20)
+    names = [f"class {index}" for index in range(300)]
+    for drawn in (classes, palette(300)[classes]):
+        path = saved(tmp_path / "a.png", drawn)
+        read, _ = photographs.read_class_map(path, classes=names, void=None)
+        np.testing.assert_array_equal(read, classes)

@@ -74,9 +74,9 @@ def test_an_example_is_padded_and_its_attack_cut_back(prepare, rng):
     assert targets.valid.sum() == 15 and targets.valid[:5, :3].all()
     assert targets.labels.dtype == np.int32
     np.testing.assert_array_equal(extent, [5, 3])
-    state = dag_jax.init(padded, targets, max_steps=2)
+    state = dag_jax.init(dag_jax.Method(max_steps=2), padded, targets)
     cut = ready.crop(dataclasses.replace(state.attack, active=targets.valid))
-    np.testing.assert_array_equal(cut.image, image)
+    np.testing.assert_array_equal(cut.adversarial, image)
     assert cut.perturbation.shape == (5, 3, 3) and cut.active.shape == (5, 3)
     assert cut.active_counts.shape == (3,)
 
@@ -86,6 +86,8 @@ def test_what_cannot_be_attacked_is_a_failure_of_its_key(prepare):
     targets = dag_jax.make_targets(labels, labels + 1)
     large = prepare(("large", np.full((9, 3, 3), 9.0), targets))
     assert large.key == "large" and "bucket (8, 4) is smaller" in str(large.error)
+    mask = prepare(("mask", np.full((5, 3, 3), 9.0), labels))
+    assert mask.key == "mask" and "targets are an array int32[5, 3]" in str(mask.error)
     nothing = prepare(7)
     assert nothing.key is None and "TypeError" in str(nothing.error)
     assert isinstance(nothing.error, ValueError)

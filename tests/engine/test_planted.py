@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from dag_jax import attack
 from dag_jax.engine import planted
-from dag_jax.engine.algorithm import attack
 
 
 @pytest.mark.parametrize("seed", [0, 2])

@@ -146,17 +146,33 @@ def imported(name):
 
 
 @pytest.fixture
-def refuse(cache):
-    """Call a launch's main with flags that it must refuse; return what it says to its user."""
+def load_launch():
+    """The context of a launch's module, as if it were the only one."""
+    return imported
+
+
+@pytest.fixture
+def call(cache):
+    """Call a launch's main in this process, where it shares what is compiled with other tests."""
     precision = jax.config.jax_default_matmul_precision
 
-    def call(name, *given):
+    def run(name, *given):
         with imported(name) as module:
             if "cache_dir" in flags.FLAGS:
                 given = (*given, f"--cache_dir={cache}")
-            with pytest.raises((UserError, app.UsageError, flags.Error)) as caught:
-                module.main(flags.FLAGS([name, *given]))
+            module.main(flags.FLAGS([name, *given]))
+
+    yield run
+    jax.config.update("jax_default_matmul_precision", precision)
+
+
+@pytest.fixture
+def refuse(call):
+    """Call a launch's main with flags that it must refuse; return what it says to its user."""
+
+    def run(name, *given):
+        with pytest.raises((UserError, app.UsageError, flags.Error)) as caught:
+            call(name, *given)
         return str(caught.value)
 
-    yield call
-    jax.config.update("jax_default_matmul_precision", precision)
+    return run

@@ -2,15 +2,19 @@
 
 import hashlib
 import json
+import re
+import shutil
 import struct
 import time
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from dag_jax import networks
-from dag_jax.networks import conversion
+from dag_jax import files, networks
+from dag_jax.errors import UserError
+from dag_jax.networks import conversion, zoo
 from dag_jax.weights import store
 
 
@@ -24,57 +28,93 @@ def alex(tmp_path_factory, write_caffemodel, caffe_blobs):
     return write_caffemodel(tmp_path_factory.mktemp("caffe") / "alex.caffemodel", blobs)
 
 
-@pytest.mark.slow  # it compiles whole networks
+def assert_same(parameters, expected):
+    store.check(parameters, expected)
+    jax.tree.map(np.testing.assert_array_equal, parameters, expected)
+
+
+@pytest.mark.slow  # a process of its own
 def test_launch_writes_a_checkpoint_that_loads(launch, alex, tmp_path):
     output = tmp_path / "new" / "alex.safetensors"
     options = ["--miniature", "--network=fcn_alex", f"--source={alex}", f"--output={output}"]
     process = launch("convert_weights", *options)
     assert process.stdout == f"{output}: fcn_alex, read as caffe_fcn\n"
-    network = networks.load("fcn_alex", miniature=True, checkpoint=output)
-    shipped = networks.load("fcn_alex", miniature=True)
-    for path in (("fc6", "kernel"), ("backbone", "conv2", "bias")):
-        own, expected = network.parameters, shipped.parameters
-        for key in path:
-            own, expected = own[key], expected[key]
-        np.testing.assert_array_equal(own, expected)
+    parameters = networks.load("fcn_alex", miniature=True, checkpoint=output).parameters
+    assert_same(parameters, networks.load("fcn_alex", miniature=True).parameters)
     record = store.load(output)[1]
     assert record["sources"] == [
-        {
-            "name": "alex.caffemodel",
-            "bytes": alex.stat().st_size,
-            "sha256": conversion.sha256(alex),
-        }
+        {"name": alex.name, "bytes": alex.stat().st_size, "sha256": files.sha256_of(alex)}
     ]
     assert (record["network"], record["layout"], record["dense"]) == ("fcn_alex", "caffe_fcn", [])
 
+    process = launch("convert_weights", "--list", f"--source={alex},{output}")
+    assert process.stdout == conversion.list_files([alex, output]) + "\n"
+
     before = output.read_bytes()
     process = launch("convert_weights", *options, fails=True)
-    assert process.stderr.endswith("exists already; name another --output, or remove it\n")
+    assert "exists already; name another --output, or remove it\n" in process.stderr
     assert output.read_bytes() == before
 
 
-@pytest.mark.slow
-def test_bad_input_is_refused_in_one_line(alex, tmp_path):
+def test_the_launch_refuses_in_one_line(refuse, alex, tmp_path):
     output = tmp_path / "out.safetensors"
-    with pytest.raises(ValueError, match="no such file: .*none.caffemodel"):
-        conversion.convert_files("fcn_vgg", [tmp_path / "none.caffemodel"], output)
     (tmp_path / "page.caffemodel").write_text("<html>gone</html>")
-    with pytest.raises(ValueError, match="not a readable caffemodel"):
-        conversion.convert_files("fcn_vgg", [tmp_path / "page.caffemodel"], output)
     (tmp_path / "net.pth").write_bytes(b"PK\x03\x04 and no more")
-    with pytest.raises(ValueError, match="not a readable PyTorch checkpoint"):
-        conversion.convert_files("fcn_vgg", [tmp_path / "net.pth"], output)
-    with pytest.raises(ValueError, match="(?s)alex.caffemodel as fr_zf_07: .*left over: score_fr"):
-        conversion.convert_files("fr_zf_07", [alex], output, miniature=True)
+    shipped = zoo.CHECKPOINTS / "fcn_alex.safetensors"
+    for source, message in {
+        tmp_path / "none.caffemodel": "none.caffemodel: no such checkpoint file",
+        tmp_path / "page.caffemodel": "not a readable caffemodel",
+        tmp_path / "net.pth": "not a readable PyTorch checkpoint",
+        shipped: "reads safetensors of ours as they are",
+    }.items():
+        text = refuse(
+            "convert_weights", "--network=fcn_vgg", f"--source={source}", f"--output={output}"
+        )
+        assert re.search(message, text) and "\n" not in text
+    flags = ["--network=fr_zf_07", "--miniature", f"--source={alex}", f"--output={output}"]
+    text = refuse("convert_weights", *flags)
+    assert re.search("(?s)alex.caffemodel as fr_zf_07: .*left over: score_fr", text)
     assert not output.exists()
 
 
-@pytest.mark.slow
-def test_launch_says_what_it_needs(launch):
-    process = launch("convert_weights", "--network=fcn_vgg", fails=True)
-    assert "--network and --source are needed" in process.stdout + process.stderr
-    process = launch("convert_weights", "--list", fails=True)
-    assert "--list needs --source" in process.stdout + process.stderr
+def test_the_launch_says_what_it_needs(refuse):
+    assert refuse("convert_weights", "--network=fcn_vgg") == "--network and --source are needed"
+    assert refuse("convert_weights", "--list") == "--list needs --source"
+
+
+# Parameters of a file of any kind.
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "weights.pth", "weights.safetensors"])
+def test_a_file_is_what_its_content_says(alex, tmp_path, name):
+    module = networks.build("fcn_alex", miniature=True)
+    shipped = zoo.CHECKPOINTS / "fcn_alex.safetensors"
+    expected, expected_record = store.load(shipped)
+    shutil.copy(shipped, tmp_path / name)
+    parameters, record = conversion.parameters_of("fcn_alex", module, tmp_path / name)
+    assert_same(parameters, expected)
+    assert record == expected_record
+    shutil.copy(alex, tmp_path / name)
+    parameters, record = conversion.parameters_of("fcn_alex", module, [str(tmp_path / name)])
+    assert_same(parameters, expected)
+    assert (record["network"], record["partial"], record["dense"]) == ("fcn_alex", False, [])
+    assert record["sources"][0]["name"] == name
+
+
+def test_a_file_of_torch_is_told_too(shared):
+    module = networks.build("fcn_vgg", miniature=True)
+    path = shared / "weights" / "espnetv2_s_0.5_pascal_384x384.pth"
+    if not path.is_file():
+        pytest.skip(f"no weights/{path.name} in the folder named shared")
+    with pytest.raises(UserError, match="of no known layout .*base_net.level1.conv"):
+        conversion.parameters_of("fcn_vgg", module, path)
+
+
+def test_a_checkpoint_comes_alone(alex):
+    module = networks.build("fcn_alex", miniature=True)
+    sources = [alex, zoo.CHECKPOINTS / "fcn_alex.safetensors"]
+    with pytest.raises(UserError, match="a checkpoint of ours comes alone"):
+        conversion.parameters_of("fcn_alex", module, sources)
 
 
 # Listing. What real files hold is known from elsewhere: numbers and checksums of values from OpenCV
@@ -263,16 +303,13 @@ def test_damaged_safetensors_are_refused(tmp_path):
         listed(path)
 
 
-@pytest.mark.slow
-def test_launch_lists(launch, alex, tmp_path):
+def test_the_launch_lists_all_or_nothing(refuse, alex, tmp_path, capsys):
     page = tmp_path / "page.pth"
     page.write_text("<html>gone</html>")
-    before = sorted(tmp_path.iterdir())
-    process = launch("convert_weights", "--list", f"--source={alex},{alex}")
-    text = conversion.list_files([alex])
-    assert process.stdout == f"{text}\n\n{text}\n"
-    for source, message in [(page, "is not a readable"), (tmp_path / "none", "no such file")]:
-        process = launch("convert_weights", "--list", f"--source={alex},{source}", fails=True)
-        assert process.stdout == "" and str(source) in process.stderr and message in process.stderr
-        assert process.stderr.count("\n") == 1
-    assert sorted(tmp_path.iterdir()) == before
+    for source, message in [
+        (page, "is not a readable"),
+        (tmp_path / "none", "no such checkpoint file"),
+    ]:
+        text = refuse("convert_weights", "--list", f"--source={alex},{source}")
+        assert str(source) in text and message in text and "\n" not in text
+    assert capsys.readouterr().out == "" and [*tmp_path.iterdir()] == [page]

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from dag_jax import networks
+from dag_jax.errors import UserError
+from dag_jax.networks import fetching
 from dag_jax.weights import published, store
 
 
@@ -58,7 +60,7 @@ def server():
     files, requests, most = {}, [], {}
     handler = functools.partial(Files, files=files, requests=requests, most=most)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
+        thread = threading.Thread(target=running.serve_forever, args=[0.01])
         thread.start()
         yield f"http://127.0.0.1:{running.server_port}", files, requests, most
         running.shutdown()
@@ -116,7 +118,7 @@ def test_what_is_not_the_file_is_refused(server, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["zip", "tgz"])
-def test_unpack_takes_the_members_and_nothing_else(tmp_path, kind):
+def test_unpack_takes_the_members_and_nothing_else(tmp_path, rng, kind):
     names = ["out/vgg/proposal_final", "out/vgg/detection_final", "out/zf/proposal_final"]
     for name in names:
         path = tmp_path / "in" / name
@@ -140,9 +142,16 @@ def test_unpack_takes_the_members_and_nothing_else(tmp_path, kind):
     ]
     with pytest.raises(ValueError, match="has 2 files named proposal_final"):
         published.unpack(archive, ["proposal_final"], tmp_path / "out")
-    archive.write_bytes(archive.read_bytes()[:40])
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:40])
     with pytest.raises(ValueError, match="is damaged"):
         published.unpack(archive, members, tmp_path / "out")
+    for at, bit in zip(rng.integers(0, len(whole), 200), rng.integers(0, 8, 200), strict=True):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << bit
+        archive.write_bytes(damaged)
+        with contextlib.suppress(UserError):  # not every bit of an archive means anything
+            published.unpack(archive, members, tmp_path / "out")
 
 
 @pytest.mark.slow
@@ -168,7 +177,7 @@ def test_launch_fetches_and_converts(launch, server, tmp_path, write_caffemodel,
 def test_a_file_that_is_gone_names_the_way_by_hand(server, tmp_path):
     address, _, _, _ = server
     with pytest.raises(ValueError) as error:
-        published.fetch("fr_vgg_0712", tmp_path, addresses=[f"{address}/gone"])
+        fetching.fetch("fr_vgg_0712", tmp_path, addresses=[f"{address}/gone"])
     text = str(error.value)
     assert f"{address}/gone answers 404" in text
     assert "--network=fr_vgg_0712 --source=proposal_final,detection_final" in text
@@ -186,12 +195,12 @@ def test_what_was_never_published_starts_from_imagenet(
     files["/net.caffemodel"] = content = path.read_bytes()
     options = {"addresses": [f"{address}/net.caffemodel"], "miniature": True}
     with pytest.raises(ValueError, match="has sha1:.*, published is sha1:4c8d77de"):
-        published.fetch("fcn_alex_star", tmp_path, **options)
+        fetching.fetch("fcn_alex_star", tmp_path, **options)
     origin = published.ORIGINS["fcn_alex_star"]
     known = "sha1:" + hashlib.sha1(content).hexdigest()
     own = dataclasses.replace(origin, initial=dataclasses.replace(origin.initial, checksum=known))
     monkeypatch.setitem(published.ORIGINS, "fcn_alex_star", own)
-    output = published.fetch("fcn_alex_star", tmp_path, **options)
+    output = fetching.fetch("fcn_alex_star", tmp_path, **options)
     assert output.name == "fcn_alex_star_imagenet.safetensors"
     said = capsys.readouterr().out
     assert "never published" in said and f"train fcn_alex_star with\n  {origin.command}" in said
@@ -200,14 +209,21 @@ def test_what_was_never_published_starts_from_imagenet(
     assert record["partial"] and "fc7" in parameters and "score_fr" not in parameters
 
 
-def test_a_server_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ValueError, match="fcn8s-heavy-pascal.caffemodel could not be fetched"):
-        published.fetch("fcn_vgg", tmp_path, addresses=["http://127.0.0.1:9/none"])
+def test_the_launch_names_what_could_not_be_had_and_goes_on(refuse, tmp_path):
+    flags = [f"--workdir={tmp_path}", "--address=http://127.0.0.1:9/none"]
+    text = refuse("fetch_weights", "--networks=fcn_vgg,fr_vgg_07", *flags)
+    assert "fcn8s-heavy-pascal.caffemodel could not be fetched" in text
+    assert "faster_rcnn_models.tgz could not be fetched" in text
+
+
+def test_the_launch_needs_known_names(refuse):
+    assert refuse("fetch_weights").startswith("--networks: unknown nothing; known: fcn_alex, ")
+    assert "unknown vgg; known" in refuse("fetch_weights", "--networks=vgg")
 
 
 def test_every_network_has_an_origin():
     assert tuple(published.ORIGINS) == networks.NAMES
-    table = published.table()
+    table = fetching.table()
     assert table.count("\n") == 10 and "FCN-VGG* | never published; ImageNet's" in table
     readme = pathlib.Path(__file__).resolve().parents[2] / "README.md"
     assert table in readme.read_text()

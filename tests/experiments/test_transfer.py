@@ -235,8 +235,11 @@ def test_cells_are_compared_on_common_images(matrix):
         files.write(path, files.pack(arrays, content | {"keys": list(keys)}))
         whole[both, name] = matrix.cell(name, both)
         np.testing.assert_array_equal(whole[both, name].scores, some[both, name].scores)
+    lookers = {
+        name: claims.Looker(name, "segmentation", networks.build(name)) for name in targets
+    } | {"fr_zf_07": claims.Looker("fr_zf_07", "detection")}
     found, expected = (
-        [one for one in claims.of_transfer(cells, matrix.cell) if "+" in one.of]
+        [claim for claim in claims.of_transfer(cells, lookers, matrix.cell) if "+" in claim.cells]
         for cells in (whole, some)
     )
     assert len(found) == 3 and found == expected

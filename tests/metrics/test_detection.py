@@ -159,6 +159,25 @@ def test_classes_are_kept_apart():
     assert result.per_class.shape == (21,)
 
 
+@pytest.mark.parametrize(
+    ("background", "has_ap"), [(0, (1, 2)), (1, (0, 2)), (2, (0, 1)), (None, (0, 1, 2))]
+)
+def test_background_may_be_any_class_or_none(background, has_ap):
+    # One object of each class that is one, found exactly.
+    classes = np.array(has_ap)
+    boxes = np.array([A, B, FAR], float)[: len(classes)]
+    detections = {"a": Detections(boxes, classes, np.full(len(classes), 0.9))}
+    truths = {"a": Truths(boxes, classes, np.zeros(len(classes), bool))}
+    result = voc_ap(detections, truths, num_classes=3, background=background)
+    assert tuple(np.flatnonzero(result.per_class == 1)) == has_ap and result.mean == 1
+    if background is not None:
+        detections["a"].classes[0] = background
+        with pytest.raises(
+            ValueError, match=rf"class {background} is none .* \(background is {background}\)"
+        ):
+            voc_ap(detections, truths, num_classes=3, background=background)
+
+
 def test_a_class_without_detections_scores_zero():
     case = one_image(np.zeros((0, 4)), [], [A])
     assert voc_ap(*case).mean == 0
@@ -195,7 +214,7 @@ def test_bad_input_is_named():
         voc_ap({}, truths)
     with pytest.raises(ValueError, match=r"image a: boxes has 1 rows, scores has shape \(2,\)"):
         voc_ap({"a": Detections(np.array([A]), [1], [0.9, 0.8])}, truths)
-    with pytest.raises(ValueError, match="image a: classes run from 0 to 0, outside the 20"):
+    with pytest.raises(ValueError, match="image a: class 0 is none of the 20 classes of objects"):
         voc_ap({"a": Detections(np.array([A]), [0], [0.9])}, truths)
     with pytest.raises(ValueError, match=r"boxes must be \[N, 4\], got shape \(4,\)"):
         voc_ap({"a": Detections(np.array(A), [1], [0.9])}, truths)

@@ -60,6 +60,25 @@ def test_what_is_predicted_on_void_may_be_void_too():
     assert confusion_matrix(np.array([255, 1]), np.array([255, 1]), 2).sum() == 1
 
 
+def test_255_is_a_class_where_the_dataset_has_so_many():
+    labels, predictions = np.array([255, 255, 300, -1]), np.array([255, 300, 300, 7])
+    confusion = confusion_matrix(labels, predictions, 365, void=-1)
+    assert confusion.sum() == 3 and confusion[255, 255] == confusion[300, 300] == 1
+    assert confusion[255, 300] == 1
+
+
+@pytest.mark.parametrize("void", [0, 364])
+def test_a_void_label_that_is_a_class_is_refused(void):
+    with pytest.raises(ValueError, match=f"void is {void}, .* give another label .*-1"):
+        confusion_matrix(np.zeros(2, int), np.zeros(2, int), 365, void=void)
+
+
+def test_without_a_void_label_every_pixel_counts():
+    assert confusion_matrix(np.array([0, 1]), np.array([1, 1]), 2, void=None).sum() == 2
+    with pytest.raises(ValueError, match="labels run from 0 to 255, outside the 2 classes"):
+        confusion_matrix(np.array([0, 255]), np.array([1, 1]), 2, void=None)
+
+
 def test_counts_stay_exact_beyond_float32():
     part = confusion_matrix(np.zeros(1, int), np.zeros(1, int), 2) * (2**24 + 1)
     total = part + confusion_matrix(np.zeros(2, int), np.array([0, 1]), 2)
@@ -79,7 +98,8 @@ def test_nothing_but_void_scores_nan():
         (np.zeros(2, int), np.zeros(2), 2, "predictions must hold integer"),
         (np.array([0, 7]), np.zeros(2, int), 2, "labels run from 0 to 7, outside the 2 classes"),
         (np.zeros(2, int), np.array([-1, 0]), 2, "predictions run from -1 to 0"),
-        (np.zeros(2, int), np.zeros(2, int), 256, "num_classes"),
+        (np.zeros(2, int), np.zeros(2, int), 0, "num_classes must be at least 1, got 0"),
+        (np.zeros(2, int), np.zeros(2, int), 256, "void is 255, which is one of 256 classes"),
     ],
 )
 def test_bad_input_is_named(labels, predictions, num_classes, message):

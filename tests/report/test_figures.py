@@ -1,18 +1,23 @@
-import matplotlib
+"""Pictures of attacks, of seven classes that no dataset of the project has."""
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dag_jax.datasets import CLASS_NAMES
 from dag_jax.metrics import Detections
 from dag_jax.report import figures
 
+NAMES = ("sky", "roof", "wall", "door", "tree", "lawn", "road")
+PALETTE = np.arange(21, dtype=np.uint8).reshape(7, 3) * 12
+VOID, VOID_COLOUR = 99, (250, 240, 230)
+CLASSES = {"class_names": NAMES, "palette": PALETTE}
+VOIDS = {"void": VOID, "void_colour": VOID_COLOUR}
 NOTHING = Detections(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0))
 
 
 def some_axes():
-    return Figure((figures._PANEL_INCHES,) * 2, dpi=150).subplots()
+    return Figure((2.3, 2.3), dpi=150).subplots()
 
 
 def texts(axes):
@@ -24,26 +29,9 @@ def shown(axes):
 
 
 def some_row(rng, before, after, size=(40, 60)):
-    image = rng.uniform(0, 255, (*size, 3)).astype(np.float32)
-    perturbation = rng.normal(0, 2, image.shape).astype(np.float32)
-    return figures.AttackRow(
-        "net, 3 steps", image, image + perturbation, perturbation, before, after
-    )
-
-
-def test_palette_is_the_kit_s():
-    palette = figures.voc_palette()
-    assert palette.shape == (256, 3) and palette.dtype == np.uint8
-    assert palette[[0, 1, 2, 3, 15, 20]].tolist() == [
-        [0, 0, 0],
-        [128, 0, 0],
-        [0, 128, 0],
-        [128, 128, 0],
-        [192, 128, 128],
-        [0, 64, 128],
-    ]
-    assert palette[255].tolist() == [224, 224, 192]
-    assert len(np.unique(palette[:21], axis=0)) == 21
+    clean = rng.uniform(0, 255, (*size, 3)).astype(np.float32)
+    adversarial = clean + rng.normal(0, 2, clean.shape).astype(np.float32)
+    return figures.AttackRow("net, 3 steps of $file$", clean, adversarial, before, after)
 
 
 def test_images_are_rounded_not_truncated():
@@ -53,92 +41,103 @@ def test_images_are_rounded_not_truncated():
     assert axes.get_title() == "title"
 
 
-def test_perturbation_is_magnified_around_mid_grey_and_says_so():
+def test_the_change_is_magnified_around_mid_grey_and_says_so():
     axes = some_axes()
-    figures.perturbation_panel(axes, np.array([[[0, 1, -2.5], [20, -20, 0.04]]]))
+    clean = np.full((1, 2, 3), 100, np.uint8)
+    adversarial = clean + np.array([[[0, 1, -2.5], [20, -20, 0.04]]])
+    figures.change_panel(axes, clean, adversarial)
     assert shown(axes).tolist() == [[[128, 138, 103], [255, 0, 128]]]
-    assert axes.get_title() == "perturbation ×10 (largest 20.0)"
+    assert axes.get_title() == "change ×10 (largest 20.0 of 255)"
 
 
 def test_large_regions_carry_their_name():
     labels = np.zeros((60, 80), int)
-    labels[10:50, 30:70] = 12
-    labels[0:3, 0:3] = 15  # too small
-    labels[:, 76:] = 255
+    labels[10:50, 30:60] = 5
+    labels[0:3, 0:3] = 2  # too small
+    labels[:, 60:] = VOID
     axes = some_axes()
-    figures.segmentation_panel(axes, labels, "before")
-    assert sorted(texts(axes)) == ["background", "dog"]
-    x, y = next(t.get_position() for t in axes.texts if t.get_text() == "dog")
-    assert labels[round(y), round(x)] == 12
-    np.testing.assert_array_equal(shown(axes), figures.voc_palette()[labels])
+    figures.segmentation_panel(axes, labels, "before", **CLASSES, **VOIDS)
+    assert sorted(texts(axes)) == ["lawn", "sky"]
+    x, y = next(text.xy for text in axes.texts if text.get_text() == "lawn")
+    assert labels[round(y), round(x)] == 5
+    colours = np.where((labels == VOID)[..., None], VOID_COLOUR, PALETTE[labels % 7])
+    np.testing.assert_array_equal(shown(axes), colours)
+
+
+def test_a_dataset_may_have_no_void_and_more_classes_than_a_byte_holds():
+    labels = np.repeat(np.arange(300), 4).reshape(30, 40)
+    names = [f"class {index}" for index in range(300)]
+    palette = np.stack([np.arange(300) // 256, np.arange(300) % 256, np.zeros(300)], 1)
+    axes = some_axes()
+    options = {"class_names": names, "palette": palette.astype(np.uint8)}
+    figures.segmentation_panel(axes, labels, "", **options, void=None, void_colour=None)
+    np.testing.assert_array_equal(shown(axes), palette[labels])
 
 
 def test_boxes_carry_name_and_score_and_weak_ones_are_left_out():
     boxes = np.array([[0, 0, 9, 9], [20, 20, 39, 29], [1, 1, 5, 5]], np.float32)
-    detections = Detections(boxes, np.array([8, 15, 2]), np.array([0.61, 0.9, 0.3]))
+    detections = Detections(boxes, np.array([3, 4, 2]), np.array([0.61, 0.9, 0.3]))
     axes = some_axes()
-    figures.detection_panel(axes, np.zeros((40, 60, 3)), detections, "before")
-    assert texts(axes) == ["person 0.90", "cat 0.61"]
+    figures.detection_panel(axes, np.zeros((40, 60, 3)), detections, "before", **CLASSES)
+    assert texts(axes) == ["tree 0.90", "door 0.61"]
     corners = {(p.get_x(), p.get_y(), p.get_width(), p.get_height()) for p in axes.patches}
     # Inclusive corners: the box of pixels 0..9 is drawn around them, 10 wide.
     assert corners == {(-0.5, -0.5, 10, 10), (19.5, 19.5, 20, 10)}
     axes = some_axes()
-    figures.detection_panel(axes, np.zeros((40, 60, 3)), NOTHING, "after")
+    figures.detection_panel(axes, np.zeros((40, 60, 3)), NOTHING, "after", **CLASSES)
     assert texts(axes) == ["no box scores 0.5"]
 
 
-def test_labels_of_crowded_boxes_do_not_cover_each_other():
-    boxes = np.array([[30, 30, 90, 90], [31, 32, 92, 90], [29, 30, 88, 91], [30, 1, 90, 127]])
-    detections = Detections(boxes, np.array([17, 11, 16, 14]), np.array([0.9, 0.8, 0.7, 0.6]))
-    figure = Figure((figures._PANEL_INCHES,) * 2, dpi=150)
+def test_names_of_boxes_stay_on_the_panel_and_those_at_one_place_are_all_read():
+    boxes = np.array([[30, 30, 90, 90], [31, 32, 92, 90], [29, 30, 88, 91]])
+    boxes = np.concatenate([boxes, [[0, 0, 3, 3], [124, 0, 127, 4], [1, 120, 4, 127]]])
+    detections = Detections(boxes, np.array([1, 2, 3, 4, 5, 6]), np.linspace(0.9, 0.6, 6))
+    figure = Figure((2.3, 2.3), dpi=150)
     axes = figure.add_axes((0.025, 0.025, 0.95, 0.95))
-    figures.detection_panel(axes, np.zeros((128, 128, 3)), detections, "")
+    figures.detection_panel(axes, np.zeros((128, 128, 3)), detections, "", **CLASSES)
     figure.draw_without_rendering()
     frame = axes.get_window_extent()
     extents = [text.get_window_extent() for text in axes.texts]
-    assert len(extents) == 4
-    for at, extent in enumerate(extents):
-        assert not any(extent.overlaps(other) for other in extents[at + 1 :])
-        assert frame.x0 <= extent.x0 and extent.x1 <= frame.x1
+    assert all(frame.containsx(x) for box in extents for x in (box.x0, box.x1))
+    assert all(frame.containsy(y) for box in extents for y in (box.y0, box.y1))
+    first, second, third = extents[:3]
+    assert not (first.overlaps(second) or first.overlaps(third) or second.overlaps(third))
 
 
-def test_the_figure_has_a_row_per_attack_and_a_legend_of_the_classes_present(
-    rng, tmp_path, monkeypatch
-):
+def test_the_figure_has_a_row_per_attack_and_a_legend_of_the_classes_present(rng, tmp_path):
     before = np.zeros((40, 60), int)
-    before[5:30, 5:30] = 12
-    after = np.where(before == 12, 20, 255)
-    boxes = Detections(np.array([[3.0, 4, 30, 35]]), np.array([7]), np.array([0.8]))
+    before[5:30, 5:30] = 5
+    after = np.where(before == 5, 6, VOID)
+    boxes = Detections(np.array([[3.0, 4, 30, 35]]), np.array([1]), np.array([0.8]))
     rows = [some_row(rng, before, after), some_row(rng, boxes, NOTHING)]
-    legends = []
-    handles = figures.class_legend
-    monkeypatch.setattr(figures, "class_legend", lambda c: legends.append(c) or handles(c))
-    backend = matplotlib.get_backend()
-    figures.attack_figure(rows, tmp_path / "new" / "figure.png")
-    assert matplotlib.get_backend() == backend
-    assert legends == [[0, 12, 20, 255]]
-    assert [patch.get_label() for patch in handles(legends[0])] == [
-        "background",
-        "dog",
-        "tvmonitor",
-        "void",
-    ]
-    with Image.open(tmp_path / "new" / "figure.png") as picture:
+    path = tmp_path / "new" / "figure.png"
+    figures.attack_figure(rows, path, **CLASSES, **VOIDS)
+    with Image.open(path) as picture:
         assert picture.format == "PNG" and picture.width == 1725
         two_rows = picture.height
-        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 50
-    figures.attack_figure(rows[:1], tmp_path / "one.png")
-    with Image.open(tmp_path / "one.png") as picture:
+        colours = np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)
+    for colour in (*PALETTE[[0, 5, 6]], VOID_COLOUR):
+        assert (colours == colour).all(axis=1).any()
+    figures.attack_figure(rows[1:], path, **CLASSES)
+    with Image.open(path) as picture:
         assert picture.height < 0.6 * two_rows
-    assert legends[1] == [0, 12, 20, 255]
 
 
-def test_every_class_at_once_and_boxes_alone(rng, tmp_path):
-    every = np.arange(40 * 60).reshape(40, 60) % len(CLASS_NAMES)
-    figures.attack_figure([some_row(rng, every, every)], tmp_path / "every.png")
-    figures.attack_figure([some_row(rng, NOTHING, NOTHING)], tmp_path / "boxes.png")
+def test_the_legend_names_classes_and_void():
+    handles = figures.class_legend([0, 5, VOID], **CLASSES, **VOIDS)
+    assert [patch.get_label() for patch in handles] == ["sky", "lawn", "void"]
+    assert handles[2].get_facecolor()[:3] == pytest.approx(np.divide(VOID_COLOUR, 255))
 
 
-def test_no_row_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="at least one row"):
-        figures.attack_figure([], tmp_path / "none.png")
+def test_what_cannot_be_drawn_is_named(rng, tmp_path):
+    labels = np.full((40, 60), 7)
+    boxes = Detections(np.array([[3.0, 4, 30, 35]]), np.array([8]), np.array([0.8]))
+    for rows, options, message in (
+        ([], CLASSES, "at least one row"),
+        ([some_row(rng, labels, labels)], CLASSES, r"has class 7; there are names .* 0 to 6"),
+        ([some_row(rng, NOTHING, boxes)], CLASSES | VOIDS, "has class 8"),
+        ([some_row(rng, NOTHING, boxes)], CLASSES | {"palette": PALETTE[:3]}, r"need \(7, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            figures.attack_figure(rows, tmp_path / "none.png", **options)
+    assert not (tmp_path / "none.png").exists()

@@ -1,31 +1,9 @@
-"""Names that stand beside their points."""
-
-import itertools
-
-import numpy as np
+import matplotlib
 import pytest
-from matplotlib.text import Text
+from matplotlib.figure import Figure
+from PIL import Image
 
 from dag_jax.report import lineplot
-
-
-def test_names_of_points_that_crowd_cover_nothing(tmp_path):
-    figure, (axes,) = lineplot.panels(1, "points", inches=(6.0, 4.5))
-    points = [(10 + 0.2 * i, 0.3 * i, f"a name of {i}") for i in range(8)]
-    others = [(12, 3)]
-    axes.plot(*np.array([point[:2] for point in points]).T, "o")
-    axes.set(xlim=(0, 40), ylim=(0, 100))
-    texts = lineplot.name_points(figure, axes, points, others)
-    assert [text.get_text() for text in texts] == [name for *_, name in points]
-    figure.draw_without_rendering()
-    boxes = [Text.get_window_extent(text) for text in texts]
-    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
-    spots = axes.transData.transform([point[:2] for point in points] + others)
-    assert not any(box.contains(*spot) for box in boxes for spot in spots)
-    frame = axes.get_window_extent()
-    assert all(frame.contains(*box.min) and frame.contains(*box.max) for box in boxes)
-    lineplot.save(figure, tmp_path / "points.png")
-    assert (tmp_path / "points.png").stat().st_size > 5000
 
 
 def test_no_marker_is_cut_and_what_is_zero_has_a_scale():
@@ -35,3 +13,35 @@ def test_no_marker_is_cut_and_what_is_zero_has_a_scale():
         series = [("a", [1, 2], y)]
         lineplot.lines(axes, series, xlabel="x", ylabel="y", doubling=False, log=False)
         assert axes.get_ylim() == (0, pytest.approx(top))
+
+
+def test_points_become_lines_by_their_key_and_those_without_a_value_are_left_out():
+    points = [{"k": "b", "x": 2, "y": 3}, {"k": "a", "x": 4, "y": 1}, {"k": "a", "x": 1, "y": 2}]
+    points += [{"k": "c", "x": 1, "y": None}]
+    assert list(lineplot.series(points, "k", "x", "y", 10)) == [
+        ("a", (1, 4), (20, 10)),
+        ("b", (2,), (30,)),
+    ]
+
+
+def test_lines_differ_in_colour_and_in_marker():
+    axes = lineplot.panels(1, "ten")[1][0]
+    series = [(f"{number}", [1, 2], [1, number + 1]) for number in range(10)]
+    lineplot.lines(axes, series, xlabel="x", ylabel="y")
+    looks = {(line.get_color(), line.get_marker()) for line in axes.get_lines()}
+    assert len(looks) == 10 and len({colour for colour, _ in looks}) == 10
+
+
+def test_a_figure_is_saved_into_a_new_folder_without_a_backend(tmp_path):
+    backend = matplotlib.get_backend()
+    lineplot.save(Figure((2, 1)), tmp_path / "new" / "a.png")
+    with Image.open(tmp_path / "new" / "a.png") as picture:
+        assert picture.format == "PNG" and picture.size == (300, 150)
+    assert matplotlib.get_backend() == backend
+
+
+def test_a_training_curve_is_drawn(tmp_path):
+    points = [{"step": 10, "loss": 2.5, "score": 10.0}, {"step": 20, "loss": 0.5, "score": 80.0}]
+    lineplot.training_curve(points, "a_network", tmp_path / "curve.png")
+    with Image.open(tmp_path / "curve.png") as picture:
+        assert picture.width > picture.height > 300

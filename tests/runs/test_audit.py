@@ -294,14 +294,10 @@ def test_a_table_keeps_its_audit(healthy, load, examples, mesh, tmp_path):
     assert both["fr_zf_07"][0].said == "what was kept" in path.read_text()
     content = json.loads((tmp_path / "fr_zf_0712" / "audit.json").read_text())
     assert set(content["rivals"]) == {"fr_zf_07"} and content["row"] == {"advr": 1.5}
-    found, section = audit.of_table1(tmp_path, list(rows))
-    assert found == both and "6 checks of 2 rows: " in section
+    assert audit.kept(tmp_path, list(rows)) == both
     # A network that is made anew: what was found of it, and of others beside it, is of the old one.
     (tmp_path / "fr_zf_0712" / "row.json").write_text('{"advr": 2}')
-    found, section = audit.of_table1(tmp_path, list(rows))
-    assert found == {"fr_zf_07": both["fr_zf_07"][:2]}
-    command = f"`python -m experiments.table1 --workdir={tmp_path}`"
-    assert f"Not audited: FR-ZF-0712; {command}, with the flags and the version of" in section
+    assert audit.kept(tmp_path, list(rows)) == {"fr_zf_07": both["fr_zf_07"][:2]}
     assert of_table(rows) == both and "what was kept" in path.read_text()
 
 
@@ -335,31 +331,3 @@ def test_whatever_a_check_raises_costs_no_other(healthy):
     assert found[0].check == "audit_checks.fails" and found[0].said == "KeyError: 'nothing'"
     with pytest.raises(KeyboardInterrupt):
         audit.of_row(subject, None, checks=(interrupted,))
-
-
-def test_a_table_is_there_before_its_audit(tmp_path):
-    write = functools.partial(audit.write, tmp_path, "table", "# T\n", {"rows": [1]})
-    assert write(titles={"x": "X"}, found={}) == (tmp_path / "table.md").read_text()
-    assert "Not audited: X" in (tmp_path / "table.md").read_text()
-    assert json.loads((tmp_path / "table.json").read_text()) == {"rows": [1], "audit": {}}
-    text = write(titles={"x": "X"}, found={"x": [Finding("a", False, "2 of 3", "do this")]})
-    assert text == (tmp_path / "table.md").read_text() and "# T\n\n## Audit\n" in text
-    assert '**X: "a" does not hold**' in text
-    assert json.loads((tmp_path / "table.json").read_text())["audit"]["x"][0]["check"] == "a"
-
-
-def test_the_section_has_a_line_for_all_that_holds():
-    good, bad = Finding("a", True, "1 of 1", "none"), Finding("b", False, "2 of 3", "do this")
-    found = {"fcn_alex": [good, good._replace(check="b")], "x": [good, bad]}
-    text = audit.section(found, {"fcn_alex": "FCN-Alex", "x": "X", "y": "Y"})
-    assert text.splitlines() == [
-        "## Audit",
-        "",
-        "4 checks of 2 rows: 3 hold, 1 does not, 0 could not be judged. Checked: a; b.",
-        "",
-        "Not audited: Y; --audit does it.",
-        "",
-        '- **X: "b" does not hold**: 2 of 3. *Remedy:* do this.',
-    ]
-    assert audit.section({}, {"x": "X"}) == "## Audit\n\nNot audited: X; --audit does it.\n"
-    assert len(audit.section({"x": [good]}, {"x": "X"}).splitlines()) == 3

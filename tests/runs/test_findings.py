@@ -49,17 +49,3 @@ def test_few_images_and_no_clean_score_show_nothing():
     assert findings.below([-3, -3, -3], 9) == findings.equal([0, 0, 0], 100, 9) == few
     assert findings.below([-3, -3, -3], 10) == findings.equal([0, 0, 0], 100, 10) == "holds"
     assert findings.equal([0, 0, 0], 0) == "not shown"
-
-
-def test_table_1_says_what_holds():
-    noise = sets(0)
-    row = {"network": "a", "images": 10}
-    row["intervals"] = findings.intervals_of(
-        {"orig": 60 + noise, "advr": 5 + noise, "perm": 56 + noise}
-    )
-    text = findings.table1([row], {"a": "Net"})
-    assert "holds: -55.00 [-55.00, -55.00]" in text
-    assert "does not hold: -4.00 [-4.00, -4.00]" in text
-    assert "within 5% of ORIG" in text
-    text = findings.table1([row | {"images": 9}], {"a": "Net"})
-    assert text.count("not shown (fewer than 10 images): ") == 2

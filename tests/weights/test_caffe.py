@@ -1,5 +1,4 @@
 import hashlib
-import itertools
 import math
 import os
 import struct
@@ -377,16 +376,16 @@ def test_a_truncated_file_is_refused_except_between_layers(read, form):
 
 
 @pytest.mark.parametrize(("form", "legacy"), [("layer", False), ("layers", True)])
-def test_every_flipped_bit_is_refused_or_leaves_names_and_shapes(read, form, legacy):
+def test_every_flipped_byte_is_refused_or_leaves_names_and_shapes(read, rng, form, legacy):
     contents = network(form, legacy=legacy)
     whole = shapes(read(contents))
     in_names = set()
     for name, _ in whole:
         start = contents.index(run(1 if form == "layer" else 4, name)) + 2
         in_names |= set(range(start, start + len(name)))
-    for at, bit in itertools.product(range(len(contents)), range(8)):
+    for at, byte in enumerate(contents):
         damaged = bytearray(contents)
-        damaged[at] ^= 1 << bit
+        damaged[at] = byte ^ 1 << int(rng.integers(8))
         try:
             found = shapes(read(damaged))
         except ValueError as error:

@@ -2,7 +2,6 @@ import collections
 import dataclasses
 import hashlib
 import io
-import math
 import pickle
 import struct
 import time
@@ -13,7 +12,6 @@ import pytest
 
 from dag_jax.weights.torch import read
 
-REAL = "espnetv2_s_0.5_pascal_384x384.pth"
 MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -124,13 +122,6 @@ def legacy_bytes(text, storages):
 
 def write_legacy(path, tree, protocol=2):
     path.write_bytes(legacy_bytes(*pickled(tree, protocol, legacy=True)))
-    return path
-
-
-def write_pickle(form, path, text):
-    if form == "zip":
-        return write_records(path, {"archive/data.pkl": text})
-    path.write_bytes(legacy_bytes(text, {}))
     return path
 
 
@@ -291,35 +282,19 @@ def test_text_and_ordered_dicts_of_python_2(tmp_path):
     assert_same(read(tmp_path / "a.pth"), {"w": values})
 
 
-@both_forms
-@pytest.mark.parametrize(
-    ("shape", "strides", "offset"),
-    [
-        ((25,), (1,), 0),
-        ((24,), (1,), 1),
-        ((2, 3, 4), (12, 5, 1), 0),
-        ((2,), (24,), 0),
-        ((), (), 24),
-        ((0,), (1,), 25),
-        ((2**62, 4), (1, 1), 0),
-        ((2**200,), (0,), 0),
-        ((-1,), (1,), 0),
-        ((2,), (-1,), 5),
-        ((2,), (1,), -1),
-        ((2, 2), (1,), 0),
-        ((2.0,), (1,), 0),
-        ((True,), (1,), 0),
-        ([2], (1,), 0),
-        ((2,), 1, 0),
-        ((1,) * 65, (1,) * 65, 0),
-        ((2**40,), (0,), 0),
-        ((2**20, 2**20, 2**20, 2**20), (0, 0, 0, 0), 0),
-    ],
-)
-def test_tensors_beyond_their_storage_are_refused(tmp_path, form, shape, strides, offset):
+def test_tensors_beyond_their_storage_are_refused(tmp_path):
     values = storage("0", "FloatStorage", np.zeros(24, np.float32))
-    path = WRITERS[form](tmp_path / "a.pth", {"w": tensor(values, shape, strides, offset)})
-    assert_refused(path, "ends at value|natural numbers|no tuple|dimensions|repeat their values")
+    for shape, strides, offset in [
+        ((25,), (1,), 0), ((24,), (1,), 1), ((2, 3, 4), (12, 5, 1), 0), ((2,), (24,), 0),
+        ((), (), 24), ((0,), (1,), 25), ((2**62, 4), (1, 1), 0), ((2**200,), (0,), 0),
+        ((-1,), (1,), 0), ((2,), (-1,), 5), ((2,), (1,), -1), ((2, 2), (1,), 0),
+        ((2.0,), (1,), 0), ((True,), (1,), 0), ([2], (1,), 0), ((2,), 1, 0),
+        ((1,) * 65, (1,) * 65, 0), ((2**40,), (0,), 0), ((2**20,) * 4, (0,) * 4, 0),
+    ]:  # fmt: skip
+        for write in WRITERS.values():
+            path = write(tmp_path / "a.pth", {"w": tensor(values, shape, strides, offset)})
+            message = "ends at value|natural numbers|no tuple|dimensions|repeat their values"
+            assert_refused(path, message)
 
 
 def test_what_a_tensor_must_be_made_of(tmp_path):
@@ -328,12 +303,12 @@ def test_what_a_tensor_must_be_made_of(tmp_path):
     for tree, message in [
         ({"w": tensor("0", (1,), (1,))}, "no storage"),
         ({"w": tensor(values, (1,), (1,), 0, {"neg": True})}, "negated or conjugated"),
-        ({"w": Call("torch._utils._rebuild_tensor_v2", values)}, "calls a function wrongly"),
-        ({"w": Call("torch._utils._rebuild_tensor_v3", *[values, 0, (), (), 0, 0])}, "wrongly"),
+        ({"w": Call("torch._utils._rebuild_tensor_v2", values)}, "missing 3 required"),
+        ({"w": Call("torch._utils._rebuild_tensor_v3", *[values, 0, (), (), 0, 0])}, "missing 1"),
         ({"w": Call("torch._utils._rebuild_tensor_v3", *[values, 0, (), (), 0, 0, 4])}, "no type"),
         ({"w": Call("torch._utils._rebuild_parameter", values)}, "a parameter has no tensor"),
         ({"v": row(values), "w": row(other)}, "two types or lengths for storage '0'"),
-        ({"w": Call("torch.FloatStorage", 3)}, "calls what is no function"),
+        ({"w": Call("torch.FloatStorage", 3)}, "object is not callable"),
         (row(values), "a single tensor, which has no name"),
         ({"epoch": 3}, "no tensor is in it"),
         (None, "no tensor is in it"),
@@ -342,8 +317,7 @@ def test_what_a_tensor_must_be_made_of(tmp_path):
         ({2**70: row(values)}, "a key of a dict is a int"),
         ({"a" * 501: row(values)}, "a name of 501 characters"),
     ]:
-        for write in WRITERS.values():
-            assert_refused(write(tmp_path / "a.pth", tree), message)
+        assert_refused(write_zip(tmp_path / "a.pth", tree), message)
 
 
 @pytest.mark.parametrize("value", [1e39, -1e300])
@@ -371,32 +345,28 @@ def test_other_values_survive_the_conversion(tmp_path):
 # Files that are not what they should be.
 
 
-@both_forms
-def test_small_files_do_not_become_huge(tmp_path, form):
+def test_small_files_do_not_become_huge(tmp_path):
     weights = row(storage("0", "FloatStorage", np.zeros(5000, np.float32)))
     within_itself = {"w": weights}
     within_itself["again"] = [within_itself]
-    doubled = {"w": weights}
+    doubled, deep = {"n": 1}, weights
     for _ in range(50):
         doubled = {"a": doubled, "b": doubled}
-    wide = [weights] * 1000
-    deep = weights
     for _ in range(70):
         deep = [deep]
+    views = [tensor(weights.reduced[1][0], (5000,), (1,)) for _ in range(2000)]
     for tree, message in [
         (within_itself, "within each other too deep or too often"),
         (doubled, "within each other too deep or too often"),
-        ([wide] * 1000, "within each other too deep or too often"),
         (deep, "within each other too deep or too often"),
+        ([[weights] * 200] * 200, "more than 10000 tensors"),
         ({"a" * 300: {"b" * 300: weights}}, "a name of 601 characters"),
-        (
-            [tensor(weights.reduced[1][0], (5000,), (1,)) for _ in range(2000)],
-            "repeat their values",
-        ),
+        (views, "repeat their values"),
     ]:
-        path = WRITERS[form](tmp_path / "a.pth", tree)
+        path = write_zip(tmp_path / "a.pth", tree)
+        start = time.process_time()
         assert_refused(path, message)
-        assert read_quickly(path) is None
+        assert time.process_time() - start < 2
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -424,10 +394,9 @@ def test_foreign_files_are_refused(tmp_path):
     assert_refused(foreign, "protocol number is not 1001")
 
 
-@both_forms
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
+def test_foreign_globals_are_named_and_not_run(tmp_path):
+    path = tmp_path / "a.pth"
+    for text, name in [
         (b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R.", "os.system"),
         (b"cposix\nsystem\n(X\x04\x00\x00\x00truetR.", "posix.system"),
         (b"\x80\x02c__builtin__\neval\nX\x01\x00\x00\x001\x85R.", "__builtin__.eval"),
@@ -437,16 +406,13 @@ def test_foreign_files_are_refused(tmp_path):
         (b"\x80\x04\x8c\x0bcollections\x8c\x14OrderedDict.__init__\x93.", "OrderedDict.__init__"),
         (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2.__globals__\n.", "v2.__globals__"),
         (b"\x80\x02ctorch.storage\n_load_from_bytes\nC\x01a\x85R.", "_load_from_bytes"),
-        (b"\x80\x02ctorch\nload\n.", "torch.load"),
         (b"\x80\x02cdag_jax.weights.torch\nread\n.", "dag_jax.weights.torch.read"),
-        (b"\x80\x02cnumpy.core.multiarray\nscalar\n.", "numpy.core.multiarray.scalar"),
         (b"\x80\x02ccopyreg\n_reconstructor\n.", "copyreg._reconstructor"),
-    ],
-)
-def test_foreign_globals_are_named_and_not_run(tmp_path, form, text, name):
-    assert_refused(write_pickle(form, tmp_path / "a.pth", text), f"asks for '.*{name}")
-    (tmp_path / "bare.pth").write_bytes(text)
-    assert_refused(tmp_path / "bare.pth", f"asks for '.*{name}")
+    ]:
+        for contents in (legacy_bytes(text, {}), text):
+            path.write_bytes(contents)
+            assert_refused(path, f"asks for '.*{name}")
+        assert_refused(write_records(path, {"archive/data.pkl": text}), f"asks for '.*{name}")
 
 
 @both_forms
@@ -482,7 +448,7 @@ def test_damaged_archives_are_named(tmp_path):
     short = good | {"archive/data/0": good["archive/data/0"][:-1]}
     assert_records_refused(short, "95 bytes, but 24 values of float32 take 96")
     ended = good | {"archive/data.pkl": good["archive/data.pkl"][:-1]}
-    assert_records_refused(ended, "ends 1 bytes too early")
+    assert_records_refused(ended, "its pickle ends too early")
 
     write_records(path, good, zipfile.ZIP_DEFLATED)
     assert_refused(path, "is compressed, torch.save stores")
@@ -506,7 +472,7 @@ def test_damaged_legacy_files_are_named(tmp_path):
         (legacy_bytes(text, storages | {"1": values}), "list of 2 storages is not that of the 1"),
         (legacy_bytes(text, storages)[:-1], "it ends 1 bytes too early"),
         (legacy_bytes(text, storages) + b"a", "1 bytes follow the last storage"),
-        (legacy_bytes(text, {"0": storage("0", "", np.float32([1]))}), "1 values where it lies, 3"),
+        (legacy_bytes(text, {"0": storage("0", "", np.float32([1]))}), "ends 8 bytes too early"),
         (
             legacy_bytes(text, storages).replace(struct.pack("<q", 3), struct.pack("<q", -3)),
             "-3 values where it lies, 3 in its tensors",
@@ -520,7 +486,7 @@ def test_damaged_legacy_files_are_named(tmp_path):
 def test_every_truncation_is_refused(tmp_path, form):
     path = WRITERS[form](tmp_path / "a.pth", small_checkpoint()[0])
     whole = path.read_bytes()
-    for length in [*range(0, len(whole), 5), len(whole) - 1]:
+    for length in [*range(0, len(whole), 11), len(whole) - 1]:
         path.write_bytes(whole[:length])
         assert_refused(path, f"{length} bytes.*truncated")
 
@@ -545,134 +511,59 @@ def damaged_copies(whole, rng, count):
         yield bytes(copy)
 
 
-def read_quickly(path):
-    """What `read` returns, or None for its ValueError; anything else, and a slow copy, fails."""
-    start = time.process_time()
-    try:
-        found = read(path)
-    except ValueError as error:
-        assert str(path) in str(error)
-        found = None
-    assert time.process_time() - start < 10
-    return found
-
-
-def test_a_damaged_archive_is_refused_or_reads_as_before(tmp_path, rng):
+def test_random_damage_is_refused_or_harmless(tmp_path, rng):
+    """As zip archives have checksums, they are damaged before and after these are computed."""
     state, expected = small_checkpoint()
-    path = write_zip(tmp_path / "a.pth", state)
-    refused = 0
-    for copy in damaged_copies(path.read_bytes(), rng, 1200):
-        path.write_bytes(copy)
-        found = read_quickly(path)
-        refused += found is None
-        if found is not None:  # e.g. a record's date, or bytes before the archive
-            assert_same(found, expected)
-    assert refused > 600
-
-
-def test_a_damaged_pickle_never_raises_anything_else(tmp_path, rng):
-    # As zip archives have checksums, damage inside the pickle shows only where they are right.
-    state, _ = small_checkpoint()
-    good = zip_records(state)
-    for protocol in (2, 4):
-        text = zip_records(state, protocol)["archive/data.pkl"]
-        for copy in damaged_copies(text, rng, 600):
-            path = write_records(tmp_path / "a.pth", good | {"archive/data.pkl": copy})
-            found = read_quickly(path)
-            if found is not None:
+    path, counts = tmp_path / "a.pth", collections.Counter()
+    archive, legacy = (write(path, state).read_bytes() for write in WRITERS.values())
+    records = {protocol: zip_records(state, protocol) for protocol in (2, 4)}
+    sources = {"archive": archive, "legacy": legacy}
+    sources |= {protocol: good["archive/data.pkl"] for protocol, good in records.items()}
+    for kind, source in sources.items():
+        for copy in damaged_copies(source, rng, 400):
+            if kind in records:
+                write_records(path, records[kind] | {"archive/data.pkl": copy})
+            else:
+                path.write_bytes(copy)
+            start = time.process_time()
+            try:
+                found = read(path)
+            except ValueError as error:
+                assert str(path) in str(error)
+                counts[kind] += 1
+            else:
                 assert sum(array.size for array in found.values()) < 2**21
+                if kind == "archive":  # e.g. a record's date is another, or bytes lie before it
+                    assert_same(found, expected)
+            assert time.process_time() - start < 2
+    assert min(counts[kind] for kind in sources) > 200
 
 
-def test_a_damaged_legacy_file_never_raises_anything_else(tmp_path, rng):
-    path = write_legacy(tmp_path / "a.pth", small_checkpoint()[0])
-    refused = 0
-    for copy in damaged_copies(path.read_bytes(), rng, 1200):
-        path.write_bytes(copy)
-        found = read_quickly(path)
-        refused += found is None
-        if found is not None:  # as nothing tells a lost tensor or a changed weight
-            assert sum(array.size for array in found.values()) < 2**21
-    assert refused > 600
+# Real files, of the legacy form: SHA-256 of their names, types, shapes and values.
+REAL = {
+    "0.5_pascal_384x384": "5c6176e7583e591577066ccd0e5c7367d431ad0a17674f6efacd0a5d0bf98a45",
+    "1.0_pascal_384x384": "9259eaf164a4d5c99e5ff791079827be14960926a12ed4ef3fa5cc3c8e99abb1",
+    "2.0_pascal_256x256": "96b99547d843a3f73256fdf412ae4864b44b84278efc40b5988173f59e27db43",
+    "2.0_pascal_384x384": "41fc07258d03d9410dfc9509ee0393f83f0808539eeae2b527c42833e95c0947",
+}
 
 
-# A real file, of the legacy form.
-
-
-@pytest.fixture
-def real(shared):
-    path = shared / "weights" / REAL
+@pytest.mark.parametrize("name", REAL)
+def test_real_files_read_as_ever(shared, name):
+    path = shared / "weights" / f"espnetv2_s_{name}.pth"
     if not path.is_file():
-        pytest.skip(f"no weights/{REAL} in the folder named shared")
-    return path
+        pytest.skip(f"no {path.name} in the folder named shared")
+    found, digest = read(path), hashlib.sha256()
+    for key, array in found.items():
+        digest.update(f"{key} {array.dtype} {array.shape}\n".encode() + array.tobytes())
+    assert len(found) == 526 and digest.hexdigest() == REAL[name]
 
 
-def digest(array):
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
-def independent_parse(path):
-    """The arrays of a legacy file whose tensors are contiguous, by Python's own unpickler."""
-    types = {"FloatStorage": "<f4", "LongStorage": "<i8"}
-
-    class Unpickler(pickle.Unpickler):
-        def find_class(self, module, name):
-            if name == "OrderedDict":
-                return collections.OrderedDict
-            if name in types:
-                return name
-            assert (module, name) == ("torch._utils", "_rebuild_tensor_v2")
-            return lambda *arguments: arguments[:4]
-
-        def persistent_load(self, found):
-            return found[1], found[2], found[4]
-
-    arrays = {}
-    with open(path, "rb") as file:
-        for _ in range(3):
-            pickle.load(file)
-        tensors = Unpickler(file).load()
-        for key in pickle.load(file):
-            (length,) = struct.unpack("<q", file.read(8))
-            (kind,) = {kind for (kind, own, _), *_ in tensors.values() if own == key}
-            raw = file.read(length * np.dtype(types[kind]).itemsize)
-            arrays[key] = np.frombuffer(raw, types[kind])
-        assert not file.read()
-    result = {}
-    for name, ((_, key, _), offset, shape, strides) in tensors.items():
-        contiguous = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-        assert strides == contiguous
-        result[name] = arrays[key][offset : offset + math.prod(shape)].reshape(shape)
-    return result
-
-
-def test_a_real_file_reads_as_an_independent_parse_of_it(real):
-    found = read(real)
-    expected = independent_parse(real)
-    assert len(found) == 526 and sum(array.size for array in found.values()) > 80_000
-    assert_same(found, expected)
-
-
-def test_a_real_file_reads_as_pytorch_reads_it(real):
+def test_a_real_file_reads_as_pytorch_reads_it(shared):
     torch = pytest.importorskip("torch")
-    found = read(real)
-    theirs = torch.load(real, map_location="cpu", weights_only=True)
-    assert list(found) == list(theirs)
-    for name, array in theirs.items():
-        array = array.numpy()
-        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
-        assert digest(found[name]) == digest(array), name
-
-
-@pytest.mark.slow
-def test_a_real_file_damaged(real, tmp_path, rng):
-    whole = real.read_bytes()
-    assert len(read(real)) == 526
-    for copy in damaged_copies(whole[:120_000], rng, 60):
-        (tmp_path / "a.pth").write_bytes(copy + whole[120_000:])
-        read_quickly(tmp_path / "a.pth")
-    for length in (0, 1, 20, 137, 60_000, 102_052, 113_919, 200_000, len(whole) - 1):
-        (tmp_path / "a.pth").write_bytes(whole[:length])
-        assert read_quickly(tmp_path / "a.pth") is None
+    path = shared / "weights" / "espnetv2_s_0.5_pascal_384x384.pth"
+    theirs = torch.load(path, map_location="cpu", weights_only=True)
+    assert_same(read(path), {key: array.numpy() for key, array in theirs.items()})
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])

@@ -1,4 +1,4 @@
-import functools
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 import dag_jax
+from dag_jax.datasets import ExampleSet
+from dag_jax.runs.attacks import Plan, attack_inputs
+from dag_jax.runs.subject import subject_of
 from experiments.measure import throughput
 
 
@@ -45,29 +48,34 @@ def test_best_of_divides_by_the_number():
     assert throughput.best_of([1, 2, 4], {1: 3.0, 2: 4.0, 4: 10.0}.get) == 2
 
 
-class Inputs:
-    """A linear model of three classes on 4 x 4 pixels, and images that take few steps or many."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """A segmenter that sees each pixel's largest channel, weighed."""
 
-    max_steps = 30
+    weights: jax.Array
 
-    @staticmethod
-    @jax.tree_util.Partial
-    def score(image):
-        return image * jnp.float32([1, 2, 3])[None, None]
+    classes = ("red", "green", "blue")
 
-    attack = staticmethod(jax.jit(functools.partial(dag_jax.attack, max_steps=max_steps)))
+    def scores(self, image):
+        return image * self.weights[None, None]
 
-    @classmethod
-    def make(cls, count):
-        rng = np.random.default_rng(0)
-        inputs = []
-        for index in range(count):
-            image = rng.integers(90, 110, (4, 4, 3)).astype(np.uint8)
-            image[..., 2] = 90 + index
-            labels = np.full((4, 4), 2, np.int32)
-            targets = jax.device_get(dag_jax.make_targets(labels, labels - 1))
-            inputs.append((index, image, targets, ()))
-        return inputs
+    def predict(self, image):
+        return jnp.argmax(self.scores(image), axis=-1).astype(jnp.int32)
+
+
+@pytest.fixture(scope="module")
+def plan():
+    """Five images of 4 x 4 pixels, of which each takes more steps than the one before."""
+    rng, examples = np.random.default_rng(0), []
+    for index in range(5):
+        image = rng.integers(90, 110, (4, 4, 3)).astype(np.uint8)
+        image[..., 2] = 90 + index
+        mask = np.full((4, 4), 2, np.uint8)
+        examples.append({"image_id": str(index), "image": image, "mask": mask})
+    model = Linear(jnp.float32([1, 2, 3]))
+    subject = subject_of(model, ExampleSet(examples, Linear.classes))
+    return Plan(subject, dag_jax.Method(max_steps=60))
 
 
 @pytest.fixture
@@ -76,19 +84,26 @@ def mesh():
 
 
 @pytest.mark.parametrize("run", [throughput.stream, throughput.lockstep])
-@pytest.mark.parametrize("slots", [2, 4])
-def test_both_give_each_image_the_attack_that_it_has_alone(mesh, run, slots):
-    inputs = Inputs.make(5)
-    found = dict(run(Inputs.score, inputs, slots=slots, mesh=mesh, max_steps=Inputs.max_steps))
-    assert sorted(found) == [0, 1, 2, 3, 4]
-    steps = throughput.steps_of(found.items(), 5)
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_both_give_each_image_the_attack_that_it_has_alone(plan, mesh, run, lanes):
+    inputs = list(attack_inputs(plan))
+    attacked = dict(run(plan, inputs, lanes=lanes, mesh=mesh))
+    assert sorted(attacked) == [0, 1, 2, 3, 4]
+    steps = throughput.steps_of(attacked.items(), 5)
+    assert len(set(steps.tolist())) > 1
     for index, image, targets, _ in inputs:
-        alone = Inputs.attack(Inputs.score, np.float32(image), targets)
+        alone = dag_jax.attack(plan.subject.model.scores, image, targets, plan.method)
         assert steps[index] == alone.num_steps
-        np.testing.assert_allclose(found[index].perturbation, alone.perturbation, atol=1e-5)
+        np.testing.assert_allclose(attacked[index].perturbation, alone.perturbation, atol=1e-5)
 
 
-def test_idle_inputs_end_at_once(mesh):
-    inputs = throughput.idle(Inputs.make(3))
-    for _, attack in throughput.lockstep(Inputs.score, inputs, slots=2, mesh=mesh, max_steps=3):
+def test_idle_inputs_end_at_once(plan, mesh):
+    inputs = throughput.idle(list(attack_inputs(plan)))
+    for _, attack in throughput.lockstep(plan, inputs, lanes=1, mesh=mesh):
         assert attack.status == dag_jax.Status.NO_TARGETS and attack.num_steps == 0
+
+
+def test_a_shorter_plan_ends_earlier(plan, mesh):
+    inputs, shorter = list(attack_inputs(plan)), throughput.shorter(plan, 3)
+    attacked = throughput.stream(shorter, inputs, lanes=1, mesh=mesh)
+    np.testing.assert_array_equal(throughput.steps_of(attacked, 5), 3)

@@ -1,0 +1,100 @@
+"""Pictures of a run: an image of a row that shows what the attack did.
+
+Shapes: `H W` pixels.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from dag_jax.datasets.classes import VOID_COLOUR, palette
+from dag_jax.metrics import Detections
+from dag_jax.report import figures
+from dag_jax.runs import buckets, evaluation, rundir, scores
+from dag_jax.runs.attacks import Plan
+from dag_jax.runs.subject import Subject
+
+SHOWN_OF = 100  # images that the one in the picture is chosen from
+_SEEN, _LOST = 60, 10  # percent: a good picture's score before is above, after is below
+
+
+def kind_of(subject: Subject):
+    """Return what models share that are of one structure and one set of classes."""
+    return jax.tree.structure(subject.model), subject.about.classes
+
+
+def attack_row(plan: Plan, run: rundir.Run) -> figures.AttackRow:
+    """Return the picture of the first image whose objects the model finds and loses.
+
+    If no image is like that, it is of the one that loses most.
+
+    Args:
+      plan: how the row was attacked.
+      run: what its folder holds.
+    """
+    subject = plan.subject
+    examples = [subject.examples[row] for row in range(min(SHOWN_OF, len(subject.examples)))]
+    attacked = buckets.Computed(scores.image_of(scores.ADVR, run, plan), examples)
+    images = evaluation.clean_images(examples), attacked
+    before, after = (evaluation.predict(subject.model, some) for some in images)
+    left = np.nan_to_num(
+        [
+            [evaluation.score(subject, [example], [prediction]) for prediction in pair]
+            for example, *pair in zip(examples, before, after, strict=True)
+        ]
+    )
+    several = np.array([len(example["objects"]["label"]) > 1 for example in examples])
+    fit = several & (left[:, 0] > _SEEN) & (left[:, 1] < _LOST)
+    index = int(np.argmax(fit)) if fit.any() else int(np.argmax(left[:, 0] - left[:, 1]))
+    example = examples[index]
+    unit = "mAP" if subject.about.detects else "mIoU"
+    title = (
+        f"{subject.about.title} on {example['image_id']}: {unit} {left[index, 0]:.0f} before, "
+        f"{left[index, 1]:.0f} after"
+    )
+    clean = example["image"].astype(np.float32)
+    return figures.AttackRow(title, clean, attacked[index], before[index], after[index])
+
+
+def draw(rows, path, subject: Subject) -> None:
+    """Draw pictures of models with the classes of one of them.
+
+    Args:
+      rows: list of `figures.AttackRow`.
+      path: of the PNG.
+      subject: whose class names and void label they have.
+    """
+    names = subject.about.classes
+    figures.attack_figure(
+        rows,
+        path,
+        class_names=names,
+        palette=palette(len(names)),
+        void=subject.examples.void,
+        void_colour=VOID_COLOUR,
+    )
+
+
+def draw_together(rows, classes, path) -> None:
+    """Draw pictures of models that need not have the same classes, with one legend.
+
+    Args:
+      rows: list of `figures.AttackRow`; no prediction has void.
+      classes: for each of them the names of its model's classes, by index.
+      path: of the PNG.
+    """
+    names = list(dict.fromkeys(name for model_names in classes for name in model_names))
+    tables = [np.array([names.index(name) for name in model_names]) for model_names in classes]
+    rows = [
+        row._replace(before=_renamed(row.before, table), after=_renamed(row.after, table))
+        for row, table in zip(rows, tables, strict=True)
+    ]
+    figures.attack_figure(rows, path, class_names=names, palette=palette(len(names)))
+
+
+def _renamed(prediction, table):
+    """Return a prediction with other indices of the same classes."""
+    if isinstance(prediction, Detections):
+        return dataclasses.replace(prediction, classes=table[np.asarray(prediction.classes)])
+    return table[prediction]

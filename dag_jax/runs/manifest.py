@@ -1,0 +1,131 @@
+"""The manifest of a folder: what its results are of, so that no others come to lie among them.
+
+`rundir` is the door to what is here, and says what else is in a folder.
+"""
+
+import json
+
+from dag_jax import files
+from dag_jax.errors import DamagedError, UserError
+
+MANIFEST = "manifest.json"
+_MOST_NAMED = 5  # differing settings in one message
+
+
+def claim(workdir, manifest: dict, *, accept_version: bool = False) -> files.epath.Path:
+    """Make a run's folder and write its manifest first, or check that it is the same.
+
+    Args:
+      workdir: folder of the run.
+      manifest: what JSON can hold, of all that changes the results. Its entry "provenance", if
+        there is one, is what `provenance.environment` says of versions and devices.
+      accept_version: go on where nothing but the provenance differs. The manifest stays as it was
+        but for its list "accepted", to which this version is added, once.
+
+    Returns:
+      The folder.
+
+    Raises:
+      UserError: where the folder holds a run with other settings, or of a version that was not
+        accepted, or anything else, or is in a bucket that nothing installed can open.
+      DamagedError: where the manifest there is damaged.
+      StorageError: where it cannot be read or written.
+    """
+    workdir = files.open_folder(workdir)
+    path = workdir / MANIFEST
+    manifest = json.loads(json.dumps(manifest))  # as a reader will see it
+    # The listing first: another process may write its manifest between two looks.
+    others = [n for n in files.names_in(workdir) if not files.TEMPORARY.fullmatch(n)]
+    if not files.exists(path):
+        if others:
+            raise UserError(f"{workdir} is not empty and holds no run of this launch")
+        files.make_folder(workdir)
+        files.write_json(path, manifest)
+    there = load_manifest(workdir)
+    check_same(workdir, _settings(manifest), _settings(there))
+    now, then = (dict(_leaves(said.get("provenance", {}))) for said in (manifest, there))
+    known = there.get("accepted", [])
+    if now not in [then, *(_changed(then, change) for change in known)]:
+        if not accept_version:
+            raise UserError(
+                f"{workdir} holds results of another version ({_differences(now, then)}); nothing "
+                "was changed there. --accept_version goes on with this one, and the table says "
+                "so; else give another --workdir"
+            )
+        change = {"then": _without(then, now), "now": _without(now, then)}
+        files.write_json(path, there | {"accepted": [*known, change]})
+    return workdir
+
+
+def accepted(folder) -> list[dict]:
+    """Return what `claim` accepted: {"then": {name: value}, "now": {name: value}} of each version.
+
+    A name is a path, as in "versions.jax"; what is the same then and now is left out.
+    """
+    return load_manifest(files.open_folder(folder)).get("accepted", [])
+
+
+def load_manifest(folder) -> dict:
+    """Return the manifest of a folder.
+
+    Raises:
+      MissingError, DamagedError, StorageError: naming the file.
+    """
+    try:
+        return files.load_json(folder / MANIFEST, digest=True)
+    except DamagedError as error:  # nothing makes it anew
+        remedy = "Put it back as it was, or give another --workdir"
+        raise DamagedError(error.path, error.reason, remedy) from error
+
+
+def check_same(path, manifest: dict, there: dict) -> None:
+    """Raise UserError where the manifest of a file or folder, `there`, is another than now."""
+    now, then = dict(_leaves(json.loads(json.dumps(manifest)))), dict(_leaves(there))
+    if now != then:
+        raise UserError(
+            f"{path} holds results of a run with other settings ({_differences(now, then)}); "
+            "nothing was changed there. Give another --workdir, or remove the folder"
+        )
+
+
+def _settings(manifest):
+    return {key: manifest[key] for key in manifest if key not in ("provenance", "accepted")}
+
+
+def _without(leaves, others):
+    """Return those leaves that others have not, or have another value of."""
+    return {name: leaves[name] for name in leaves if others.get(name, ...) != leaves[name]}
+
+
+def _changed(then, change):
+    """Return the leaves of an accepted version: `then`, with what changed."""
+    return _without(then, change["then"]) | change["now"]
+
+
+def _differences(now, then) -> str:
+    """Return what leaves differ: 'margin: now 3, there nothing; seed: now 1, there 0'."""
+
+    def text(leaves, name):
+        return f"{json.dumps(leaves[name]):.60}" if name in leaves else "nothing"
+
+    other = [
+        f"{name}: now {text(now, name)}, there {text(then, name)}"
+        for name in sorted(_without(now, then) | _without(then, now))
+    ]
+    more = [f"and {len(other) - _MOST_NAMED} more"] if len(other) > _MOST_NAMED else []
+    return "; ".join(other[:_MOST_NAMED] + more)
+
+
+def _leaves(value, name=""):
+    """Yield ('a.b', leaf) of nested dicts and lists."""
+    for key, leaf in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(leaf, dict | list) and leaf:
+            yield from _leaves(leaf, f"{name}{key}.")
+        else:
+            yield f"{name}{key}", leaf
+
+
+def folders_in(workdir, name) -> set[str]:
+    """Return the names of the folders of a run, if it is there, that have a file of this name."""
+    workdir = files.open_folder(workdir)
+    return {folder for folder in files.names_in(workdir) if files.exists(workdir / folder / name)}

@@ -1,0 +1,86 @@
+"""Images without ground truth: what a model says of them stands for it.
+
+Shapes: `H W` pixels, `N` candidates, `C` classes.
+"""
+
+import jax
+import numpy as np
+
+from dag_jax import models
+from dag_jax.datasets.selection import ExampleSet
+from dag_jax.engine.targets import make_targets
+from dag_jax.errors import UserError
+from dag_jax.metrics import Detections
+from dag_jax.runs import evaluation
+from dag_jax.runs.subject import Subject, subject_of
+from dag_jax.runs.targets import paper_targets
+
+MIN_SCORE = 0.5  # of a detection that counts as an object
+
+
+def objects_in(detections: Detections, min_score: float = MIN_SCORE) -> Detections:
+    """Return the detections that score at least `min_score`, without padding."""
+    whole = detections.without_padding()
+    keep = np.asarray(whole.scores) >= min_score
+    return Detections(*(np.asarray(a)[keep] for a in (whole.boxes, whole.classes, whole.scores)))
+
+
+def as_seen(
+    model, images: dict, *, min_score: float = MIN_SCORE, name=None, weights_sha256=None
+) -> Subject:
+    """Return images with what a model says of them for ground truth.
+
+    An attack on these succeeds where the model changes its mind, right or wrong.
+
+    Args:
+      model: a `models.Segmenter`, whose masks are the predicted classes, or a `models.Detector`.
+      images: {image_id: u8[H, W, 3], RGB}.
+      min_score: of a detector, the least score of an object.
+      name: as in `subject_of`.
+      weights_sha256: as in `subject_of`.
+
+    Raises:
+      ValueError: for what is no model, and for images that are no u8[H, W, 3].
+    """
+    about = models.about(model)
+    blank = ExampleSet([{"image_id": key, "image": images[key]} for key in images], about.classes)
+    predictions = evaluation.predict(model, evaluation.clean_images(blank))
+    examples = []
+    for example, prediction in zip(blank, predictions, strict=True):
+        seen = {"image_id": example["image_id"], "image": example["image"]}
+        if about.detects:
+            objects = objects_in(prediction, min_score)
+            seen["objects"] = {"boxes": objects.boxes, "label": objects.classes}
+        else:
+            seen["mask"] = prediction
+        examples.append(seen)
+    examples = ExampleSet(examples, about.classes, void=None)
+    return subject_of(model, examples, name=name, weights_sha256=weights_sha256)
+
+
+def aimed_targets(subject: Subject, group, example, seed, *, adversarial):
+    """Find what `targets.paper_targets` does, driven to one class or to a drawing.
+
+    Args:
+      subject: what is attacked.
+      group: the `buckets.Group` that the image goes through.
+      example: one of the subject's.
+      seed: not used but by `paper_targets`.
+      adversarial: index of a class of the model; of a segmenter also i32[H, W], where void is left
+        alone.
+
+    Returns:
+      (targets, inputs); what has that class already is no target.
+
+    Raises:
+      ValueError: for a detector that says of each class by itself whether it is there.
+    """
+    targets, inputs = paper_targets(subject, group, example, seed)
+    if subject.about.detects and targets.labels.ndim == 2:
+        raise UserError(
+            f"{subject.about.title} says of each class by itself whether it is there: it can be "
+            "made to lose an object, not to see it as another"
+        )
+    void = subject.examples.void
+    targets = make_targets(targets.labels, adversarial, targets.valid, void=void)
+    return jax.device_get(targets), inputs
