@@ -19,7 +19,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# Compiling takes most of a test's time: what is compiled once is there for all workers, and for the
+# Compiling takes most of a test's time, and much of that LLVM's optimisation: HLO's stays as users
+# have it. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests with both.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# What is compiled once is there for all workers, and for the
 # launches that tests start. A folder that is named from outside is kept for the next session.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _COMPILED = tempfile.mkdtemp(prefix="dag_jax_compiled_")
@@ -78,6 +81,12 @@ def shared() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip("no folder named shared beside the project, so no real photographs")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """Folder of prepared datasets, shared by the tests of a worker."""
+    return tmp_path_factory.mktemp("datasets")
 
 
 @pytest.fixture
