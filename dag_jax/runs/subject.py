@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,7 +28,7 @@ class Subject:
     """
 
     name: str
-    model: object
+    model: Any
     examples: ExampleSet
     about: About
     shared: SharedClasses
