@@ -14,4 +14,5 @@ import numpy as np
 from jaxtyping import Num
 
 Array: TypeAlias = jax.Array | np.ndarray
-Number: TypeAlias = float | np.number | Num[Array, ""]  # traced ones, too
+Scalar: TypeAlias = Array | np.number  # without axes: what a sum of NumPy's gives
+Number: TypeAlias = float | Num[Scalar, ""]

@@ -36,7 +36,7 @@ import optax
 from jax import lax
 from jaxtyping import Bool, Float, Float32, Int32, Integer, Num, PyTree
 
-from dag_jax.arrays import Array
+from dag_jax.arrays import Array, Scalar
 from dag_jax.engine.checks import WHITE, check_image, check_start
 from dag_jax.engine.method import Method
 from dag_jax.engine.targets import Targets, map_targets
@@ -212,7 +212,7 @@ def advance(
     score_fn: Callable,
     state: State,
     targets: PyTree[Targets],
-    end: int | Integer[Array, ""],
+    end: int | Integer[Scalar, ""],
 ) -> State:
     """Advance an attack until it has made `end` steps or has stopped, for whoever looks on.
 
@@ -247,7 +247,7 @@ def run(
 
 def verdict_on(
     method: Method, score_fn: Callable, image: Num[Array, "H W 3"], targets: PyTree[Targets]
-) -> tuple[Int32[jax.Array, ""], Bool[jax.Array, ""]]:
+) -> tuple[Int32[Scalar, ""], Bool[Array | np.bool, ""]]:
     """Judge an image, such as a saved one, as the attack would.
 
     Args:
@@ -328,18 +328,18 @@ def _is_fooled(stop_fraction, targets, active, ends):
 
 
 def at_most(
-    number: Integer[Array, ""], share: float, total: Integer[Array, ""]
-) -> Bool[jax.Array, ""]:
+    number: Integer[Scalar, "*#B"], share: float, total: Integer[Scalar, "*#B"]
+) -> Bool[Array | np.bool, "*B"]:
     """Return whether number / total <= share, as in Python: no rounding decides about a target.
 
     Args:
-      number: i32[], at most total.
+      number: i32[*B], at most total.
       share: 0 or more and less than 1. The quotient is rounded as it is, so 13 of 22 are at most
         13/22.
-      total: i32[].
+      total: i32[*B].
 
     Returns:
-      bool[].
+      bool[*B].
     """
     if share == 0:
         return number == 0

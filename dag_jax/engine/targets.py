@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Bool, Float, Int32, Integer, PRNGKeyArray, PyTree
 
-from dag_jax.arrays import Array, Number
+from dag_jax.arrays import Array, Number, Scalar
 from dag_jax.detection import boxes as boxlib
 from dag_jax.errors import UserError
 from dag_jax.metrics.segmentation import VOID
@@ -41,7 +41,7 @@ def map_targets(function: Callable, targets: PyTree[Targets], *trees: PyTree) ->
 
 def make_targets(
     labels: Integer[Array, "*T"],
-    adversarial: Integer[Array, "*T"] | Integer[Array, ""] | int,
+    adversarial: Integer[Array, "*T"] | Integer[Scalar, ""] | int,
     valid: Bool[Array, "*T"] | bool = True,
     *,
     void: int | None = VOID,

@@ -4,7 +4,7 @@ A set of M images is drawn anew, with replacement, B times; the scores of these 
 the score would move with other images of the same kind. Two columns of a table are compared on the
 same sets, so that what both owe to the images falls out of their difference.
 
-Shapes: M images, B sets of them, C classes. Everything here is NumPy on the host.
+Shapes: M images, B sets of them, S scores (B + 1), C classes. Everything here is NumPy on the host.
 
 Reference: Efron and Tibshirani, An Introduction to the Bootstrap, 1993.
 """
@@ -119,7 +119,7 @@ def mean_ap_of_sets(
 
 
 def interval(
-    scores: Float[Array, " B+1"],
+    scores: Float[Array, " S"],
     *,
     level: float = 0.95,
     within: tuple[float, float] = (-math.inf, math.inf),
@@ -134,7 +134,7 @@ def interval(
     intervals have the score of all images in them (tests/metrics/test_bootstrap.py).
 
     Args:
-      scores: float [B + 1], of the images themselves and of each set that `draw_images` drew; or a
+      scores: float [S], of the images themselves and of each set that `draw_images` drew; or a
         difference of two such. Sets without a score are left out.
       level: share of the sets inside.
       within: the least and the largest number that a score can be.
