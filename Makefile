@@ -1,7 +1,7 @@
 # `make table1` and `make test` need Python 3.11 or later and nothing else: each makes a virtual
 # environment if there is none, and installs what it lacks. Both install again when pyproject.toml changes.
 #
-#   make table1 ARGS="--networks=fcn_vgg --limit=4"     flags of the launch
+#   make table1 ARGS="--models=fcn_vgg --limit=4"       flags of the launch
 #   make test ARGS="tests/test_attack.py -x"            arguments of pytest
 #   make test PYTHON=python3.12 VENV=.venv312           another interpreter, beside the first
 

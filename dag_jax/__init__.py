@@ -1,6 +1,12 @@
-"""Dense Adversary Generation (DAG) in JAX: adversarial examples for segmentation and detection."""
+"""Dense Adversary Generation (DAG) in JAX: adversarial examples for segmentation and detection.
 
-from dag_jax import detection, methods, metrics, networks
+The engine is imported at once; what needs more packages (networks, datasets, runs, report) when it
+is first named.
+"""
+
+import importlib
+
+from dag_jax import detection, methods, metrics, models
 from dag_jax.engine.algorithm import Attack, State, Status, init, perturb, step
 from dag_jax.engine.audit import Finding, audit
 from dag_jax.engine.checks import check
@@ -19,16 +25,23 @@ from dag_jax.engine.targets import (
     permute_labels,
 )
 from dag_jax.errors import UserError
+from dag_jax.models import Candidates, Detector, Segmenter
 
 __version__ = "0.2.0"
 
+_PACKAGES = ("datasets", "networks", "report", "runs")
+_LAZY = {"detector_targets": "dag_jax.runs.targets"}
+
 __all__ = [
     "Attack",
+    "Candidates",
     "DAG",
+    "Detector",
     "Failure",
     "Finding",
     "Method",
     "Objective",
+    "Segmenter",
     "State",
     "Status",
     "Targets",
@@ -41,8 +54,10 @@ __all__ = [
     "audit",
     "check",
     "dag_update",
+    "datasets",
     "derangement",
     "detection",
+    "detector_targets",
     "image_key",
     "init",
     "label_proposals",
@@ -50,9 +65,20 @@ __all__ = [
     "margin_loss",
     "methods",
     "metrics",
+    "models",
     "networks",
     "permute_labels",
     "perturb",
+    "report",
+    "runs",
     "scale_by_max_norm",
     "step",
 ]
+
+
+def __getattr__(name):
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

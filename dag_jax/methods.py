@@ -31,6 +31,7 @@ from dag_jax.engine.objective import (
     margin_loss,
     predicted,
     score_of,
+    wide,
 )
 from dag_jax.errors import UserError
 
@@ -264,7 +265,7 @@ def _grey_levels(name, value):
 
 def _known(scores, targets):
     """Return scores with 0 where there is no target: what is not finite there has a slope, too."""
-    return jnp.where(targets.valid[..., None], scores, 0)
+    return jnp.where(targets.valid[..., None], wide(scores), 0)
 
 
 def _not_adversarial(scores, targets, margin):

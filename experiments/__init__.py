@@ -4,14 +4,36 @@ Files are written whole or not at all, so Ctrl-C may end a launch at any moment,
 included: it says in one line that nothing is lost, and leaves.
 """
 
+import contextlib
+import signal
 import sys
 
 
-def _without_traceback(kind, error, traceback):
-    if not issubclass(kind, KeyboardInterrupt):
-        return sys.__excepthook__(kind, error, traceback)
-    print("interrupted: what is finished is kept; the same command goes on", file=sys.stderr)
-    sys.exit(130)  # 128 + SIGINT, as shells have it
+def _leave():
+    after_bar = "\n" if sys.stderr.isatty() else ""  # or after ^C
+    print(
+        f"{after_bar}interrupted: what is finished is kept; the same command goes on",
+        file=sys.stderr,
+    )
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        sys.stdout.flush()
+    # By the signal itself, which shells call exit code 130: an interpreter that ends while XLA
+    # still computes now and then crashes.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGINT)
 
 
-sys.excepthook = _without_traceback
+def _uncaught(kind, error, traceback, otherwise=sys.excepthook):
+    if issubclass(kind, KeyboardInterrupt):
+        _leave()
+    otherwise(kind, error, traceback)
+
+
+def _unraisable(unraisable, otherwise=sys.unraisablehook):
+    """Leave, too, where Python would lose it: in what JAX has the garbage collector call back."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        _leave()
+    otherwise(unraisable)
+
+
+sys.excepthook, sys.unraisablehook = _uncaught, _unraisable

@@ -9,15 +9,14 @@ Steps and images are whole grey levels, so that what is added and clipped has no
 iterate can only differ by the sign of a gradient that is 0 but for float32's rounding.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import dag_jax
-from dag_jax import networks, variants
+from dag_jax import methods, networks
+from dag_jax.engine.scoring import as_callable_pytree
 
 torch = pytest.importorskip("torch", reason="PyTorch, the second opinion here, is not installed")
 cospgd = pytest.importorskip("cospgd", reason="cospgd, of the torch extra, is not installed")
@@ -25,7 +24,8 @@ from experiments.measure import torch_fcn  # noqa: E402  (needs PyTorch)
 
 VOID = 255
 EPSILON, ALPHA, STEPS = 8.0, 2.0, 6
-VARIANTS = {"pgd": variants.pgd, "segpgd": variants.segpgd, "cospgd": variants.cospgd}
+METHODS = {"pgd": methods.pgd, "segpgd": methods.segpgd, "cospgd": methods.cospgd}
+advance = jax.jit(dag_jax.step)
 
 
 def public_step(name, scores_of, image, seen, labels, number, steps):
@@ -62,14 +62,12 @@ def public_step(name, scores_of, image, seen, labels, number, steps):
 
 def our_iterates(name, score_fn, image, targets, steps=STEPS):
     """Return the images that each iterate is scored as, [steps + 1] of f32[H, W, 3]."""
-    options = VARIANTS[name](EPSILON, ALPHA, steps)
-    new = {name: options.pop(name) for name in ("max_steps",)}
-    state = dag_jax.init(image, targets, optimizer=options["optimizer"], **new)
-    advance = jax.jit(functools.partial(dag_jax.step, **options))
+    method = METHODS[name](EPSILON, ALPHA, steps)
+    state = dag_jax.init(method, image, targets)
     seen = []
     for _ in range(steps + 1):
-        seen.append(np.asarray(dag_jax.perturb(state.attack.image, state.attack.perturbation)))
-        state = advance(score_fn, state, targets)
+        seen.append(np.asarray(state.attack.adversarial))
+        state = advance(method, score_fn, state, targets)
     assert int(state.attack.status) != dag_jax.Status.RUNNING
     return seen
 
@@ -103,7 +101,7 @@ def linear(rng):
     return score_fn, image, labels, targets_of(labels, classes), scores_of
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", METHODS)
 def test_iterates_on_a_linear_model_are_the_same(linear, name):
     score_fn, image, labels, targets, scores_of = linear
     ours = our_iterates(name, score_fn, image, targets)
@@ -139,14 +137,13 @@ def test_iterates_are_torchattacks(linear, name):
     for steps in (1,) if name == "fgsm" else range(1, STEPS + 1):
         if name == "fgsm":
             theirs = torchattacks.FGSM(model, eps=EPSILON / 255)
-            options = variants.fgsm(EPSILON)
+            method = methods.fgsm(EPSILON)
         else:
             theirs = torchattacks.PGD(
                 model, eps=EPSILON / 255, alpha=ALPHA / 255, steps=steps, random_start=False
             )
-            options = variants.pgd(EPSILON, ALPHA, steps)
-        ours = dag_jax.attack(score_fn, image, targets, **options)
-        seen = dag_jax.perturb(ours.image, ours.perturbation)
+            method = methods.pgd(EPSILON, ALPHA, steps)
+        seen = dag_jax.attack(score_fn, image, targets, method).adversarial
         np.testing.assert_allclose(seen, 255 * theirs(unit, mask)[0].numpy(), atol=1e-3)
 
 
@@ -157,14 +154,14 @@ def segmenter():
     network = networks.load("fcn_vgg", miniature=True)
     fcn = torch_fcn.Fcn("fcn_vgg", network.module, network.parameters)
     image = rng.integers(0, 256, (48, 48, 3)).astype(np.float32)
-    score_fn = networks.score_fn(network)
+    score_fn = as_callable_pytree(network.scores)
     labels = np.asarray(jax.jit(score_fn)(image)).argmax(-1)
     kind = rng.choice(3, labels.shape, p=(0.6, 0.25, 0.15))
     labels = np.select([kind == 0, kind == 1], [labels, rng.integers(0, 21, kind.shape)], VOID)
     return score_fn, image, labels, targets_of(labels, 21), fcn.scores
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", METHODS)
 def test_iterates_on_an_fcn_are_the_same_but_where_the_gradient_is_none(segmenter, name):
     score_fn, image, labels, targets, scores_of = segmenter
     ours = our_iterates(name, score_fn, image, targets)

@@ -166,7 +166,9 @@ class OneStage:
         """Return `Detections`."""
         candidates = self.propose(image)
         scores = self.scores(image, candidates.handle)
-        return keep(candidates.boxes, scores[..., 0] > scores[..., 1], scores[..., 0], candidates.valid)
+        return keep(
+            candidates.boxes, scores[..., 0] > scores[..., 1], scores[..., 0], candidates.valid
+        )
 
 
 def two_stage():

@@ -323,8 +323,8 @@ def check_engine(engine) -> Finding:
         "a planted adversarial example is found",
         right,
         said,
-        "the engine itself is wrong on this machine: run tests/test_attack.py there, and look at "
-        "versions of jax and jaxlib and at XLA_FLAGS",
+        "the engine itself is wrong on this machine: run tests/engine/test_algorithm.py there, and "
+        "look at versions of jax and jaxlib and at XLA_FLAGS",
     )
 
 
@@ -347,6 +347,6 @@ def check_stream(stream) -> Finding:
         "a stream finds planted adversarial examples",
         found.keys() == every.keys() and not wrong,
         "; ".join(wrong) or f"{len(found)} of {len(every)}, each in the fewest steps",
-        "the stream is wrong on this machine: run tests/test_stream.py and tests/test_lanes.py "
+        "the stream is wrong on this machine: run tests/engine/test_stream.py and test_lanes.py "
         "there, and look at versions of jax and jaxlib and at XLA_FLAGS",
     )

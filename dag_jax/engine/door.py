@@ -92,7 +92,7 @@ def attack_batch(score_fn, images, targets, method: Method = Method(), *, start=
             check(score_fn, image, some, method)
             if first is not None:
                 check_start(first, image)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"image {row}: {error}") from error
     return _call(_run_batch, score_fn, images, targets, method, start)
 

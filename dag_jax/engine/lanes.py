@@ -94,6 +94,11 @@ def _idle(method, example, *, lanes):
     return dataclasses.replace(lanes[0], attack=attack), *lanes[1:]
 
 
+@functools.cache
+def _idle_program(lanes, sharding):
+    return jax.jit(functools.partial(_idle, lanes=lanes), out_shardings=sharding)
+
+
 class Lanes:
     """The lanes of one compiled shape.
 
@@ -122,8 +127,8 @@ class Lanes:
             jax.tree.map(lambda leaf, to=device: self._put(np.zeros_like(leaf), to), example)
             for device in self._devices
         ]
-        make = functools.partial(_idle, lanes=mesh.size * self._per_device)
-        self._lanes = jax.jit(make, out_shardings=self._sharding)(method, example)
+        make = _idle_program(mesh.size * self._per_device, self._sharding)
+        self._lanes = make(method, example)
         self._used = None
         nowhere = [None] * mesh.size
         self._insert_round(nowhere, self._nothing)

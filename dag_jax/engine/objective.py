@@ -33,6 +33,15 @@ class Objective(NamedTuple):
     loss: Callable
 
 
+def wide(scores):
+    """Return scores in float32 or wider, so that differences and sums lose nothing.
+
+    Args:
+      scores: float[*T, C].
+    """
+    return scores.astype(jnp.float32) if jnp.finfo(scores.dtype).bits < 32 else scores
+
+
 def score_of(scores, labels):
     """Return f32[*T], each target's score of a class.
 
@@ -40,7 +49,7 @@ def score_of(scores, labels):
       scores: float[*T, C].
       labels: i32[*T].
     """
-    return jnp.take_along_axis(_wide(scores), labels[..., None], axis=-1)[..., 0]
+    return jnp.take_along_axis(wide(scores), labels[..., None], axis=-1)[..., 0]
 
 
 def largest_other(scores, labels):
@@ -51,7 +60,7 @@ def largest_other(scores, labels):
       labels: i32[*T], the class that is left out.
     """
     classes = lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
-    return jnp.where(classes == labels[..., None], -jnp.inf, _wide(scores)).max(axis=-1)
+    return jnp.where(classes == labels[..., None], -jnp.inf, wide(scores)).max(axis=-1)
 
 
 def predicted(scores):
@@ -118,11 +127,6 @@ def active_targets(scores, targets: Targets, margin: float = 0.0):
       bool[*T], false where there is no target.
     """
     return targets.valid & leads(scores, targets.labels, margin)
-
-
-def _wide(scores):
-    """Return scores in float32 or wider, so that differences and sums lose nothing."""
-    return scores.astype(jnp.float32) if jnp.finfo(scores.dtype).bits < 32 else scores
 
 
 def _margins_of_active(scores, targets, active, progress):

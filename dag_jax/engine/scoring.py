@@ -76,7 +76,8 @@ class _WithoutArrays:
 
 
 def _is_array(leaf) -> bool:
-    return isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex)
+    kinds = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
+    return isinstance(leaf, kinds | bool | int | float | complex)
 
 
 def _has_hash(value) -> bool:

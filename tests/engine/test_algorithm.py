@@ -12,6 +12,7 @@ import pytest
 
 import dag_jax
 from dag_jax import Method, Status, Targets
+from dag_jax.engine import algorithm
 from dag_jax.engine.algorithm import at_most
 
 H, W, N, C = 12, 10, 7, 4
@@ -203,6 +204,16 @@ def test_result_is_true_of_the_returned_image(attacked, rounded):
     assert int(active.sum()) == int(result.active_counts[result.num_steps])
     if rounded:
         np.testing.assert_array_equal(returned.astype(np.uint8), returned)
+
+
+def test_an_attack_that_is_looked_at_on_its_way_is_the_attack(attacked):
+    score_fn, image, targets = attacked
+    method, look = Method(max_steps=9), jax.jit(algorithm.advance)
+    state = dag_jax.init(method, image, targets)
+    for end, steps in ((4, 4), (4, 4), (20, 9)):
+        state = look(method, score_fn, state, targets, end)
+        assert int(state.attack.num_steps) == steps
+    jax.tree.map(np.testing.assert_array_equal, state.attack, dag_jax.attack(*attacked, method))
 
 
 @pytest.mark.parametrize("rounded", [False, True])

@@ -1,6 +1,5 @@
 """Devices share nothing: results to the last bit, no collective, work that falls as 1 / n."""
 
-import functools
 import json
 import os
 import pathlib
@@ -14,7 +13,10 @@ import numpy as np
 import pytest
 
 import dag_jax
-from dag_jax import lanes, networks
+from dag_jax import Method, networks
+from dag_jax.engine import lanes
+from dag_jax.engine.scoring import as_callable_pytree
+from dag_jax.models import DETECTION
 
 SIZE = 48
 COLLECTIVES = r"all-(reduce|gather|to-all)|collective-permute|reduce-scatter|send|recv"
@@ -41,7 +43,7 @@ def examples(network, count, size=SIZE, seed=0):
     rng = np.random.default_rng(seed)
     for i in range(count):
         image = rng.uniform(0, 255, (size, size, 3)).astype(np.float32)
-        if network.detects:
+        if networks.TASKS[network.name] == DETECTION:
             corners = np.sort(rng.uniform(0, size - 1, (20, 2, 2)), axis=1).reshape(-1, 4)
             labels = rng.integers(1, 21, 20)
             targets = dag_jax.make_targets(labels, labels % 20 + 1)
@@ -64,13 +66,17 @@ def differing(name):
     """Return the (devices, slots) whose results are not those of one device and 16 slots."""
     network = networks.load(name, miniature=True)
     made = list(examples(network, 16))
-    run = functools.partial(dag_jax.attack_stream, networks.score_fn(network), max_steps=2)
-    expected = bytes_of(dict(run(made, slots=16)))
+    score_fn, twice = network.scores, Method(max_steps=2)
+
+    def run(made, **options):
+        return bytes_of(dict(dag_jax.attack_stream(score_fn, made, twice, **options)))
+
+    expected = run(made, slots=16)
     cases = [(8, 16), (1, 3)]
     return [
         (devices, slots)
         for devices, slots in cases
-        if bytes_of(dict(run(made[::-1], slots=slots, mesh=mesh_of(devices)))) != expected
+        if run(made[::-1], slots=slots, mesh=mesh_of(devices)) != expected
     ]
 
 
@@ -84,41 +90,41 @@ def programs():
     """Return [flops of a device, collectives] of a detector's compiled loop on 1 and 8 devices."""
     network = networks.load("fr_zf_07", miniature=True)
     ((_, *arrays),) = examples(network, 1)
-    found = []
+    costs = []
     for devices in (1, 8):
         mesh = mesh_of(devices)
-        score_fn = lanes.spread(networks.score_fn(network), mesh, {})
+        score_fn = lanes.spread(as_callable_pytree(network.scores), mesh, {})
         made = lanes.Lanes(
             score_fn,
             jax.tree.map(np.asarray, tuple(arrays)),
-            {"step_size": jnp.float32(0.5), "margin": jnp.float32(0)},
+            lanes.spread(Method(max_steps=9), mesh, {}),
             slots=16,
             mesh=mesh,
-            max_steps=9,
             chunk=4,
-            rounded=False,
-            optimizer=None,
         )
         compiled = made.lower().compile()
         collectives = re.findall(rf"= \S+ ({COLLECTIVES})\S*\(", compiled.as_text())
-        found.append([compiled.cost_analysis()["flops"], collectives])
-    return found
+        costs.append([compiled.cost_analysis()["flops"], collectives])
+    return costs
 
 
 @pytest.mark.slow
 def test_no_collective_and_a_share_of_the_work():
-    (one, _), *_ = found = in_child(programs)
-    assert all(not collectives for _, collectives in found)
-    for count, (flops, _) in zip((1, 8), found, strict=True):
-        assert flops == pytest.approx(one / count, rel=0.01)
+    (whole, _), *_ = costs = in_child(programs)
+    assert all(not collectives for _, collectives in costs)
+    for count, (flops, _) in zip((1, 8), costs, strict=True):
+        assert flops == pytest.approx(whole / count, rel=0.01)
 
 
 @pytest.mark.slow
 def test_lanes_are_never_alone(rng):
     network = networks.load("fcn_vgg", miniature=True)
     made = list(examples(network, 3, size=48))
-    run = functools.partial(dag_jax.attack_stream, networks.score_fn(network), made, max_steps=3)
-    assert bytes_of(dict(run(slots=1))) == bytes_of(dict(run(slots=2)))
+    score_fn, thrice = network.scores, Method(max_steps=3)
+    alone, paired = (
+        dict(dag_jax.attack_stream(score_fn, made, thrice, slots=slots)) for slots in (1, 2)
+    )
+    assert bytes_of(alone) == bytes_of(paired)
 
 
 def held():
@@ -151,10 +157,9 @@ def stream_many(count):
             yield key, image, dag_jax.make_targets(labels, (labels + 1) % 5)
 
     memory, after, first = [], [], set()
-    for number, (_, result) in enumerate(
-        dag_jax.attack_stream(score_fn, many(), slots=32, max_steps=8)
-    ):
-        first.add(result.image.shape)
+    stream = dag_jax.attack_stream(score_fn, many(), Method(max_steps=8), slots=32)
+    for number, (_, result) in enumerate(stream):
+        first.add(result.adversarial.shape)
         if len(first) == 2 and not after:
             after.append(len(compiled))
         if number % 100 == 99:

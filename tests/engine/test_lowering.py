@@ -9,7 +9,10 @@ import pytest
 from jax.sharding import Mesh
 
 import dag_jax
-from dag_jax import lanes, networks
+from dag_jax import Method, networks
+from dag_jax.engine import lanes
+from dag_jax.engine.scoring import as_callable_pytree
+from dag_jax.models import DETECTION
 
 SIZE, BOXES, LANES = 128, 300, 4
 
@@ -23,7 +26,9 @@ def whole_network(name):
     module = networks.build(name)
     image = jax.ShapeDtypeStruct((SIZE, SIZE, 3), jnp.float32)
     parameters = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
-    return networks.Network(name, module, parameters, False)
+    detects = networks.TASKS[name] == DETECTION
+    kind = networks.DetectionNetwork if detects else networks.SegmentationNetwork
+    return kind(name, module, parameters, False, networks.facts(name))
 
 
 @pytest.mark.parametrize(
@@ -36,23 +41,18 @@ def whole_network(name):
 )  # of each architecture one
 def test_the_compiled_engine_lowers_for_tpu_and_cuda(name):
     network = whole_network(name)
-    labels = np.zeros(BOXES if network.detects else (SIZE, SIZE), np.int32)
-    inputs = (np.zeros((BOXES, 4), np.float32),) if network.detects else ()
+    detects = isinstance(network, networks.DetectionNetwork)
+    labels = np.zeros(BOXES if detects else (SIZE, SIZE), np.int32)
+    inputs = (np.zeros((BOXES, 4), np.float32),) if detects else ()
     image = np.zeros((SIZE, SIZE, 3), np.float32)
     example = image, dag_jax.make_targets(labels, labels + 1), inputs
-    new = {"max_steps": 200, "optimizer": None}
-    idle = functools.partial(lanes._idle, lanes=LANES, **new)
-    score_fn, numbers, states = structs(
-        (
-            networks.score_fn(network),
-            {"step_size": np.float32(0.5), "margin": np.float32(0)},
-            jax.eval_shape(idle, example),
-        )
-    )
+    method = jax.tree.map(np.float32, Method())
+    idle = functools.partial(lanes._idle, lanes=LANES)
+    states = jax.eval_shape(idle, method, example)
+    score_fn, method, states = structs((as_callable_pytree(network.scores), method, states))
     mesh = Mesh(jax.devices()[:1], ("images",))
-    options = {"chunk": 4, "rounded": False, "optimizer": None, "mesh": mesh}
     exported = jax.export.export(lanes._advance, platforms=("tpu", "cuda"))(
-        score_fn, numbers, *states, **options
+        score_fn, method, *states, chunk=4, mesh=mesh
     )
     assert exported.platforms == ("tpu", "cuda")
     text = exported.mlir_module()
@@ -74,12 +74,14 @@ def test_an_iteration_is_a_forward_and_a_gradient_of_the_image(name):
     labels = np.zeros((SIZE, SIZE), np.int32)
     targets = dag_jax.make_targets(labels, labels + 1)
     image = np.full((SIZE, SIZE, 3), 99, np.float32)
-    score_fn = structs(networks.score_fn(network))
-    state = dag_jax.init(image, targets, max_steps=200)
+    score_fn = structs(as_callable_pytree(network.scores))
+    state = dag_jax.init(Method(), image, targets)
 
     def loss(score_fn, image):
         return dag_jax.margin_loss(score_fn(image), targets).sum()
 
     least = flops(jax.value_and_grad(loss, argnums=1), score_fn, image)
-    ours = flops(lambda score_fn, state: dag_jax.step(score_fn, state, targets), score_fn, state)
+    ours = flops(
+        lambda score_fn, state: dag_jax.step(Method(), score_fn, state, targets), score_fn, state
+    )
     assert ours <= 1.05 * least

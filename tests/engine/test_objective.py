@@ -233,6 +233,13 @@ def test_the_first_of_equal_scores_is_predicted(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_scores_of_half_precision_are_compared_in_it_whatever_a_compiler_carries(dtype):
+    """Some compilers drop a rounding between two operations, unless it is one of its own."""
+    program = jax.jit(objective.predicted).lower(jnp.zeros((2, C), dtype)).as_text()
+    assert ("reduce_precision" in program) == (dtype != jnp.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_target_is_active_where_argmax_answers_its_label(rng, dtype):
     """Among few values most scores are equal to another."""
     scores = jnp.asarray(rng.integers(-2, 3, (500, C)), dtype)

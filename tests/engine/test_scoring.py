@@ -91,6 +91,11 @@ def test_a_method_of_a_pytree_is_one_structure_each_time_that_it_is_named():
     np.testing.assert_array_equal(first(IMAGE, 2.0), model.scores(IMAGE) + 2)  # further arguments
 
 
+def test_a_model_of_shapes_alone_is_one_of_arrays():
+    model = jax.eval_shape(lambda weights: Network(weights, jnp.zeros(())), WEIGHTS)
+    assert jax.tree.leaves(as_pytree(model.scores)) == jax.tree.leaves(model)
+
+
 def test_a_plain_function_stays_what_it_is():
     assert is_plain(plain) and as_pytree(plain) is plain
     assert not is_plain(PARTIAL) and as_pytree(PARTIAL) is PARTIAL

@@ -36,6 +36,15 @@ def test_make_targets_takes_a_mask_and_one_class_for_all(rng):
     np.testing.assert_array_equal(targets.adversarial, np.where(expected, 2, 0))
 
 
+def test_make_targets_leaves_out_the_void_that_a_dataset_has():
+    labels, adversarial = np.array([0, 1, 255, 364]), np.array([1, 365, 1, 255])
+    every = dag_jax.make_targets(labels, adversarial, void=None)
+    assert every.valid.all()
+    targets = dag_jax.make_targets(labels, adversarial, void=365)
+    np.testing.assert_array_equal(targets.valid, [True, False, True, True])
+    np.testing.assert_array_equal(targets.labels, [0, 0, 255, 364])
+
+
 @pytest.mark.parametrize(
     ("adversarial", "valid", "message"),
     [
@@ -145,7 +154,11 @@ def test_image_key_depends_on_seed_and_name_alone():
     key = dag_jax.image_key(7, "123456789")
     expected = jax.random.fold_in(jax.random.key(7), crc)
     np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(expected))
+    for same in (123456789, np.int64(123456789)):  # the number that a dataset calls it by
+        same = dag_jax.image_key(7, same)
+        np.testing.assert_array_equal(jax.random.key_data(same), jax.random.key_data(key))
     others = [dag_jax.image_key(7, "123456780"), dag_jax.image_key(8, "123456789")]
+    others += [dag_jax.image_key(7, name) for name in ("", "M\u00fcnchen", "\udcff.jpg", -1)]
     for other in others:
         assert np.any(jax.random.key_data(key) != jax.random.key_data(other))
 
@@ -184,18 +197,26 @@ def test_derangement_of_less_than_two_is_refused(size):
         dag_jax.derangement(jax.random.key(0), size)
 
 
-@pytest.mark.parametrize("first_class", [0, 1])
-def test_permute_labels_moves_every_class_and_no_other_label(rng, first_class):
+BACKGROUNDS = pytest.mark.parametrize("background", [None, 0, 3])
+
+
+def moved_classes(num_classes, background):
+    return [index for index in range(num_classes) if index != background]
+
+
+@BACKGROUNDS
+def test_permute_labels_moves_every_class_and_no_other_label(rng, background):
     mask = rng.integers(0, 21, (9, 11)).astype(np.uint8)
     mask.flat[:21] = np.arange(21)
     mask[-1] = VOID
-    moved = many(dag_jax.permute_labels, 30, mask, num_classes=21, first_class=first_class)
+    moved = many(dag_jax.permute_labels, 30, mask, num_classes=21, background=background)
+    moves = moved_classes(21, background)
     assert moved.dtype == np.int32
     for image in moved:
         table = image.flat[:21]  # what became of each class
         assert sorted(table) == list(range(21))
-        assert not np.any(table[first_class:] == np.arange(first_class, 21))
-        np.testing.assert_array_equal(table[:first_class], np.arange(first_class))
+        assert not np.any(table[moves] == moves)
+        assert background is None or table[background] == background
         np.testing.assert_array_equal(image[:-1], table[mask[:-1]])
         np.testing.assert_array_equal(image[-1], VOID)
 
@@ -220,15 +241,25 @@ def test_the_second_image_compiles_nothing(caplog, function):
         assert ("Compiling" in caplog.text) == compiles
 
 
-def absent_of_eight(key, labels, valid, first_class):
-    return dag_jax.absent_labels(key, labels, 8, valid=valid, first_class=first_class)
+def test_what_is_no_class_stays_what_it_is():
+    """Void is 255, or 365 in a dataset in which 255 is a class."""
+    labels = np.array([0, 254, 255, 364, 365, -1])
+    for function in (dag_jax.permute_labels, dag_jax.absent_labels):
+        moved = np.asarray(function(jax.random.key(0), labels, 365))
+        assert (moved[:4] != labels[:4]).all()
+        np.testing.assert_array_equal(moved[4:], labels[4:])
 
 
-def is_absent_labelling(labels, adversarial, num_classes, valid, first_class):
+def absent_of_eight(key, labels, valid, background):
+    return dag_jax.absent_labels(key, labels, 8, valid=valid, background=background)
+
+
+def is_absent_labelling(labels, adversarial, num_classes, valid, background):
     """Check the rule class by class; return what each present class became."""
     np.testing.assert_array_equal(adversarial[labels == VOID], VOID)
-    present = sorted({c for c in labels[valid] if first_class <= c < num_classes})
-    absent = {c for c in range(first_class, num_classes) if c not in labels[valid]}
+    moves = moved_classes(num_classes, background)
+    present = sorted(set(labels[valid].tolist()) & set(moves))
+    absent = {c for c in moves if c not in labels[valid]}
     table = {}
     for c in present:
         (table[c],) = set(adversarial[labels == c])  # one label for all of a class
@@ -237,36 +268,40 @@ def is_absent_labelling(labels, adversarial, num_classes, valid, first_class):
     return table
 
 
-@pytest.mark.parametrize("first_class", [0, 1])
+@BACKGROUNDS
 @pytest.mark.parametrize("num_present", [1, 3, 6])
-def test_absent_labels_are_absent_and_differ(rng, num_present, first_class):
+def test_absent_labels_are_absent_and_differ(rng, num_present, background):
     labels = rng.integers(0, num_present, 40)
     labels[:num_present] = np.arange(num_present)
     labels[-3:] = VOID
     valid = np.ones(40, bool)
-    results = many(absent_of_eight, 60, labels, valid, first_class=first_class)
+    results = many(absent_of_eight, 60, labels, valid, background=background)
     seen = collections.Counter()
     for adversarial in results:
-        table = is_absent_labelling(labels, adversarial, 8, valid, first_class)
+        table = is_absent_labelling(labels, adversarial, 8, valid, background)
         seen.update(table.values())
-        np.testing.assert_array_equal(adversarial[labels < first_class], 0)
-    if num_present > first_class:
-        assert set(seen) == set(range(num_present, 8))  # every absent class comes up
+        is_background = labels == background
+        np.testing.assert_array_equal(adversarial[is_background], labels[is_background])
+    if set(range(num_present)) - {background}:
+        expected = set(range(num_present, 8)) - {background}
+        assert set(seen) == expected  # every absent class comes up
 
 
 def test_what_is_not_valid_is_not_present():
     labels = np.tile(np.arange(8), 5)
     valid = labels < 6
-    results = many(absent_of_eight, 60, labels, valid, first_class=1)
+    results = many(absent_of_eight, 60, labels, valid, background=0)
     assert set(results[:, 1]) == {6, 7}
 
 
-@pytest.mark.parametrize("first_class", [0, 1])
-def test_an_image_with_every_class_gets_a_permutation(first_class):
+@BACKGROUNDS
+def test_an_image_with_every_class_gets_a_permutation(background):
     labels = np.tile(np.arange(8), 5)
     labels[-1] = VOID
-    for image in many(absent_of_eight, 60, labels, np.ones(40, bool), first_class=first_class):
+    moves = moved_classes(8, background)
+    for image in many(absent_of_eight, 60, labels, np.ones(40, bool), background=background):
         table = image[:8]
         assert sorted(table) == list(range(8)) and image[-1] == VOID
-        assert not np.any(table[first_class:] == np.arange(first_class, 8))
+        assert not np.any(table[moves] == moves)
+        assert background is None or table[background] == background
         np.testing.assert_array_equal(image[:-1], table[labels[:-1]])

@@ -73,6 +73,11 @@ def launcher():
         process.stdin.close()
 
 
+def as_in_a_shell(returncode):
+    """Return the exit code that a shell has for what `subprocess` returns; signals are 128 more."""
+    return returncode if returncode >= 0 else 128 - returncode
+
+
 @pytest.fixture(scope="session")
 def launch(cache, launcher, tmp_path_factory):
     """Run `python -m experiments.<name>`, or a file of that path; return the finished process.
@@ -108,13 +113,15 @@ def launch(cache, launcher, tmp_path_factory):
                 assert process.poll() is None, f"no {kill_at}: {paths['stderr'].read_text()}"
                 time.sleep(0.01)
             process.send_signal(kill_by)
-            said = {"returncode": process.wait(), "stderr": paths["stderr"].read_text()}
-            return subprocess.CompletedProcess(command, **said)
+            returncode = as_in_a_shell(process.wait())
+            return subprocess.CompletedProcess(
+                command, returncode, stderr=paths["stderr"].read_text()
+            )
         job = {"module": module, "flags": command[3:]}
         job |= {stream: str(path) for stream, path in paths.items()}
         launcher.stdin.write(json.dumps(job) + "\n")
         launcher.stdin.flush()
-        returncode = int(launcher.stdout.readline())
+        returncode = as_in_a_shell(int(launcher.stdout.readline()))
         texts = {stream: path.read_text() for stream, path in paths.items()}
         assert (returncode != 0) == fails, texts["stdout"] + texts["stderr"]
         return subprocess.CompletedProcess(command, returncode, **texts)

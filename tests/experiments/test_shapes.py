@@ -110,7 +110,7 @@ def test_the_same_folder_takes_more_shapes_and_keeps_what_it_has(run, launch, tm
         (("--mask=/nowhere.png",), "no such image file"),
         (("--mask={empty}",), "no pixel of a class"),
         (("--class_name=background",), "value should be one of <aeroplane|"),
-        (("--stop_fraction=2",), "stop_fraction is 2"),
+        (("--stop_fraction=2",), "--stop_fraction=2: 2.0 is not a number in the range"),
         (("--network=fr_zf_07",), "value should be one of <fcn_alex|"),
     ],
 )

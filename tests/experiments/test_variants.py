@@ -106,10 +106,10 @@ def test_a_detector_takes_those_that_are_not_of_pixels(launch, tmp_path):
     ("flag", "message"),
     [
         ("--variants=dag,ifgsm", "--variants: unknown ifgsm; known: dag, release"),
-        ("--variants=", "--variants: unknown nothing"),
+        ("--variants=", "must not be empty; leave the flag out"),
         ("--network=fr_zf_07,--variants=pgd,segpgd", "segpgd weigh the pixels of a segmentation"),
-        ("--epsilon=0", "epsilon is 0.0; it is a positive number of grey levels"),
-        ("--bounded_step_size=-1", "step_size is -1"),
+        ("--epsilon=0", "--epsilon=0.0: must be finite and above 0"),
+        ("--bounded_step_size=-1", "--bounded_step_size=-1.0: must be finite and above 0"),
     ],
 )
 def test_bad_input_is_named_before_anything_is_written(launch, tmp_path, flag, message):

@@ -172,7 +172,9 @@ def test_background_may_be_any_class_or_none(background, has_ap):
     assert tuple(np.flatnonzero(result.per_class == 1)) == has_ap and result.mean == 1
     if background is not None:
         detections["a"].classes[0] = background
-        with pytest.raises(ValueError, match=rf"class {background} is none .* \(background is {background}\)"):
+        with pytest.raises(
+            ValueError, match=rf"class {background} is none .* \(background is {background}\)"
+        ):
             voc_ap(detections, truths, num_classes=3, background=background)
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import dag_jax
-from dag_jax import networks
+from dag_jax import models, networks
 from dag_jax.networks import operations
 from dag_jax.networks.grids import Grid, pixels
+from dag_jax.runs import evaluation
 
 
 def test_grids_by_hand():
@@ -84,7 +85,8 @@ def narrow(name):
         return rng.normal(0, scale, leaf.shape).astype(np.float32)
 
     parameters = jax.tree_util.tree_map_with_path(fill, shapes)
-    return networks.Network(name, module, parameters, False)
+    kind = networks.DetectionNetwork if name.startswith("fr") else networks.SegmentationNetwork
+    return kind(name, module, parameters, False, networks.facts(name))
 
 
 def load(name):
@@ -129,14 +131,14 @@ def scores_and_gradient(score_fn, image, weights, *inputs):
 @pytest.mark.parametrize("name", ["fcn_alex", "fcn_vgg", "mini fcn_resnet"])
 def test_padding_changes_no_segmentation(name, rng, assert_equal):
     network = load(name)
-    model, shape = networks.bucket(network, (64, 120))
+    model, shape = network.bucket((64, 120))
     assert shape == (125, 125)
     for size in [(110, 67)]:
         image = rng.uniform(0, 255, (*size, 3)).astype(np.float32)
         weights = rng.normal(size=(*size, 21)).astype(np.float32)
-        expected = scores_and_gradient(networks.score_fn(network), image, weights)
+        expected = scores_and_gradient(models.score_fn(network), image, weights)
         larger, extent = padded(image, shape, rng), np.int32(size)
-        found = scores_and_gradient(networks.score_fn(model), larger, weights, extent)
+        found = scores_and_gradient(models.score_fn(model), larger, weights, extent)
         assert_equal(found[0], expected[0])
         assert_equal(found[1][: size[0], : size[1]], expected[1])
         assert not found[1][size[0] :].any() and not found[1][:, size[1] :].any()
@@ -146,18 +148,18 @@ def test_padding_changes_no_segmentation(name, rng, assert_equal):
 def detect_all(network, image, weights, *extent, shape):
     """Return what a detector says of an image, and the gradient of its scores."""
     options = {"nms_threshold": 0.9, "max_proposals": len(weights)}
-    proposals = networks.propose(network, image, *extent, **options)
-    inputs = proposals[0], *extent
-    scored = scores_and_gradient(networks.score_fn(network), image, weights, *inputs)
+    proposals = network.propose(image, *extent, **options)
+    inputs = proposals.boxes, *extent
+    scored = scores_and_gradient(models.score_fn(network), image, weights, *inputs)
     gradient = scored[1][: shape[0], : shape[1]], scored[1]
-    return proposals, scored[0], gradient, networks.predict(network, image, *extent)
+    return proposals, scored[0], gradient, network.detect(image, *extent)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fr_zf_07", "fr_vgg_07", "fr_resnet"])
 def test_padding_changes_no_detection(name, rng, assert_equal):
     network, size = load(name), (110, 66)
-    model, shape = networks.bucket(network, size)
+    model, shape = network.bucket(size)
     if model.module.canvas_shape:  # of which the canvas of 150 x 90 pixels fills all
         model = dataclasses.replace(model, module=model.module.clone(canvas_shape=(180, 120)))
     image = rng.uniform(0, 255, (*size, 3)).astype(np.float32)
@@ -165,35 +167,36 @@ def test_padding_changes_no_detection(name, rng, assert_equal):
     expected = detect_all(network, image, weights, shape=size)
     extent = np.int32(size)
     found = detect_all(model, padded(image, shape, rng), weights, extent, shape=size)
-    boxes, objectness, valid = expected[0]
+    boxes, valid = expected[0].boxes, expected[0].valid
     assert np.asarray(valid).sum() > 20
-    np.testing.assert_array_equal(found[0][2], valid)
-    assert_equal(found[0][0][valid], boxes[valid])
-    np.testing.assert_allclose(found[0][1][valid], objectness[valid], atol=1e-4)
+    np.testing.assert_array_equal(found[0].valid, valid)
+    assert_equal(found[0].boxes[valid], boxes[valid])
     assert_equal(found[1][valid], expected[1][valid])
     assert_equal(found[2][0], expected[2][0])
     assert not found[2][1][size[0] :].any() and not found[2][1][:, size[1] :].any()
-    boxes, classes, scores, valid = expected[3]
-    np.testing.assert_array_equal(found[3][3], valid)
-    np.testing.assert_array_equal(found[3][1][valid], classes[valid])
-    np.testing.assert_allclose(found[3][2][valid], scores[valid], atol=1e-4)
-    np.testing.assert_allclose(found[3][0][valid], boxes[valid], atol=1e-2)
+    detections, valid = expected[3], expected[3].valid
+    np.testing.assert_array_equal(found[3].valid, valid)
+    np.testing.assert_array_equal(found[3].classes[valid], detections.classes[valid])
+    np.testing.assert_allclose(found[3].scores[valid], detections.scores[valid], atol=1e-4)
+    np.testing.assert_allclose(found[3].boxes[valid], detections.boxes[valid], atol=1e-2)
 
 
 def test_images_of_a_bucket_share_a_compilation():
     network = networks.load("fr_zf_07", miniature=True)
-    full = networks.Network("", networks.build("fr_zf_07"), {}, False)
-    assert networks.bucket(network, (90, 126, 3)) == (network, (125, 250))
+    full = networks.DetectionNetwork(
+        "fr_zf_07", networks.build("fr_zf_07"), {}, False, networks.facts("fr_zf_07")
+    )
+    assert network.bucket((90, 126, 3)) == (network, (125, 250))
     for size, canvas in [
         ((375, 500), (600, 800)),
         ((333, 500), (600, 1000)),
         ((500, 333), (1000, 600)),
         ((200, 500), (400, 1000)),
     ]:
-        model, shape = networks.bucket(full, size)
+        model, shape = full.bucket(size)
         assert shape == (500, 500)
         assert model.module.canvas_shape == canvas
-    assert networks.bucket(full, (375, 500)) == networks.bucket(full, (360, 480))
+    assert len({jax.tree.structure(full.bucket(size)[0]) for size in ((375, 500), (360, 480))}) == 1
 
 
 @pytest.mark.parametrize("resize", [(600, 1000), (90, 150)])
@@ -210,7 +213,7 @@ def test_a_traced_canvas_is_the_known_one(resize):
 def test_an_extent_needs_somewhere_to_lie():
     network = narrow("fr_zf_07")
     with pytest.raises(ValueError, match="canvas_shape"):
-        networks.predict(network, np.zeros((90, 90, 3), np.float32), np.int32([50, 50]))
+        network.detect(np.zeros((90, 90, 3), np.float32), np.int32([50, 50]))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +229,7 @@ def test_an_extent_needs_somewhere_to_lie():
 def test_a_wrong_extent_is_named(name, extent, message):
     network = networks.load(name, miniature=True)
     with pytest.raises(ValueError, match=message):
-        networks.predict(network, np.zeros((125, 125, 3), np.float32), extent)
+        evaluation.look(network, np.zeros((125, 125, 3), np.float32), extent)
 
 
 def test_an_extent_may_have_the_dtype_of_a_shape():
@@ -236,8 +239,8 @@ def test_an_extent_may_have_the_dtype_of_a_shape():
 def test_an_image_that_is_too_small_is_named():
     network = networks.load("fcn_vgg", miniature=True)
     with pytest.raises(ValueError, match="the image is too small"):
-        networks.bucket(network, (40, 120))
-    assert networks.bucket(network, (48, 120))[1] == (125, 125)
+        network.bucket((40, 120))
+    assert network.bucket((48, 120))[1] == (125, 125)
 
 
 @pytest.mark.slow
@@ -246,9 +249,7 @@ def test_what_lies_in_another_bucket_gives_nan():
     network = narrow("fr_zf_07")
     module = network.module.clone(canvas_shape=(120, 120))
     model = dataclasses.replace(network, module=module)
-    score = jax.jit(
-        lambda image, extent: networks.score_fn(model, np.float32([[0, 0, 50, 50]]))(image, extent)
-    )
+    score = jax.jit(models.score_fn(model, np.float32([[0, 0, 50, 50]])))
     image = np.zeros((125, 125, 3), np.float32)
     assert np.isfinite(score(image, np.int32([90, 100]))).all()
     assert np.isnan(score(image, np.int32([66, 110]))).all()
@@ -257,7 +258,7 @@ def test_what_lies_in_another_bucket_gives_nan():
 
 def test_no_boxes_have_no_scores():
     network = networks.load("fr_vgg_07", miniature=True)
-    score_fn = networks.score_fn(network, np.zeros((0, 4), np.float32))
+    score_fn = models.score_fn(network, np.zeros((0, 4), np.float32))
     assert jax.eval_shape(score_fn, jnp.zeros((64, 64, 3))).shape == (0, 21)
 
 
@@ -266,32 +267,28 @@ def test_padding_changes_no_attack(rng, assert_equal):
     network = networks.load("fcn_vgg", miniature=True)
     size = (100, 75)
     image = rng.uniform(0, 255, (*size, 3)).astype(np.float32)
-    model, shape = networks.bucket(network, size)
-    labels = np.asarray(jax.jit(networks.predict)(network, image))
+    model, shape = network.bucket(size)
+    assert model is network
+    labels = np.asarray(jax.jit(network.predict)(image))
     adversarial = (labels + 1) % 21
 
-    def attack(score_fn, image, extent, labels, adversarial):
-        valid = np.zeros(image.shape[:2], bool)
-        valid[: extent[0], : extent[1]] = True
+    def attack(image):
         grow = [(0, image.shape[axis] - size[axis]) for axis in (0, 1)]
-        labels, adversarial = np.pad(labels, grow), np.pad(adversarial, grow)
-        targets = dag_jax.make_targets(labels, adversarial, valid)
-        score_fn = jax.tree_util.Partial(_with_extent, score_fn, extent)
-        return jax.jit(functools.partial(dag_jax.attack, max_steps=10))(score_fn, image, targets)
+        valid = np.pad(np.ones(size, bool), grow)
+        targets = dag_jax.make_targets(np.pad(labels, grow), np.pad(adversarial, grow), valid)
+        extent = () if image.shape[:2] == size else (np.int32(size),)
+        score_fn = jax.tree_util.Partial(_with_extent, network, extent)
+        return dag_jax.attack(score_fn, image, targets, dag_jax.Method(max_steps=10))
 
-    extent = np.int32(size)
-    again = jax.jit(networks.predict)(model, padded(image, shape, rng), np.int32(size))
+    again = jax.jit(network.predict)(padded(image, shape, rng), np.int32(size))
     assert (again[: size[0], : size[1]] == labels).mean() > 0.999
     assert not again[size[0] :].any() and not again[:, size[1] :].any()
-    alone = attack(networks.score_fn(network), image, extent, labels, adversarial)
-    larger = attack(
-        networks.score_fn(model), padded(image, shape, rng), extent, labels, adversarial
-    )
+    alone, larger = attack(image), attack(padded(image, shape, rng))
     assert alone.num_steps == larger.num_steps == 10
     np.testing.assert_array_equal(alone.active_counts, larger.active_counts)
     assert_equal(larger.perturbation[: size[0], : size[1]], alone.perturbation)
     assert not np.asarray(larger.perturbation)[size[0] :].any()
 
 
-def _with_extent(score_fn, extent, image):
-    return score_fn(image, extent)
+def _with_extent(network, extent, image):
+    return network.scores(image, *extent)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dag_jax import networks
+from dag_jax import models, networks
 from dag_jax.networks import layers, lrn, operations
+from dag_jax.runs import evaluation
 
 BOXES = np.float32([[4, 6, 40, 50], [10, 12, 70, 90], [0, 0, 95, 95], [30, 20, 80, 60]])
 
@@ -20,7 +21,7 @@ def scores_and_gradient(name, precision):
     # Smooth, as photographs are: of noise, bfloat16's error is a larger part.
     coarse = jnp.asarray(rng.uniform(0, 255, (8, 8, 3)), jnp.float32)
     image = jax.image.resize(coarse, (96, 96, 3), "linear")
-    score_fn = networks.score_fn(network, BOXES if network.detects else None)
+    score_fn = models.score_fn(network, BOXES if models.about(network).detects else None)
 
     @jax.jit
     def run(score_fn, image):
@@ -55,7 +56,7 @@ def test_bfloat16_is_close(name, cosine):
 def test_the_products_are_of_bfloat16(name, wide):
     # But for the image's own: forward, backward and, where it is padded far, the border's.
     network = networks.load(name, miniature=True, precision="bfloat16")
-    score_fn = networks.score_fn(network, BOXES if network.detects else None)
+    score_fn = models.score_fn(network, BOXES if models.about(network).detects else None)
     image = jax.ShapeDtypeStruct((96, 96, 3), jnp.float32)
 
     def run(score_fn, image):
@@ -71,19 +72,21 @@ def test_the_products_are_of_bfloat16(name, wide):
 def test_a_perturbation_below_bfloat16s_resolution_is_seen():
     network = networks.load("fcn_vgg", miniature=True, precision="bfloat16")
     image = jnp.full((96, 96, 3), 240.0)
-    scores = jax.jit(networks.score_fn(network))
+    scores = jax.jit(network.scores)
     moved = scores(image + 0.1)
     assert (moved != scores(image)).any()
 
 
-@pytest.mark.parametrize("name", ["fcn_alex", "fr_vgg_07"])
-def test_an_evaluation_runs_in_bfloat16(name):
-    network = networks.unnamed(networks.load(name, miniature=True, precision="bfloat16"))
-    network, shape = networks.bucket(network, (96, 110))
+@pytest.mark.parametrize(
+    ("name", "dtypes"),
+    [("fcn_alex", {"int32"}), ("fr_vgg_07", {"float32", "int32", "bool"})],
+)
+def test_an_evaluation_runs_in_bfloat16(name, dtypes):
+    network = networks.load(name, miniature=True, precision="bfloat16")
+    network, shape = network.bucket((96, 110))
     image = np.full((*shape, 3), 120, np.float32)
-    result = jax.eval_shape(networks.predict, network, image, np.int32([96, 110]))
-    dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(result)}
-    assert dtypes == ({"float32", "int32", "bool"} if network.detects else {"int32"})
+    result = jax.eval_shape(evaluation.look, network, image, np.int32([96, 110]))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(result)} == dtypes
 
 
 LAYERS = {

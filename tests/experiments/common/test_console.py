@@ -1,5 +1,6 @@
 """How a launch ends: in a line and an exit code, or with the traceback of a fault."""
 
+import pathlib
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 
 from experiments.common import console
 
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 # A launch that does what --do says.
 LAUNCH = '''"""A launch of a test."""
 
@@ -106,10 +108,15 @@ def test_an_interrupted_launch_says_that_nothing_is_lost(end):
     assert end("--do=interrupt") == (130, "", line)
 
 
-def test_a_launch_may_be_interrupted_while_it_imports():
-    code = "import experiments; raise KeyboardInterrupt"
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert process.returncode == 130
+LOSING = "import gc; gc.callbacks.append(lambda *_: signal.raise_signal(2)); gc.collect()"
+
+
+@pytest.mark.parametrize("interrupt", ["raise KeyboardInterrupt", LOSING])
+def test_an_interruption_is_heard_in_imports_and_where_python_would_lose_it(interrupt):
+    code = f"import experiments, signal; signal.signal(2, signal.default_int_handler); {interrupt}"
+    shell = f"{sys.executable} -c '{code}'; echo $?"
+    process = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, cwd=ROOT)
+    assert process.stdout == "130\n"
     assert process.stderr.startswith("interrupted: ") and process.stderr.count("\n") == 1
 
 
