@@ -13,7 +13,8 @@ the class that a segmenter gives to each pixel; the objects a detector finds wit
 --min_score or more, by which its candidates are labelled. The attack is successful where the model
 changes its mind, right or wrong. The miniatures that ship with the package have seen rendered
 scenes alone, and say little that is true of a photograph; `experiments.train` and converted weights
-give networks that do. Of several models all are attacked by one perturbation, until none has a target left.
+give networks that do. Of several models all are attacked by one perturbation, until none has a
+target left.
 
 The attack scores the image as rounded to whole grey levels, so the PNG itself fools; the record
 says what holds of the image as it was attacked (fooled) and of the file as read back (fooled_png,

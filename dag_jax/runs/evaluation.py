@@ -69,6 +69,7 @@ def predict_each(model, images, *, shapes=None, label=None, mesh=None):
     shapes = shapes or [np.shape(image) for image in images]
     if mesh is None:
         mesh = Mesh(jax.local_devices()[:1], ("images",))
+    mesh = Mesh(mesh.devices, mesh.axis_names)  # whatever kind of axes it had
     with progress(total=len(images), desc=label, unit="image", disable=label is None) as bar:
         for group in buckets.group(model, shapes):
             most = min(max(1, _BATCH_PIXELS // math.prod(group.shape)), _BATCH)
