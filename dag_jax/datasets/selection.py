@@ -161,7 +161,9 @@ def _complete_objects(objects, num_classes):
         raise UserError(f"its labels are {_kind(labels)}; they must be integers")
     strange = labels[(labels < 0) | (labels >= num_classes)]
     if strange.size:
-        raise UserError(f"an object's label is {strange[0]}, which is none of {num_classes} classes")
+        raise UserError(
+            f"an object's label is {strange[0]}, which is none of {num_classes} classes"
+        )
     return {"boxes": boxes, "label": labels.astype(np.int32), "difficult": difficult}
 
 
