@@ -9,9 +9,7 @@ import signal
 import sys
 
 
-def _without_traceback(kind, error, traceback):
-    if not issubclass(kind, KeyboardInterrupt):
-        return sys.__excepthook__(kind, error, traceback)
+def _leave():
     after_bar = "\n" if sys.stderr.isatty() else ""  # or after ^C
     print(
         f"{after_bar}interrupted: what is finished is kept; the same command goes on",
@@ -25,4 +23,17 @@ def _without_traceback(kind, error, traceback):
     signal.raise_signal(signal.SIGINT)
 
 
-sys.excepthook = _without_traceback
+def _uncaught(kind, error, traceback, otherwise=sys.excepthook):
+    if issubclass(kind, KeyboardInterrupt):
+        _leave()
+    otherwise(kind, error, traceback)
+
+
+def _unraisable(unraisable, otherwise=sys.unraisablehook):
+    """Leave, too, where Python would lose it: in what JAX has the garbage collector call back."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        _leave()
+    otherwise(unraisable)
+
+
+sys.excepthook, sys.unraisablehook = _uncaught, _unraisable

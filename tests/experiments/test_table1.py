@@ -309,14 +309,14 @@ def test_a_full_size_network_is_attacked_on_photographs(launch, voc, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--networks=fcn_resnet",), "unknown fcn_resnet; known: fcn_alex"),
+        (("--models=fcn_google",), "unknown model 'fcn_google'; known are fcn_alex"),
         (("--split=voc99",), "scenes have no split 'voc99'"),
         (("--step_size=-1",), "--step_size=-1.0: must be finite and above 0"),
         (("--image_ids=scene_13_000000,photo",), "no image photo"),
         (("--dataset=voc",), "voc needs data_dir"),
         (("--nominiature",), "--nominiature needs --checkpoints"),
         (("--dataset=voc", "--split=voc2012_seg_val", "--data_dir=/nowhere"), "does not exist"),
-        (("--checkpoints={broken}",), "truncated, damaged"),
+        (("--checkpoints={broken}",), "fcn_alex.safetensors is damaged"),
     ],
 )
 def test_bad_input_is_named_before_anything_is_written(refuse, tmp_path, flags, message):
@@ -328,6 +328,6 @@ def test_bad_input_is_named_before_anything_is_written(refuse, tmp_path, flags, 
         file.truncate(whole.stat().st_size // 2)
     flags = [flag.format(broken=broken) for flag in flags]
     workdir = tmp_path / "run"
-    flags = ("--networks=fcn_alex", "--limit=3", f"--workdir={workdir}", *flags)
+    flags = ("--models=fcn_alex", "--limit=3", f"--workdir={workdir}", *flags)
     assert message in refuse("table1", *flags)
     assert not workdir.exists()

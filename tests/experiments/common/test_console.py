@@ -108,10 +108,15 @@ def test_an_interrupted_launch_says_that_nothing_is_lost(end):
     assert end("--do=interrupt") == (130, "", line)
 
 
-def test_a_launch_may_be_interrupted_while_it_imports():
-    code = f"{sys.executable} -c 'import experiments; print(1); raise KeyboardInterrupt'; echo $?"
-    process = subprocess.run(["sh", "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert process.stdout == "1\n130\n"
+LOSING = "import gc; gc.callbacks.append(lambda *_: signal.raise_signal(2)); gc.collect()"
+
+
+@pytest.mark.parametrize("interrupt", ["raise KeyboardInterrupt", LOSING])
+def test_an_interruption_is_heard_in_imports_and_where_python_would_lose_it(interrupt):
+    code = f"import experiments, signal; signal.signal(2, signal.default_int_handler); {interrupt}"
+    shell = f"{sys.executable} -c '{code}'; echo $?"
+    process = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, cwd=ROOT)
+    assert process.stdout == "130\n"
     assert process.stderr.startswith("interrupted: ") and process.stderr.count("\n") == 1
 
 

@@ -1,28 +1,11 @@
 """Flags that launches share: what they refuse, what their help says, which of them are recorded."""
 
-import sys
-
 import pytest
-from absl import app, flags
+from absl import flags
 
-from dag_jax import files, models
-from dag_jax.networks import zoo
 from experiments.common import options
 
-MODULE = "experiments.made_up"
-
-
-@pytest.fixture
-def define():
-    """Define shared flags for a launch that does not exist; they go with the test."""
-
-    def remove():
-        for name in [name for name in flags.FLAGS if name in options._SHARED]:
-            delattr(flags.FLAGS, name)
-
-    remove()  # those of a launch that another test imported
-    yield lambda *names, **more: options.define(MODULE, *names, **more)
-    remove()
+MODULE = "experiments.made_up"  # of the fixture `define`
 
 
 def parse(*given):
@@ -133,94 +116,3 @@ def test_whole_numbers_are_read():
 def test_what_is_no_whole_number_is_named(texts):
     with pytest.raises(ValueError, match="names no number|is not a whole number from 1 to"):
         options.whole_numbers(texts)
-
-
-MADE_UP = """
-import dag_jax
-
-class Half:
-    classes = ("sky", "road")
-    split = "voc07_test"  # a detector's, by default
-
-    def scores(self, image):
-        return image[:, :, :2]
-
-    def predict(self, image):
-        return self.scores(image).argmax(-1)
-
-class Zoo:
-    load = staticmethod(Half)
-
-number = 3
-"""
-
-
-@pytest.fixture
-def of_models(define, tmp_path, monkeypatch, cache):
-    """The flags by which models and examples are read, and a module of somebody's."""
-    names = ("dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints", "miniature")
-    define(*names, "image_ids", "limit", "precision")
-    (tmp_path / "made_up_models.py").write_text(MADE_UP)
-    (tmp_path / "lacking_models.py").write_text("import no_such_module")
-    monkeypatch.syspath_prepend(tmp_path)
-    yield lambda *given: parse(f"--cache_dir={cache}", *given)
-    for name in ("made_up_models", "lacking_models"):
-        sys.modules.pop(name, None)
-
-
-def test_a_built_in_model_comes_with_the_digest_of_its_weights(of_models):
-    of_models()
-    model, sha256 = options.load_model("fcn_alex")
-    assert models.about(model).title == "FCN-Alex" and model.miniature
-    assert sha256 == files.sha256_of(zoo.CHECKPOINTS / "fcn_alex.safetensors")
-
-
-@pytest.mark.parametrize("name", ["made_up_models:Half", "made_up_models:Zoo.load"])
-def test_a_model_may_come_from_any_function(of_models, name):
-    of_models()
-    model, sha256 = options.load_model(name)
-    assert models.about(model).classes == ("sky", "road") and sha256 is None
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("fcn_vgg16", "unknown network 'fcn_vgg16'; known: fcn_alex, .*package.module:function"),
-        ("no_such_module:load", "Python finds no module no_such_module from here"),
-        ("made_up_models.deeper:load", "Python finds no module made_up_models.deeper from here"),
-        ("made_up_models:load", "made_up_models has no load"),
-        ("made_up_models:number", "made_up_models:number is a int, and no function"),
-        ("made_up_models:Zoo", "made_up_models:Zoo returned no model: a Zoo is no model"),
-    ],
-)
-def test_what_is_no_model_is_named(of_models, name, message):
-    of_models()
-    with pytest.raises(ValueError, match=message):
-        options.load_model(name)
-
-
-def test_what_a_module_itself_lacks_is_its_own_fault(of_models):
-    of_models()
-    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
-        options.load_model("lacking_models:load")
-
-
-def test_a_full_size_network_needs_weights(of_models):
-    of_models("--nominiature")
-    with pytest.raises(app.UsageError, match="--nominiature needs --checkpoints"):
-        options.load_model("fcn_alex")
-
-
-def test_examples_are_of_the_split_that_the_model_declares(of_models):
-    of_models("--limit=2")
-    model, _ = options.load_model("made_up_models:Half")
-    ids = options.load_examples(model).ids
-    of_models("--split=voc07_test", "--limit=2")
-    assert options.load_examples(model).ids == ids and len(ids) == 2
-
-
-def test_a_detector_s_examples_are_of_its_task_s_split(of_models):
-    of_models("--limit=1", "--canvas=64")
-    detector, _ = options.load_model("fr_zf_07")
-    (example,) = options.load_examples(detector)
-    assert example["image"].shape == (64, 64, 3)
