@@ -116,9 +116,11 @@ def of_table(workdir, rows: dict[str, Audit], *, mesh=None, slots=None):
                 continue
             row = Row(audit.plan, rundir.read(workdir / name), mesh, slots)
             if rivals is not None:
+                titles = {rival: rows[rival].plan.subject.about.title for rival in rivals}
+                several = len(set(titles.values())) < len(titles)
                 others = {
-                    rows[rival].plan.subject.about.title: rundir.read(workdir / rival)
-                    for rival in rivals
+                    f"{title} ({rival})" if several else title: rundir.read(workdir / rival)
+                    for rival, title in titles.items()
                 }
             old = then["findings"] if then is not None else None
             found[name], ran = of_row(row, others, checks=audit.checks, then=old, bar=bar)

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import inspect
 import pathlib
 
 from absl import app, flags
@@ -60,17 +61,25 @@ def load_model(name: str, *, miniature=None, checkpoints=None, precision=None):
 
 
 def _from_function(name):
-    module, _, path = name.partition(":")
+    path, _, attribute = name.partition(":")
     try:
-        function = functools.reduce(getattr, path.split("."), importlib.import_module(module))
+        module = importlib.import_module(path)
     except ModuleNotFoundError as error:
-        if error.name and not f"{module}.".startswith(f"{error.name}."):
+        if error.name and not f"{path}.".startswith(f"{error.name}."):
             raise  # the module is there, and lacks something itself
-        raise UserError(f"{name}: there is no module {module} here") from error
+        raise UserError(f"{name}: there is no module {path} here") from error
+    try:
+        function = functools.reduce(getattr, attribute.split("."), module)
     except AttributeError as error:
         raise UserError(f"{name}: {error}") from error
     if not callable(function):
         raise UserError(f"{name} is no function; it returns a model when it is called")
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise UserError(f"{name} is called without arguments: {error}") from error
+    except ValueError:  # of functions that are not Python's nobody knows
+        pass
     return function()
 
 
