@@ -21,11 +21,14 @@ inclusive.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Integer, PyTree, Shaped
 
+from dag_jax.arrays import Array
 from dag_jax.errors import UserError
 from dag_jax.metrics import Detections
 
@@ -51,9 +54,9 @@ _SYNONYMS = {
 class Candidates:
     """What a detector may find objects at; fixed during an attack."""
 
-    boxes: jax.Array  # f32[N, 4]
-    handle: Any  # pytree of arrays [N, ...]: what `scores` takes; boxes, or indices of anchors
-    valid: jax.Array  # bool[N], false for padding
+    boxes: Float[Array, "N 4"]
+    handle: PyTree[Shaped[Array, "N ..."]]  # what `scores` takes: boxes, or indices of anchors
+    valid: Bool[Array, " N"]  # false for padding
 
 
 @runtime_checkable
@@ -62,10 +65,10 @@ class Segmenter(Protocol):
 
     classes: tuple[str, ...]
 
-    def scores(self, image) -> jax.Array:
+    def scores(self, image: Float[Array, "H W 3"]) -> Float[Array, "h w C"]:
         """Return pre-softmax scores f32[h, w, C], of each pixel or at a coarser stride."""
 
-    def predict(self, image) -> jax.Array:
+    def predict(self, image: Float[Array, "H W 3"]) -> Integer[Array, "H W"]:
         """Return the class of each pixel, i32[H, W]."""
 
 
@@ -75,17 +78,17 @@ class Detector(Protocol):
 
     classes: tuple[str, ...]
 
-    def propose(self, image) -> Candidates:
+    def propose(self, image: Float[Array, "H W 3"]) -> Candidates:
         """Return what is attacked in an image: candidates on the clean image."""
 
-    def scores(self, image, handle) -> jax.Array:
+    def scores(self, image: Float[Array, "H W 3"], handle: PyTree) -> Float[Array, " N *C"]:
         """Return what the model says of candidates.
 
         Pre-softmax scores f32[N, C] of a softmax head. A sigmoid head says of each class by itself
         whether it is there: f32[N, C, 2], (logit, logit of the threshold of a detection).
         """
 
-    def detect(self, image) -> Detections:
+    def detect(self, image: Float[Array, "H W 3"]) -> Detections:
         """Run the whole, untouched pipeline: `Detections` of K rows with `valid`."""
 
 
@@ -111,7 +114,7 @@ class About(NamedTuple):
         return tuple(index for index in range(len(self.classes)) if index != left_out)
 
 
-def about(model) -> About:
+def about(model: Any) -> About:
     """Return what a model is.
 
     Raises:
@@ -266,7 +269,7 @@ def _scores_of_these(model, handle, image, *extent):
     return _candidate_scores(model, image, handle, *extent)
 
 
-def score_fn(model, handle=None):
+def score_fn(model: Segmenter | Detector, handle: PyTree = None) -> Callable:
     """Return the function of an image by which a model meets the engine.
 
     It is a pytree: the model's parameters are traced, not compiled in.
@@ -291,7 +294,9 @@ def score_fn(model, handle=None):
     return jax.tree_util.Partial(_pixel_scores, model)
 
 
-def bucket_score_fn(function, shape: tuple[int, ...]):
+def bucket_score_fn(
+    function: jax.tree_util.Partial, shape: tuple[int, ...]
+) -> tuple[Callable, tuple[int, int]]:
     """Return what scores images of a size that share a compiled shape with others.
 
     It is what `dag_jax.attack_stream` takes as `bucket` for images of many sizes.
@@ -307,10 +312,10 @@ def bucket_score_fn(function, shape: tuple[int, ...]):
       ValueError: as the model's `bucket` says.
     """
     model, *rest = function.args
-    model, shape = model.bucket(shape)
-    return jax.tree_util.Partial(function.func, model, *rest), shape
+    model, padded = model.bucket(shape)
+    return jax.tree_util.Partial(function.func, model, *rest), padded
 
 
-def is_sigmoid(scores) -> bool:
+def is_sigmoid(scores: Float[Array, " N *C"]) -> bool:
     """Return whether a detector's scores are those of a sigmoid head, f32[N, C, 2]."""
     return jnp.ndim(scores) == 3

@@ -4,11 +4,13 @@ Shapes: `H W` pixels, `G` objects.
 """
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from jaxtyping import Integer
 from PIL import Image
 
+from dag_jax.arrays import Array
 from dag_jax.errors import UserError
 
 
@@ -37,7 +39,7 @@ class ExampleSet(Sequence):
         that are no class, named by the example.
     """
 
-    def __init__(self, examples, classes, *, void: int | None = 255):
+    def __init__(self, examples: Iterable[dict], classes: Iterable[str], *, void: int | None = 255):
         self.classes, self.void = tuple(classes), void
         if void is not None and 0 <= void < len(self.classes):
             raise UserError(
@@ -68,7 +70,7 @@ class ExampleSet(Sequence):
         """Their image_ids, in order."""
         return [example["image_id"] for example in self._examples]
 
-    def pick(self, indices) -> "ExampleSet":
+    def pick(self, indices: Iterable[int]) -> "ExampleSet":
         """Return some of the examples, by index."""
         return self._with([self._examples[i] for i in indices], self.classes, self.void)
 
@@ -76,7 +78,9 @@ class ExampleSet(Sequence):
         """Return the examples that somebody segmented."""
         return self.pick([i for i, example in enumerate(self._examples) if example["has_mask"]])
 
-    def relabelled(self, classes, table) -> "ExampleSet":
+    def relabelled(
+        self, classes: Sequence[str], table: Sequence[int] | Integer[Array, " C"]
+    ) -> "ExampleSet":
         """Return the examples with labels of other classes.
 
         Args:

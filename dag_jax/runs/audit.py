@@ -139,7 +139,7 @@ def kept(workdir, names) -> dict[str, list[Finding]]:
 def checks_sha256() -> str:
     """Return what changes with the checks and their limits: a digest of their sources."""
     package = pathlib.Path(dag_jax.__file__).parent
-    sources = [module.__file__ for module in (audit_checks, rules)]
+    sources = [pathlib.Path(str(module.__file__)) for module in (audit_checks, rules)]
     sources += [package / "engine" / "audit.py", package / "engine" / "planted.py"]
     return files.sha256(" ".join(map(files.sha256_of, sources)))
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ class Subject:
     """
 
     name: str
-    model: object
+    model: Any
     examples: ExampleSet
     about: About
     shared: SharedClasses

@@ -5,12 +5,15 @@ Shapes: `H W` pixels, `N` candidates, `G` ground-truth boxes, `C` classes.
 
 import functools
 import operator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Num, PRNGKeyArray
 
 from dag_jax import models
+from dag_jax.arrays import Array
 from dag_jax.engine.targets import (
     Targets,
     absent_labels,
@@ -20,6 +23,7 @@ from dag_jax.engine.targets import (
     permute_labels,
 )
 from dag_jax.errors import UserError
+from dag_jax.metrics import Truths
 from dag_jax.runs import buckets
 from dag_jax.runs.subject import Subject
 
@@ -27,7 +31,15 @@ _FEWEST_BOXES = 8  # rows that lists of ground-truth boxes have, doubled as ofte
 _FEWEST_TARGETS = 128  # rows that lists of targets have, four times as many as often as needed
 
 
-def detector_targets(model, image, truths, *, key, iou: float = 0.1, confidence: float = 0.1):
+def detector_targets(
+    model: models.Detector,
+    image: Num[Array, "H W 3"],
+    truths: Truths,
+    *,
+    key: PRNGKeyArray,
+    iou: float = 0.1,
+    confidence: float = 0.1,
+) -> tuple[Targets, Callable]:
     """Find what the paper attacks in an image of a detector: propose, label, permute.
 
     Of a softmax head a candidate is a target when its IoU with a ground-truth box is above `iou`
