@@ -117,8 +117,8 @@ def of_table(workdir, rows: dict[str, Audit], *, mesh=None, slots=None):
             row = Row(audit.plan, rundir.read(workdir / name), mesh, slots)
             if rivals is not None:
                 others = {
-                    rows[rival].plan.subject.about.title: rundir.read(workdir / rival)
-                    for rival in rivals
+                    title: rundir.read(workdir / rival)
+                    for title, rival in zip(_titles(rows, rivals), rivals, strict=True)
                 }
             old = then["findings"] if then is not None else None
             found[name], ran = of_row(row, others, checks=audit.checks, then=old, bar=bar)
@@ -147,6 +147,15 @@ def checks_sha256() -> str:
 def _about(workdir, name) -> dict:
     """Return what findings are of: the row, and the checks with their limits."""
     return {"row": files.load_json(workdir / name / ROW), "checks": checks_sha256()}
+
+
+def _titles(rows, names) -> list[str]:
+    """Return what models are called; where several are called the same, with their names."""
+    titles = [rows[name].plan.subject.about.title for name in names]
+    return [
+        title if titles.count(title) == 1 else f"{title} ({name})"
+        for title, name in zip(titles, names, strict=True)
+    ]
 
 
 def _rows(workdir, rivals):

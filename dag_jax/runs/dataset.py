@@ -109,6 +109,7 @@ def join_row(
         "records": results.records(),
         "beside": beside,
         "code": provenance.code_digest(),
+        "accepted": rundir.accepted(results.folder),
     }
     made_of = files.sha256(files.canonical_json(content))
     if path.exists():
@@ -116,8 +117,8 @@ def join_row(
         if row.pop("made_of", None) == made_of:
             return row
     row = scores.row_of(plan, results, columns=columns, subsets=subsets)
-    if accepted := rundir.accepted(results.folder):
-        row["accepted_versions"] = accepted
+    if content["accepted"]:
+        row["accepted_versions"] = content["accepted"]
     row = complete(row) if complete else row
     files.write_json(path, row | {"made_of": made_of})
     return row

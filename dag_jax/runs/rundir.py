@@ -306,15 +306,23 @@ class Results:
             raise UserError(f"image {index} is of another process, or not of these results")
         return self.keys[index]
 
+    def _columns(self):
+        """Return the kinds of files that hold scores."""
+        names = files.names_in(self.folder / layout.SCORES)
+        return [layout.column(name) for name in sorted(names) if layout.COLUMN.fullmatch(name)]
+
     def _verified(self):
         """Return {index: record} of this process's images that are done, compared with digests."""
         records, damaged, done = {}, [], layout.done(self.folder)
+        columns = {kind: layout.keys_in(self.folder, kind) for kind in self._columns()}
         for index in self.own():
             key = self.keys[index]
             if key in done:
                 try:
                     content, _ = layout.load(self.folder, layout.CHANGES, key)
                     files.load_image(self._path(layout.IMAGES, key), content["pixels_sha256"])
+                    for kind in [kind for kind, keys in columns.items() if key in keys]:
+                        layout.load(self.folder, kind, key)
                     records[index] = content["record"]
                 except DamagedError as error:
                     damaged.append(str(error))
@@ -328,9 +336,8 @@ class Results:
         Returns:
           {index: paths of what is left of an image that is not done}: scores of another attack.
         """
-        columns = filter(layout.COLUMN.fullmatch, files.names_in(self.folder / layout.SCORES))
         left = collections.defaultdict(list)
-        for kind in (layout.CHANGES, layout.IMAGES, layout.TIMINGS, *map(layout.column, columns)):
+        for kind in (layout.CHANGES, layout.IMAGES, layout.TIMINGS, *self._columns()):
             own = {self._path(kind, self.keys[index]).name: index for index in self.own()}
             for name in files.names_in(self.folder / kind):
                 temporary = files.TEMPORARY.fullmatch(name)

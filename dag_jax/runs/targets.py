@@ -61,14 +61,20 @@ def detector_targets(
       which is what `dag_jax.attack` takes. Rows that hold targets come first.
 
     Raises:
-      ValueError: for what is no detector.
+      ValueError: for what is no detector, or no pytree; for boxes of classes that it has not.
 
     Reference: Xie et al., ICCV 2017, section 3.3; the authors' release.
     """
     about = models.about(model)
     if not about.detects:
         raise UserError(f"{about.title} segments: make_targets(mask, ...) has its targets")
+    models.parameters_of(model)
     boxes, labels = np.asarray(truths.boxes, np.float32), np.asarray(truths.classes, np.int32)
+    if (strange := labels[~np.isin(labels, about.objects)]).size:
+        raise UserError(
+            f"truths have an object of class {strange[0]}, which is none of the "
+            f"{len(about.objects)} classes of objects of {about.title}"
+        )
     targets, handle, _ = _find_targets(
         model,
         key,
@@ -89,7 +95,10 @@ def _find_targets(model, key, image, boxes, labels, valid, extent, limits, optio
     """
     about = models.about(model)
     candidates = model.propose(image, *extent, **options, **dict(counts))
-    scores = model.scores(image, candidates.handle, *extent)
+    if not isinstance(candidates, models.Candidates):
+        kind = type(candidates).__name__
+        raise UserError(f"{about.title}.propose returns a {kind}; it must return models.Candidates")
+    scores = models.score_fn(model)(image, candidates.handle, *extent)
     if models.is_sigmoid(scores):
         classes = jnp.arange(scores.shape[1], dtype=jnp.int32)
         present = jnp.any((labels[:, None] == classes[None, :]) & valid[:, None], axis=0)

@@ -1,17 +1,20 @@
-"""The launch on two models of nobody's framework; a detector of ours in this process.
+"""The launch on two models of nobody's framework.
 
 How fast anything is, no test asserts.
 """
 
+import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import dag_jax
 from dag_jax import models, networks
+from dag_jax.models import Candidates
 from experiments.measure import cost
 from tests import toy_models
 
@@ -125,16 +128,32 @@ def test_counts_are_those_of_the_attack(run, photograph, name):
     assert row["perturbation_finite"] and row["largest"] == pytest.approx(largest, rel=0.02)
 
 
-@pytest.mark.slow
-def test_a_detector_of_ours_has_as_many_proposals_as_are_asked_for(photograph):
-    network = networks.load("fr_zf_07", miniature=True)
-    image = scaled(photograph)
-    rows = cost.measure(network, image, "blocks", proposals=20, steps=1, seed=0, label="case")
-    assert [row["targets"] for row in rows] == [20, 20] and rows[1]["active"] == 1
-    assert rows[0]["canvas"] == list(SIZE) and rows[0]["status"] == "RUNNING"
-    # The compiler counts the weights among the arguments, 4 bytes a number, less those that no
-    # score depends on: a detector's proposal network and box offsets.
-    assert 0.5 < rows[0]["arguments_gib"] * 2**30 / (4 * rows[0]["parameters"]) < 2
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Dots(toy_models.TwoStage):
+    """A detector of two classes whose boxes are pixels, as many as are asked for."""
+
+    classes = ("background", "bright")
+
+    def propose(self, image, *, max_proposals=30):
+        corners = jnp.arange(max_proposals, dtype=jnp.float32)
+        boxes = jnp.stack([corners] * 4, axis=-1)
+        return Candidates(boxes, jnp.arange(max_proposals), jnp.ones(max_proposals, bool))
+
+    def scores(self, image, handle):
+        grey = image[handle, handle].mean(-1) * self.gains[0]
+        return jnp.stack([jnp.full_like(grey, 255.0), grey], axis=-1)
+
+
+def test_a_detector_has_as_many_proposals_as_are_asked_for(photograph):
+    options = {"steps": 1, "seed": 0, "label": "case"}
+    model = Dots(jnp.float32([2, 2]))
+    rows = cost.measure(model, scaled(photograph), "blocks", proposals=25, **options)
+    assert [row["targets"] for row in rows] == [25, 25]
+    assert [row["active"] for row in rows] == [25, 2]  # the 1st and the 21st
+    assert rows[0]["parameters"] == 2 and rows[0]["canvas"] is None
+    whole, _ = cost.measure(model, scaled(photograph), "blocks", proposals=None, **options)
+    assert whole["targets"] == 30 and whole["status"] == "RUNNING"
 
 
 def test_a_full_size_network_without_checkpoints_has_random_weights(load_launch):

@@ -13,7 +13,7 @@ from dag_jax.weights import store
 
 FLAGS = (
     *("--network=fcn_alex", "--splits=seg11valid[:8]", "--test_split=seg11valid[:4]"),
-    *("--batch_size=2", "--score_every=2", "--score_images=2"),
+    *("--batch_size=2", "--score_every=2", "--score_images=4"),
 )
 
 
