@@ -1,15 +1,15 @@
 """Images of many sizes in one run give what each gives alone."""
 
-import math
-
 import jax
 import numpy as np
 import pytest
 
-import dag_jax
-from dag_jax import datasets, metrics, networks
-from dag_jax.runs import buckets, evaluation
-from experiments.runs import attacks
+from dag_jax import Status, metrics, networks
+from dag_jax.datasets import ExampleSet, load_examples
+from dag_jax.engine.method import Method
+from dag_jax.runs import attacks, buckets, evaluation
+from dag_jax.runs.attacks import Plan
+from dag_jax.runs.subject import subject_of
 
 SIZES = {1: (100, 128), 0: (120, 128)}  # of scenes; they share a bucket
 
@@ -29,15 +29,16 @@ def crop(example, size):
 
 @pytest.fixture(scope="module")
 def examples(cache):
-    source = datasets.open_dataset("scenes", "voc07_test", cache_dir=cache)
-    return [crop(source[index], size) for index, size in SIZES.items()]
+    scenes = load_examples("scenes", "voc07_test", cache_dir=cache, limit=2)
+    cropped = [crop(scenes[index], size) for index, size in SIZES.items()]
+    return ExampleSet(cropped, scenes.classes)
 
 
 def test_groups_hold_every_image_once():
     network = networks.load("fcn_vgg", miniature=True)
-    (one,) = buckets.group(network, [(40, 50, 3)] * 4)
-    assert (one.shape, one.padded, one.rows) == ((40, 50), False, [0, 1, 2, 3])
-    assert one.extent((40, 50, 3)) == ()
+    (alike,) = buckets.group(network, [(40, 50, 3)] * 4)
+    assert (alike.shape, alike.padded, alike.rows) == ((40, 50), False, [0, 1, 2, 3])
+    assert alike.extent((40, 50, 3)) == ()
     groups = buckets.group(network, [(128, 128), (100, 128), (60, 50), (128, 90), (126, 200)])
     assert [(group.shape, group.rows) for group in groups] == [
         ((250, 250), [0, 4]),
@@ -56,44 +57,37 @@ def test_groups_hold_every_image_once():
     assert len(cut["b"]) == 3
 
 
+def test_a_model_without_buckets_has_a_group_of_each_size():
+    groups = buckets.group(object(), [(40, 50), (30, 20), (40, 50)])
+    assert [(group.shape, group.padded, group.rows) for group in groups] == [
+        ((40, 50), False, [0, 2]),
+        ((30, 20), False, [1]),
+    ]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fr_vgg_07"])  # FCNs: tests/test_stream.py
-def test_a_run_of_many_sizes_equals_runs_of_one(examples, name):
-    network = networks.load(name, miniature=True)
+def test_a_run_of_many_sizes_equals_runs_of_one(examples):  # FCNs: tests/engine/test_stream.py
+    network = networks.load("fr_vgg_07", miniature=True)
     mesh = jax.make_mesh((1,), ("images",), devices=jax.devices()[:1])
-    options = {"slots": 2, "mesh": mesh, "max_steps": 6, "margin": 3.0}
 
     def run(some):
-        stream = dag_jax.attack_stream(
-            networks.score_fn(network),
-            attacks.attack_inputs(network, some, seed=0),
-            bucket=attacks.bucket_for(some),
-            **options,
-        )
-        found = [attack for _, attack in sorted(stream, key=lambda pair: pair[0])]
-        images = [attacks.perturbed(attack) for attack in found]
-        return found, [
-            evaluation.predict(network, column)
-            for column in (evaluation.clean_images(some), images)
-        ]
+        plan = Plan(subject_of(network, some), Method(max_steps=6, margin=3.0))
+        inputs = attacks.attack_inputs(plan)
+        stream = attacks.open_stream(plan, inputs, count=len(some), slots=2, mesh=mesh)
+        attacked = [attack for _, attack in sorted(stream, key=lambda pair: pair[0])]
+        columns = evaluation.clean_images(some), [attack.adversarial for attack in attacked]
+        return attacked, [evaluation.predict(network, column) for column in columns]
 
     together, predictions = run(examples)
-    for row, example in enumerate(examples[:1]):
-        ((alone,), predicted) = run([example])
-        found = together[row]
-        assert found.status == alone.status != dag_jax.Status.NO_TARGETS
-        assert found.num_steps == alone.num_steps > 3
-        np.testing.assert_array_equal(found.active_counts, alone.active_counts)
-        assert found.perturbation.shape == example["image"].shape
-        np.testing.assert_array_equal(found.image, example["image"])
-        reach = np.abs(alone.perturbation).max()
-        np.testing.assert_allclose(found.perturbation, alone.perturbation, atol=1e-4 * reach)
-        for column, (expected,) in zip(predictions, predicted, strict=True):
-            if isinstance(expected, metrics.Detections):
-                np.testing.assert_array_equal(column[row].classes, expected.classes)
-                np.testing.assert_allclose(column[row].boxes, expected.boxes, atol=1e-2)
-            else:
-                assert column[row].shape == example["image"].shape[:2]
-                assert (column[row] == expected).mean() > 0.999
-        count = alone.active.size if network.detects else math.prod(example["image"].shape[:2])
-        assert found.active.size >= count
+    ((alone,), predicted) = run(examples[:1])
+    attack, example = together[0], examples[0]
+    assert attack.status == alone.status != Status.NO_TARGETS
+    assert attack.num_steps == alone.num_steps > 3
+    np.testing.assert_array_equal(attack.active_counts, alone.active_counts)
+    assert attack.perturbation.shape == attack.adversarial.shape == example["image"].shape
+    reach = np.abs(alone.perturbation).max()
+    np.testing.assert_allclose(attack.perturbation, alone.perturbation, atol=1e-4 * reach)
+    for column, (expected,) in zip(predictions, predicted, strict=True):
+        assert isinstance(expected, metrics.Detections)
+        np.testing.assert_array_equal(column[0].classes, expected.classes)
+        np.testing.assert_allclose(column[0].boxes, expected.boxes, atol=1e-2)

@@ -1,58 +1,63 @@
+"""Predictions, and how they score."""
+
+import dataclasses
+
 import numpy as np
 import pytest
 
-from dag_jax import datasets, metrics, networks
+from dag_jax import metrics, models
+from dag_jax.datasets import CLASS_NAMES, ExampleSet
 from dag_jax.runs import evaluation
+from dag_jax.runs.subject import Subject
+
+MASK = np.zeros((40, 60), np.uint8)
+MASK[10:20, 30:60] = 7
+EXAMPLE = {
+    "image_id": "a",
+    "image": np.repeat(MASK[:, :, None], 3, axis=2) * 20,
+    "mask": MASK,
+    "objects": {"boxes": np.float32([[30, 10, 59, 19]]), "label": np.int32([7])},
+}
+EXAMPLES = ExampleSet([EXAMPLE], CLASS_NAMES)
 
 
-def example(height=40, width=60):
-    mask = np.zeros((height, width, 1), np.uint8)
-    mask[10:20, 30:60] = 7
-    return {
-        "image_id": "a",
-        "image": np.repeat(mask, 3, axis=2) * 20,
-        "mask": mask,
-        "has_mask": True,
-        "objects": {
-            "boxes": np.float32([[30, 10, 59, 19]]),
-            "label": np.int32([7]),
-            "difficult": np.array([False]),
-        },
-    }
+def subject(task, of_model=range(21)):
+    about = models.About("a model", task, CLASS_NAMES, 0, 0.0, 1)
+    shared = models.SharedClasses(tuple(of_model), tuple(range(21)), (), ())
+    return Subject("a", None, EXAMPLES, about, shared, "")
 
 
-def test_resize_moves_mask_and_box_together():
-    scaled = evaluation.resize(example(), 20)
-    assert scaled["image"].shape == (20, 20, 3) and scaled["mask"].shape == (20, 20, 1)
-    rows, columns = np.nonzero(scaled["mask"][:, :, 0])
-    box = [columns.min(), rows.min(), columns.max(), rows.max()]
-    np.testing.assert_allclose(scaled["objects"]["boxes"], [box])
-    np.testing.assert_array_equal(scaled["image"][:, :, 0], scaled["mask"][:, :, 0] * 20)
+SEGMENTS, DETECTS = subject(models.SEGMENTATION), subject(models.DETECTION, range(1, 21))
 
 
-def test_score_of_perfect_and_of_empty_predictions():
-    one = example()
-    assert evaluation.score([one], [one["mask"][:, :, 0]]) == 100
-    objects = one["objects"]
+def test_a_perfect_segmentation_scores_100():
+    assert evaluation.score(SEGMENTS, EXAMPLES, [MASK]) == 100
+
+
+def test_detections_score_by_what_they_find():
+    objects = EXAMPLE["objects"]
     perfect = metrics.Detections(objects["boxes"], objects["label"], np.float32([0.9]))
-    assert evaluation.score([one], [perfect]) == 100
+    assert evaluation.score(DETECTS, EXAMPLES, [perfect]) == 100
     nothing = metrics.Detections(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0))
-    assert evaluation.score([one], [nothing]) == 0
-    assert np.isnan(evaluation.score([one], [nothing], classes=[1, 2]))
+    assert evaluation.score(DETECTS, EXAMPLES, [nothing]) == 0
+    assert np.isnan(evaluation.score(DETECTS, EXAMPLES, [nothing], classes=[1, 2]))
 
 
-def test_score_over_some_classes_is_their_mean():
-    one = example()
-    wrong = np.where(one["mask"] == 7, 8, 0)[:, :, 0]
-    assert evaluation.score([one], [wrong]) == pytest.approx(100 / 3)
-    assert evaluation.score([one], [wrong], classes=[0]) == 100
-    assert evaluation.score([one], [wrong], classes=[7]) == 0
+def test_padding_is_no_detection():
+    boxes = np.float32([[30, 10, 59, 19], [0, 0, 9, 9]])
+    valid = np.array([True, False])
+    padded = metrics.Detections(boxes, np.int32([7, 7]), np.float32([0.5, 0.9]), valid)
+    assert evaluation.score(DETECTS, EXAMPLES, [padded]) == 100
 
 
-def test_every_network_has_a_title():
-    assert tuple(evaluation.TITLES) == networks.NAMES + networks.BLACK_BOX
+def test_a_score_over_some_classes_is_their_mean():
+    wrong = np.where(MASK == 7, 8, 0)
+    assert evaluation.score(SEGMENTS, EXAMPLES, [wrong]) == pytest.approx(100 / 3)
+    assert evaluation.score(SEGMENTS, EXAMPLES, [wrong], classes=[0]) == 100
+    assert evaluation.score(SEGMENTS, EXAMPLES, [wrong], classes=[7]) == 0
 
 
-def test_frequent_classes_are_background_and_six_animals_and_people():
-    names = [datasets.CLASS_NAMES[i] for i in evaluation.FREQUENT]
-    assert names == ["background", "cat", "cow", "dog", "horse", "person", "sheep"]
+def test_classes_that_the_dataset_has_not_cost_those_that_it_has():
+    some = dataclasses.replace(SEGMENTS, shared=SEGMENTS.shared._replace(of_model=(0, 7)))
+    wrong = np.where(MASK == 7, 8, 0)  # 8 is the model's alone
+    assert evaluation.score(some, EXAMPLES, [wrong]) == 50
