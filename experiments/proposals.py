@@ -106,7 +106,7 @@ def detector(name):
 
 
 def entry_of(subject, threshold, most, *, first) -> Entry:
-    """Return the row of a setting; clean images and the model are looked at once."""
+    """Return the row of a setting; what an audit finds of the model is said once."""
     about = subject.about
     method = Method(
         step_size=FLAGS.step_size,
@@ -124,7 +124,7 @@ def entry_of(subject, threshold, most, *, first) -> Entry:
             "nms_threshold": threshold,
             "max_proposals": most,
         },
-        columns=("orig",) * first + ("advr_uint8", scores.ADVR),
+        columns=("orig", "advr_uint8", scores.ADVR),
         complete=_completed,
         checks=audit.checks_but(audit_checks.permuted, *(audit_checks.model,) * (not first)),
     )
@@ -182,16 +182,14 @@ def compare(table) -> list[dict]:
       For each model and number kept of which both are there: ADVR at 0.9 minus ADVR at 0.7,
       [value, low, high] in points.
     """
-    entries = {
-        (row["network"], row["max_proposals"], row["nms_threshold"]): row["row"]
-        for row in table.all_rows
-    }
+    subjects = {entry.name: entry.plan.subject for entry in table.entries}
+    rows = {(row["network"], row["max_proposals"], row["nms_threshold"]): row for row in table.rows}
     differences = []
-    for network, most in dict.fromkeys(key[:2] for key in entries):
-        pair = [entries.get((network, most, threshold)) for threshold in (ATTACK_NMS, PLAIN)]
+    for network, most in dict.fromkeys(key[:2] for key in rows):
+        pair = [rows.get((network, most, threshold)) for threshold in (ATTACK_NMS, PLAIN)]
         if None in pair:
             continue
-        dense, plain = (_advr_of_sets(table, name) for name in pair)
+        dense, plain = (_advr_of_sets(subjects[row["row"]], table.run(row)) for row in pair)
         difference = metrics.interval(dense - plain, level=rules.LEVEL)
         differences.append(
             {"network": network, "max_proposals": most, "difference": rules.as_list(difference)}
@@ -199,23 +197,20 @@ def compare(table) -> list[dict]:
     return differences
 
 
-def _advr_of_sets(table, name):
-    (entry,) = (entry for entry in table.entries if entry.name == name)
-    subject, run = entry.plan.subject, table.run(entry)
+def _advr_of_sets(subject, run):
     found = [run.get(scores.ADVR, str(key)) for key in subject.ids]
     images = metrics.draw_images(FLAGS.seed, len(found))
     return evaluation.score_sets(subject, subject.examples, found, images)
 
 
-def report(subjects, rows, differences, settings) -> str:
-    """Return proposals.md: a table for each model.
+def line(entry, row) -> str:
+    """Return what is said of a row once it is there."""
+    return f"{row['model']}, {entry.title}: ADVR {row['advr']:.2f}"
 
-    Args:
-      subjects: the detectors.
-      rows: of settings.
-      differences: from `compare`.
-      settings: the launch's.
-    """
+
+def report(table):
+    """Return (proposals.md, a table for each model; what `compare` returns)."""
+    settings, differences = table.settings, compare(table)
     kind = "rendered scenes" if settings["dataset"] == "scenes" else settings["dataset"]
     notes = [
         f"Images: {kind}. NMS, most kept: of the proposals attacked; the evaluation keeps its own. "
@@ -227,65 +222,59 @@ def report(subjects, rows, differences, settings) -> str:
         "(grey levels): medians; p: mean perceptibility; these are over images with targets.",
         "s an image: wall-clock seconds from one finished image to the next (targets, attack, "
         f"writing it down); {console.machine()}.",
-        *tables.class_notes(rows),
-        *tables.version_notes(rows),
+        *table.notes(),
     ]
     parts = ["# Density of proposals", "\n".join(f"{note}  " for note in notes)]
-    for subject in subjects:
-        mine = [row for row in rows if row["network"] == subject.name]
-        if not mine:
-            continue
-        clean = f"ORIG {density.clean_score(mine):.2f}"
-        facts = f"{clean}, margin {mine[0]['margin']:g}, M_0 {mine[0]['max_steps']}"
-        parts += [f"## {subject.about.title} ({facts})", tables.markdown(mine, COLUMNS)]
+    for title, rows in table.models.items():
+        row = rows[0]
+        facts = f"ORIG {row['orig']:.2f}, margin {row['margin']:g}, M_0 {row['max_steps']}"
+        parts += [f"## {title} ({facts})", tables.markdown(rows, COLUMNS)]
         for each in differences:
-            if each["network"] == subject.name:
-                below = rules.below(each["difference"], mine[0]["images"])
+            if each["network"] == row["network"]:
+                below = rules.below(each["difference"], row["images"])
                 parts.append(
                     f"At most {each['max_proposals']} kept, ADVR at {ATTACK_NMS} is below ADVR at "
                     f"{PLAIN}: {below}, the difference is {findings.text(each['difference'])}."
                 )
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts) + "\n", {"differences": differences}
+
+
+def draw(table) -> None:
+    """Draw what settings cost and leave, a picture for each model."""
+    for number, (title, rows) in enumerate(table.models.items()):
+        density.draw(rows, table.picture(number), title=title)
 
 
 def main(argv):
     """Attack by each setting, print the table, draw the plot."""
-    process, processes = console.start(argv)
+    share = console.start(argv)
     mesh = console.open_mesh()
 
     # 1. Everything that can be wrong is read before anything is written.
     thresholds = parse_thresholds(FLAGS.thresholds)
     kept = options.whole_numbers(FLAGS.proposals or MOST[FLAGS.miniature])
-    subjects = [detector(name) for name in FLAGS.models]
-    entries = []
-    for subject in subjects:
-        for most, threshold in itertools.product(sorted(set(kept)), thresholds):
-            first = not entries or entries[-1].plan.subject is not subject
-            entries.append(entry_of(subject, threshold, most, first=first))
+    asked = list(itertools.product(kept, thresholds))
+    finished, entries = rows_in(FLAGS.workdir, "proposals").values(), []
+    for name in dict.fromkeys([*(row["network"] for row in finished), *FLAGS.models]):
+        subject = detector(name)
+        there = [
+            (row["max_proposals"], row["nms_threshold"])
+            for row in finished
+            if row["network"] == name
+        ]
+        wanted = sorted({*there, *asked * (name in FLAGS.models)})
+        entries += [
+            entry_of(subject, threshold, most, first=(most, threshold) == wanted[0])
+            for most, threshold in wanted
+        ]
     settings = options.settings(__name__, UNRECORDED)
-    earlier = rows_in(FLAGS.workdir, "proposals")
-    table = Table("proposals", entries, settings=settings, process=process, processes=processes)
-    table.keep_rows(earlier)
+    table = Table("proposals", entries, settings=settings, share=share)
 
     # 2. A setting at a time; images and settings that are finished are kept.
-    for entry, row in table.rows(mesh, slots=FLAGS.slots):
-        console.say(f"{row['network']}, {entry.title}: ADVR {row['advr']:.2f}")
+    table.make(mesh, line)
 
-    # 3. The table and the plot, of all settings that are there.
-    if table.made:
-        differences = compare(table)
-        markdown = report(subjects, table.all_rows, differences, settings)
-        more = {"differences": differences}
-        text = table.report(markdown, more=more)
-        for number, subject in enumerate(subjects):
-            rows = [row for row in table.all_rows if row["network"] == subject.name]
-            name = f"proposals{f'_{number + 1}' * bool(number)}.png"
-            density.draw(rows, table.workdir / name, title=subject.about.title)
-        if FLAGS.audit:
-            found = table.audit(mesh, slots=FLAGS.slots)
-            text = table.report(markdown, found, more=more)
-        print(text)
-    table.finish()
+    # 3. The table, the plots and the audit, of all settings that are there.
+    table.finish(mesh, report, draw)
 
 
 if __name__ == "__main__":

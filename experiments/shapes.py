@@ -130,11 +130,12 @@ def read_mask(path, about, void):
     return scaled, sha256
 
 
-def drawings_of(kinds, subject) -> list[Drawing]:
-    """Return the `Drawing`s of --shape, --word and --mask, in a model's classes.
+def drawing_of(kind, word, subject) -> Drawing:
+    """Return a drawing in a model's classes: of one of `KINDS`, with its word if it has one.
 
     Raises:
       app.UsageError: where the model has no background, or no such class.
+      UserError: for a mask that cannot be read, or is of nothing.
     """
     about = subject.about
     if about.background is None:
@@ -144,24 +145,18 @@ def drawings_of(kinds, subject) -> list[Drawing]:
         raise app.UsageError(
             f"--class_name={FLAGS.class_name}: {about.title} has {', '.join(known)}"
         )
+    facts = {"shape": kind, "class_name": FLAGS.class_name}
+    if kind == "file":
+        mask_of, sha256 = read_mask(FLAGS.mask, about, subject.examples.void)
+        facts |= {"class_name": None, "mask_sha256": sha256}
+        return Drawing(f"file_{sha256[:12]}", pathlib.Path(FLAGS.mask).name, mask_of, facts)
+    name, title, shape_of = kind, kind, DRAWN.get(kind)
+    if kind == "word":
+        name, title = f"word_{urllib.parse.quote(word, safe='')}", f"“{word}”"
+        shape_of, facts = functools.partial(drawings.word, text=word), facts | {"word": word}
     classes = about.classes.index(FLAGS.class_name), about.background
-    wanted = []
-    for kind in kinds:
-        name, title, facts = kind, f"{kind} ({FLAGS.class_name})", {"shape": kind}
-        if kind == "word":
-            shape_of = functools.partial(drawings.word, text=FLAGS.word)
-            mask_of = foreground(shape_of, *classes)
-            name = f"word_{urllib.parse.quote(FLAGS.word, safe='')}"
-            title, facts = f"“{FLAGS.word}” ({FLAGS.class_name})", facts | {"word": FLAGS.word}
-        elif kind == "file":
-            mask_of, sha256 = read_mask(FLAGS.mask, about, subject.examples.void)
-            name, facts = f"file_{sha256[:12]}", facts | {"mask_sha256": sha256}
-            title = pathlib.Path(FLAGS.mask).name
-        else:
-            mask_of = foreground(DRAWN[kind], *classes)
-        facts["class_name"] = None if kind == "file" else FLAGS.class_name
-        wanted.append(Drawing(name, title, mask_of, facts))
-    return wanted
+    title = f"{title} ({FLAGS.class_name})"
+    return Drawing(name, title, foreground(shape_of, *classes), facts)
 
 
 def entry_of(drawing, subject, *, first) -> Entry:
@@ -243,8 +238,15 @@ CLAIMS = (
 )
 
 
-def report(subjects, rows, settings) -> str:
-    """Return shapes.md: a table for each model."""
+def line(entry, row) -> str:
+    """Return what is said of a row once it is there."""
+    before, after = (row[f"as_drawn_{when}"][0] for when in ("before", "after"))
+    return f"{row['model']}, {entry.title}: {before:.0f}% to {after:.0f}% as drawn"
+
+
+def report(table):
+    """Return shapes.md, a table for each model, and nothing more for shapes.json."""
+    settings = table.settings
     kind = "rendered scenes" if settings["dataset"] == "scenes" else settings["dataset"]
     notes = [
         f"Images: {kind}. Step size {settings['step_size']:g} grey levels; FOOLED: at most "
@@ -253,7 +255,7 @@ def report(subjects, rows, settings) -> str:
         "image and on the saved PNG; IoU: of the class inside the shape, percent. Both are means "
         "over the images, with [95% interval] by the bootstrap over these.",
         "steps, largest (grey levels): medians; p: mean perceptibility; of the PNG.",
-        *tables.version_notes(rows),
+        *table.notes(),
     ]
     parts = ["# Shapes", "\n".join(f"{note}  " for note in notes)]
     shown = (
@@ -261,14 +263,10 @@ def report(subjects, rows, settings) -> str:
         "points, with its interval over the same images: the claim holds where all of it is below "
         "0, and does not where all is above."
     )
-    for subject in subjects:
-        mine = [row for row in rows if row["network"] == subject.name]
-        if mine:
-            title = subject.about.title
-            heading = f"### What holds of {title}"
-            claims = tables.markdown(mine, CLAIMS)
-            parts += [f"## {title}", tables.markdown(mine, COLUMNS), heading, shown, claims]
-    return "\n\n".join(parts) + "\n"
+    for title, rows in table.models.items():
+        cells, claims = tables.markdown(rows, COLUMNS), tables.markdown(rows, CLAIMS)
+        parts += [f"## {title}", cells, f"### What holds of {title}", shown, claims]
+    return "\n\n".join(parts) + "\n", {}
 
 
 def picture(entry, run, row) -> figures.AttackRow:
@@ -286,23 +284,19 @@ def picture(entry, run, row) -> figures.AttackRow:
     return figures.AttackRow(title, clean, saved, before, after)
 
 
-def draw(subjects, table) -> None:
+def draw(table) -> None:
     """Draw each shape on the first image, a picture for each model."""
-    for number, subject in enumerate(subjects):
-        entries = [entry for entry in table.entries if entry.plan.subject.name == subject.name]
-        shown = [
-            picture(entry, table.run(entry), table.made[entry.name])
-            for entry in entries
-            if entry.name in table.made
-        ]
-        if shown:
-            name = f"shapes{f'_{number + 1}' * bool(number)}.png"
-            pictures.draw(shown, table.workdir / name, subject)
+    entries = {entry.name: entry for entry in table.entries}
+    for number, rows in enumerate(table.models.values()):
+        made = [(entries[row["row"]], row) for row in rows if row["row"] in table.made]
+        if made:
+            shown = [picture(entry, table.run(row), row) for entry, row in made]
+            pictures.draw(shown, table.picture(number), made[0][0].plan.subject)
 
 
 def main(argv):
     """Attack for each shape, print the table, draw the pictures."""
-    process, processes = console.start(argv)
+    share = console.start(argv)
     mesh = console.open_mesh()
 
     # 1. Everything that can be wrong is read before anything is written.
@@ -312,34 +306,32 @@ def main(argv):
     console.check_names("shape", kinds, KINDS)
     if ("file" in kinds) != (FLAGS.mask is not None):
         raise app.UsageError("--shape=file and --mask go together")
-    subjects, entries = [], []
-    for name in FLAGS.models:
+    finished = rows_in(FLAGS.workdir, "shapes")
+    asked = [(kind, FLAGS.word if kind == "word" else None) for kind in kinds]
+    entries = []
+    for name in dict.fromkeys([*(row["network"] for row in finished.values()), *FLAGS.models]):
         subject = inputs.subject(name)
         if subject.about.detects:
             raise app.UsageError(f"--models: {name} detects, and has no pixels to draw with")
-        subjects.append(subject)
-        for drawing in drawings_of(kinds, subject):
-            first = not entries or entries[-1].plan.subject.name != name
-            entries.append(entry_of(drawing, subject, first=first))
+        there = [
+            (row["shape"], row.get("word"))
+            for row in finished.values()
+            if row["network"] == name and row["shape"] != "file"
+        ]
+        wanted = dict.fromkeys(there + asked * (name in FLAGS.models))
+        drawn = [drawing_of(*each, subject) for each in wanted]
+        entries += [entry_of(each, subject, first=each is drawn[0]) for each in drawn]
     settings = options.settings(__name__, UNRECORDED)
-    earlier = rows_in(FLAGS.workdir, "shapes")
-    table = Table("shapes", entries, settings=settings, process=process, processes=processes)
-    table.keep_rows(earlier)
+    # The mask of a row of an earlier launch need not be there any more.
+    made = {entry.name for entry in entries}
+    earlier = [row for name, row in finished.items() if name not in made]
+    table = Table("shapes", entries, settings=settings, share=share, earlier=earlier)
 
     # 2. A shape at a time; images and shapes that are finished are kept.
-    for entry, row in table.rows(mesh, slots=FLAGS.slots):
-        drawn = f"{row['as_drawn_before'][0]:.0f}% to {row['as_drawn_after'][0]:.0f}% as drawn"
-        console.say(f"{row['network']}, {entry.title}: {drawn}")
+    table.make(mesh, line)
 
-    # 3. The table and the picture, of all shapes that are there.
-    if table.made:
-        markdown = report(subjects, table.all_rows, settings)
-        text = table.report(markdown)
-        draw(subjects, table)
-        if FLAGS.audit:
-            text = table.report(markdown, table.audit(mesh, slots=FLAGS.slots))
-        print(text)
-    table.finish()
+    # 3. The table, the pictures and the audit, of all shapes that are there.
+    table.finish(mesh, report, draw)
 
 
 if __name__ == "__main__":

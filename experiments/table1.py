@@ -131,8 +131,15 @@ PAPER_COLUMNS = tuple(
 )
 
 
-def report(rows, settings) -> str:
-    """Return table1.md."""
+def line(entry, row) -> str:
+    """Return what is said of a row once it is there."""
+    scores_of_row = f"ORIG {row['orig']:.2f} ADVR {row['advr']:.2f} PERM {row['perm']:.2f}"
+    return f"{entry.title}: {scores_of_row}"
+
+
+def report(table):
+    """Return table1.md, and nothing more for table1.json."""
+    rows, settings = table.rows, table.settings
     scenes = settings["dataset"] == "scenes"
     small = settings["miniature"] and all(row["network"] in networks.TASKS for row in rows)
     size = "miniatures" if small else "models"
@@ -152,8 +159,7 @@ def report(rows, settings) -> str:
         f">={scores.NOTICEABLE}: share of images with a change of that many grey levels. All three "
         "are of the image that was attacked, so within 0 to 255.",
         "The audit below is of ADVR at the row's margin, not of margin 0.",
-        *tables.class_notes(rows),
-        *tables.version_notes(rows),
+        *table.notes(),
     ]
     if any(row["network"] in PAPER for row in rows):
         notes.append(
@@ -164,8 +170,8 @@ def report(rows, settings) -> str:
         notes.append(f"The columns '7' average over {', '.join(FREQUENT)} alone.")
     text = "\n".join(f"{note}  " for note in notes)
     shown = findings.table1(rows)
-    table = tables.markdown(rows, columns)
-    return f"# Table 1 ({size}, {kind})\n\n{text}\n\n{table}\n\n## What holds\n\n{shown}"
+    cells = tables.markdown(rows, columns)
+    return f"# Table 1 ({size}, {kind})\n\n{text}\n\n{cells}\n\n## What holds\n\n{shown}", {}
 
 
 def draw(table) -> None:
@@ -177,43 +183,35 @@ def draw(table) -> None:
     for (_, classes), entry in shown.items():
         by_classes.setdefault(classes, []).append(entry)
     for number, entries in enumerate(by_classes.values()):
-        rows = [pictures.attack_row(entry.plan, table.run(entry)) for entry in entries]
-        name = f"examples{f'_{number + 1}' * bool(number)}.png"
-        pictures.draw(rows, table.workdir / name, entries[0].plan.subject)
+        rows = [
+            pictures.attack_row(entry.plan, table.run(table.made[entry.name])) for entry in entries
+        ]
+        pictures.draw(rows, table.picture(number, "examples"), entries[0].plan.subject)
 
 
 def main(argv):
     """Attack each model, print the table, write everything."""
-    process, processes = console.start(argv)
+    share = console.start(argv)
     mesh = console.open_mesh()
 
     # 1. Everything that can be wrong is read before anything is written. Rows that the folder has
     # stay in the table.
-    names = sorted({*rows_in(FLAGS.workdir, "table1"), *FLAGS.models}, key=table_order)
+    finished = {row["network"] for row in rows_in(FLAGS.workdir, "table1").values()}
+    names = sorted({*finished, *FLAGS.models}, key=table_order)
     subjects = {name: inputs.subject(name) for name in names}
     entries = []
     for name, subject in subjects.items():
         same = [rival for rival in names if subjects[rival].about.task == subject.about.task]
         entries.append(entry_of(subject, tuple(rival for rival in same if rival != name)))
     settings = options.settings(__name__, UNRECORDED)
-    table = Table("table1", entries, settings=settings, process=process, processes=processes)
+    table = Table("table1", entries, settings=settings, share=share)
 
     # 2. A model at a time. Each process keeps its own images and waits for no other; process 0
     # joins what all have kept as soon as it is there.
-    for entry, row in table.rows(mesh, slots=FLAGS.slots):
-        count = f"{len(table.made)} of {len(entries)} models, {table.seconds:.0f} s"
-        scores_of_row = f"ORIG {row['orig']:.2f} ADVR {row['advr']:.2f} PERM {row['perm']:.2f}"
-        console.say(f"{entry.title}: {scores_of_row}  ({count})")
+    table.make(mesh, line)
 
-    # 3. The table, before its audit and after it: an audit can be interrupted.
-    if table.made:
-        markdown = report(table.all_rows, settings)
-        text = table.report(markdown)
-        draw(table)
-        if FLAGS.audit:
-            text = table.report(markdown, table.audit(mesh, slots=FLAGS.slots))
-        print(text)
-    table.finish()
+    # 3. The table, its pictures, its audit.
+    table.finish(mesh, report, draw)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from absl import app, flags
 
 from dag_jax import methods
 from dag_jax.engine.method import Method
+from dag_jax.models import DETECTION
 from dag_jax.report import findings, tables, tradeoff
 from dag_jax.runs import audit, audit_checks, scores
 from dag_jax.runs.attacks import Plan
@@ -188,20 +189,23 @@ COLUMNS = (
 )
 
 
-def report(subjects, rows, settings) -> str:
-    """Return variants.md: a table for each model."""
-    parts = [f"# Attack variants\n\n{_notes(settings, rows)}\n"]
-    for subject in subjects:
-        mine = [row for row in rows if row["network"] == subject.name]
-        if mine:
-            table = tables.markdown(mine, COLUMNS)
-            shown = findings.table1(mine, heading="variant")
-            title = subject.about.title
-            parts.append(f"## {title}\n\n{table}\n\n### What holds of {title}\n\n{shown}")
-    return "\n".join(parts)
+def line(entry, row) -> str:
+    """Return what is said of a row once it is there."""
+    return f"{row['model']}, {entry.title}: ORIG {row['orig']:.2f} ADVR {row['advr']:.2f}"
 
 
-def _notes(settings, rows) -> str:
+def report(table):
+    """Return variants.md, a table for each model, and nothing more for variants.json."""
+    parts = [f"# Attack variants\n\n{_notes(table)}\n"]
+    for title, rows in table.models.items():
+        cells = tables.markdown(rows, COLUMNS)
+        shown = findings.table1(rows, heading="variant")
+        parts.append(f"## {title}\n\n{cells}\n\n### What holds of {title}\n\n{shown}")
+    return "\n".join(parts), {}
+
+
+def _notes(table) -> str:
+    settings = table.settings
     kind = "rendered scenes" if settings["dataset"] == "scenes" else settings["dataset"]
     notes = [
         f"Images: {kind}. mIoU of a segmentation, 11-point VOC mAP of a detector, in percent; ADVR "
@@ -220,62 +224,49 @@ def _notes(settings, rows) -> str:
         "attacked, within 0 to 255; these are over images with targets. s an image: wall-clock "
         "seconds from one finished image to the next (targets, attack, writing it down); "
         f"{console.machine()}.",
-        *tables.class_notes(rows),
-        *tables.version_notes(rows),
+        *table.notes(),
     ]
     return "\n".join(f"{note}  " for note in notes)
 
 
-def draw(subjects, table) -> None:
+def draw(table) -> None:
     """Draw what each variant leaves of the score against the size of what it adds."""
     epsilon = table.settings["epsilon"]
-    for number, subject in enumerate(subjects):
-        rows = [row for row in table.all_rows if row["network"] == subject.name]
-        if rows:
-            name = f"variants{f'_{number + 1}' * bool(number)}.png"
-            groups = {
-                "stop by themselves": [row for row in rows if not row["bounded"]],
-                f"within {epsilon:g} grey levels": [row for row in rows if row["bounded"]],
-            }
-            tradeoff.draw(
-                {heading: group for heading, group in groups.items() if group},
-                table.workdir / name,
-                title=f"{subject.about.title} under attack ({rows[0]['images']} images)",
-                ylabel=f"{'mAP' if subject.about.detects else 'mIoU'} left (%)",
-            )
+    for number, (title, rows) in enumerate(table.models.items()):
+        groups = {
+            "stop by themselves": [row for row in rows if not row["bounded"]],
+            f"within {epsilon:g} grey levels": [row for row in rows if row["bounded"]],
+        }
+        tradeoff.draw(
+            {heading: group for heading, group in groups.items() if group},
+            table.picture(number),
+            title=f"{title} under attack ({rows[0]['images']} images)",
+            ylabel=f"{'mAP' if rows[0]['task'] == DETECTION else 'mIoU'} left (%)",
+        )
 
 
 def main(argv):
     """Attack by each variant, print the table, draw the plot."""
-    process, processes = console.start(argv)
+    share = console.start(argv)
     mesh = console.open_mesh()
 
     # 1. Everything that can be wrong is read before anything is written.
     finished = rows_in(FLAGS.workdir, "variants")
-    names = dict.fromkeys([*(name.split(" ")[0] for name in finished), *FLAGS.models])
-    subjects = [inputs.subject(name) for name in names]
     entries = []
-    for subject in subjects:
-        asked = asked_for(subject.about) if subject.name in FLAGS.models else []
-        there = [name for name in TITLES if f"{subject.name} {name}" in finished or name in asked]
-        entries += [entry_of(name, subject, first=name == there[0]) for name in there]
+    for name in dict.fromkeys([*(row["network"] for row in finished.values()), *FLAGS.models]):
+        subject = inputs.subject(name)
+        asked = asked_for(subject.about) if name in FLAGS.models else []
+        there = [variant for variant in TITLES if f"{name} {variant}" in finished]
+        wanted = [variant for variant in TITLES if variant in there or variant in asked]
+        entries += [entry_of(each, subject, first=each == wanted[0]) for each in wanted]
     settings = options.settings(__name__, UNRECORDED)
-    table = Table("variants", entries, settings=settings, process=process, processes=processes)
+    table = Table("variants", entries, settings=settings, share=share)
 
     # 2. A variant at a time; images and rows that are finished are kept.
-    for entry, row in table.rows(mesh, slots=FLAGS.slots):
-        both = f"ORIG {row['orig']:.2f} ADVR {row['advr']:.2f}"
-        console.say(f"{row['network']}, {entry.title}: {both}")
+    table.make(mesh, line)
 
-    # 3. The table and the plot, of all variants that are there.
-    if table.made:
-        markdown = report(subjects, table.all_rows, settings)
-        text = table.report(markdown)
-        draw(subjects, table)
-        if FLAGS.audit:
-            text = table.report(markdown, table.audit(mesh, slots=FLAGS.slots))
-        print(text)
-    table.finish()
+    # 3. The table, the plots and the audit, of all variants that are there.
+    table.finish(mesh, report, draw)
 
 
 if __name__ == "__main__":

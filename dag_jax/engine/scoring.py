@@ -6,24 +6,27 @@ none that can be seen: its captured arrays are constants of what is compiled.
 
 import dataclasses
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 
-def is_plain(score_fn) -> bool:
+def is_plain(score_fn: Any) -> bool:
     """Return whether a callable is no pytree: a function, whose parameters nobody sees."""
     return jax.tree_util.all_leaves([score_fn])
 
 
-def as_callable_pytree(score_fn):
+def as_callable_pytree(score_fn: Callable) -> Callable:
     """Return what scores images as a pytree in any case, a plain function as one without leaves."""
     score_fn = as_pytree(score_fn)
     return jax.tree_util.Partial(score_fn) if is_plain(score_fn) else score_fn
 
 
-def as_pytree(score_fn):
+def as_pytree(score_fn: Any) -> Callable:
     """Return a callable as one that compiles once, and whose leaves are arrays.
 
     `model.scores` of a model that is a pytree is a new object each time that it is named; as a
@@ -43,7 +46,9 @@ def as_pytree(score_fn):
     return jax.tree_util.Partial(_WithoutArrays(structure, others), arrays)
 
 
-def shapes_of_scores(score_fn, image_shape, *inputs):
+def shapes_of_scores(
+    score_fn: Callable, image_shape: tuple[int, ...], *inputs: Any
+) -> PyTree[jax.ShapeDtypeStruct]:
     """Return the scores of an image as `jax.ShapeDtypeStruct`; a pytree is traced once for all.
 
     Args:

@@ -54,7 +54,7 @@ class Chunk(NamedTuple):
 
 
 def attack_stream(
-    score_fn,
+    score_fn: Callable,
     examples: Iterable,
     method: Method = Method(),  # noqa: B008
     *,

@@ -47,9 +47,19 @@ def class_notes(rows) -> list[str]:
     return notes
 
 
-def version_notes(rows) -> list[str]:
-    """Return a sentence for the rows that more than one version made (--accept_version)."""
+def version_notes(rows, accepted=()) -> list[str]:
+    """Return a sentence on what more than one version made (--accept_version), if there is any.
+
+    Args:
+      rows: dicts with "title", and "accepted_versions" where there are some.
+      accepted: those of the folder itself, from `rundir.accepted`.
+    """
     mixed = [row["title"] for row in rows if row.get("accepted_versions")]
+    if not mixed and accepted:
+        return [
+            'Another version or device began this folder (--accept_version): "accepted" in its '
+            "manifest.json says which."
+        ]
     if not mixed:
         return []
     return [

@@ -8,11 +8,13 @@ import math
 import operator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from dag_jax import metrics
+from dag_jax.errors import UserError
 from dag_jax.models import Detector
 from dag_jax.progress import progress
 from dag_jax.runs import buckets
@@ -28,8 +30,25 @@ def clean_images(examples) -> buckets.Computed:
 
 
 def look(model, image, *extent):
-    """Run a whole model on an image: labels i32[H, W], or `metrics.Detections`."""
-    return (model.detect if isinstance(model, Detector) else model.predict)(image, *extent)
+    """Run a whole model on an image: labels i32[H, W], or `metrics.Detections`.
+
+    Raises:
+      ValueError: for a model that returns anything else.
+    """
+    title = type(model).__name__
+    if isinstance(model, Detector):
+        found = model.detect(image, *extent)
+        if not isinstance(found, metrics.Detections):
+            kind = type(found).__name__
+            raise UserError(f"{title}.detect returns a {kind}; it must return metrics.Detections")
+        return found
+    labels = model.predict(image, *extent)
+    if labels.shape != image.shape[:2] or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise UserError(
+            f"{title}.predict returns {labels.dtype}{list(labels.shape)}; it must return a class "
+            f"for each pixel, i32{list(image.shape[:2])}"
+        )
+    return labels
 
 
 @functools.partial(jax.jit, static_argnames="mesh")

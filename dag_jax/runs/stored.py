@@ -27,6 +27,9 @@ SUMS = (
 )
 
 
+LAUNCH = "table1"  # whose folders are read
+
+
 class Source(NamedTuple):
     """What is added to the images of a split: the sum of what was found for some models."""
 
@@ -51,13 +54,13 @@ def table_order(name):
 
 
 def open_run(folder):
-    """Return the folder that a launch wrote, as a path.
+    """Return the folder that a launch of Table 1 wrote, as a path.
 
     Args:
       folder: what a user gives as --run.
 
     Raises:
-      ValueError: where there is no such folder, or nothing in it.
+      ValueError: where there is no such folder, or another launch's, or nothing in it.
     """
     if not str(folder):
         raise UserError("--run is empty; it is the folder that experiments.table1 wrote")
@@ -66,9 +69,11 @@ def open_run(folder):
         raise UserError(f"--run: there is no folder {folder}; {_makes(folder)}")
     if not path.is_dir():
         raise UserError(f"--run: {folder} is not a folder; {_makes(folder)}")
-    if not files.names_in(path):
+    if not (names := files.names_in(path)):
         raise UserError(f"--run: the folder {folder} is empty; {_makes(folder)}")
-    return path
+    if rundir.MANIFEST in names and rundir.load_manifest(path).get("launch") == LAUNCH:
+        return path
+    raise UserError(f"--run: {folder} is no folder of Table 1; {_makes(folder)}")
 
 
 def _makes(folder):
@@ -103,7 +108,7 @@ class Stored:
 
     def __init__(self, folder, load_examples: Callable):
         self.folder = open_run(folder)
-        self.settings = files.load_json(self.folder / rundir.MANIFEST)["settings"]
+        self.settings = rundir.load_manifest(self.folder)["settings"]
         found = [
             files.load_json(self.folder / name / ROW, digest=True)
             for name in rundir.folders_in(self.folder, ROW)

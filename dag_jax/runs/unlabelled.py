@@ -44,9 +44,10 @@ def as_seen(
       ValueError: for what is no model, and for images that are no u8[H, W, 3].
     """
     about = models.about(model)
-    blank = ExampleSet([{"image_id": key, "image": images[key]} for key in images], about.classes)
+    blank = [{"image_id": key, "image": images[key]} for key in images]
+    blank = ExampleSet(blank, about.classes, void=None)
     predictions = evaluation.predict(model, evaluation.clean_images(blank))
-    examples = []
+    labelled = []
     for example, prediction in zip(blank, predictions, strict=True):
         seen = {"image_id": example["image_id"], "image": example["image"]}
         if about.detects:
@@ -54,8 +55,8 @@ def as_seen(
             seen["objects"] = {"boxes": objects.boxes, "label": objects.classes}
         else:
             seen["mask"] = prediction
-        examples.append(seen)
-    examples = ExampleSet(examples, about.classes, void=None)
+        labelled.append(seen)
+    examples = ExampleSet(labelled, about.classes, void=None)
     return subject_of(model, examples, name=name, weights_sha256=weights_sha256)
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import inspect
 import pathlib
 
 from absl import app, flags
@@ -9,11 +10,13 @@ from absl import app, flags
 from dag_jax import files, models, networks
 from dag_jax.datasets import ExampleSet, load_examples
 from dag_jax.errors import UserError
+from dag_jax.models import DETECTION, SEGMENTATION
 from dag_jax.networks import zoo
 from dag_jax.runs.subject import Subject, subject_of, weights_digest
-from experiments.common import options
 
 FLAGS = flags.FLAGS
+# The paper's test split of each task; scenes have the same names.
+SPLITS = {SEGMENTATION: "seg11valid", DETECTION: "voc07_test"}
 
 
 def load_model(name: str, *, miniature=None, checkpoints=None, precision=None):
@@ -58,26 +61,31 @@ def load_model(name: str, *, miniature=None, checkpoints=None, precision=None):
 
 
 def _from_function(name):
-    module, _, path = name.partition(":")
+    path, _, attribute = name.partition(":")
     try:
-        function = importlib.import_module(module)
+        module = importlib.import_module(path)
     except ModuleNotFoundError as error:
-        if error.name and not f"{module}.".startswith(f"{error.name}."):
+        if error.name and not f"{path}.".startswith(f"{error.name}."):
             raise  # the module is there, and lacks something itself
-        raise UserError(f"{name}: there is no module {module} here") from error
-    for part in path.split("."):
-        if not hasattr(function, part):
-            raise UserError(f"{name}: {module} has no {path}")
-        function = getattr(function, part)
+        raise UserError(f"{name}: there is no module {path} here") from error
+    try:
+        function = functools.reduce(getattr, attribute.split("."), module)
+    except AttributeError as error:
+        raise UserError(f"{name}: {error}") from error
     if not callable(function):
         raise UserError(f"{name} is no function; it returns a model when it is called")
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise UserError(f"{name} is called without arguments: {error}") from error
+    except ValueError:  # of functions that are not Python's nobody knows
+        pass
     return function()
 
 
 def split_of(model) -> str:
     """Return the split that a model is attacked on: --split, the model's own, or its task's."""
-    default = options.DEFAULTS[models.about(model).task]["split"]
-    return FLAGS.split or getattr(model, "split", None) or default
+    return FLAGS.split or getattr(model, "split", None) or SPLITS[models.about(model).task]
 
 
 @functools.lru_cache(maxsize=8)

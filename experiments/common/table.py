@@ -1,17 +1,15 @@
 """The skeleton of a launch that makes a table: claim its folder, make its rows, report, audit.
 
-    table = Table("table1", entries, settings=settings, process=process, processes=processes)
-    for entry, row in table.rows(mesh):
-        print(entry.name, row["advr"])
-    text = table.report(markdown)
-    text = table.report(markdown, table.audit(mesh))
-    table.finish()
+    table = Table("table1", entries, settings=settings, share=console.start(argv))
+    table.make(mesh, lambda entry, row: f"{entry.title}: ADVR {row['advr']:.2f}")
+    table.finish(mesh, report, draw)
 
 Each row has a folder of its own below the run's: whatever kills a launch, the same command goes on
 with the next image. Of several processes each makes its own images and waits for no other; process
 0 joins what all have kept, as soon as it is there.
 """
 
+import collections
 import functools
 import time
 from collections.abc import Callable
@@ -22,10 +20,12 @@ from absl import flags
 from dag_jax import files
 from dag_jax.errors import UserError
 from dag_jax.report import audit as audit_report
+from dag_jax.report import tables
 from dag_jax.runs import audit, failures, provenance, rundir, scores
 from dag_jax.runs.attacks import Plan
 from dag_jax.runs.audit import Audit
 from dag_jax.runs.dataset import ROW, attack_and_score, join_row
+from experiments.common import console
 
 FLAGS = flags.FLAGS
 
@@ -66,21 +66,23 @@ class Entry(NamedTuple):
 class Table:
     """A launch's table, from its folder to its text.
 
+    It reads the flags workdir, accept_version, slots and audit.
+
     Args:
       launch: its name, that of its files.
-      entries: its rows; those that the folder has already among them.
+      entries: its rows.
       settings: the flags that results depend on.
-      process: number of this process.
-      processes: their number.
+      share: (number of this process, number of processes), from `console.start`.
+      earlier: rows that stay in the table as they are, from `rows_in`; none of the entries'.
 
     Raises:
       UserError: where the folder is of another run, or damaged; nothing was changed then.
       OSError: where it cannot be written.
     """
 
-    def __init__(self, launch, entries, *, settings, process=0, processes=1):
+    def __init__(self, launch, entries, *, settings, share=(0, 1), earlier=()):
         self.launch, self.settings, self.entries = launch, settings, list(entries)
-        self._process, self._started = process, time.monotonic()
+        (self._process, processes), self._started = share, time.monotonic()
         manifest = {
             "launch": launch,
             "settings": settings,
@@ -89,56 +91,56 @@ class Table:
         }
         accept = {"accept_version": FLAGS.accept_version}
         self.workdir = rundir.claim(FLAGS.workdir, manifest, **accept)
+        parts = {part.name: part for entry in self.entries for part in entry.parts()}
+        folders = {name: self.workdir / rundir.folder_name(name) for name in parts}
         self._results = {}
-        for entry in self.entries:
-            for part in entry.parts():
-                self._results[part.name] = rundir.Results(
-                    self.workdir / rundir.folder_name(part.name),
-                    part.plan.manifest(launch=launch, settings=settings, **part.manifest),
-                    list(map(str, part.plan.subject.ids)),
-                    process=process,
-                    processes=processes,
-                    **accept,
-                )
-        self._notes = {
-            entry.name: self.workdir / rundir.folder_name(entry.name) / "failed"
-            for entry in self.entries
-        }
-        failures.forget(self._notes.values(), process, processes)
+        # Those that are there come first: what is wrong with one leaves no folder of another.
+        for name in sorted(parts, key=lambda name: not files.exists(folders[name])):
+            part = parts[name]
+            self._results[name] = rundir.Results(
+                folders[name],
+                part.plan.manifest(launch=launch, settings=settings, **part.manifest),
+                list(map(str, part.plan.subject.ids)),
+                process=self._process,
+                processes=processes,
+                **accept,
+            )
+        self._notes = {entry.name: folders[entry.name] / "failed" for entry in self.entries}
+        failures.forget(self._notes.values(), self._process, processes)
         self.made: dict[str, dict] = {}
-        self._earlier: dict[str, dict] = {}
+        self._earlier = list(earlier)
         self._errors: list[str] = []
 
-    @property
-    def seconds(self) -> float:
-        """Seconds since the folder was claimed."""
-        return time.monotonic() - self._started
-
-    def rows(self, mesh, *, slots=None):
+    def make(self, mesh, line) -> None:
         """Make the rows; what goes wrong with one costs no other.
 
-        Yields:
-          (entry, row), as they are complete; of process 0 alone.
+        Args:
+          mesh: devices.
+          line: function of an entry and its row, as process 0 has them: what is said once it is
+            complete.
         """
         waiting = []
         with failures.noted(self._notes.values(), self._process):
             for entry in self.entries:
                 with self._others_go_on(entry):
                     for part in entry.parts():
-                        results = self._results[part.name]
                         attack_and_score(
-                            part.plan, results, slots=slots, mesh=mesh, columns=part.columns
+                            part.plan,
+                            self._results[part.name],
+                            slots=FLAGS.slots,
+                            mesh=mesh,
+                            columns=part.columns,
                         )
-                waiting.append(entry)
+                    waiting.append(entry)
                 if self._process == 0:
-                    yield from self._join(waiting, wait=entry is self.entries[-1])
+                    self._join(waiting, line, wait=entry is self.entries[-1])
 
     def _others_go_on(self, entry):
         folder = self._notes[entry.name]
         return failures.others_go_on(folder, entry.title, self._process, self._errors)
 
-    def _join(self, waiting, *, wait):
-        """Yield those of the entries that every process has finished, and take them out."""
+    def _join(self, waiting, line, *, wait):
+        """Make the rows of those entries that every process has finished, and take them out."""
         for entry in list(waiting):
             if not (wait or self._is_complete(entry)):
                 continue
@@ -149,8 +151,9 @@ class Table:
                     lambda entry=entry: self._lacks(entry),
                     lambda entry=entry: failures.failures(self._notes[entry.name]),
                 )
-                self.made[entry.name] = self._row(entry)
-                yield entry, self.made[entry.name]
+                row = self.made[entry.name] = self._row(entry)
+                count = f"{len(self.made)} of {len(self.entries)} rows"
+                console.say(f"{line(entry, row)}  ({count})")
 
     def _is_complete(self, entry):
         return all(self._results[part.name].is_complete(part.columns[-1]) for part in entry.parts())
@@ -163,11 +166,9 @@ class Table:
         return f"{entry.title}: {failures.images_of(missing)}"
 
     def _row(self, entry):
-        parts = entry.parts()
-        row, beside = None, None
-        for part in parts:
-            results = self._results[part.name]
-            beside = row
+        row = None
+        for part in entry.parts():
+            results, beside = self._results[part.name], row
             row = join_row(
                 part.plan,
                 results,
@@ -178,89 +179,118 @@ class Table:
             )
         return row
 
-    def audit(self, mesh, *, slots=None) -> dict:
-        """Return what the audit finds of each row."""
-        asked = {
-            rundir.folder_name(entry.name): Audit(
-                entry.plan,
-                entry.checks,
-                entry.rivals and tuple(map(rundir.folder_name, entry.rivals)),
-            )
-            for entry in self.entries
-            if entry.name in self.made and entry.checks
-        }
-        found = audit.of_table(self.workdir, asked, mesh=mesh, slots=slots)
-        names = {rundir.folder_name(entry.name): entry.name for entry in self.entries}
-        return {names[folder]: findings for folder, findings in found.items()}
-
-    def keep_rows(self, names) -> None:
-        """Let rows of earlier launches stay in the table, which this one does not make again.
-
-        Args:
-          names: of rows, as `rows_in` gives them.
-        """
-        made_now = {entry.name for entry in self.entries}
-        for name in names:
-            path = self.workdir / rundir.folder_name(name) / ROW
-            if name not in made_now and path.exists():
-                row = files.load_json(path, digest=True)
-                if "title" in row:
-                    self._earlier[name] = row
-
     @property
-    def all_rows(self) -> list[dict]:
+    def rows(self) -> list[dict]:
         """The rows of earlier launches, and those that were made in the order of the entries."""
         made = [self.made[entry.name] for entry in self.entries if entry.name in self.made]
-        return [*self._earlier.values(), *made]
+        return _told_apart([*self._earlier, *made])
 
-    def run(self, entry) -> rundir.Run:
-        """Return what the folder of an entry holds."""
-        return rundir.read(self._results[entry.name].folder)
+    @property
+    def models(self) -> dict[str, list[dict]]:
+        """The rows of each model, by its title."""
+        by_name: dict = {}
+        for row in self.rows:
+            by_name.setdefault(row["network"], []).append(row)
+        return {rows[0]["model"]: rows for rows in by_name.values()}
 
-    def report(self, markdown: str, found=None, *, more: dict | None = None) -> str:
-        """Write the table and what its audit found as Markdown and JSON.
+    def run(self, row) -> rundir.Run:
+        """Return what the folder of a row holds."""
+        return rundir.read(self.workdir / rundir.folder_name(row["row"]))
+
+    def picture(self, number=0, name=None):
+        """Return the path of a PNG of the launch, or of another name; of several by number."""
+        return self.workdir / f"{name or self.launch}{f'_{number + 1}' * bool(number)}.png"
+
+    def notes(self) -> list[str]:
+        """Return what there is to say of the classes that rows compare, and of versions."""
+        accepted = rundir.accepted(self.workdir)
+        return [*tables.class_notes(self.rows), *tables.version_notes(self.rows, accepted)]
+
+    def finish(self, mesh, report, draw) -> None:
+        """Write and print the table, draw, audit; raise what went wrong with rows.
+
+        The table is written before its audit, too: that takes its time, and can be interrupted.
 
         Args:
-          markdown: the table and its notes.
-          found: from `audit`; None before it.
-          more: what else the JSON file holds.
-
-        Returns:
-          The Markdown.
-        """
-        titles = {row["row"]: row["title"] for row in self.all_rows}
-        content = {"settings": self.settings, "rows": self.all_rows, **(more or {})}
-        return audit_report.write(
-            self.workdir, self.launch, markdown, content, titles=titles, findings=found or {}
-        )
-
-    def finish(self) -> None:
-        """Say where results are; raise what went wrong with rows.
+          mesh: devices.
+          report: function of the table that returns (Markdown, what else its JSON file holds).
+          draw: function of the table that draws its pictures.
 
         Raises:
           UserError: naming the rows that could not be made.
         """
         if self._process:
             print(f"process {self._process} is done; process 0 writes the table: {self.workdir}/")
-        else:
-            print(f"{self.seconds:.0f} s; results: {self.workdir}/")
+        elif self.made:
+            markdown, more = report(self)
+            folders = {rundir.folder_name(row["row"]): row["row"] for row in self.rows}
+            kept = audit.kept(self.workdir, folders)
+            found = {folders[folder]: findings for folder, findings in kept.items()}
+            text = self._write(markdown, more, found)
+            draw(self)
+            if FLAGS.audit:
+                text = self._write(markdown, more, found | self._audit(mesh))
+            seconds = time.monotonic() - self._started
+            print(f"{text}\n{seconds:.0f} s; results: {self.workdir}/")
         if self._errors:
             raise UserError("no row of " + "; no row of ".join(self._errors))
+
+    def _audit(self, mesh) -> dict:
+        """Return what the audit finds of each row."""
+        folders = {name: rundir.folder_name(name) for name in self.made}
+        asked = {}
+        for entry in self.entries:
+            if entry.name in self.made and entry.checks:
+                rivals = entry.rivals
+                if rivals is not None:
+                    rivals = tuple(folders[name] for name in rivals if name in self.made)
+                asked[folders[entry.name]] = Audit(entry.plan, entry.checks, rivals)
+        found = audit.of_table(self.workdir, asked, mesh=mesh, slots=FLAGS.slots)
+        return {name: found[folder] for name, folder in folders.items() if folder in found}
+
+    def _write(self, markdown, more, found):
+        content = {"settings": self.settings, "rows": self.rows, **more}
+        titles = {row["row"]: row["title"] for row in self.rows}
+        return audit_report.write(
+            self.workdir, self.launch, markdown, content, titles=titles, findings=found
+        )
 
 
 def _completed(entry, results, beside, row):
     """Return a row with what its launch says of it."""
-    row = row | {"row": entry.name, "title": entry.title}
+    about = entry.plan.subject.about
+    row = row | {"row": entry.name, "title": entry.title, "model": about.title}
     return entry.complete(entry, results, row, beside) if entry.complete else row
 
 
-def rows_in(workdir, launch) -> list[str]:
-    """Return the names of the rows that a folder has from earlier launches; none without a table.
+def _told_apart(rows):
+    """Return rows whose models have their names in their titles, where several have one title."""
+    networks = collections.defaultdict(set)
+    for row in rows:
+        networks[row["model"]].add(row["network"])
+
+    def named(row):
+        if len(networks[row["model"]]) == 1:
+            return row
+        title = f"{row['model']} ({row['network']})"
+        return row | {"model": title} | ({"title": title} if row["title"] == row["model"] else {})
+
+    return list(map(named, rows))
+
+
+def rows_in(workdir, launch) -> dict[str, dict]:
+    """Return the rows that a folder has from earlier launches of this name, by their own names.
 
     Raises:
-      UserError: where its table is damaged.
+      UserError: where one is damaged, or the folder's manifest.
     """
-    path = files.open_folder(workdir) / f"{launch}.json"
-    if not path.exists():
-        return []
-    return [row["row"] for row in files.load_json(path)["rows"]]
+    folder = files.open_folder(workdir)
+    if not files.exists(folder / rundir.MANIFEST):
+        return {}
+    if rundir.load_manifest(folder).get("launch") != launch:  # `Table` says so
+        return {}
+    rows = [
+        files.load_json(folder / name / ROW, digest=True)
+        for name in sorted(rundir.folders_in(folder, ROW))
+    ]
+    return {row["row"]: row for row in rows}
