@@ -44,8 +44,8 @@ def as_seen(
       ValueError: for what is no model, and for images that are no u8[H, W, 3].
     """
     about = models.about(model)
-    blank = [{"image_id": key, "image": images[key]} for key in images]
-    blank = ExampleSet(blank, about.classes, void=None)
+    alone = [{"image_id": key, "image": images[key]} for key in images]
+    blank = ExampleSet(alone, about.classes, void=None)
     predictions = evaluation.predict(model, evaluation.clean_images(blank))
     labelled = []
     for example, prediction in zip(blank, predictions, strict=True):
