@@ -26,7 +26,7 @@ from dag_jax.engine import planted
 from dag_jax.engine.checks import WHITE, check
 from dag_jax.engine.door import attack
 from dag_jax.engine.objective import active_targets, margin_loss
-from dag_jax.engine.scoring import as_callable_pytree
+from dag_jax.engine.scoring import as_callable_pytree, told_apart
 from dag_jax.engine.stream import attack_stream
 from dag_jax.engine.targets import Targets, map_targets
 
@@ -86,7 +86,7 @@ def audit(
     References: Carlini et al., 2019; Athalye et al., ICML 2018, section 3.1.
     """
     check(score_fn, image, targets)
-    score_fn = as_callable_pytree(score_fn)
+    score_fn = told_apart(as_callable_pytree(score_fn))
     image = np.asarray(image, np.float32)
     rng = np.random.default_rng(seed)
     scores = _score(score_fn, image)

@@ -17,7 +17,7 @@ from dag_jax.arrays import Array
 from dag_jax.engine.algorithm import Attack, run
 from dag_jax.engine.checks import check, check_score_fn, check_start
 from dag_jax.engine.method import Method
-from dag_jax.engine.scoring import as_pytree, is_plain
+from dag_jax.engine.scoring import as_pytree, is_plain, told_apart
 from dag_jax.engine.targets import Targets
 from dag_jax.errors import UserError
 
@@ -131,7 +131,7 @@ def _call(function, score_fn, image, targets, method, start):
     image = image.astype(np.float32)
     if is_plain(score_fn):
         return _program(function, score_fn)(method, image, targets, start)
-    return _compiled(function, method, score_fn, image, targets, start)
+    return _compiled(function, method, told_apart(score_fn), image, targets, start)
 
 
 @functools.partial(jax.jit, static_argnums=0)

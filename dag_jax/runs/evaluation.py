@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from dag_jax import metrics
+from dag_jax.engine.scoring import kind_of
 from dag_jax.errors import UserError
 from dag_jax.models import Detector
 from dag_jax.progress import progress
@@ -51,8 +52,10 @@ def look(model, image, *extent):
     return labels
 
 
-@functools.partial(jax.jit, static_argnames="mesh")
-def _predict_batch(model, images, *extents, mesh):
+@functools.partial(jax.jit, static_argnames=("mesh", "kind"))
+def _predict_batch(model, images, *extents, mesh, kind):
+    del kind  # `kind_of` the model
+
     def each(model, images, *extents):
         axes = (None, 0) + (0,) * len(extents)
         return jax.vmap(look, axes)(model, images, *extents)
@@ -91,6 +94,7 @@ def predict_each(model, images, *, shapes=None, label=None, mesh=None):
     mesh = Mesh(mesh.devices, mesh.axis_names)  # whatever kind of axes it had
     with progress(total=len(images), desc=label, unit="image", disable=label is None) as bar:
         for group in buckets.group(model, shapes):
+            kind = kind_of(group.model)
             most = min(max(1, _BATCH_PIXELS // math.prod(group.shape)), _BATCH)
             # One image alone goes through other kernels, and could differ in the last bits.
             batch = mesh.size * min(max(-(-len(group.rows) // mesh.size), 2), most)
@@ -99,7 +103,7 @@ def predict_each(model, images, *, shapes=None, label=None, mesh=None):
                 some = rows + rows[-1:] * (batch - len(rows))  # the last batch is as long as all
                 padded = np.stack([group.pad(np.float32(images[row])) for row in some])
                 extents = (np.int32([shapes[row][:2] for row in some]),) if group.padded else ()
-                result = _predict_batch(group.model, padded, *extents, mesh=mesh)
+                result = _predict_batch(group.model, padded, *extents, mesh=mesh, kind=kind)
                 result = jax.device_get(result)
                 for place, row in enumerate(rows):
                     alone = jax.tree.map(operator.itemgetter(place), result)

@@ -14,6 +14,7 @@ from jaxtyping import Num, PRNGKeyArray
 
 from dag_jax import models
 from dag_jax.arrays import Array
+from dag_jax.engine.scoring import kind_of, told_apart
 from dag_jax.engine.targets import (
     Targets,
     absent_labels,
@@ -83,16 +84,21 @@ def detector_targets(
         (),
         {"iou": np.float32(iou), "confidence": np.float32(confidence)},
         {},
+        kind=kind_of(model),
     )
     return targets, models.score_fn(model, handle)
 
 
-@functools.partial(jax.jit, static_argnames="counts")
-def _find_targets(model, key, image, boxes, labels, valid, extent, limits, options, counts=()):
+@functools.partial(jax.jit, static_argnames=("counts", "kind"))
+def _find_targets(
+    model, key, image, boxes, labels, valid, extent, limits, options, counts=(), *, kind
+):
     """Return (targets, handle, number of candidates), rows with targets first.
 
-    `options` and `counts` are the model's own, numbers that are traced and numbers that are not.
+    `options` and `counts` are the model's own, numbers that are traced and numbers that are not;
+    `kind` is `kind_of` the model.
     """
+    del kind
     about = models.about(model)
     candidates = model.propose(image, *extent, **options, **dict(counts))
     if not isinstance(candidates, models.Candidates):
@@ -168,6 +174,7 @@ def candidate_targets(subject: Subject, group, example, seed, *, nms_threshold=N
         {},
         options,
         counts=counts,
+        kind=kind_of(group.model),
     )
     return jax.device_get(found)
 
@@ -244,6 +251,6 @@ def drawn_targets(subject: Subject, group, example, seed):
     shape, void = example["image"].shape, subject.examples.void
     image = group.pad(example["image"].astype(np.float32))
     drawn = group.pad(example["mask"][:, :, 0].astype(np.int32), void)
-    score_fn = models.score_fn(group.model)
+    score_fn = told_apart(models.score_fn(group.model))
     targets = _drawn_targets(score_fn, image, drawn, *group.extent(shape), void=void)
     return buckets.crop(jax.device_get(targets), shape, group.shape), ()
