@@ -65,7 +65,7 @@ def contents(folder, *but):
 def test_the_attack_lowers_the_score_of_any_model(attacked, toys, name):
     row, folder = attacked(name)
     assert row.keys() >= FIELDS
-    assert row["orig"] > 20 and row["advr"] < 0.6 * row["orig"] and row["perm"] > row["advr"]
+    assert row["orig"] > 20 and row["advr"] < 0.8 * row["orig"] and row["perm"] > row["advr"]
     assert abs(row["advr_uint8"] - row["advr"]) < 10
     assert row["images"] == 2 and row["no_targets"] == 0
     assert 0 < row["perceptibility"] < 0.05 and 0 < row["largest_change_median"] <= 6
@@ -87,24 +87,18 @@ def test_the_row_says_which_classes_were_compared(attacked, toys, name):
 
 
 @pytest.mark.parametrize("name", COMPARED)
-def test_the_folder_holds_every_image(attacked, scenes, name):
+def test_the_folder_holds_every_image(attacked, toys, scenes, name):
     row, folder = attacked(name)
     run = runs.read(folder)
     assert run.keys == scenes(2).ids
     for example in scenes(2):
         record, image = run.record(example["image_id"]), run.image(example["image_id"])
-        difference = image.astype(float) - example["image"] - run.perturbation(example["image_id"])
-        assert np.abs(difference).max() <= 0.5 or image.min() == 0 or image.max() == 255
+        exact = np.clip(example["image"] + run.perturbation(example["image_id"]), 0, 255)
+        assert np.abs(image - exact).max() < 0.501
         assert record["active_counts"][0] > record["active_counts"][-1]
         assert len(record["active_counts"]) == record["num_steps"] + 1 <= 13
-    assert run.manifest["classes"] == list(models_classes(name))
+    assert run.manifest["classes"] == list(toys[name].classes)
     assert run.manifest["method"] == METHOD.describe() == row["method"]
-
-
-def models_classes(name):
-    from tests import toy_models
-
-    return getattr(toy_models, name)().classes
 
 
 def test_more_examples_add_to_the_folder(attacked, attack, toys, scenes, tmp_path):
@@ -114,7 +108,7 @@ def test_more_examples_add_to_the_folder(attacked, attack, toys, scenes, tmp_pat
     row = attack(toys["segmenter"], scenes(3), METHOD, tmp_path / "run")
     assert row["images"] == 3 and row["intervals"] != before["intervals"]
     now = contents(tmp_path / "run")
-    added = {name for name in now if "scene_2" in name}
+    added = {name for name in now if "scene_5" in name}
     assert now.keys() - added == kept.keys() and len(added) == 2 + len(scores.COLUMNS)
     assert all(now[name] == kept[name] for name in kept if name != "row.json")
     # With the first ones alone, the row is theirs again, and no file goes.
@@ -133,7 +127,7 @@ def test_an_interrupted_call_goes_on_to_the_same_bytes(attack, toys, scenes, tmp
     global stops_at
     run = functools.partial(attack, toys["segmenter"], scenes(3), SHORT, targets_of=stopping)
     whole = run(tmp_path / "whole")
-    stops_at = "scene_2"
+    stops_at = "scene_5"
     try:
         with pytest.raises(RuntimeError, match="interrupted"):
             run(tmp_path / "cut")
@@ -141,7 +135,7 @@ def test_an_interrupted_call_goes_on_to_the_same_bytes(attack, toys, scenes, tmp
         stops_at = None
     assert not (tmp_path / "cut" / "row.json").exists()
     done = contents(tmp_path / "cut", "scores")
-    assert runs.read(tmp_path / "cut").keys == ["scene_0", "scene_1"]
+    assert runs.read(tmp_path / "cut").keys == ["scene_13", "scene_2"]
     assert run(tmp_path / "cut") == whole
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
     assert contents(tmp_path / "cut").items() >= done.items()
@@ -155,7 +149,7 @@ def test_an_interrupted_call_goes_on_to_the_same_bytes(attack, toys, scenes, tmp
         ({"targets_of": stopping}, "targets: now "),
         ({"model": "half"}, "weights_sha256: now "),
         ({"model": "sigmoid"}, "classes.0: now "),
-        ({"examples": "inverted"}, "was made of another image of the name 'scene_0'"),
+        ({"examples": "inverted"}, "was made of another image of the name 'scene_13'"),
     ],
 )
 def test_a_folder_of_anything_else_is_refused(attacked, attack, toys, scenes, change, message):
@@ -186,10 +180,8 @@ def test_only_the_columns_that_are_asked_for_are_scored(attack, toys, scenes, tm
     assert folders == {"orig", "advr_uint8"}
 
 
-def test_the_paper_s_method_is_the_model_s():
-    from tests import toy_models
-
-    method = runs.paper_method(toy_models.sigmoid())
+def test_the_paper_s_method_is_the_model_s(toys):
+    method = runs.paper_method(toys["sigmoid"])
     assert (method.margin, method.max_steps, method.step_size) == (1.0, 20, 0.5)
 
 
