@@ -21,6 +21,7 @@ soon as it is finished: whatever kills a launch, the same command goes on with t
 shapes, words and models add rows; a folder of another class, other settings or versions is refused.
 """
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -32,7 +33,7 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from dag_jax import methods, metrics
+from dag_jax import methods, metrics, models
 from dag_jax.datasets import ExampleSet, drawings, photographs
 from dag_jax.errors import UserError
 from dag_jax.models import SEGMENTATION
@@ -130,21 +131,31 @@ def read_mask(path, about, void):
     return scaled, sha256
 
 
+def class_inside(about) -> int:
+    """Return the index of --class_name in a model's classes, called as by models and datasets.
+
+    Raises:
+      app.UsageError: where the model has no background to draw on, or no such class.
+    """
+    if about.background is None:
+        raise app.UsageError(f"{about.title} has no background to draw on")
+    with contextlib.suppress(UserError):  # there is no such class
+        (index,) = models.share_classes(about, (FLAGS.class_name,)).of_model
+        if index != about.background:
+            return index
+    known = [name for i, name in enumerate(about.classes) if i != about.background]
+    raise app.UsageError(f"--class_name={FLAGS.class_name}: {about.title} has {', '.join(known)}")
+
+
 def drawing_of(kind, word, subject) -> Drawing:
     """Return a drawing in a model's classes: of one of `KINDS`, with its word if it has one.
 
     Raises:
-      app.UsageError: where the model has no background, or no such class.
+      app.UsageError: as `class_inside` says.
       UserError: for a mask that cannot be read, or is of nothing.
     """
     about = subject.about
-    if about.background is None:
-        raise app.UsageError(f"{about.title} has no background to draw on")
-    known = [name for i, name in enumerate(about.classes) if i != about.background]
-    if FLAGS.class_name not in known:
-        raise app.UsageError(
-            f"--class_name={FLAGS.class_name}: {about.title} has {', '.join(known)}"
-        )
+    classes = class_inside(about), about.background
     facts = {"shape": kind, "class_name": FLAGS.class_name}
     if kind == "file":
         mask_of, sha256 = read_mask(FLAGS.mask, about, subject.examples.void)
@@ -154,7 +165,6 @@ def drawing_of(kind, word, subject) -> Drawing:
     if kind == "word":
         name, title = f"word_{urllib.parse.quote(word, safe='')}", f"“{word}”"
         shape_of, facts = functools.partial(drawings.word, text=word), facts | {"word": word}
-    classes = about.classes.index(FLAGS.class_name), about.background
     title = f"{title} ({FLAGS.class_name})"
     return Drawing(name, title, foreground(shape_of, *classes), facts)
 

@@ -1,4 +1,4 @@
-"""Three models of nobody's framework, as users write them: launches load them by
+"""Models of nobody's framework, as users write them: launches load them by
 `--models=tests.toy_models:segmenter,tests.toy_models:two_stage,tests.toy_models:sigmoid`.
 
 They know what rendered scenes are made of (a hue and a wave for each class), so that they see
@@ -135,6 +135,19 @@ class TwoStage:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Dense(TwoStage):
+    """A two-stage detector whose proposals can be chosen."""
+
+    def propose(self, image, *, nms_threshold=0.7, max_proposals=64):
+        """Return the anchors that hold most of a class, and do not overlap by more."""
+        boxes = jnp.asarray(anchors(image.shape))
+        held = in_boxes(self.gains, image, boxes)[:, 1:].max(axis=1)
+        best, valid = detection.nms(boxes, held, threshold=nms_threshold, max_outputs=max_proposals)
+        return Candidates(boxes[best], boxes[best], valid)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class OneStage:
     """A detector with a sigmoid head: a class that VOC lacks, and two names of COCO's."""
 
@@ -169,6 +182,11 @@ class OneStage:
 def two_stage():
     """Return a two-stage detector."""
     return TwoStage(jnp.float32([2, 2]))
+
+
+def dense():
+    """Return a two-stage detector whose proposals can be chosen."""
+    return Dense(jnp.float32([2, 2]))
 
 
 def sigmoid():

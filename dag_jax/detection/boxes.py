@@ -6,6 +6,8 @@ A box is float32 [x0, y0, x1, y1] in pixels, 0-based with inclusive corners, so 
 x1 - x0 + 1. All arguments of one call are in the same frame, whichever that is.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Integer
@@ -108,7 +110,7 @@ def decode_boxes(
 
 
 def clip_boxes(
-    boxes: Float[Array, "*S 4"], shape: tuple[int, int] | Integer[Array, "2"]
+    boxes: Float[Array, "*S 4"], shape: Sequence[int | Integer[Array, ""]] | Integer[Array, "2"]
 ) -> Float[jax.Array, "*S 4"]:
     """Clip boxes to an image.
 

@@ -8,6 +8,7 @@ is forked from one that has imported JAX and not used it, and runs `python -m ex
 
 import contextlib
 import importlib
+import io
 import json
 import os
 import pathlib
@@ -18,11 +19,12 @@ import time
 
 import jax
 import pytest
-from absl import app, flags
+from absl import flags
 from absl.testing import flagsaver
 
-from dag_jax.errors import UserError
+from dag_jax import datasets
 from experiments.common import console
+from tests.experiments import small
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCHER = """
@@ -37,6 +39,13 @@ lru_cache.LRUCache._evict_if_needed = lambda *args, **options: None  # as in tes
 
 for line in sys.stdin:
     job = json.loads(line)
+    if "wait" in job:
+        print(os.waitstatus_to_exitcode(os.waitpid(job["wait"], 0)[1]), flush=True)
+        continue
+    if "ended" in job:
+        look = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        print(int(os.waitid(os.P_PID, job["ended"], look) is not None), flush=True)
+        continue
     child = os.fork()
     if not child:
         for number, name in enumerate((os.devnull, job["stdout"], job["stderr"])):
@@ -44,13 +53,15 @@ for line in sys.stdin:
         signal.alarm(600)
         # A shell's background jobs ignore Ctrl-C, and hand that down.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if job["doomed"]:
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
         sys.argv = [job["module"], *job["flags"]]
         if job["module"].endswith(".py"):
             runpy.run_path(job["module"], run_name="__main__")
         else:
             runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
         sys.exit()
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    print(child, flush=True)
 """
 
 
@@ -62,65 +73,93 @@ def launcher():
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     process = subprocess.Popen([sys.executable, "-c", LAUNCHER], cwd=ROOT, env=environment, **pipes)
+
+    def ask(job):
+        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.flush()
+        return int(process.stdout.readline())
+
     with process:
-        yield process
+        yield ask
         process.stdin.close()
 
 
-def as_in_a_shell(returncode):
-    """Return the exit code that a shell has for what `subprocess` returns; signals are 128 more."""
-    return returncode if returncode >= 0 else 128 - returncode
+class Launched:
+    """A launch that was started: `kill` it, `wait` for it."""
+
+    def __init__(self, ask, module, flags, outputs, *, doomed):
+        self._ask, self.command = ask, [sys.executable, "-m", module, *flags]
+        self._paths = {stream: outputs / stream for stream in ("stdout", "stderr")}
+        job = {stream: str(path) for stream, path in self._paths.items()}
+        self._pid = ask(job | {"module": module, "flags": flags, "doomed": doomed})
+
+    def kill(self, number=signal.SIGKILL):
+        """Send a signal; it has not been waited for, so nobody else has its number."""
+        os.kill(self._pid, number)
+
+    def ended(self):
+        """Return whether it has ended, without waiting."""
+        return bool(self._ask({"ended": self._pid}))
+
+    def wait(self):
+        """Return the finished process; its exit code is a shell's, signals being 128 more."""
+        code = self._ask({"wait": self._pid})
+        texts = {stream: path.read_text() for stream, path in self._paths.items()}
+        return subprocess.CompletedProcess(self.command, code if code >= 0 else 128 - code, **texts)
 
 
 @pytest.fixture(scope="session")
-def launch(cache, launcher, tmp_path_factory):
-    """Run `python -m experiments.<name>`, or a file of that path; return the finished process.
+def start(cache, launcher, tmp_path_factory):
+    """Start `python -m experiments.<name>`, or a file of that path.
+
+    One that is `doomed` reads what is compiled, and leaves no half of a program to others.
+    """
+
+    def run(name, *flags, doomed=False):
+        module = str(name) if isinstance(name, pathlib.Path) else f"experiments.{name}"
+        without = ("attack_image", "convergence", "convert_weights", "fetch_weights", "full_size")
+        if isinstance(name, str) and name not in without:  # these read no dataset
+            flags = (*flags, f"--cache_dir={cache}")
+        outputs = tmp_path_factory.mktemp("outputs")
+        return Launched(launcher, module, list(map(str, flags)), outputs, doomed=doomed)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def launch(start):
+    """Start a launch and return the finished process.
 
     With `fails` it must end in an error; with `kill_at` it gets a signal once that file exists.
     """
 
-    outputs = tmp_path_factory.mktemp("outputs")
-
     def run(name, *flags, fails=False, kill_at=None, kill_by=signal.SIGKILL):
-        module = str(name) if isinstance(name, pathlib.Path) else f"experiments.{name}"
-        command = [sys.executable, "-m", module, *flags]
-        without = ("attack_image", "convergence", "convert_weights", "fetch_weights", "full_size")
-        if isinstance(name, str) and name not in without:  # these read no dataset
-            command.append(f"--cache_dir={cache}")
-        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-        options = {"cwd": ROOT, "env": environment, "text": True}
-        paths = {stream: outputs / stream for stream in ("stdout", "stderr")}
-        for path in paths.values():
-            path.unlink(missing_ok=True)
+        launched = start(name, *flags, doomed=kill_at is not None)
         if kill_at is not None:
-            # It reads what is compiled, and leaves no half of a program to others.
-            environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1e9"
-            # A shell's background jobs ignore Ctrl-C, and hand that down.
-            listen = (
-                "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
-                "os.execv(sys.argv[1], sys.argv[1:])"
-            )
-            command = [sys.executable, "-c", listen, *command]
-            with paths["stderr"].open("w") as stderr:
-                process = subprocess.Popen(command, stderr=stderr, **options)
-            while not kill_at.exists():
-                assert process.poll() is None, f"no {kill_at}: {paths['stderr'].read_text()}"
+            while not (kill_at.exists() or launched.ended()):
                 time.sleep(0.01)
-            process.send_signal(kill_by)
-            returncode = as_in_a_shell(process.wait())
-            return subprocess.CompletedProcess(
-                command, returncode, stderr=paths["stderr"].read_text()
-            )
-        job = {"module": module, "flags": command[3:]}
-        job |= {stream: str(path) for stream, path in paths.items()}
-        launcher.stdin.write(json.dumps(job) + "\n")
-        launcher.stdin.flush()
-        returncode = as_in_a_shell(int(launcher.stdout.readline()))
-        texts = {stream: path.read_text() for stream, path in paths.items()}
-        assert (returncode != 0) == fails, texts["stdout"] + texts["stderr"]
-        return subprocess.CompletedProcess(command, returncode, **texts)
+            launched.kill(kill_by)
+        process = launched.wait()
+        failed = process.returncode != 0
+        assert failed == (fails or kill_at is not None), process.stdout + process.stderr
+        return process
 
     return run
+
+
+@pytest.fixture(scope="session")
+def toys(launch, tmp_path_factory):
+    """Table 1 of all models of `small`, audited: (folder, flags, process). Only to be read."""
+    workdir = tmp_path_factory.mktemp("toys") / "table1"
+    flags = (f"--models={','.join(small.TITLES)}", f"--image_ids={','.join(small.SCENES)}")
+    flags = (*flags, *small.STEPS, f"--workdir={workdir}")
+    return workdir, flags, launch("table1", *flags)
+
+
+@pytest.fixture(scope="session")
+def scenes(cache):
+    """The images of `small`, a `datasets.ExampleSet`."""
+    return datasets.load_examples("scenes", small.SPLIT, cache_dir=cache, image_ids=small.SCENES)
 
 
 @contextlib.contextmanager
@@ -145,28 +184,44 @@ def load_launch():
     return imported
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def call(cache):
     """Call a launch's main in this process, where it shares what is compiled with other tests."""
-    precision = jax.config.jax_default_matmul_precision
 
     def run(name, *given):
-        with imported(name) as module:
-            if "cache_dir" in flags.FLAGS:
-                given = (*given, f"--cache_dir={cache}")
-            module.main(flags.FLAGS([name, *given]))
+        precision = jax.config.jax_default_matmul_precision
+        try:
+            with imported(name) as module:
+                if "cache_dir" in flags.FLAGS:
+                    given = (*given, f"--cache_dir={cache}")
+                module.main(flags.FLAGS([name, *given]))
+        finally:
+            jax.config.update("jax_default_matmul_precision", precision)
 
-    yield run
-    jax.config.update("jax_default_matmul_precision", precision)
+    return run
 
 
 @pytest.fixture
 def refuse(call):
-    """Call a launch's main with flags that it must refuse; return what it says to its user."""
+    """Call a launch's main with flags that it must refuse; return what it says to its user.
+
+    That is a line, with an exit code of 1 or 2, and the folder is as it was.
+    """
 
     def run(name, *given):
-        with pytest.raises((UserError, app.UsageError, flags.Error)) as caught:
-            call(name, *given)
-        return str(caught.value)
+        folders = [flag.partition("=")[2] for flag in given if flag.startswith("--workdir=")]
+        before = [small.everything(folder, without=()) for folder in folders]
+        stderr = io.StringIO()
+        with contextlib.redirect_stderr(stderr), pytest.raises(SystemExit) as ended:
+            with console._in_one_line():
+                call(name, *given)
+        if ended.value.code == 2:
+            text, _, hint = stderr.getvalue().partition("\n")
+            assert hint == "(--help lists the flags)\n"
+        else:  # Python prints it, and the code is 1
+            text = ended.value.code
+        assert text.startswith("error: ") and "\n" not in text, text
+        assert before == [small.everything(folder, without=()) for folder in folders]
+        return text.removeprefix("error: ")
 
     return run

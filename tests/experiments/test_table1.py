@@ -1,13 +1,11 @@
-"""The main launch on two images, what it writes, and what it refuses."""
+"""The main launch on three models of nobody's framework, what it writes, and what it refuses."""
 
 import json
-import os
-import pathlib
+import random
 import shutil
 import signal
 import socket
-import subprocess
-import sys
+import time
 
 import jax
 import numpy as np
@@ -15,13 +13,11 @@ import pytest
 from PIL import Image
 
 import dag_jax
-from dag_jax import datasets, metrics, networks
-from dag_jax.networks import zoo
+from dag_jax import files, metrics
 from dag_jax.runs import rundir
-from dag_jax.weights import store
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.slow  # it compiles whole networks
+from tests import toy_models
+from tests.experiments import small
+from tests.experiments.small import SEGMENTER, SIGMOID, TWO_STAGE, everything, folder, written
 
 KEYS = {
     *("network", "orig", "advr", "perm", "advr_uint8", "steps_median", "perceptibility"),
@@ -29,305 +25,349 @@ KEYS = {
 }
 
 
-@pytest.fixture(scope="module")
-def run(launch, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("table1") / "run"
-    flags = ("--networks=fcn_alex,fr_zf_07", "--limit=2", "--max_steps=3", f"--workdir={workdir}")
-    return workdir, flags, launch("table1", *flags)
+def rows_of(workdir):
+    """Return {model: row} of table1.json."""
+    rows = json.loads((workdir / "table1.json").read_text())["rows"]
+    return {row["network"]: row for row in rows}
 
 
-def test_prints_and_writes_the_table(run):
-    workdir, _, process = run
+def test_any_model_is_attacked_and_the_table_printed_and_written(toys):
+    workdir, _, process = toys
     text = (workdir / "table1.md").read_text()
-    assert text in process.stdout
-    assert f"results: {workdir}" in process.stdout
-    assert "miniatures on rendered scenes" in text and "paper ORIG" in text
-    content = json.loads((workdir / "table1.json").read_text())
-    assert content["settings"]["max_steps"] == 3
-    assert [row["network"] for row in content["rows"]] == ["fcn_alex", "fr_zf_07"]
-    for row in content["rows"]:
-        assert row.keys() >= KEYS
-        assert row["images"] == 2
-    assert (workdir / "examples.png").stat().st_size > 10_000
+    assert text in process.stdout and f"results: {workdir}" in process.stdout
+    rows = rows_of(workdir)
+    assert {name: row["title"] for name, row in rows.items()} == small.TITLES
+    for row in rows.values():
+        assert row.keys() >= KEYS and row["images"] == 2
+        assert row["advr"] < row["perm"] < row["orig"] and row["title"] in text
+    assert rows[TWO_STAGE]["margin"] == 3 and rows[SIGMOID]["margin"] == 1  # its own
+    assert rows[TWO_STAGE]["fooled"] == rows[SIGMOID]["fooled"] == 1
+    assert rows[SEGMENTER]["advr"] == rows[SEGMENTER]["advr_margin_0"]
+    settings = json.loads((workdir / "table1.json").read_text())["settings"]
+    assert settings["max_steps"] == 6 and "limit" not in settings and "image_ids" not in settings
 
 
-def test_prints_and_keeps_the_audit(run):
-    workdir, _, process = run
-    assert "## Audit\n\n28 checks of 2 rows: " in process.stdout
-    content = json.loads((workdir / "table1.json").read_text())
-    assert set(content["audit"]) == {"fcn_alex", "fr_zf_07"}
-    for name, found in content["audit"].items():
-        assert json.loads((workdir / name / "audit.json").read_text())["findings"] == found
-        verdicts = {one["check"]: one["passed"] for one in found}
-        # What rounding takes from the attack cannot be judged on two images.
-        assert verdicts["scores are logits"]
-        assert verdicts["saved PNGs score as the table says"] is not False
-        # Three steps are too few, and one network of a kind has no other to be compared with.
-        assert verdicts["twice the steps change little"] is False
-        assert verdicts["white-box beats transfer"] is None
+def test_the_table_says_which_classes_are_compared(toys):
+    workdir, _, process = toys
+    rows = rows_of(workdir)
+    assert rows[SEGMENTER]["classes"] == ["Person", "background", "motorcycle", "dog", "TV", "cat"]
+    assert rows[SEGMENTER]["classes_of_model_alone"] == ["sky"]
+    assert rows[SIGMOID]["classes_of_dataset_alone"] == ["train"]
+    assert len(rows[TWO_STAGE]["classes"]) == 20 and not rows[TWO_STAGE]["classes_of_model_alone"]
+    assert "Streets: compared on 6 classes (Person, background, motorcycle," in process.stdout
+    assert "; the model alone has traffic light; the dataset alone has train, left out." in (
+        process.stdout
+    )
+
+
+def test_models_of_the_same_classes_share_a_picture(toys):
+    pictures = sorted(path.name for path in toys[0].glob("*.png"))
+    assert pictures == ["examples.png", "examples_2.png", "examples_3.png"]
+    assert all((toys[0] / name).stat().st_size > 10_000 for name in pictures)
+
+
+def test_the_audit_is_printed_and_kept(toys):
+    workdir, _, process = toys
+    assert "## Audit\n\n42 checks of 3 rows: " in process.stdout
+    audited = json.loads((workdir / "table1.json").read_text())["audit"]
+    assert audited.keys() == small.TITLES.keys()
+    for name, findings in audited.items():
+        kept = files.load_json(workdir / folder(name) / "audit.json", digest=True)
+        assert kept["findings"] == findings
+        verdicts = {finding["check"]: finding["passed"] for finding in findings}
+        # One of a kind has no other to be compared with, and two images are too few.
+        assert verdicts.pop("white-box beats transfer") is None
+        assert verdicts.pop("permuted noise does worse") is None
+        # Six steps are too few for every pixel.
+        assert verdicts.pop("twice the steps change little") is (name != SEGMENTER)
+        assert all(verdicts.values()), findings
     assert '"twice the steps change little" does not hold**: 2 of 2 images' in process.stdout
 
 
-def everything(workdir, *, without=("timings", "finished")):
-    """Return {name: bytes} of a run's files, but those that no two runs agree on."""
-    return {
-        str(path.relative_to(workdir)): path.read_bytes()
-        for path in workdir.rglob("*")
-        if path.is_file() and not any(word in str(path.relative_to(workdir)) for word in without)
-    }
-
-
-def test_stored_perturbations_and_images_give_the_row_again(run, cache):
-    workdir, _, _ = run
-    row = json.loads((workdir / "fcn_alex" / "row.json").read_text())
-    stored = rundir.read(workdir / "fcn_alex")
-    assert stored.manifest["network"] == "fcn_alex" and stored.manifest["max_steps"] == 3
-    assert stored.manifest["settings"]["seed"] == 0
-    assert stored.manifest["versions"]["jax"] and stored.manifest["device"]
-    network, predict = networks.load("fcn_alex", miniature=True), jax.jit(networks.predict)
-    confusion, saved = 0, 0
-    source = datasets.open_dataset("scenes", "seg11valid[:2]", cache_dir=cache)
-    for example, key, record in zip(source, stored.keys, stored.records, strict=True):
-        r = stored.perturbation(key)
-        assert record["key"] == example["image_id"] == key
-        assert record["largest_change"] == pytest.approx(np.abs(r).max(), rel=1e-4)
-        assert 0 < record["largest_change"] <= 0.5 * record["num_steps"] + 1e-5
+def test_stored_perturbations_and_images_give_the_row_again(toys, scenes):
+    row, run = rows_of(toys[0])[SEGMENTER], rundir.read(toys[0] / folder(SEGMENTER))
+    assert run.manifest["model"] == SEGMENTER and run.manifest["method"]["max_steps"] == 6
+    assert run.manifest["provenance"]["versions"]["jax"] and run.manifest["provenance"]["device"]
+    model, known = toy_models.segmenter(), toy_models.Streets.classes
+    predict = jax.jit(model.predict)
+    index = {name: known.index(name) for name in row["classes"]}
+    other = {"person": "Person", "motorbike": "motorcycle", "tvmonitor": "TV"}
+    confusion = {"advr": 0, "advr_uint8": 0, "orig": 0}
+    for example in scenes:
+        key, clean = example["image_id"], example["image"].astype(np.float32)
+        r, record = run.perturbation(key), run.record(key)
+        assert 0 < np.abs(r).max() <= 3 * record["num_steps"] + 1e-4
         assert len(record["active_counts"]) == record["num_steps"] + 1
-        clean, truth = example["image"].astype(np.float32), example["mask"][:, :, 0]
-        with Image.open(workdir / "fcn_alex" / "images" / f"{key}.png") as file:
+        with Image.open(toys[0] / folder(SEGMENTER) / "images" / f"{key}.png") as file:
             pixels = np.asarray(file)
         np.testing.assert_array_equal(pixels, np.rint(np.clip(clean + r, 0, 255)))
-        for image, total in ((dag_jax.perturb(clean, r), "whole"), (np.float32(pixels), "saved")):
-            labels = np.asarray(predict(network, image))
-            counts = metrics.confusion_matrix(truth, labels, 21)
-            if total == "whole":
-                confusion = confusion + counts
-            else:
-                saved = saved + counts
-    assert row["advr"] == pytest.approx(100 * metrics.mean_iou(confusion), abs=0.01)
-    assert row["advr_uint8"] == pytest.approx(100 * metrics.mean_iou(saved), abs=0.01)
+        names = [other.get(name, name) for name in scenes.classes]
+        table = np.array([index.get(name, 255) for name in names] + [255] * (256 - len(names)))
+        truth = table[example["mask"][:, :, 0]]
+        seen = {"advr": dag_jax.perturb(clean, r), "advr_uint8": np.float32(pixels), "orig": clean}
+        for column, image in seen.items():
+            confusion[column] += metrics.confusion_matrix(truth, np.asarray(predict(image)), 7)
+    for column, counts in confusion.items():
+        score = 100 * np.nanmean(metrics.class_iou(counts)[sorted(index.values())])
+        assert row[column] == pytest.approx(score, abs=0.01)
 
 
-def test_two_processes_make_the_same_files(run, cache, tmp_path):
-    workdir, flags, _ = run
-    flags = ["--networks=fr_zf_07", "--limit=4", "--noaudit", *flags[2:3]]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-
-    def start(folder, *more):
-        command = [sys.executable, "-m", "experiments.table1", *flags, f"--workdir={folder}", *more]
-        command.append(f"--cache_dir={cache}")
-        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-        return subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-
-    alone = start(tmp_path / "alone")
-    output = alone.communicate()[0].decode()
-    assert alone.returncode == 0, output
-    shared = ["--distributed", f"--coordinator={address}", "--processes=2"]
-    both = [start(tmp_path / "both", *shared, f"--process={number}") for number in (0, 1)]
-    outputs = [process.communicate()[0].decode() for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
-    assert everything(tmp_path / "both") == everything(tmp_path / "alone")
-    assert "process 1 is done" in outputs[1] and "| FR-ZF-07" in outputs[0]
-
-
-def test_a_damaged_shard_of_a_finished_row_is_made_anew(run, launch):
-    workdir, flags, _ = run
-    before = everything(workdir / "fr_zf_07")
-    shard = workdir / "fr_zf_07" / "perturbations" / "00000-of-00001.safetensors"
-    shard.write_bytes(shard.read_bytes()[:-5])
-    assert "Delete that file" in launch("table1", *flags, fails=True).stderr
-    shard.unlink()
-    launch("table1", *flags)
-    assert everything(workdir / "fr_zf_07") == before
-
-
-def test_a_killed_and_an_interrupted_run_go_on_and_end_the_same(launch, tmp_path):
-    flags = ("--networks=fcn_alex", "--limit=16", "--max_steps=12", "--slots=1", "--noaudit")
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    launch("table1", *flags, f"--workdir={whole}")
-    flags = (*flags, f"--workdir={cut}")
-    launch("table1", *flags, kill_at=cut / "fcn_alex" / "parts" / "000001.safetensors")
-    assert not (cut / "table1.json").exists()
-    kept = {path: path.stat().st_mtime_ns for path in (cut / "fcn_alex" / "images").iterdir()}
-    assert 2 <= len(kept) < 16
-    shard = cut / "fcn_alex" / "perturbations" / "00000-of-00002.safetensors"
-    process = launch("table1", *flags, kill_at=shard, kill_by=signal.SIGINT)
-    assert process.returncode == 130, process.stderr
-    assert not (cut / "table1.json").exists()
-    launch("table1", *flags)
-    assert everything(cut) == everything(whole)
-    assert "Not audited: FCN-Alex; --audit does it." in (cut / "table1.md").read_text()
-    assert json.loads((cut / "table1.json").read_text())["audit"] == {}
-    assert all(path.stat().st_mtime_ns == at for path, at in kept.items())
-
-
-def test_the_same_command_keeps_finished_rows(run, launch):
-    workdir, flags, first = run
-    before = (workdir / "fr_zf_07" / "row.json").stat().st_mtime_ns
-    again = launch("table1", *flags)
-    assert (workdir / "fr_zf_07" / "row.json").stat().st_mtime_ns == before
-    table = first.stdout.split("results:")[0].rsplit("\n", 2)[0]
-    assert again.stdout.startswith(table)
-
-
-def test_convergence_reads_the_run(run, launch, tmp_path):
-    workdir = tmp_path / "convergence"
-    launch("convergence", f"--run={run[0]}", f"--workdir={workdir}")
-    row = json.loads((workdir / "convergence.json").read_text())["rows"][0]
-    said = json.loads((run[0] / "fcn_alex" / "row.json").read_text())
-    assert row["network"] == "fcn_alex" and row["images"] == said["images"] == 2
-    assert row["steps"][1] == said["steps_median"]
-    curve = row["curves"]["mean"]
-    assert curve[0] == 1 and len(curve) == 4 and curve[3] < 1
-    assert row["left"] == {"3": curve[3]}
-
-
-def test_more_networks_add_rows(run, launch):
-    workdir, flags, _ = run
-    launch("table1", "--networks=fcn_alex_star", *flags[1:])
-    content = json.loads((workdir / "table1.json").read_text())
-    names = ["fcn_alex", "fcn_alex_star", "fr_zf_07"]
-    assert [row["network"] for row in content["rows"]] == names
-    said = {name: found[-1]["said"] for name, found in content["audit"].items()}
-    assert said["fcn_alex"] == "images to compare it with FCN-Alex* on: 2"
-    assert said["fcn_alex_star"] == "images to compare it with FCN-Alex on: 2"
-    assert "FR-ZF-07" in (workdir / "table1.md").read_text()
-
-
-def test_a_row_of_other_weights_is_refused_before_any_attack(run, launch, tmp_path):
-    workdir, flags, _ = run
-    other = tmp_path / "other"
-    other.mkdir()
-    for name in ("fcn_alex", "fcn_alex_star", "fcn_vgg", "fr_zf_07"):
-        parameters, record = store.load(zoo.CHECKPOINTS / f"{name}.safetensors")
-        store.save(other / f"{name}.safetensors", parameters, record)
-    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
-    flags = ("--networks=fcn_vgg", *flags[1:], f"--checkpoints={other}")
-    assert "other settings (weights_sha256: now " in launch("table1", *flags, fails=True).stderr
-    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
-
-
-def test_rounding_attacks_and_scores_the_saved_image(launch, tmp_path):
-    workdir = tmp_path / "run"
-    launch(
-        "table1",
-        *("--networks=fcn_alex", "--limit=3", "--max_steps=3", "--rounded"),
-        *("--image_ids=scene_13_000001", f"--workdir={workdir}", "--noaudit"),
-    )
-    row = json.loads((workdir / "fcn_alex" / "row.json").read_text())
-    assert row["images"] == 1
-    assert row["advr"] == row["advr_uint8"]
-    record = json.loads((workdir / "fcn_alex" / "records.jsonl").read_text())
-    assert record["key"] == "scene_13_000001"
-    assert record["largest_change"] == int(record["largest_change"]) > 0
-
-
-def test_a_folder_of_another_run_is_refused_and_left_alone(run, launch):
-    workdir, flags, _ = run
-    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
-    process = launch("table1", *flags, "--seed=1", fails=True)
-    assert "other settings (settings.seed: now 1, there 0)" in process.stderr
-    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+def test_the_same_command_touches_no_image_and_no_row(toys, call, capsys, tmp_path):
+    workdir = shutil.copytree(toys[0], tmp_path / "run")
+    before = written(workdir)
+    call("table1", *toys[1][:-1], f"--workdir={workdir}")
+    after = written(workdir)
+    assert (workdir / "table1.md").read_text() in capsys.readouterr().out
+    assert everything(workdir) == everything(toys[0])
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed <= {path.name for path in workdir.iterdir()}, changed
 
 
 @pytest.fixture(scope="module")
-def voc(tmp_path_factory, cache):
-    """A VOC2012 of three photographs, each of a size of its own."""
-    year = tmp_path_factory.mktemp("voc") / "VOC2012"
-    for folder in ("JPEGImages", "Annotations", "SegmentationClass", "ImageSets/Segmentation"):
-        (year / folder).mkdir(parents=True)
-    source = datasets.open_dataset("scenes", "seg11valid", cache_dir=cache)
-    names = []
-    for index, (height, width) in enumerate([(100, 120), (120, 90), (96, 110)]):
-        example, name = source[index], f"2012_00000{index}"
-        Image.fromarray(example["image"][:height, :width]).save(year / f"JPEGImages/{name}.jpg")
-        mask = Image.fromarray(example["mask"][:height, :width, 0], "L")
-        mask.save(year / f"SegmentationClass/{name}.png")
-        objects = example["objects"]
-        items = "".join(
-            f"<object><name>{datasets.CLASS_NAMES[label]}</name><difficult>0</difficult><bndbox>"
-            f"<xmin>{x0 + 1:g}</xmin><ymin>{y0 + 1:g}</ymin><xmax>{x1 + 1:g}</xmax>"
-            f"<ymax>{y1 + 1:g}</ymax></bndbox></object>"
-            for label, (x0, y0, x1, y1) in zip(objects["label"], objects["boxes"], strict=True)
-            if x1 < width and y1 < height
-        )
-        (year / f"Annotations/{name}.xml").write_text(f"<annotation>{items}</annotation>")
-        names.append(name)
-    (year / "ImageSets/Segmentation/val.txt").write_text("\n".join(names) + "\n")
-    return year.parent
+def growing(call, tmp_path_factory):
+    """A folder that grew: two images of a model, two more, another model."""
+    workdir = tmp_path_factory.mktemp("growing") / "run"
+    flags = (*small.STEPS, "--noaudit", f"--workdir={workdir}")
+    stages = []
+    for more in (
+        (f"--models={SEGMENTER}", "--limit=2"),
+        (f"--models={SEGMENTER}", "--limit=4"),
+        (f"--models={TWO_STAGE}", "--limit=4"),
+    ):
+        call("table1", *more, *flags)
+        stages.append((written(workdir), rows_of(workdir)))
+    return workdir, flags, stages
 
 
-def check_voc_run(workdir, networks_of_run):
-    """Assert that a table is whole, and of the three photographs at their own sizes."""
-    rows = json.loads((workdir / "table1.json").read_text())["rows"]
-    assert [row["network"] for row in rows] == networks_of_run
-    assert all(row["images"] == 3 for row in rows)
-    for name in networks_of_run:
-        stored = rundir.read(workdir / name)
-        shapes = {key: stored.perturbation(key).shape for key in stored.keys}
-        assert shapes == {
-            "2012_000000": (100, 120, 3),
-            "2012_000001": (120, 90, 3),
-            "2012_000002": (96, 110, 3),
-        }
-    return rows
+def test_a_larger_limit_adds_images_and_touches_no_other(growing):
+    workdir, _, stages = growing
+    (small_times, small_rows), (times, rows), _ = stages
+    assert [small_rows[SEGMENTER]["images"], rows[SEGMENTER]["images"]] == [2, 4]
+    anew = {"row.json", "table1.json", "table1.md", "examples.png"}
+    kept = {name for name in small_times if name.rpartition("/")[2] not in anew}
+    assert len(kept) == 2 + 2 * 9 and all(times[name] == small_times[name] for name in kept)
+    assert rundir.read(workdir / folder(SEGMENTER)).keys == [f"scene_08_{i:06d}" for i in range(4)]
 
 
-def test_photographs_keep_their_sizes(launch, voc, tmp_path):
-    workdir, names = tmp_path / "run", ["fcn_vgg", "fr_vgg_07"]
-    flags = ("--dataset=voc", f"--data_dir={voc}", "--split=voc2012_seg_val", "--max_steps=4")
-    for name, audited in zip(names[::-1], ("--noaudit", "--audit"), strict=True):
-        launch("table1", *flags, f"--networks={name}", f"--workdir={workdir}", audited)
-    segmenter, detector = check_voc_run(workdir, names)
-    assert segmenter["orig"] > 2 * segmenter["advr"] or segmenter["steps_median"] == 4
-    assert segmenter["no_targets"] == 0 < segmenter["largest_change_median"] <= 2
-    assert detector["no_targets"] < 3
-    found = json.loads((workdir / "table1.json").read_text())["audit"]
-    assert all(one["passed"] is not None for one in found["fcn_vgg"][:8]), found
+def test_a_launch_with_another_model_adds_its_row(growing):
+    _, _, (_, (before, rows), (after, more)) = growing
+    assert list(rows) == [SEGMENTER] and list(more) == [SEGMENTER, TWO_STAGE]
+    assert more[SEGMENTER] == rows[SEGMENTER] and more[TWO_STAGE]["images"] == 4
+    assert all(after[name] == before[name] for name in before if name.startswith(folder(SEGMENTER)))
 
 
-def test_a_full_size_network_is_attacked_on_photographs(launch, voc, tmp_path):
-    network = networks.load("fcn_alex")
-    store.save(tmp_path / "fcn_alex.safetensors", network.parameters, {"network": "fcn_alex"})
-    workdir = tmp_path / "run"
-    launch(
-        "table1",
-        *("--nominiature", "--networks=fcn_alex", f"--checkpoints={tmp_path}", "--limit=0"),
-        *("--dataset=voc", f"--data_dir={voc}", "--split=voc2012_seg_val", "--max_steps=1"),
-        *(f"--workdir={workdir}", "--noaudit"),
-    )
-    (row,) = check_voc_run(workdir, ["fcn_alex"])
-    assert row["orig"] < 20  # random weights
-    assert "full-size networks on voc" in (workdir / "table1.md").read_text()
-    (tmp_path / "fcn_alex.safetensors").unlink()  # a quarter of a gigabyte
+@pytest.fixture
+def copied(growing, tmp_path):
+    """The folder that grew, to do with it what one likes; and its flags."""
+    workdir, flags, _ = growing
+    shutil.copytree(workdir, tmp_path / "run")
+    flags = [*flags[:-1], f"--models={SEGMENTER}", "--limit=4", f"--workdir={tmp_path / 'run'}"]
+    return tmp_path / "run", flags
+
+
+def flip_digit(path):
+    """Change one digit of a text."""
+    text = path.read_text()
+    place = max(i for i, letter in enumerate(text) if letter.isdecimal() and letter != "9")
+    path.write_text(f"{text[:place]}{int(text[place]) + 1}{text[place + 1 :]}")
+
+
+def flip_byte(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("manifest.json", flip_digit),
+        (f"{folder(TWO_STAGE)}/manifest.json", flip_digit),
+        (f"{folder(SEGMENTER)}/row.json", flip_digit),
+        (f"{folder(TWO_STAGE)}_margin_0/row.json", flip_digit),
+        (f"{folder(SEGMENTER)}/perturbations/scene_08_000001.safetensors", flip_byte),
+        (f"{folder(SEGMENTER)}/images/scene_08_000001.png", flip_byte),
+        (f"{folder(TWO_STAGE)}/scores/perm_1/scene_08_000003.safetensors", flip_byte),
+    ],
+)
+def test_damage_is_named_before_anything_is_written(copied, refuse, name, damage):
+    workdir, flags = copied
+    damage(workdir / name)
+    # Nor is there a folder of a model that would join.
+    text = refuse("table1", *flags, f"--models={SIGMOID}")
+    assert text.startswith(f"{workdir / name} is damaged (")
+    assert ("Put it back as it was" in text) == ("manifest" in name)
+
+
+def test_what_is_damaged_may_be_deleted_and_is_made_anew(copied, growing, call):
+    workdir, flags = copied
+    for name in ("row.json", "perturbations/scene_08_000001.safetensors"):
+        (workdir / folder(SEGMENTER) / name).unlink()
+    call("table1", *flags)
+    assert everything(workdir) == everything(growing[0])
+
+
+def alter_version(manifest):
+    """Make a manifest that of another version of JAX, with its digest."""
+    content = files.load_json(manifest, digest=True)
+    content["provenance"]["versions"]["jax"] = "0.1"
+    files.write_json(manifest, content)
+
+
+@pytest.mark.parametrize("name", ["", folder(SEGMENTER)])
+def test_another_version_is_refused_or_accepted_and_the_table_says_so(copied, refuse, call, name):
+    workdir, flags = copied
+    alter_version(workdir / name / "manifest.json")
+    assert "results of another version (versions.jax: now " in refuse("table1", *flags)
+    assert "(--accept_version)" not in (workdir / "table1.md").read_text()
+    call("table1", *flags, "--accept_version")
+    text = (workdir / "table1.md").read_text()
+    if name:
+        assert "made the results of Streets (--accept_version): the rows' accepted_" in text
+        (accepted,) = rows_of(workdir)[SEGMENTER]["accepted_versions"]
+        assert accepted["then"] == {"versions.jax": "0.1"}
+    else:
+        assert "began this folder (--accept_version)" in text
+    call("table1", *flags)  # it is known now
+
+
+def test_rounding_attacks_and_scores_the_saved_image(call, tmp_path):
+    flags = (f"--models={SEGMENTER}", f"--image_ids={small.SCENES[0]}", "--rounded", "--noaudit")
+    call("table1", *small.STEPS, *flags, f"--workdir={tmp_path / 'run'}")
+    row = rows_of(tmp_path / "run")[SEGMENTER]
+    assert row["images"] == 1 and row["advr"] == row["advr_uint8"]
+    (record,) = rundir.read(tmp_path / "run" / folder(SEGMENTER)).records
+    assert record["largest_change"] == int(record["largest_change"]) > 0
+    assert record["active_png"] == record["active_counts"][-1]
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--models=fcn_google",), "unknown model 'fcn_google'; known are fcn_alex"),
-        (("--split=voc99",), "scenes have no split 'voc99'"),
+        (("--models=fcn_vgg16",), "unknown model 'fcn_vgg16'; known are fcn_alex, "),
+        (("--models=",), "--models=[]: must not be empty"),
+        (("--models=no_such.module:load",), "there is no module no_such.module here"),
+        (("--models=tests.toy_models:nothing",), "has no attribute 'nothing'"),
+        (("--models=tests.toy_models:anchors",), "is called without arguments: missing a required"),
+        (("--models=tests.toy_models:_waves",), "returns no model: a ndarray is no model"),
+        (("--models=tests.toy_models:STRIDE",), "tests.toy_models:STRIDE is no function"),
+        (("--models=a b",), "neither a network's name nor package.module:function"),
+        (("--limit=-1",), "not an integer in the range"),
+        (("--seed=-1",), "not an integer in the range"),
+        (("--max_steps=0",), "not an integer in the range"),
         (("--step_size=-1",), "--step_size=-1.0: must be finite and above 0"),
-        (("--image_ids=scene_13_000000,photo",), "no image photo"),
+        (("--split=voc99",), "scenes have no split 'voc99'"),
+        (("--image_ids=scene_08_000000,photo",), "no image photo"),
         (("--dataset=voc",), "voc needs data_dir"),
-        (("--nominiature",), "--nominiature needs --checkpoints"),
         (("--dataset=voc", "--split=voc2012_seg_val", "--data_dir=/nowhere"), "does not exist"),
-        (("--checkpoints={broken}",), "fcn_alex.safetensors is damaged"),
+        (("--data_dir=/nowhere",), "scenes are rendered, they are not read from data_dir"),
+        (("--nominiature", "--models=fcn_alex"), "--nominiature needs --checkpoints"),
+        (("--checkpoints=/nowhere", "--models=fcn_alex"), "/nowhere/fcn_alex.safetensors"),
+        (("--limits=3",), "Unknown command line flag 'limits'"),
+        (("more",), "unexpected argument(s): more"),
     ],
 )
 def test_bad_input_is_named_before_anything_is_written(refuse, tmp_path, flags, message):
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    whole = zoo.CHECKPOINTS / "fcn_alex.safetensors"
-    shutil.copy(whole, broken)
-    with open(broken / whole.name, "r+b") as file:
-        file.truncate(whole.stat().st_size // 2)
-    flags = [flag.format(broken=broken) for flag in flags]
     workdir = tmp_path / "run"
-    flags = ("--models=fcn_alex", "--limit=3", f"--workdir={workdir}", *flags)
+    flags = (f"--models={SEGMENTER}", *small.STEPS, "--limit=2", f"--workdir={workdir}", *flags)
     assert message in refuse("table1", *flags)
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--seed=1",), "other settings (settings.seed: now 1, there 0)"),
+        (("--rounded",), "settings.rounded: now true, there false"),
+        (("--max_steps=7",), "settings.max_steps: now 7, there 6"),
+        (("--split=seg11valid",), "settings.split"),
+        (("--canvas=64",), "settings.canvas: now 64, there null"),
+    ],
+)
+def test_a_folder_of_other_settings_is_refused(copied, refuse, flags, message):
+    text = refuse("table1", *copied[1], *flags)
+    assert message in text and "Give another --workdir" in text
+
+
+@pytest.mark.parametrize("launch_of", ["variants", "shapes", "transfer"])
+def test_a_folder_of_another_launch_is_refused(copied, toys, refuse, launch_of):
+    workdir, _ = copied
+    run = (f"--run={toys[0]}", "--black_boxes=")
+    run = run if launch_of == "transfer" else (f"--split={small.SPLIT}", "--limit=2")
+    text = refuse(launch_of, f"--models={SEGMENTER}", *run, f"--workdir={workdir}")
+    assert f'launch: now "{launch_of}", there "table1"' in text
+
+
+@pytest.mark.parametrize("kind", ["a file", "below a file", "something else", "read-only"])
+def test_a_folder_that_cannot_be_written_is_named(refuse, tmp_path, kind):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    workdir, message = {
+        "a file": (tmp_path / "file", "a file lies where a folder should be"),
+        "below a file": (tmp_path / "file" / "run", "a file lies where a folder should be"),
+        "something else": (tmp_path / "full", "is not empty and holds no run of this launch"),
+        "read-only": ("/proc/run", "cannot be written"),
+    }[kind]
+    flags = (f"--models={SEGMENTER}", *small.STEPS, "--limit=2", f"--workdir={workdir}")
+    assert message in refuse("table1", *flags)
+
+
+# What is killed, interrupted and shared out: a process each, all of one command.
+MORE = (f"--models={SEGMENTER}", *small.STEPS, "--limit=4", "--noaudit")
+
+
+@pytest.fixture(scope="module")
+def whole(launch, tmp_path_factory):
+    """A folder that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    launch("table1", *MORE, f"--workdir={workdir}")
+    return workdir
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_lose_nothing(whole, start, launch, tmp_path):
+    workdir, draw, counts = tmp_path / "run", random.Random(0), [0]
+    flags = (*MORE, f"--workdir={workdir}")
+
+    def count():
+        return sum(".tmp-" not in name for name in written(workdir))
+
+    for _ in range(10):
+        launched, enough = start("table1", *flags, doomed=True), counts[-1] + draw.randint(1, 6)
+        while count() < enough and not launched.ended():
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.005))  # in the midst of what comes next
+        launched.kill()
+        assert launched.wait().returncode in (0, 128 + signal.SIGKILL)
+        counts.append(count())
+    assert counts == sorted(counts) and len(set(counts)) > 5, counts
+    launch("table1", *flags)
+    assert everything(workdir) == everything(whole)
+
+
+@pytest.mark.slow
+def test_an_interrupted_launch_says_so_in_a_line_and_goes_on(whole, launch, tmp_path):
+    workdir = tmp_path / "run"
+    kept = workdir / folder(SEGMENTER) / "perturbations" / "scene_08_000001.safetensors"
+    flags = (*MORE, f"--workdir={workdir}")
+    process = launch("table1", *flags, kill_at=kept, kill_by=signal.SIGINT)
+    assert process.returncode == 130
+    assert "\ninterrupted: what is finished is kept; the same command goes on\n" in process.stderr
+    assert "Traceback" not in process.stderr and not (workdir / "table1.json").exists()
+    launch("table1", *flags)
+    assert everything(workdir) == everything(whole)
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_files(whole, start, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    shared = ("--distributed", f"--coordinator={address}", "--processes=2")
+    flags = (*MORE, *shared, f"--workdir={tmp_path / 'run'}")
+    both = [start("table1", *flags, f"--process={number}") for number in (0, 1)]
+    finished = [launched.wait() for launched in both]
+    assert [process.returncode for process in finished] == [0, 0], finished
+    assert everything(tmp_path / "run") == everything(whole)
+    assert "process 1 is done" in finished[1].stdout and "| Streets |" in finished[0].stdout

@@ -1,6 +1,7 @@
-"""The launch on two images and few steps."""
+"""The launch on a segmenter of nobody's framework, a detector that joins, and what it refuses."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -8,113 +9,136 @@ import pytest
 from PIL import Image
 
 import dag_jax
-from dag_jax import datasets, metrics, networks
 from dag_jax.runs import rundir
+from dag_jax.runs.subject import subject_of
+from tests import toy_models
+from tests.experiments import small
+from tests.experiments.small import SEGMENTER, SIGMOID, TWO_STAGE, folder, written
 
-pytestmark = pytest.mark.slow  # it compiles whole networks
+FLAGS = (*small.STEPS, f"--image_ids={','.join(small.SCENES)}", "--bounded_steps=2", "--epsilon=3")
 
 
 @pytest.fixture(scope="module")
 def run(launch, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("variants") / "run"
-    flags = ("--network=fcn_alex", "--limit=2", "--max_steps=3", "--bounded_steps=2")
-    flags = (*flags, "--epsilon=3", f"--workdir={workdir}")
-    return workdir, flags, launch("variants", *flags, "--variants=pgd,release,dag", "--noaudit")
+    flags = (f"--models={SEGMENTER}", "--variants=pgd,release,dag", "--noaudit")
+    return workdir, launch("variants", *FLAGS, *flags, f"--workdir={workdir}")
 
 
-def rows_of(workdir):
+def rows_of(workdir, model=SEGMENTER):
+    """Return {variant: row} of a model."""
     rows = json.loads((workdir / "variants.json").read_text())["rows"]
-    return {row["variant"]: row for row in rows}
+    return {row["variant"]: row for row in rows if row["network"] == model}
 
 
-def test_prints_and_writes_a_row_of_each_variant(run):
-    workdir, _, process = run
+def test_each_variant_has_a_row(run):
+    workdir, process = run
     text = (workdir / "variants.md").read_text()
     assert text in process.stdout and f"results: {workdir}" in process.stdout
-    assert "adversarial below original" in text and "permuted equal to original" in text
+    assert "adversarial below original" in text and "## Streets" in text
+    assert "Streets" in text and "compared on 6 classes" in text
     rows = rows_of(workdir)
     assert list(rows) == ["dag", "release", "pgd"]
     for row in rows.values():
         assert row["images"] == 2 and row["title"] in text and row["seconds"] > 0
-        assert 0 <= row["success"] <= row["lost"] <= 1 and 0 <= row["right"] <= 1
-        assert row["orig"] == rows["dag"]["orig"] > 0
+        assert 0 <= row["fooled"] <= row["lost"] <= 1 and 0 <= row["right"] < 1
+        assert row["orig"] == rows["dag"]["orig"] > row["perm"] > row["advr"]
         value, low, high = row["intervals"]["advr"]
         assert low <= value == row["advr"] <= high
-    assert rows["dag"]["steps_median"] == rows["release"]["steps_median"] == 3
-    assert rows["pgd"]["steps_median"] == 2 and rows["pgd"]["largest_change_median"] == 3
     with Image.open(workdir / "variants.png") as picture:
         assert picture.width > 800
 
 
-def test_a_row_is_what_the_network_says_of_the_stored_perturbations(run, cache):
-    workdir, _, _ = run
-    examples = list(datasets.open_dataset("scenes", "seg11valid[:2]", cache_dir=cache))
-    network, predict = networks.load("fcn_alex", miniature=True), jax.jit(networks.predict)
-    for name, row in rows_of(workdir).items():
-        stored = rundir.read(workdir / name)
+def test_those_without_a_bound_stop_by_themselves_and_others_keep_theirs(run):
+    rows = rows_of(run[0])
+    assert rows["dag"]["steps_median"] == 6 > rows["release"]["steps_median"]  # 1% is its end
+    assert rows["dag"]["largest_change_median"] > 3
+    assert rows["pgd"]["steps_median"] == 2 and rows["pgd"]["largest_change_median"] == 3
+    key = small.SCENES[0]
+    change = rundir.read(run[0] / f"{folder(SEGMENTER)} pgd").perturbation(key)
+    assert set(np.abs(change).ravel()) <= {0, 1, 2, 3}
+
+
+def test_the_release_drives_to_classes_that_the_image_lacks(run):
+    dag, release = (
+        rundir.read(run[0] / f"{folder(SEGMENTER)} {name}").records for name in ("dag", "release")
+    )
+    for one, other in zip(dag, release, strict=True):
+        # It counts what is wrong, but not as asked, too.
+        assert one["active_counts"][0] < other["active_counts"][0]
+
+
+def test_a_row_is_what_the_model_says_of_the_stored_perturbations(run, scenes):
+    subject = subject_of(toy_models.segmenter(), scenes)
+    predict = jax.jit(subject.model.predict)
+    for name, row in rows_of(run[0]).items():
+        stored = rundir.read(run[0] / f"{folder(SEGMENTER)} {name}")
         assert stored.manifest["variant"] == name
-        confusion = 0
-        for example in examples:
-            change = stored.perturbation(example["image_id"])
-            image = dag_jax.perturb(example["image"].astype(np.float32), change)
-            seen = np.asarray(predict(network, image))
-            confusion = confusion + metrics.confusion_matrix(example["mask"][:, :, 0], seen, 21)
-        assert row["advr"] == pytest.approx(100 * metrics.mean_iou(confusion), abs=0.01)
-        assert row["right"] == pytest.approx(np.trace(confusion) / confusion.sum(), abs=1e-6)
-    change = rundir.read(workdir / "pgd").perturbation(examples[0]["image_id"])
-    assert np.abs(change).max() == 3 and set(np.abs(change).ravel()) <= {0, 1, 2, 3}
-    counts = {
-        name: [record["active_counts"] for record in rundir.read(workdir / name).records]
-        for name in ("dag", "release")
-    }
-    for dag, release in zip(counts["dag"], counts["release"], strict=True):
-        assert dag[0] < release[0]  # the release also counts what is wrong, but not as asked
+        right = total = 0
+        for example in subject.examples:
+            key, image = example["image_id"], example["image"].astype(np.float32)
+            seen = np.asarray(predict(dag_jax.perturb(image, stored.perturbation(key))))
+            mask = example["mask"][:, :, 0]
+            right, total = right + (seen == mask).sum(), total + (mask != 255).sum()
+        assert row["right"] == pytest.approx(right / total, abs=1e-6)
 
 
-def test_more_variants_join_and_rows_stay(run, launch):
-    workdir, flags, _ = run
-    before = rows_of(workdir)
-    untouched = (workdir / "dag" / "row.json").stat().st_mtime_ns
-    (workdir / "pgd" / "row.json").unlink()  # killed before it was written
-    launch("variants", *flags, "--variants=segpgd,pgd", "--noaudit")
-    after = rows_of(workdir)
-    assert list(after) == ["dag", "release", "pgd", "segpgd"]
-    assert all(after[name] == row for name, row in before.items())
-    assert (workdir / "dag" / "row.json").stat().st_mtime_ns == untouched
-    refused = launch("variants", *flags, "--bounded_steps=5", fails=True)
-    assert "other settings (settings.bounded_steps: now 5, there 2)" in refused.stderr
-
-
-def test_a_detector_takes_those_that_are_not_of_pixels(launch, tmp_path):
-    workdir = tmp_path / "run"
-    flags = ("--network=fr_zf_07", "--limit=2", "--max_steps=3")
-    launch("variants", *flags, f"--workdir={workdir}", "--variants=release")
-    rows = rows_of(workdir)
-    assert list(rows) == ["release"]
-    row = rows["release"]
-    assert row["orig"] > 0 and row["images"] == 2 and row["steps_median"] == 3
+def test_more_variants_and_models_join_and_rows_stay(run, call, tmp_path):
+    workdir = shutil.copytree(run[0], tmp_path / "run")
+    before, at = rows_of(workdir), written(workdir)
+    flags = (*FLAGS, f"--workdir={workdir}", "--noaudit")
+    (workdir / f"{folder(SEGMENTER)} pgd" / "row.json").unlink()  # killed before it was written
+    call("variants", *flags, f"--models={SEGMENTER}", "--variants=fgsm,pgd")
+    call("variants", *flags, f"--models={TWO_STAGE}", "--variants=release")
+    after, now = rows_of(workdir), written(workdir)
+    assert list(after) == ["dag", "release", "fgsm", "pgd"]
+    assert {name: after[name] for name in before} == before
+    parts = [name for name in at if "/" in name and not name.endswith("pgd/row.json")]
+    assert all(now[name] == at[name] for name in parts)
+    (detector,) = rows_of(workdir, TWO_STAGE).values()
+    assert detector["orig"] > detector["advr"] and detector["margin"] == 3
     text = (workdir / "variants.md").read_text()
-    assert "11-point VOC mAP" in text and "margin of 3 logits" in text
-    found = json.loads((workdir / "variants.json").read_text())["audit"]["release"]
-    checks = {one["check"]: one["passed"] for one in found}
-    assert len(checks) == 13 and checks["saved PNGs score as the table says"]
-    assert checks["stored perturbations do what their records say"]
-    assert checks["gradients are the slopes of the scores"] and "## Audit" in text
+    assert "## Streets" in text and "## TwoStage" in text
+    assert (workdir / "variants_2.png").stat().st_size > 10_000
+
+
+def test_the_audit_leaves_out_what_makes_no_sense(run, call, tmp_path):
+    workdir = shutil.copytree(run[0], tmp_path / "run")
+    flags = (f"--models={SEGMENTER}", "--variants=dag", f"--workdir={workdir}", "--audit")
+    call("variants", *FLAGS, *flags)
+    audit = json.loads((workdir / "variants.json").read_text())["audit"]
+    checks = {
+        name.partition(" ")[2]: [finding["check"] for finding in findings]
+        for name, findings in audit.items()
+    }
+    assert len(checks["dag"]) == 13 and "scores are logits" in checks["dag"]  # once a model
+    assert "scores are logits" not in checks["release"]
+    assert "success grows with steps" in checks["release"]
+    assert "success grows with steps" not in checks["pgd"]
+    assert "twice the steps change little" not in checks["pgd"]
+
+
+def test_other_settings_are_refused(run, refuse):
+    flags = (f"--models={SEGMENTER}", f"--workdir={run[0]}", "--bounded_steps=5")
+    text = refuse("variants", *FLAGS, *flags)
+    assert "other settings (settings.bounded_steps: now 5, there 2)" in text
 
 
 @pytest.mark.parametrize(
-    ("flag", "message"),
+    ("flags", "message"),
     [
-        ("--variants=dag,ifgsm", "--variants: unknown ifgsm; known: dag, release"),
-        ("--variants=", "must not be empty; leave the flag out"),
-        ("--network=fr_zf_07,--variants=pgd,segpgd", "segpgd weigh the pixels of a segmentation"),
-        ("--epsilon=0", "--epsilon=0.0: must be finite and above 0"),
-        ("--bounded_step_size=-1", "--bounded_step_size=-1.0: must be finite and above 0"),
+        (("--variants=dag,ifgsm",), "--variants: unknown ifgsm; known: dag, release"),
+        (("--variants=",), "--variants: unknown nothing; known: dag, release"),
+        ((f"--models={TWO_STAGE}", "--variants=pgd,segpgd"), "segpgd weigh the pixels of a segm"),
+        ((f"--models={SIGMOID}", "--variants=cospgd"), "and One-Stage detects; leave them out"),
+        (("--epsilon=0",), "--epsilon=0.0: must be finite and above 0"),
+        (("--bounded_step_size=-1",), "--bounded_step_size=-1.0: must be finite and above 0"),
+        (("--bounded_steps=0",), "--bounded_steps=0: 0 is not a positive integer"),
+        (("--models=fcn_vgg16",), "unknown model 'fcn_vgg16'"),
     ],
 )
-def test_bad_input_is_named_before_anything_is_written(launch, tmp_path, flag, message):
+def test_bad_input_is_named_before_anything_is_written(refuse, tmp_path, flags, message):
     workdir = tmp_path / "run"
-    flags = flag.replace(",--", " --").split(" ")
-    process = launch("variants", f"--workdir={workdir}", *flags, fails=True)
-    assert message in process.stderr + process.stdout
+    flags = (f"--models={SEGMENTER}", *FLAGS, f"--workdir={workdir}", *flags)
+    assert message in refuse("variants", *flags)
     assert not workdir.exists()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import dag_jax
-from dag_jax import Method, Status, models
+from dag_jax import Method, Status, files, models
 from dag_jax.datasets import ExampleSet
 from dag_jax.errors import UserError
 from dag_jax.runs import attacks, rundir
@@ -91,6 +91,25 @@ def test_a_record_says_what_holds_of_the_image_and_of_its_png(attack):
     assert far["num_steps"] == 20 and far["largest_change"] == 10
     assert far["fooled"] is far["fooled_png"] is False and far["active_png"] == 64
     assert far["active_counts"] == [64] * 21
+
+
+def test_sizes_are_of_the_whole_image():
+    image = np.full((4, 4, 3), 100, np.uint8)
+    change = np.zeros((4, 4, 3), np.float32)
+    change[0, 0] = [3, 4, 0]
+    counts, active = np.int32([16, 2, 0, -1]), np.zeros(16, bool)
+    result = dag_jax.Attack(image + change, change, np.int32(2), active, counts, Status.FOOLED)
+    assert attacks.record_of(image, result, (5, False)) == {
+        "status": "FOOLED",
+        "num_steps": 2,
+        "active_counts": [16, 2, 0],
+        "perceptibility": pytest.approx(5 / 255 / 4),
+        "largest_change": 4.0,
+        "fooled": True,
+        "fooled_png": False,
+        "active_png": 5,
+        "image_sha256": files.sha256(image),
+    }
 
 
 def test_a_rounded_attack_s_png_fools_where_it_says_so(attack):

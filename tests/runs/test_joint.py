@@ -13,7 +13,7 @@ from dag_jax.metrics import Detections
 from dag_jax.models import Candidates
 from dag_jax.runs import joint, rundir
 from dag_jax.runs.attacks import Plan
-from dag_jax.runs.unlabelled import aimed_targets, as_seen, objects_in
+from dag_jax.runs.unlabelled import aimed_targets, as_seen, changes_of, objects_in
 
 COLOURS = ("red", "green", "blue")
 SHAPE = 32, 40
@@ -179,3 +179,23 @@ def test_void_of_a_drawing_is_left_alone(plans):
     drawing[:, :4] = 2
     targets = joint.problem_of([plans[0]._replace(targets_of=aimed_to(drawing))]).targets["pixels"]
     assert targets.valid[:, :4].any() and not targets.valid[:, 4:].any()
+
+
+def test_an_object_of_another_class_or_place_is_another_object(plans):
+    boxes = np.float32([[0, 0, 9, 9], [20, 20, 29, 29], [0, 0, 9, 9]])
+    before = Detections(boxes, np.array([0, 2, 3]), np.array([0.9, 0.8, 0.1]))
+    after = Detections(boxes + np.float32(1), np.array([0, 3, 3]), np.array([0.7, 0.9, 0.2]))
+    facts = changes_of(plans[1].subject, before, after, None)
+    numbers = {name: facts[name] for name in ("objects_before", "objects_kept", "objects_other")}
+    assert numbers == {"objects_before": 2, "objects_kept": 1, "objects_other": 1}
+    first = {"class": "blue", "score": 0.9, "box": [0.0, 0.0, 9.0, 9.0]}
+    assert facts["detections_before"][0] == first and len(facts["detections_after"]) == 3
+
+
+def test_pixels_that_change_and_pixels_that_are_as_asked_are_shares(plans):
+    before = np.zeros((2, 4), np.int32)
+    after = np.int32([[1, 1, 2, 0], [0, 0, 0, 0]])
+    valid = np.array([[True, True, True, True], [False] * 4])
+    targets = dag_jax.Targets(before, np.ones_like(before), valid)
+    facts = changes_of(plans[0].subject, before, after, targets)
+    assert facts == {"pixels_changed": 3 / 8, "targets_as_asked": 2 / 4}
