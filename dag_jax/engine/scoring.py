@@ -47,11 +47,12 @@ def as_pytree(score_fn: Any) -> Callable:
 
 
 def kind_of(tree: Any) -> int:
-    """Return what tells the structure of a pytree from any other's, as a static argument of `jit`.
+    """Return what tells the classes in a pytree from others, as a static argument of `jit`.
 
-    Of classes that `jax.tree_util.register_dataclass` has registered, JAX 0.10 compares the fields
+    Of those that `jax.tree_util.register_dataclass` has registered, JAX 0.10 compares the fields
     and not the class: now and then a jitted function runs for a model of one class what it compiled
-    for another. Hashes of structures do differ.
+    for another. The hashes of structures differ by class, though not by the values of static
+    fields, which JAX does compare.
     """
     return hash(jax.tree.structure(tree))
 
