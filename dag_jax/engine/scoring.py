@@ -43,7 +43,7 @@ def as_pytree(score_fn: Any) -> Callable:
         return score_fn
     arrays = [leaf if _is_array(leaf) else None for leaf in leaves]
     others = tuple(None if _is_array(leaf) else leaf for leaf in leaves)
-    return jax.tree_util.Partial(_WithoutArrays(structure, others), arrays)
+    return jax.tree_util.Partial(_WithoutArrays(kind_of(score_fn), structure, others), arrays)
 
 
 def kind_of(tree: Any) -> int:
@@ -97,6 +97,7 @@ def _score(score_fn, image, *inputs):
 class _WithoutArrays:
     """A callable pytree but for its arrays."""
 
+    kind: int
     structure: jax.tree_util.PyTreeDef
     others: tuple  # leaves that are no arrays, None for those that are
 
