@@ -43,15 +43,16 @@ def as_pytree(score_fn: Any) -> Callable:
         return score_fn
     arrays = [leaf if _is_array(leaf) else None for leaf in leaves]
     others = tuple(None if _is_array(leaf) else leaf for leaf in leaves)
-    return jax.tree_util.Partial(_WithoutArrays(structure, others), arrays)
+    return jax.tree_util.Partial(_WithoutArrays(kind_of(score_fn), structure, others), arrays)
 
 
 def kind_of(tree: Any) -> int:
-    """Return what tells the structure of a pytree from any other's, as a static argument of `jit`.
+    """Return what tells the classes in a pytree from others, as a static argument of `jit`.
 
-    Of classes that `jax.tree_util.register_dataclass` has registered, JAX 0.10 compares the fields
+    Of those that `jax.tree_util.register_dataclass` has registered, JAX 0.10 compares the fields
     and not the class: now and then a jitted function runs for a model of one class what it compiled
-    for another. Hashes of structures do differ.
+    for another. The hashes of structures differ by class, though not by the values of static
+    fields, which JAX does compare.
     """
     return hash(jax.tree.structure(tree))
 
@@ -96,6 +97,7 @@ def _score(score_fn, image, *inputs):
 class _WithoutArrays:
     """A callable pytree but for its arrays."""
 
+    kind: int
     structure: jax.tree_util.PyTreeDef
     others: tuple  # leaves that are no arrays, None for those that are
 
