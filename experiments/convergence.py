@@ -96,9 +96,11 @@ def claim(workdir, manifest, attacked):
     Raises:
       UserError: for a folder of another run.
     """
-    same = {name: manifest[name] for name in ("settings", "provenance")}
-    about = {"launch": "convergence", "run": {"settings": same["settings"]}}
-    about["provenance"] = same["provenance"]
+    about = {
+        "launch": "convergence",
+        "run": {"settings": manifest["settings"]},
+        "provenance": manifest.get("provenance", {}),
+    }
     workdir = rundir.claim(workdir, about, accept_version=FLAGS.accept_version)
     path = workdir / "convergence.json"
     now = {each.manifest["model"]: each.manifest["weights_sha256"] for each in attacked}
