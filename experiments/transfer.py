@@ -27,11 +27,11 @@ made anew is refused.
 import json
 import time
 
-import jax
 from absl import app, flags
 
 from dag_jax import files, models, networks
 from dag_jax.datasets import load_examples
+from dag_jax.engine.scoring import kind_of
 from dag_jax.errors import UserError
 from dag_jax.progress import progress
 from dag_jax.report import audit as audit_report
@@ -116,7 +116,7 @@ def lookers_of(matrix) -> dict[str, claims.Looker]:
     }
     for name, (model, _) in matrix.looking.items():
         about = models.about(model)
-        lookers[name] = claims.Looker(about.title, about.task, jax.tree.structure(model))
+        lookers[name] = claims.Looker(about.title, about.task, kind_of(model))
     return lookers
 
 

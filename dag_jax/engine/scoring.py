@@ -38,23 +38,23 @@ def as_pytree(score_fn: Any) -> Callable:
         score_fn = jax.tree_util.Partial(score_fn.__func__, score_fn.__self__)
     if is_plain(score_fn):
         return score_fn if _has_hash(score_fn) else score_fn.__call__
-    leaves, structure = jax.tree.flatten(score_fn)
+    leaves = jax.tree.leaves(score_fn)
     if all(map(_is_array, leaves)):
         return score_fn
     arrays = [leaf if _is_array(leaf) else None for leaf in leaves]
     others = tuple(None if _is_array(leaf) else leaf for leaf in leaves)
-    return jax.tree_util.Partial(_WithoutArrays(kind_of(score_fn), structure, others), arrays)
+    return jax.tree_util.Partial(_WithoutArrays(kind_of(score_fn), others), arrays)
 
 
-def kind_of(tree: Any) -> int:
-    """Return what tells the classes in a pytree from others, as a static argument of `jit`.
+def kind_of(tree: Any) -> tuple[int, jax.tree_util.PyTreeDef]:
+    """Return what tells the structure of a pytree from others, as a static argument of `jit`.
 
-    Of those that `jax.tree_util.register_dataclass` has registered, JAX 0.10 compares the fields
-    and not the class: now and then a jitted function runs for a model of one class what it compiled
-    for another. The hashes of structures differ by class, though not by the values of static
-    fields, which JAX does compare.
+    Of classes that `jax.tree_util.register_dataclass` has registered, JAX 0.10 compares the fields
+    alone: such structures are equal, and now and then a jitted function runs for a model of one
+    class what it compiled for another. Their hashes differ.
     """
-    return hash(jax.tree.structure(tree))
+    structure = jax.tree.structure(tree)
+    return hash(structure), structure
 
 
 def told_apart(score_fn: Callable) -> Callable:
@@ -66,7 +66,7 @@ def told_apart(score_fn: Callable) -> Callable:
 class _OfKind:
     """Calls its first argument; a static part that differs with its structure."""
 
-    kind: int
+    kind: tuple
 
     def __call__(self, score_fn, *arguments):
         return score_fn(*arguments)
@@ -97,14 +97,13 @@ def _score(score_fn, image, *inputs):
 class _WithoutArrays:
     """A callable pytree but for its arrays."""
 
-    kind: int
-    structure: jax.tree_util.PyTreeDef
+    kind: tuple  # from `kind_of`
     others: tuple  # leaves that are no arrays, None for those that are
 
     def __call__(self, arrays, image, *inputs):
         pairs = zip(arrays, self.others, strict=True)
         leaves = [array if other is None else other for array, other in pairs]
-        return jax.tree.unflatten(self.structure, leaves)(image, *inputs)
+        return jax.tree.unflatten(self.kind[1], leaves)(image, *inputs)
 
 
 def _is_array(leaf) -> bool:

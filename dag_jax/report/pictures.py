@@ -5,10 +5,10 @@ Shapes: `H W` pixels.
 
 import dataclasses
 
-import jax
 import numpy as np
 
 from dag_jax.datasets.classes import VOID_COLOUR, palette
+from dag_jax.engine import scoring
 from dag_jax.metrics import Detections
 from dag_jax.report import figures
 from dag_jax.runs import buckets, evaluation, rundir, scores
@@ -21,7 +21,7 @@ _SEEN, _LOST = 60, 10  # percent: a good picture's score before is above, after 
 
 def kind_of(subject: Subject):
     """Return what models share that are of one structure and one set of classes."""
-    return jax.tree.structure(subject.model), subject.about.classes
+    return scoring.kind_of(subject.model), subject.about.classes
 
 
 def attack_row(plan: Plan, run: rundir.Run) -> figures.AttackRow:

@@ -59,7 +59,7 @@ def group(model, shapes) -> list[Group]:
     for row, shape in enumerate(shapes):
         alike = group_of(model, shape)
         # Structures tell models apart; the parameters are the same for all.
-        key = kind_of(alike.model), jax.tree.structure(alike.model), alike.shape
+        key = kind_of(alike.model), alike.shape
         groups.setdefault(key, alike).rows.append(row)
     return list(groups.values())
 
