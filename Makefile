@@ -24,6 +24,7 @@ test: $(VENV)/.installed-test
 lint: $(VENV)/.installed-test
 	@$(IN_VENV) -m ruff check .
 	@$(IN_VENV) -m ruff format --check .
+	@$(IN_VENV) -m mypy
 
 format: $(VENV)/.installed-test
 	@$(IN_VENV) -m ruff check --fix .

@@ -15,6 +15,7 @@ import operator
 import os
 import re
 import secrets
+from typing import TypeAlias
 
 import fsspec
 import numpy as np
@@ -27,6 +28,7 @@ from dag_jax.errors import UserError, parsing, reading, writing
 FORMAT = "dag_jax arrays 1"
 TEMPORARY = re.compile(r"(.+)\.tmp-[0-9a-f]{8}")  # a name while `write` is at it
 _HEADER, _DIGEST = "dag_jax", "sha256"
+PathLike: TypeAlias = str | os.PathLike[str]
 
 
 def open_folder(path) -> epath.Path:

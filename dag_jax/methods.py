@@ -20,7 +20,9 @@ import math
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Bool, Float, Float32, Num, PRNGKeyArray
 
+from dag_jax.arrays import Array, Number
 from dag_jax.engine.checks import WHITE
 from dag_jax.engine.method import Method, dag_update, scale_by_max_norm
 from dag_jax.engine.objective import (
@@ -33,6 +35,7 @@ from dag_jax.engine.objective import (
     score_of,
     wide,
 )
+from dag_jax.engine.targets import Targets
 from dag_jax.errors import UserError
 
 
@@ -182,7 +185,9 @@ def cospgd(epsilon: float = 8.0, step_size: float = 2.0, max_steps: int = 40) ->
     return _bounded(_cospgd_loss, epsilon, step_size, max_steps)
 
 
-def random_start(key, image, epsilon: float = 8.0):
+def random_start(
+    key: PRNGKeyArray, image: Num[Array, "H W 3"], epsilon: float = 8.0
+) -> Float32[jax.Array, "H W 3"]:
     """Draw the random start of PGD: what `attack` takes as `start`.
 
     Args:
@@ -214,7 +219,7 @@ class SignStep:
 
     epsilon: float
 
-    def __call__(self, step_size) -> optax.GradientTransformationExtraArgs:
+    def __call__(self, step_size: Number) -> optax.GradientTransformationExtraArgs:
         """Return the transformation; its `update` takes the clean image f32[H, W, 3] as `image`."""
 
         def update(gradient, state, params, *, image, **others):
@@ -241,7 +246,7 @@ class Momentum:
         if not 0 <= self.decay < 1:
             raise UserError(f"decay is {self.decay}; it is 0 or more and less than 1")
 
-    def __call__(self, step_size) -> optax.GradientTransformation:
+    def __call__(self, step_size: Number) -> optax.GradientTransformation:
         """Return the transformation."""
         return optax.chain(scale_by_max_norm(), optax.trace(self.decay), dag_update(step_size))
 
@@ -291,7 +296,13 @@ class MarginsOfUnsettled:
 
     background: int
 
-    def __call__(self, scores, targets, active, progress):
+    def __call__(
+        self,
+        scores: Float[Array, "*T C"],
+        targets: Targets,
+        active: Bool[Array, "*T"],
+        progress: Float[Array, ""],
+    ) -> Float[jax.Array, "*T"]:
         """Return f32[*T]: the loss of an `Objective`."""
         del progress
         prediction = predicted(scores)

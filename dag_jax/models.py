@@ -21,11 +21,14 @@ inclusive.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Integer, PyTree, Shaped
 
+from dag_jax.arrays import Array
 from dag_jax.errors import UserError
 from dag_jax.metrics import Detections
 
@@ -51,9 +54,9 @@ _SYNONYMS = {
 class Candidates:
     """What a detector may find objects at; fixed during an attack."""
 
-    boxes: jax.Array  # f32[N, 4]
-    handle: Any  # pytree of arrays [N, ...]: what `scores` takes; boxes, or indices of anchors
-    valid: jax.Array  # bool[N], false for padding
+    boxes: Float[Array, "N 4"]
+    handle: PyTree[Shaped[Array, "N ..."]]  # what `scores` takes: boxes, or indices of anchors
+    valid: Bool[Array, " N"]  # false for padding
 
 
 @runtime_checkable
@@ -62,10 +65,10 @@ class Segmenter(Protocol):
 
     classes: tuple[str, ...]
 
-    def scores(self, image) -> jax.Array:
+    def scores(self, image: Float[Array, "H W 3"]) -> Float[Array, "h w C"]:
         """Return pre-softmax scores f32[h, w, C], of each pixel or at a coarser stride."""
 
-    def predict(self, image) -> jax.Array:
+    def predict(self, image: Float[Array, "H W 3"]) -> Integer[Array, "H W"]:
         """Return the class of each pixel, i32[H, W]."""
 
 
@@ -75,17 +78,17 @@ class Detector(Protocol):
 
     classes: tuple[str, ...]
 
-    def propose(self, image) -> Candidates:
+    def propose(self, image: Float[Array, "H W 3"]) -> Candidates:
         """Return what is attacked in an image: candidates on the clean image."""
 
-    def scores(self, image, handle) -> jax.Array:
+    def scores(self, image: Float[Array, "H W 3"], handle: PyTree) -> Float[Array, " N *C"]:
         """Return what the model says of candidates.
 
         Pre-softmax scores f32[N, C] of a softmax head. A sigmoid head says of each class by itself
         whether it is there: f32[N, C, 2], (logit, logit of the threshold of a detection).
         """
 
-    def detect(self, image) -> Detections:
+    def detect(self, image: Float[Array, "H W 3"]) -> Detections:
         """Run the whole, untouched pipeline: `Detections` of K rows with `valid`."""
 
 
@@ -111,12 +114,15 @@ class About(NamedTuple):
         return tuple(index for index in range(len(self.classes)) if index != left_out)
 
 
-def about(model) -> About:
+def about(model: Any) -> About:
     """Return what a model is.
 
     Raises:
-      ValueError: where it is neither a `Segmenter` nor a `Detector`, saying what it lacks.
+      ValueError: where it is neither a `Segmenter` nor a `Detector`, saying what it lacks; for
+        classes that are no names or repeat, and a background that is none of them.
     """
+    if isinstance(model, type):
+        raise UserError(f"{model.__name__} is a class: give a model, which is one of its instances")
     if isinstance(model, Detector):
         task = DETECTION
     elif isinstance(model, Segmenter):
@@ -124,7 +130,7 @@ def about(model) -> About:
     else:
         lacks = [
             f"a {protocol.__name__} has {', '.join(names)}: it lacks "
-            + ", ".join(name for name in names if not hasattr(model, name))
+            + ", ".join(name for name in names if getattr(model, name, None) is None)
             for protocol, names in (
                 (Segmenter, ("classes", "scores", "predict")),
                 (Detector, ("classes", "propose", "scores", "detect")),
@@ -140,6 +146,11 @@ def about(model) -> About:
     plain = [_plain(name) for name in classes]
     named = plain.index(_BACKGROUND) if _BACKGROUND in plain else None
     background = getattr(model, "background", named)
+    if background is not None and background not in range(-1, len(classes)):
+        raise UserError(
+            f"background is {background!r:.50}; it is the index of one of {len(classes)} classes, "
+            "or -1 where none is"
+        )
     return About(
         getattr(model, "title", type(model).__name__),
         task,
@@ -169,8 +180,8 @@ class SharedClasses(NamedTuple):
 def share_classes(model_about: About, classes: tuple[str, ...]) -> SharedClasses:
     """Find the classes that a model shares with a dataset, by name.
 
-    Case, spaces, hyphens and underscores do not matter, and "airplane" is VOC's "aeroplane". A
-    detector's background is no class that could be shared.
+    Case, spaces, hyphens and underscores do not matter, and "airplane" is VOC's "aeroplane", unless
+    the model has that one, too. A detector's background is no class that could be shared.
 
     Args:
       model_about: from `about`.
@@ -179,8 +190,10 @@ def share_classes(model_about: About, classes: tuple[str, ...]) -> SharedClasses
     Raises:
       ValueError: where there is none.
     """
-    wanted = {_plain(model_about.classes[index]): index for index in model_about.objects}
-    to_model = tuple(wanted.get(_plain(name), -1) for name in classes)
+    names = [(index, model_about.classes[index]) for index in model_about.objects]
+    wanted = {_plain(name): index for index, name in names}
+    same = {_letters(name): index for index, name in names}
+    to_model = tuple(same.get(_letters(name), wanted.get(_plain(name), -1)) for name in classes)
     of_model = tuple(sorted(set(to_model) - {-1}))
     if not of_model:
         raise UserError(
@@ -196,13 +209,50 @@ def share_classes(model_about: About, classes: tuple[str, ...]) -> SharedClasses
     return SharedClasses(of_model, to_model, only_model, only_dataset)
 
 
+def _letters(name):
+    return "".join(letter for letter in name.lower() if letter.isalnum()) or name
+
+
 def _plain(name):
-    plain = "".join(letter for letter in name.lower() if letter.isalnum())
-    return _SYNONYMS.get(plain, plain)
+    return _SYNONYMS.get(_letters(name), _letters(name))
+
+
+def parameters_of(model: Any) -> dict[str, Any]:
+    """Return the arrays of a model, by where they are in it.
+
+    Raises:
+      ValueError: where it is no pytree, or has a leaf that is no array.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(model)[0]
+    arrays = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    for path, leaf in arrays.items():
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float):
+            raise UserError(
+                f"a model is a pytree of arrays, and model{path} is a {type(leaf).__name__}: "
+                "register its class, by jax.tree_util.register_dataclass for one, with all that "
+                "is no array among the meta_fields"
+            )
+    return arrays
+
+
+def _check_scores(model, scores, rows=None):
+    """Raise a UserError for scores of another shape than their model's classes ask for."""
+    count = len(model.classes)
+    if rows is None:
+        right, wanted = scores.ndim == 3 and scores.shape[-1] == count, f"[h, w, {count}]"
+    else:
+        right = scores.shape in ((rows, count), (rows, count, 2))
+        wanted = f"[{rows}, {count}], or [{rows}, {count}, 2] of a sigmoid head"
+    if not right:
+        raise UserError(
+            f"scores of {type(model).__name__} are {scores.dtype}{list(scores.shape)}; of "
+            f"{count} classes they must be {wanted}"
+        )
 
 
 def _pixel_scores(model, image, *extent):
     scores = model.scores(image, *extent)
+    _check_scores(model, scores)
     if scores.shape[:2] != image.shape[:2]:
         shape = (*image.shape[:2], scores.shape[-1])
         scores = jax.image.resize(scores, shape, "bilinear", antialias=False)
@@ -210,14 +260,16 @@ def _pixel_scores(model, image, *extent):
 
 
 def _candidate_scores(model, image, handle, *extent):
-    return model.scores(image, handle, *extent)
+    scores = model.scores(image, handle, *extent)
+    _check_scores(model, scores, len(jax.tree.leaves(handle)[0]))
+    return scores
 
 
 def _scores_of_these(model, handle, image, *extent):
-    return model.scores(image, handle, *extent)
+    return _candidate_scores(model, image, handle, *extent)
 
 
-def score_fn(model, handle=None):
+def score_fn(model: Segmenter | Detector, handle: PyTree = None) -> Callable:
     """Return the function of an image by which a model meets the engine.
 
     It is a pytree: the model's parameters are traced, not compiled in.
@@ -242,7 +294,9 @@ def score_fn(model, handle=None):
     return jax.tree_util.Partial(_pixel_scores, model)
 
 
-def bucket_score_fn(function, shape: tuple[int, ...]):
+def bucket_score_fn(
+    function: jax.tree_util.Partial, shape: tuple[int, ...]
+) -> tuple[Callable, tuple[int, int]]:
     """Return what scores images of a size that share a compiled shape with others.
 
     It is what `dag_jax.attack_stream` takes as `bucket` for images of many sizes.
@@ -258,10 +312,10 @@ def bucket_score_fn(function, shape: tuple[int, ...]):
       ValueError: as the model's `bucket` says.
     """
     model, *rest = function.args
-    model, shape = model.bucket(shape)
-    return jax.tree_util.Partial(function.func, model, *rest), shape
+    model, padded = model.bucket(shape)
+    return jax.tree_util.Partial(function.func, model, *rest), padded
 
 
-def is_sigmoid(scores) -> bool:
+def is_sigmoid(scores: Float[Array, " N *C"]) -> bool:
     """Return whether a detector's scores are those of a sigmoid head, f32[N, C, 2]."""
     return jnp.ndim(scores) == 3

@@ -11,9 +11,10 @@
 A photograph comes without ground truth, so what is attacked is what the model itself says of it:
 the class that a segmenter gives to each pixel; the objects a detector finds with a score of
 --min_score or more, by which its candidates are labelled. The attack is successful where the model
-changes its mind, right or wrong. The miniatures that ship with the package have seen rendered scenes alone, and
-say little that is true of a photograph; `experiments.train` and converted weights give networks
-that do. Of several models all are attacked by one perturbation, until none has a target left.
+changes its mind, right or wrong. The miniatures that ship with the package have seen rendered
+scenes alone, and say little that is true of a photograph; `experiments.train` and converted weights
+give networks that do. Of several models all are attacked by one perturbation, until none has a
+target left.
 
 The attack scores the image as rounded to whole grey levels, so the PNG itself fools; the record
 says what holds of the image as it was attacked (fooled) and of the file as read back (fooled_png,
@@ -33,7 +34,7 @@ import numpy as np
 from absl import app, flags
 
 import dag_jax
-from dag_jax import datasets, detection, files, models
+from dag_jax import datasets, files, models
 from dag_jax.datasets import photographs
 from dag_jax.engine.algorithm import advance
 from dag_jax.engine.method import Method
@@ -43,12 +44,11 @@ from dag_jax.report import figures, pictures
 from dag_jax.runs import evaluation, joint, rundir
 from dag_jax.runs.attacks import Plan
 from dag_jax.runs.targets import absent_targets, paper_targets
-from dag_jax.runs.unlabelled import MIN_SCORE, aimed_targets, as_seen, objects_in
+from dag_jax.runs.unlabelled import MIN_SCORE, aimed_targets, as_seen, changes_of
 from experiments.common import console, inputs, options
 
 CANVAS = 128  # pixels: what the miniatures were trained at
 LONG_NAME = 24  # letters of a file's name that the panels have room for
-SAME_PLACE = 0.5  # IoU with which a detection of the same class is the same object
 CHUNK = 5  # iterations between two looks at the progress
 RULES = {"permute": paper_targets, "absent": absent_targets}
 FILES = {
@@ -160,46 +160,14 @@ def attack(problem, label):
     return jax.device_get(state.attack)
 
 
-def outcome(about, before, after, targets):
-    """Return what an attack did to the predictions: (dict for the record, one line of text).
-
-    Args:
-      about: of the model.
-      before: its prediction on the clean image: labels i32[H, W], or `Detections`.
-      after: the same of the adversarial image.
-      targets: what was attacked.
-    """
-    if not about.detects:
-        changed = float((before != after).mean())
-        asked = float((after == targets.adversarial)[targets.valid].mean())
-        facts = {"pixels_changed": changed, "targets_as_asked": asked}
-        return facts, f"{100 * changed:.1f}% of the pixels change class"
-    objects, remaining = (objects_in(each, FLAGS.min_score) for each in (before, after))
-    overlap = np.asarray(detection.iou(objects.boxes, remaining.boxes))
-    same = (objects.classes[:, None] == remaining.classes[None, :]) & (overlap >= SAME_PLACE)
-    kept, other = int(same.any(axis=1).sum()), int((~same.any(axis=0)).sum())
-    count = len(objects.scores)
-    facts = {
-        "objects_before": count,
-        "objects_kept": kept,
-        "objects_other": other,
-        "detections_before": listed(before, about.classes),
-        "detections_after": listed(after, about.classes),
-    }
-    return facts, f"objects found: {count} before; {kept} of these and {other} other after"
-
-
-def listed(detections, classes):
-    """Return all that a detector gave, by descending score, as JSON holds it."""
-    rows = zip(detections.classes, detections.scores, detections.boxes, strict=True)
-    return [
-        {
-            "class": classes[index],
-            "score": round(float(score), 4),
-            "box": [round(float(corner), 2) for corner in box],
-        }
-        for index, score, box in rows
-    ]
+def text_of(facts):
+    """Return what an attack did to a model's prediction in a few words."""
+    if "pixels_changed" in facts:
+        return f"{100 * facts['pixels_changed']:.1f}% of the pixels change class"
+    return (
+        f"objects found: {facts['objects_before']} before; {facts['objects_kept']} of these and "
+        f"{facts['objects_other']} other after"
+    )
 
 
 def main(argv):
@@ -280,7 +248,9 @@ def main(argv):
     for subject in (plan.subject for plan in plans):
         part = record["models"][subject.name]
         before, after = evaluation.predict(subject.model, [clean, saved])
-        facts, text = outcome(subject.about, before, after, problem.targets[subject.name])
+        targets = problem.targets[subject.name]
+        facts = changes_of(subject, before, after, targets, min_score=FLAGS.min_score)
+        text = text_of(facts)
         text = f"{text}, {part['active_png']} of {part['targets']} targets left"
         part |= {"title": subject.about.title, **facts}
         title = f"{subject.about.title} on {short}, {steps} steps: {text}"

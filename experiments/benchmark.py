@@ -117,15 +117,15 @@ def by_platform(value, defaults):
 
 def measure_cases(part):
     """Measure an iteration of each of --cases."""
-    numbers = {"size": FLAGS.size, "proposals": FLAGS.proposals}
-    if part == "engine":
-        numbers |= {"iterations": FLAGS.iterations, "pairs": FLAGS.pairs}
-    rows = []
+    setting, rows = {"size": FLAGS.size, "proposals": FLAGS.proposals}, []
     for name, small in progress(parse_cases(FLAGS.cases), desc=part, position=1, leave=False):
-        if part == "engine":
-            rows.append(iterations.engine(name, miniature=small, **numbers))
+        abstract = part == "work" and not small
+        problem = iterations.problem(name, miniature=small, abstract=abstract, **setting)
+        if part == "work":
+            rows += iterations.work(problem)
         else:
-            rows += iterations.work(name, miniature=small, **numbers)
+            row = iterations.engine(problem, iterations=FLAGS.iterations, pairs=FLAGS.pairs)
+            rows.append(row)
     return {"rows": rows}
 
 
@@ -222,8 +222,6 @@ def main(argv):
 
     # 2. In a child: one part, or what runs here.
     if FLAGS.case:
-        # A compilation that another run left would be no compilation.
-        jax.config.update("jax_enable_compilation_cache", False)
         known = FLAGS.case == ENVIRONMENT
         print(json.dumps(child.environment() if known else measure(FLAGS.case)))
         return

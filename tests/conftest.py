@@ -3,6 +3,8 @@
 Implicit dtype promotion and implicit rank promotion raise, warnings are errors (pyproject.toml),
 and the CPU shows as two devices, so that code which is right only on one device or by luck of
 promotion fails here. Set JAX_PLATFORMS to run the tests on an accelerator.
+
+What public functions are given and return is compared with their annotations, shapes included.
 """
 
 import atexit
@@ -10,7 +12,9 @@ import functools
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
+import types
 
 # Before the first import of NumPy and JAX, which read these once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -19,7 +23,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# Compiling takes most of a test's time: what is compiled once is there for all workers, and for the
+# Compiling takes most of a test's time, and much of that LLVM's optimisation: HLO's stays as users
+# have it. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests with both.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# What is compiled once is there for all workers, and for the
 # launches that tests start. A folder that is named from outside is kept for the next session.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _COMPILED = tempfile.mkdtemp(prefix="dag_jax_compiled_")
@@ -28,11 +35,15 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", "4000000000")  # with a limit, JAX locks it
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
+import beartype
 import jax
+import jaxtyping
 import numpy as np
 import optax
 import pytest
 from jax._src import lru_cache
+
+import dag_jax
 
 # For each program that it keeps, JAX would read the age of all others: 35 ms when they are 1000.
 lru_cache.LRUCache._evict_if_needed = lambda *args, **options: None
@@ -71,6 +82,79 @@ optax.warmup_cosine_decay_schedule = _schedule_with_standard_promotion(
 )
 
 
+# Where public functions are checked; an int will do for a float, as for type checkers.
+_CHECKED = ("datasets", "detection", "engine", "methods", "metrics", "models", "runs")
+_TYPES = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+_seen = {"dag_jax.engine.feed", "dag_jax.engine.lanes"}  # a stream's own, tested with stand-ins
+
+
+def _with_checks(plain):
+    """Return a function that does what another does, and raises where its annotations are wrong.
+
+    What the other refuses by itself it refuses in its own words: those are a user's.
+    """
+    checked = functools.cache(lambda: jaxtyping.jaxtyped(plain, typechecker=_TYPES))
+
+    def wrapper(*args, **kwargs):
+        try:
+            return checked()(*args, **kwargs)
+        except jaxtyping.TypeCheckError as violation:
+            try:
+                plain(*args, **kwargs)
+            except dag_jax.UserError:
+                raise
+            except Exception:  # of some library: no answer to a user's mistake
+                pass
+            raise violation
+
+    return wrapper
+
+
+def _call(*args, _wrapper, **kwargs):
+    return _wrapper(*args, **kwargs)
+
+
+def _check(function):
+    """Check a function from now on.
+
+    It stays the object that other modules have imported, that `dag_jax.DAG` holds and that is
+    compiled: its code is what changes.
+    """
+    code, name = function.__code__, function.__name__
+    plain = types.FunctionType(code, function.__globals__, name, function.__defaults__)
+    functools.update_wrapper(plain, function)
+    del plain.__wrapped__
+    plain.__kwdefaults__ = function.__kwdefaults__
+    function.__code__, function.__defaults__ = _call.__code__, None
+    function.__kwdefaults__ = {"_wrapper": _with_checks(plain)}
+    function.__wrapped__ = plain  # whose signature is shown
+
+
+def _functions(scope, path):
+    """Yield the public functions of a module, and its classes' methods; no generated ones."""
+    for name, value in list(vars(scope).items()):
+        if name.startswith("_") and name not in ("__init__", "__call__"):
+            continue
+        if isinstance(value, type) and value.__module__ == getattr(scope, "__name__", None):
+            yield from _functions(value, path)
+        while hasattr(value, "__wrapped__"):  # compiled, cached
+            value = value.__wrapped__
+        if isinstance(value, types.FunctionType) and value.__code__.co_filename == path:
+            yield value
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Check the functions of modules that were imported since the last test."""
+    for name in [name for name in sys.modules if name.startswith("dag_jax.")]:
+        if name not in _seen and name.split(".")[1] in _CHECKED:
+            path = sys.modules[name].__file__
+            for function in _functions(sys.modules[name], path):
+                if function.__annotations__ and not function.__code__.co_freevars:
+                    _check(function)
+        _seen.add(name)
+
+
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
     """The folder of real photographs beside the project; the test skips where there is none."""
@@ -78,6 +162,12 @@ def shared() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip("no folder named shared beside the project, so no real photographs")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """Folder of prepared datasets, shared by the tests of a worker."""
+    return tmp_path_factory.mktemp("datasets")
 
 
 @pytest.fixture

@@ -21,36 +21,31 @@ HUES = np.float32(rendering._HUE_COLOURS / 3)
 PAIRS = rendering._CLASS_MATERIALS, rendering._BACKGROUND_MATERIALS
 
 
-def _waves():
-    """Return f32[WINDOW, WINDOW, 1, 12], filters that a texture's wave excites."""
-    hann = np.sin(np.pi * (np.arange(WINDOW) + 0.5) / WINDOW) ** 2
-    rows, columns = np.mgrid[:WINDOW, :WINDOW]
-    frequency, turn = rendering._WAVES[:-1].T[:, :, None, None]
-    phase = 2 * np.pi * frequency * (np.cos(np.pi * turn) * rows + np.sin(np.pi * turn) * columns)
-    pair = np.concatenate([np.cos(phase), np.sin(phase)]) * np.outer(hann, hann)
-    return np.float32(2 * pair / np.outer(hann, hann).sum()).transpose(1, 2, 0)[:, :, None]
-
-
-WAVES = _waves()
+def windows(size, waves=0.0):
+    """Return [T, h, size], windows around every fourth pixel of a side, with waves in them."""
+    pixels = np.arange(size)
+    offsets = pixels - (STRIDE * np.arange(-(-size // STRIDE))[:, None] + 1.5)
+    window = np.cos(np.pi * offsets / WINDOW) ** 2 * (np.abs(offsets) < WINDOW / 2)
+    window /= window.sum(axis=1, keepdims=True)
+    return window * np.exp(2j * np.pi * np.atleast_1d(waves)[:, None] * pixels)[:, None]
 
 
 def look(gains, image):
     """Return f32[h, w, 21], scores of VOC's classes at a stride of 4."""
-    dims = ("NHWC", "HWIO", "NHWC")
-    grey = image.mean(axis=-1, keepdims=True)
-    colour = jax.lax.reduce_window(
-        image - grey, 0.0, jax.lax.add, (WINDOW, WINDOW, 1), (STRIDE, STRIDE, 1), "SAME"
-    )
-    hues = colour @ HUES.T / WINDOW**2
-    waves = jax.lax.conv_general_dilated(
-        grey[None] - 128, WAVES, (STRIDE, STRIDE), "SAME", dimension_numbers=dims
-    )[0]
-    energy = waves[..., :6] ** 2 + waves[..., 6:] ** 2
-    texture = jnp.sqrt(jnp.concatenate([energy + 0.1, jnp.full_like(energy[..., :1], 3)], -1))
-    parts = [
+    height, width = image.shape[:2]
+    grey = image.mean(axis=-1)
+    (down,), (right,) = np.float32(windows(height).real), np.float32(windows(width).real)
+    hues = jnp.einsum("hp,pqc,wq,tc->hwt", down, image - grey[:, :, None], right, HUES)
+    cycles, turns = rendering._WAVES[:-1].T
+    down = np.complex64(windows(height, cycles * np.cos(np.pi * turns)))
+    right = np.complex64(windows(width, cycles * np.sin(np.pi * turns)))
+    waves = jnp.einsum("thp,pq,twq->hwt", down, grey.astype(jnp.complex64), right)
+    texture = 2 * jnp.sqrt(waves.real**2 + waves.imag**2 + 0.02)
+    texture = jnp.concatenate([texture, jnp.full_like(texture[..., :1], 1.7)], axis=-1)
+    objects, others = (
         gains[0] * hues[..., pairs[:, 0]] + gains[1] * texture[..., pairs[:, 1]] for pairs in PAIRS
-    ]
-    return jnp.concatenate([parts[1].max(axis=-1, keepdims=True), parts[0]], axis=-1)
+    )
+    return jnp.concatenate([others.max(axis=-1, keepdims=True), objects], axis=-1)
 
 
 @jax.tree_util.register_dataclass
@@ -82,7 +77,7 @@ def segmenter():
 
 def anchors(shape):
     """Return f32[N, 4], squares of four sizes all over an image of shape [H, W, ...]."""
-    rows, columns, side = np.meshgrid(*(range(0, n, 8) for n in shape[:2]), [28, 40, 56, 80])
+    rows, columns, side = np.meshgrid(*(range(0, n, 12) for n in shape[:2]), [28, 40, 56, 80])
     boxes = np.stack([columns - side / 2, rows - side / 2, columns + side / 2, rows + side / 2], -1)
     height, width = shape[:2]
     limits = np.float32([width - 1, height - 1] * 2)

@@ -1,6 +1,7 @@
 """The classes of PASCAL VOC, by index, and the colours that its development kit gives them."""
 
 import numpy as np
+from jaxtyping import UInt8
 
 VOID = 255  # what the kit's masks hold where a pixel is of no class
 VOID_COLOUR = (224, 224, 192)  # RGB, of these pixels
@@ -31,7 +32,7 @@ CLASS_NAMES = (
 FREQUENT = ("background", "cat", "cow", "dog", "horse", "person", "sheep")
 
 
-def palette(num_classes: int) -> np.ndarray:
+def palette(num_classes: int) -> UInt8[np.ndarray, "{num_classes} 3"]:
     """Return a colour for each class, those of the VOC kit: u8[num_classes, 3] RGB.
 
     Bits 0, 1 and 2 of an index are the highest bits of red, green and blue, bits 3, 4 and 5 the

@@ -5,13 +5,17 @@ Shapes: H W pixels, N objects.
 
 import io
 import operator
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
 
-class ExampleBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class ExampleBuilder(  # type: ignore[call-arg]
+    tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
     """What the builders share; a dataset adds VERSION, splits and a generator of `encode` dicts."""
 
     # TFDS would look for checksums of downloads beside the code, and to find the code of a builder
@@ -68,7 +72,7 @@ def encode(image_id, image, mask, objects, *, has_mask=True):
     }
 
 
-class Examples:
+class Examples(Sequence):
     """A prepared split, by index, in the order of its list.
 
     Each example is a dict of NumPy values:
@@ -82,7 +86,7 @@ class Examples:
         difficult: bool [N], objects that an evaluation leaves out.
     """
 
-    def __init__(self, builder, split):
+    def __init__(self, builder: Any, split: str):
         # Pillow decodes, here as everywhere: TFDS takes OpenCV where that is installed, and the
         # two may differ by a grey level.
         skip = tfds.decode.SkipDecoding()

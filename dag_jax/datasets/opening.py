@@ -5,6 +5,7 @@ import io
 import logging
 import pathlib
 import sys
+from collections.abc import Collection
 
 import tensorflow_datasets as tfds
 
@@ -14,12 +15,20 @@ from dag_jax.datasets.scenes import Scenes, scenes_config
 from dag_jax.datasets.selection import ExampleSet, resize
 from dag_jax.datasets.voc import VocDevkit, voc_config
 from dag_jax.errors import UserError
+from dag_jax.files import PathLike
 
 DATASETS = ("scenes", "voc")
 DEFAULT_CACHE = "~/.cache/dag_jax/tfds"
 
 
-def open_dataset(name, split, *, data_dir=None, cache_dir=None, progress=False):
+def open_dataset(
+    name: str,
+    split: str,
+    *,
+    data_dir: PathLike | None = None,
+    cache_dir: PathLike | None = None,
+    progress: bool = False,
+) -> Examples:
     """Open a split for random access, preparing it on its first use.
 
     The prepared copy is kept under `cache_dir`; nothing is written to `data_dir`. Only the split
@@ -103,11 +112,11 @@ def load_examples(
     dataset: str,
     split: str,
     *,
-    data_dir=None,
-    cache_dir=None,
+    data_dir: PathLike | None = None,
+    cache_dir: PathLike | None = None,
     limit: int | None = None,
     canvas: int | None = None,
-    image_ids=None,
+    image_ids: Collection[str] | None = None,
     with_mask: bool = False,
 ) -> ExampleSet:
     """Read examples of a split.
@@ -129,7 +138,8 @@ def load_examples(
       ValueError: for what `open_dataset` names, for an image that the split has not, and where
         nothing is left.
     """
-    examples, seen = [], set()
+    examples: list[dict] = []
+    seen: set[str] = set()
     source = open_dataset(dataset, split, data_dir=data_dir, cache_dir=cache_dir, progress=True)
     for example in source:
         if limit is not None and len(examples) >= limit:

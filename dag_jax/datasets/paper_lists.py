@@ -128,7 +128,7 @@ def derive(kit, name) -> ImageList:
     else:
         lists = {file: kit.image_ids(file) for file in paper.sources}
         missing = [file for file, ids in lists.items() if ids is None]
-        if missing or not paper.sources:
+        if missing or paper.combine is None:
             raise UserError(_lacks(kit, name, missing))
         ids = tuple(sorted(paper.combine(*map(set, lists.values()))))
     made_of = " and ".join(f"{file} ({len(ids_of):,})" for file, ids_of in lists.items())

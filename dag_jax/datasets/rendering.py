@@ -94,7 +94,8 @@ def render(rng: np.random.Generator, *, size: int = CANVAS):
     region = _background(rng, rows, columns)
     first_object = int(region.max()) + 1
     materials = list(rng.choice(_BACKGROUND_MATERIALS, first_object))
-    labels, areas = [], []
+    labels: list[int] = []
+    areas: list[int] = []
     for _ in range(rng.integers(1, 5)):
         inside = _outline(rng, rows, columns)
         label = int(rng.integers(1, len(CLASS_NAMES)))

@@ -4,11 +4,13 @@ Shapes: `H W` pixels, `G` objects.
 """
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from jaxtyping import Integer
 from PIL import Image
 
+from dag_jax.arrays import Array
 from dag_jax.errors import UserError
 
 
@@ -33,15 +35,27 @@ class ExampleSet(Sequence):
       void: the label of pixels that are of no class; None where all have one.
 
     Raises:
-      ValueError: for ids that repeat, and arrays of other shapes, named by the example.
+      ValueError: for a void that is a class; for ids that repeat, arrays of other shapes and labels
+        that are no class, named by the example.
     """
 
-    def __init__(self, examples, classes, *, void: int | None = 255):
+    def __init__(self, examples: Iterable[dict], classes: Iterable[str], *, void: int | None = 255):
         self.classes, self.void = tuple(classes), void
-        self._examples = [_complete(example, void) for example in examples]
+        if void is not None and 0 <= void < len(self.classes):
+            raise UserError(
+                f"void is {void}, which is the class {self.classes[void]!r}: give the label that "
+                "is no class (such as -1), or void=None where every pixel has one"
+            )
+        self._examples = [_complete(example, len(self.classes), void) for example in examples]
         counts = collections.Counter(self.ids)
         if repeated := [name for name, count in counts.items() if count > 1]:
             raise UserError(f"several examples have the image_id {repeated[0]!r}")
+
+    def _with(self, examples, classes, void) -> "ExampleSet":
+        """Return a set of examples that are known to be complete."""
+        made = ExampleSet((), classes, void=void)
+        made._examples = examples
+        return made
 
     def __len__(self):
         return len(self._examples)
@@ -56,15 +70,17 @@ class ExampleSet(Sequence):
         """Their image_ids, in order."""
         return [example["image_id"] for example in self._examples]
 
-    def pick(self, indices) -> "ExampleSet":
+    def pick(self, indices: Iterable[int]) -> "ExampleSet":
         """Return some of the examples, by index."""
-        return ExampleSet([self._examples[i] for i in indices], self.classes, void=self.void)
+        return self._with([self._examples[i] for i in indices], self.classes, self.void)
 
     def with_masks(self) -> "ExampleSet":
         """Return the examples that somebody segmented."""
         return self.pick([i for i, example in enumerate(self._examples) if example["has_mask"]])
 
-    def relabelled(self, classes, table) -> "ExampleSet":
+    def relabelled(
+        self, classes: Sequence[str], table: Sequence[int] | Integer[Array, " C"]
+    ) -> "ExampleSet":
         """Return the examples with labels of other classes.
 
         Args:
@@ -81,13 +97,11 @@ class ExampleSet(Sequence):
         if same and tuple(classes) == self.classes:
             return self
         changed = [self._relabel(example, table, void) for example in self._examples]
-        return ExampleSet(changed, classes, void=void)
+        return self._with(changed, classes, void)
 
     def _relabel(self, example, table, void):
         mask, objects = example["mask"].astype(np.int64), example["objects"]
-        known = (mask >= 0) & (mask < len(table))
-        if self.void is not None:
-            known &= mask != self.void
+        known = (mask >= 0) & (mask < len(table)) & (mask != self.void)
         labels = table[np.where(known, mask, 0)]
         labels = np.where(known & (labels >= 0), labels, void)
         keep = table[objects["label"]] >= 0
@@ -99,36 +113,66 @@ class ExampleSet(Sequence):
         }
 
 
-def _complete(example, void):
+def _complete(example, num_classes, void):
     """Return an example with all of its entries, or raise what is wrong with it."""
-    name = example.get("image_id")
+    if example.get("image_id") is None or "image" not in example:
+        raise UserError(f"an example has {', '.join(example)}: it needs an image_id and an image")
     image = np.asarray(example["image"])
-    if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
-        raise UserError(
-            f"example {name!r}: its image is {image.dtype}{list(image.shape)}; it must be u8[H, W, "
-            "3], RGB grey levels"
-        )
-    mask, has_mask = example.get("mask"), example.get("has_mask", "mask" in example)
-    mask = np.full(image.shape[:2], 255 if void is None else void) if mask is None else mask
+    try:
+        if image.shape[2:] != (3,) or image.dtype != np.uint8 or not image.size:
+            raise UserError(f"its image is {_kind(image)}; it must be u8[H, W, 3], RGB grey levels")
+        objects = _complete_objects(example.get("objects"), num_classes)
+        mask = example.get("mask")
+        has_mask = mask is not None and bool(example.get("has_mask", True))
+        if mask is None:
+            fill = 255 if void is None else void
+            mask = np.full(image.shape[:2], fill, np.uint8 if 0 <= fill <= 255 else np.int32)
+        mask = _complete_mask(mask, image.shape[:2], has_mask, num_classes, void)
+    except UserError as error:
+        raise UserError(f"example {example['image_id']!r}: {error}") from error
+    return {**example, "image": image, "mask": mask, "has_mask": has_mask, "objects": objects}
+
+
+def _complete_mask(mask, shape, has_mask, num_classes, void):
     mask = np.asarray(mask)
     mask = mask[..., None] if mask.ndim == 2 else mask
-    if mask.shape != (*image.shape[:2], 1) or mask.dtype.kind not in "iu":
+    if mask.shape != (*shape, 1) or mask.dtype.kind not in "iu":
+        raise UserError(f"its mask is {_kind(mask)}; it must be integers {[*shape, 1]}")
+    strange = ((mask < 0) | (mask >= num_classes)) & (mask != void) if has_mask else False
+    if np.any(strange):
         raise UserError(
-            f"example {name!r}: its mask is {mask.dtype}{list(mask.shape)}; it must be integers "
-            f"{[*image.shape[:2], 1]}"
+            f"its mask has the label {mask[strange][0]}, which is none of {num_classes} classes "
+            f"and not void ({void})"
         )
-    objects = example.get("objects") or {"boxes": np.zeros((0, 4)), "label": np.zeros(0)}
-    labels = np.asarray(objects["label"]).astype(np.int32)
-    difficult = objects.get("difficult", np.zeros(len(labels), bool))
-    boxes = np.asarray(objects["boxes"], np.float32).reshape(-1, 4)
+    return mask
+
+
+def _complete_objects(objects, num_classes):
+    if objects is None:
+        objects = {"boxes": np.zeros((0, 4)), "label": np.zeros(0, int)}
+    if missing := {"boxes", "label"} - set(objects):
+        raise UserError(f"its objects have no {', '.join(sorted(missing))}")
+    boxes, labels = np.asarray(objects["boxes"], np.float32), np.asarray(objects["label"])
+    difficult = np.asarray(objects.get("difficult", np.zeros(len(labels), bool)), bool)
+    boxes = boxes.reshape(0, 4) if not boxes.size else boxes
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
+        raise UserError(f"its boxes are {_kind(boxes)}; they must be finite numbers [G, 4]")
     if not len(boxes) == len(labels) == len(difficult):
         raise UserError(
-            f"example {name!r}: {len(boxes)} boxes, {len(labels)} labels, {len(difficult)} "
-            "difficult flags"
+            f"{len(boxes)} boxes, {len(labels)} labels, {len(difficult)} difficult flags"
         )
-    objects = {"boxes": boxes, "label": labels, "difficult": np.asarray(difficult, bool)}
-    whole = {"image": image, "mask": mask, "has_mask": bool(has_mask), "objects": objects}
-    return {**example, **whole}
+    if labels.size and labels.dtype.kind not in "iu":
+        raise UserError(f"its labels are {_kind(labels)}; they must be integers")
+    strange = labels[(labels < 0) | (labels >= num_classes)]
+    if strange.size:
+        raise UserError(
+            f"an object's label is {strange[0]}, which is none of {num_classes} classes"
+        )
+    return {"boxes": boxes, "label": labels.astype(np.int32), "difficult": difficult}
+
+
+def _kind(array):
+    return f"{array.dtype}{list(array.shape)}"
 
 
 def resize(example: dict, canvas: int) -> dict:
@@ -144,7 +188,8 @@ def resize(example: dict, canvas: int) -> dict:
     height, width = example["image"].shape[:2]
     size = (canvas, canvas)
     image = Image.fromarray(example["image"]).resize(size, Image.Resampling.BOX)
-    mask = Image.fromarray(example["mask"][:, :, 0]).resize(size, Image.Resampling.NEAREST)
+    mask = example["mask"][:, :, 0].astype(np.int32)  # whatever it is, Pillow has this kind
+    mask = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
     factor = np.array([canvas / width, canvas / height] * 2, np.float32)
     # Corners are inclusive: a box spans x0 to x1 + 1.
     ends = np.array([0, 0, 1, 1], np.float32)
@@ -152,6 +197,6 @@ def resize(example: dict, canvas: int) -> dict:
     return {
         **example,
         "image": np.array(image),
-        "mask": np.array(mask)[:, :, None],
+        "mask": np.array(mask, example["mask"].dtype)[:, :, None],
         "objects": {**example["objects"], "boxes": boxes.astype(np.float32)},
     }

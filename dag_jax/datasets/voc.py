@@ -21,6 +21,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -31,6 +32,7 @@ from dag_jax.datasets.archives import Member
 from dag_jax.datasets.classes import CLASS_NAMES, VOID
 from dag_jax.datasets.devkit import LAYOUT, Devkit, where
 from dag_jax.errors import UserError
+from dag_jax.files import PathLike
 
 # 'train' is a class, too: train_val.txt is the validation list of trains, train_aug.txt is not one.
 _OF_ONE_CLASS = re.compile(rf"({'|'.join(CLASS_NAMES[1:])})_(train|val|trainval|test)")
@@ -74,7 +76,9 @@ class VocDevkit(examples.ExampleBuilder):
             )
 
 
-def voc_config(folder, *, splits=None, masks="voc"):
+def voc_config(
+    folder: PathLike, *, splits: Iterable[str] | None = None, masks: str = "voc"
+) -> VocConfig:
     """Find the files of some splits and name the configuration after them.
 
     The name is a fingerprint of the folder's path and of each file's size and time, so that the
@@ -125,7 +129,7 @@ def voc_config(folder, *, splits=None, masks="voc"):
     return VocConfig(name=f"{label}-{masks}-{fingerprint}", version=VocDevkit.VERSION, files=files)
 
 
-def voc_splits(folder):
+def voc_splits(folder: PathLike) -> dict[str, str]:
     """Return split name -> image list for the lists of a VOC folder.
 
     VOC2012/ImageSets/Segmentation/val.txt is 'voc2012_seg_val', VOC2007/ImageSets/Main/test.txt is

@@ -9,6 +9,7 @@ with Caffe's roundings, which XLA's arithmetic would not keep.
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float, Float32
 
 from dag_jax.errors import UserError
 
@@ -17,7 +18,7 @@ RATIOS = (0.5, 1.0, 2.0)
 
 def generate_anchors(
     sizes: Sequence[float] = (128, 256, 512), *, ratios: Sequence[float] = RATIOS, base: int = 16
-) -> np.ndarray:
+) -> Float32[np.ndarray, "A 4"]:
     """Return the anchors of the cell at the origin, ratio by ratio, then size by size.
 
     The box [0, 0, base - 1, base - 1] is reshaped to each ratio, its sides rounded to whole
@@ -47,7 +48,9 @@ def generate_anchors(
     return np.concatenate([centre - half, centre + half], axis=-1).astype(np.float32)
 
 
-def tile_anchors(anchors: np.ndarray, shape: tuple[int, int], *, stride: int) -> np.ndarray:
+def tile_anchors(
+    anchors: Float[np.ndarray, "A 4"], shape: tuple[int, int], *, stride: int
+) -> Float32[np.ndarray, "{shape[0]}*{shape[1]}*A 4"]:
     """Return the anchors of each cell of a map, row by row, cell by cell.
 
     Args:

@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int32, Integer, PRNGKeyArray
 
+from dag_jax.arrays import Array
 from dag_jax.detection import boxes as box_ops
 from dag_jax.errors import UserError
 
@@ -18,18 +20,18 @@ from dag_jax.errors import UserError
 class AnchorTargets(NamedTuple):
     """What the region proposal network should say at each anchor."""
 
-    positive: jax.Array  # bool[A]: the anchor is an object
-    sampled: jax.Array  # bool[A]: the anchor counts in the loss
-    deltas: jax.Array  # f32[A, 4]: offsets to its best ground-truth box
+    positive: Bool[jax.Array, " A"]  # the anchor is an object
+    sampled: Bool[jax.Array, " A"]  # the anchor counts in the loss
+    deltas: Float[jax.Array, "A 4"]  # offsets to its best ground-truth box
 
 
 class RegionTargets(NamedTuple):
     """Regions for the heads to classify, and what they should say."""
 
-    boxes: jax.Array  # f32[S, 4]
-    labels: jax.Array  # i32[S]: class, 0 is background
-    deltas: jax.Array  # f32[S, 4]: offsets to its best ground-truth box
-    valid: jax.Array  # bool[S], False at the padding
+    boxes: Float[jax.Array, "S 4"]
+    labels: Int32[jax.Array, " S"]  # class, 0 is background
+    deltas: Float[jax.Array, "S 4"]  # offsets to its best ground-truth box
+    valid: Bool[jax.Array, " S"]  # False at the padding
 
 
 def _ious(boxes, truths, valid):
@@ -49,10 +51,10 @@ def _draw(key, candidates, count):
 
 
 def anchor_targets(
-    key,
-    anchors,
-    truths,
-    valid,
+    key: PRNGKeyArray,
+    anchors: Float[Array, "A 4"],
+    truths: Float[Array, "G 4"],
+    valid: Bool[Array, " G"],
     *,
     num_samples: int = 256,
     positive_fraction: float = 0.5,
@@ -102,7 +104,9 @@ def anchor_targets(
     return AnchorTargets(positive, drawn | negatives, jnp.where(positive[:, None], deltas, 0))
 
 
-def jitter_boxes(key, boxes, count: int, *, strength: float = 0.2):
+def jitter_boxes(
+    key: PRNGKeyArray, boxes: Float[Array, "G 4"], count: int, *, strength: float = 0.2
+) -> Float[jax.Array, "G*{count} 4"]:
     """Return copies of boxes with each side moved at random.
 
     Beside the proposals, they give the heads objects to learn from while the region proposal
@@ -124,12 +128,12 @@ def jitter_boxes(key, boxes, count: int, *, strength: float = 0.2):
 
 
 def region_targets(
-    key,
-    proposals,
-    proposals_valid,
-    truths,
-    classes,
-    valid,
+    key: PRNGKeyArray,
+    proposals: Float[Array, "P 4"],
+    proposals_valid: Bool[Array, " P"],
+    truths: Float[Array, "G 4"],
+    classes: Integer[Array, " G"],
+    valid: Bool[Array, " G"],
     *,
     num_samples: int = 128,
     foreground_fraction: float = 0.25,

@@ -6,8 +6,13 @@ A box is float32 [x0, y0, x1, y1] in pixels, 0-based with inclusive corners, so 
 x1 - x0 + 1. All arguments of one call are in the same frame, whichever that is.
 """
 
-import jax.numpy as jnp
+from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Integer
+
+from dag_jax.arrays import Array
 from dag_jax.errors import UserError
 
 
@@ -22,7 +27,7 @@ def _check(name, boxes):
         raise UserError(f"{name} has shape {boxes.shape}, its last axis should be 4 long")
 
 
-def iou(a, b):
+def iou(a: Float[Array, "N 4"], b: Float[Array, "M 4"]) -> Float[jax.Array, "N M"]:
     """Return the intersection over union of each box of `a` with each of `b`.
 
     Args:
@@ -48,7 +53,9 @@ def iou(a, b):
     return intersection / (a_area + b_area - intersection)
 
 
-def encode_boxes(boxes, targets):
+def encode_boxes(
+    boxes: Float[Array, "*S 4"], targets: Float[Array, "*S 4"]
+) -> Float[jax.Array, "*S 4"]:
     """Return the offsets (dx, dy, dw, dh) that lead from `boxes` to `targets`.
 
     With w, h the sides and x, y the centre of a box and ' marking its target:
@@ -74,7 +81,9 @@ def encode_boxes(boxes, targets):
     return jnp.concatenate([shift, jnp.log(target_sides / sides)], axis=-1)
 
 
-def decode_boxes(boxes, deltas):
+def decode_boxes(
+    boxes: Float[Array, "*#S 4"], deltas: Float[Array, "*#S 4"]
+) -> Float[jax.Array, "*S 4"]:
     """Move `boxes` by the offsets `deltas`, as py-faster-rcnn does.
 
     Its `bbox_transform_inv` takes no notice of the inclusive corner, so x1 and y1 end up one pixel
@@ -100,7 +109,9 @@ def decode_boxes(boxes, deltas):
     return jnp.concatenate([centres - 0.5 * sides, centres + 0.5 * sides], axis=-1)
 
 
-def clip_boxes(boxes, shape: tuple[int, int]):
+def clip_boxes(
+    boxes: Float[Array, "*S 4"], shape: Sequence[int | Integer[Array, ""]] | Integer[Array, "2"]
+) -> Float[jax.Array, "*S 4"]:
     """Clip boxes to an image.
 
     Args:

@@ -6,7 +6,9 @@ Shapes: `N` boxes, `K` outputs, `C` classes.
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Bool, Float, Int32
 
+from dag_jax.arrays import Array, Number
 from dag_jax.detection import boxes as box_ops
 from dag_jax.errors import UserError
 
@@ -27,7 +29,14 @@ def _sweep_to_fixed_point(overlaps, valid):
     return keep
 
 
-def nms(boxes, scores, *, threshold: float, max_outputs: int, valid=None):
+def nms(
+    boxes: Float[Array, "N 4"],
+    scores: Float[Array, " N"],
+    *,
+    threshold: Number,
+    max_outputs: int,
+    valid: Bool[Array, " N"] | None = None,
+) -> tuple[Int32[jax.Array, " {max_outputs}"], Bool[jax.Array, " {max_outputs}"]]:
     """Keep boxes in the order of their score, dropping each that overlaps a kept one.
 
     Box j is dropped where IoU(i, j) > threshold for a kept i that comes before it. Equal scores
@@ -67,7 +76,19 @@ def nms(boxes, scores, *, threshold: float, max_outputs: int, valid=None):
     return indices, jnp.arange(max_outputs) < jnp.sum(keep)
 
 
-def nms_per_class(boxes, scores, *, threshold: float, max_outputs: int, valid):
+def nms_per_class(
+    boxes: Float[Array, "C N 4"],
+    scores: Float[Array, "C N"],
+    *,
+    threshold: Number,
+    max_outputs: int,
+    valid: Bool[Array, "C N"],
+) -> tuple[
+    Float[jax.Array, "{max_outputs} 4"],
+    Int32[jax.Array, " {max_outputs}"],
+    Float[jax.Array, " {max_outputs}"],
+    Bool[jax.Array, " {max_outputs}"],
+]:
     """Suppress within each class, then keep the best of all classes.
 
     Args:

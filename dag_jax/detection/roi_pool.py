@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Float
 
+from dag_jax.arrays import Array
 from dag_jax.errors import UserError
 
 # Bins whose gradient is added at a time: it bounds the memory of thousands of regions.
@@ -140,7 +142,7 @@ def _gather_maxima_backward(residuals, cotangent):
 _gather_maxima.defvjp(_gather_maxima_forward, _gather_maxima_backward)
 
 
-def max_windows(features, *, size: int):
+def max_windows(features: Float[Array, "H W C"], *, size: int) -> Float[jax.Array, "K L H W C"]:
     """Return the maxima over all windows of 2^k x 2^l cells that bins of `roi_max_pool` need.
 
     Args:
@@ -167,7 +169,9 @@ def max_windows(features, *, size: int):
     )
 
 
-def pool_windows(windows, boxes, *, size: int, scale: float):
+def pool_windows(
+    windows: Float[Array, "K L H W C"], boxes: Float[Array, "R 4"], *, size: int, scale: float
+) -> Float[jax.Array, "R {size} {size} C"]:
     """Return `roi_max_pool` of the map whose `max_windows` are given; the rest is as there.
 
     For those who pool one map's regions a part at a time.
@@ -202,7 +206,9 @@ def pool_windows(windows, boxes, *, size: int, scale: float):
     return pooled.reshape(boxes.shape[0], size, size, channels)
 
 
-def roi_max_pool(features, boxes, *, size: int, scale: float):
+def roi_max_pool(
+    features: Float[Array, "H W C"], boxes: Float[Array, "R 4"], *, size: int, scale: float
+) -> Float[jax.Array, "R {size} {size} C"]:
     """Divide each region into size x size bins and take the maximum of each.
 
     Corners round to cells by floor(scale * x + 0.5). A region of n cells has bins from

@@ -27,16 +27,19 @@ import dataclasses
 import enum
 import fractions
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jaxtyping import Bool, Float, Float32, Int32, Integer, Num, PyTree
 
+from dag_jax.arrays import Array, Scalar
 from dag_jax.engine.checks import WHITE, check_image, check_start
 from dag_jax.engine.method import Method
-from dag_jax.engine.targets import map_targets
+from dag_jax.engine.targets import Targets, map_targets
 
 
 class Status(enum.IntEnum):
@@ -57,14 +60,13 @@ class Status(enum.IntEnum):
 class Attack:
     """An attack on one image, finished or under way."""
 
-    # f32[H, W, 3] RGB grey levels, the image that fools: clip(X + r, 0, 255), rounded where the
-    # method says so
-    adversarial: jax.Array
-    perturbation: jax.Array  # f32[H, W, 3] r in grey levels, unclipped; the last iterate's
-    num_steps: jax.Array  # i32 updates made
-    active: jax.Array  # bool[*T] targets active at the last iterate scored
-    active_counts: jax.Array  # i32[max_steps + 1] their number at iterate m; -1 where not reached
-    status: jax.Array  # i32 a Status
+    # RGB grey levels, the image that fools: clip(X + r, 0, 255), rounded where the method says so
+    adversarial: Float32[Array, "H W 3"]
+    perturbation: Float32[Array, "H W 3"]  # r in grey levels, unclipped; the last iterate's
+    num_steps: Int32[Array, ""]  # updates made
+    active: PyTree[Bool[Array, "*T"]]  # targets active at the last iterate scored
+    active_counts: Int32[Array, " max_steps+1"]  # their number at iterate m; -1 where not reached
+    status: Int32[Array, ""]  # a Status
 
     def summary(self) -> str:
         """Return one line: why it stopped, after how many steps, how many targets, what size.
@@ -110,11 +112,16 @@ class State:
     """What the next step needs: the attack so far, what it started from, its optimizer's state."""
 
     attack: Attack
-    image: jax.Array  # f32[H, W, 3] clean, RGB grey levels
+    image: Float32[Array, "H W 3"]  # clean, RGB grey levels
     optimizer_state: optax.OptState
 
 
-def perturb(image, perturbation, *, rounded: bool = False):
+def perturb(
+    image: Float[Array, "*B H W 3"],
+    perturbation: Float[Array, "*B H W 3"],
+    *,
+    rounded: bool | np.bool_ = False,
+) -> Float[jax.Array, "*B H W 3"]:
     """Return the image that a perturbation makes: clip(X + r, 0, 255), rounded where asked.
 
     Args:
@@ -129,7 +136,13 @@ def perturb(image, perturbation, *, rounded: bool = False):
     return jnp.round(perturbed) if rounded else perturbed
 
 
-def init(method: Method, image, targets, *, start=None) -> State:
+def init(
+    method: Method,
+    image: Num[Array, "H W 3"],
+    targets: PyTree[Targets],
+    *,
+    start: Num[Array, "H W 3"] | None = None,
+) -> State:
     """Return the state before the first iteration.
 
     Args:
@@ -161,7 +174,7 @@ def init(method: Method, image, targets, *, start=None) -> State:
     return State(attack, image, method.optimizer().init(perturbation))
 
 
-def step(method: Method, score_fn, state: State, targets) -> State:
+def step(method: Method, score_fn: Callable, state: State, targets: PyTree[Targets]) -> State:
     """Advance an attack by one iteration; one that has stopped stays as it is.
 
     Args:
@@ -185,7 +198,8 @@ def step(method: Method, score_fn, state: State, targets) -> State:
     x = perturb(state.image, r, rounded=method.rounded)
     moved = dataclasses.replace(attack, adversarial=x, perturbation=r, num_steps=m + 1)
 
-    goes_on, counts = status == Status.RUNNING, attack.active_counts.at[m].set(_count(active))
+    goes_on = status == Status.RUNNING
+    counts = jnp.asarray(attack.active_counts).at[m].set(_count(active))
     attack = dataclasses.replace(
         _where(goes_on, moved, attack), active=active, active_counts=counts, status=status
     )
@@ -193,7 +207,13 @@ def step(method: Method, score_fn, state: State, targets) -> State:
     return _where(state.attack.status == Status.RUNNING, advanced, state)
 
 
-def advance(method: Method, score_fn, state: State, targets, end) -> State:
+def advance(
+    method: Method,
+    score_fn: Callable,
+    state: State,
+    targets: PyTree[Targets],
+    end: int | Integer[Scalar, ""],
+) -> State:
     """Advance an attack until it has made `end` steps or has stopped, for whoever looks on.
 
     Args:
@@ -210,7 +230,13 @@ def advance(method: Method, score_fn, state: State, targets, end) -> State:
     )
 
 
-def run(method: Method, score_fn, image, targets, start=None) -> Attack:
+def run(
+    method: Method,
+    score_fn: Callable,
+    image: Num[Array, "H W 3"],
+    targets: PyTree[Targets],
+    start: Num[Array, "H W 3"] | None = None,
+) -> Attack:
     """Run an attack to its end; pure, and unchecked but for shapes. See `dag_jax.attack`."""
     return lax.while_loop(
         lambda state: state.attack.status == Status.RUNNING,
@@ -219,7 +245,9 @@ def run(method: Method, score_fn, image, targets, start=None) -> Attack:
     ).attack
 
 
-def verdict_on(method: Method, score_fn, image, targets):
+def verdict_on(
+    method: Method, score_fn: Callable, image: Num[Array, "H W 3"], targets: PyTree[Targets]
+) -> tuple[Int32[Scalar, ""], Bool[Array | np.bool, ""]]:
     """Judge an image, such as a saved one, as the attack would.
 
     Args:
@@ -299,17 +327,19 @@ def _is_fooled(stop_fraction, targets, active, ends):
     return _all(map_targets(few, targets, active))
 
 
-def at_most(number, share: float, total):
+def at_most(
+    number: Integer[Scalar, "*#B"], share: float, total: Integer[Scalar, "*#B"]
+) -> Bool[Array | np.bool, "*B"]:
     """Return whether number / total <= share, as in Python: no rounding decides about a target.
 
     Args:
-      number: i32[], at most total.
+      number: i32[*B], at most total.
       share: 0 or more and less than 1. The quotient is rounded as it is, so 13 of 22 are at most
         13/22.
-      total: i32[].
+      total: i32[*B].
 
     Returns:
-      bool[].
+      bool[*B].
     """
     if share == 0:
         return number == 0

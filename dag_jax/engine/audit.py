@@ -13,17 +13,20 @@ References: Carlini et al., "On Evaluating Adversarial Robustness", 2019; Athaly
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Num, PyTree
 
+from dag_jax.arrays import Array
 from dag_jax.engine import planted
 from dag_jax.engine.checks import WHITE, check
 from dag_jax.engine.door import attack
 from dag_jax.engine.objective import active_targets, margin_loss
-from dag_jax.engine.scoring import as_callable_pytree
+from dag_jax.engine.scoring import as_callable_pytree, told_apart
 from dag_jax.engine.stream import attack_stream
 from dag_jax.engine.targets import Targets, map_targets
 
@@ -54,7 +57,9 @@ class Finding(NamedTuple):
     remedy: str
 
 
-def audit(score_fn, image, targets, *, seed: int = 0) -> list[Finding]:
+def audit(
+    score_fn: Callable, image: Num[Array, "H W 3"], targets: PyTree[Targets], *, seed: int = 0
+) -> list[Finding]:
     """Check a network on one image, and the engine on a model of its own.
 
     Scores are logits; forward passes repeat; gradients are finite and not zero; gradients are the
@@ -81,7 +86,7 @@ def audit(score_fn, image, targets, *, seed: int = 0) -> list[Finding]:
     References: Carlini et al., 2019; Athalye et al., ICML 2018, section 3.1.
     """
     check(score_fn, image, targets)
-    score_fn = as_callable_pytree(score_fn)
+    score_fn = told_apart(as_callable_pytree(score_fn))
     image = np.asarray(image, np.float32)
     rng = np.random.default_rng(seed)
     scores = _score(score_fn, image)
@@ -308,7 +313,7 @@ def _check_slopes(score_fn, targets, image, active, rng) -> Finding:
 
 
 @functools.cache
-def check_engine(engine) -> Finding:
+def check_engine(engine: Callable) -> Finding:
     """Put an engine to a model whose adversarial example provably exists.
 
     Args:
@@ -329,7 +334,7 @@ def check_engine(engine) -> Finding:
 
 
 @functools.cache
-def check_stream(stream) -> Finding:
+def check_stream(stream: Callable) -> Finding:
     """Put a stream to three models whose adversarial examples provably exist, in two slots.
 
     Args:

@@ -8,11 +8,15 @@ where an attack that cannot go on says so by its status.
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Num, PyTree
 
+from dag_jax.arrays import Array
 from dag_jax.engine.method import Method
 from dag_jax.engine.scoring import shapes_of_scores
 from dag_jax.engine.targets import Targets, map_targets
@@ -21,7 +25,12 @@ from dag_jax.errors import UserError
 WHITE = 255  # the largest grey level
 
 
-def check(score_fn, image, targets, method: Method = Method()) -> None:  # noqa: B008
+def check(
+    score_fn: Callable,
+    image: Num[Array, "H W 3"],
+    targets: PyTree[Targets],
+    method: Method = Method(),  # noqa: B008
+) -> None:
     """Raise a ValueError that names what is wrong with the arguments of an attack.
 
     Args:
@@ -41,7 +50,7 @@ def check(score_fn, image, targets, method: Method = Method()) -> None:  # noqa:
     check_margin(method.margin, targets)
 
 
-def check_method(method) -> None:
+def check_method(method: Any) -> None:
     """Raise a ValueError for what is no `Method`; `check` calls this."""
     if not isinstance(method, Method):
         raise UserError(
@@ -55,7 +64,7 @@ def check_method(method) -> None:
             raise UserError(f"margin is {_kind(logits)}; it must be one number for each network")
 
 
-def check_score_fn(score_fn) -> None:
+def check_score_fn(score_fn: Any) -> None:
     """Raise a ValueError for what cannot score an image; `check` calls this."""
     if hasattr(score_fn, "scores") and not isinstance(score_fn, type):
         raise UserError(
@@ -69,7 +78,7 @@ def check_score_fn(score_fn) -> None:
         )
 
 
-def check_are_targets(targets) -> None:
+def check_are_targets(targets: Any) -> None:
     """Raise a ValueError for what is no pytree of `Targets`; `check` calls this."""
     leaves = jax.tree.leaves(targets, is_leaf=lambda node: isinstance(node, Targets))
     if not leaves or not all(isinstance(leaf, Targets) for leaf in leaves):
@@ -90,7 +99,7 @@ def _is_concrete(value) -> bool:
     return not isinstance(value, jax.core.Tracer)
 
 
-def check_image(image) -> None:
+def check_image(image: Any) -> None:
     """Raise a ValueError for what is no RGB image in grey levels; `check` calls this."""
     if not (hasattr(image, "shape") and hasattr(image, "dtype")):
         raise UserError(
@@ -126,7 +135,7 @@ def check_image(image) -> None:
         )
 
 
-def check_start(start, image) -> None:
+def check_start(start: Any, image: Any) -> None:
     """Raise a ValueError for a first perturbation that does not fit the image; `init` calls this.
 
     Args:
@@ -141,7 +150,7 @@ def check_start(start, image) -> None:
         raise UserError("start has values that are not finite")
 
 
-def check_targets(targets, scores) -> None:
+def check_targets(targets: PyTree[Targets], scores: PyTree) -> None:
     """Raise a ValueError for targets that do not fit the scores; `check` calls this.
 
     Args:
@@ -151,8 +160,8 @@ def check_targets(targets, scores) -> None:
     Raises:
       ValueError: for another structure, shape or class than the scores have.
     """
-    target_tree = jax.tree.structure(map_targets(lambda _: 0, targets))
-    if jax.tree.structure(scores) != target_tree:
+    target_tree: Any = jax.tree.structure(map_targets(lambda _: 0, targets))
+    if target_tree != jax.tree.structure(scores):
         raise UserError(
             f"score_fn returns {jax.tree.structure(scores)}, targets are {target_tree}: a joint "
             "attack takes the same pytree of Targets as of scores"
@@ -160,7 +169,7 @@ def check_targets(targets, scores) -> None:
     map_targets(_check_leaf, targets, scores)
 
 
-def check_margin(margin, targets) -> None:
+def check_margin(margin: PyTree, targets: PyTree[Targets]) -> None:
     """Raise a ValueError for margins of another structure than the targets; `check` calls this.
 
     Args:
@@ -177,7 +186,7 @@ def check_margin(margin, targets) -> None:
         )
 
 
-def _check_leaf(targets: Targets, scores) -> None:
+def _check_leaf(targets: Targets, scores: Any) -> None:
     if scores.ndim < 1 or not jnp.issubdtype(scores.dtype, jnp.floating):
         raise UserError(f"scores are {scores.dtype}{scores.shape}; they must be floats [*T, C]")
     for field in dataclasses.fields(Targets):

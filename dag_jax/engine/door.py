@@ -7,20 +7,31 @@ Shapes: `B` images, `H W` pixels, `*T` any target shape, `C` classes.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
+from jaxtyping import Num, PyTree
 
+from dag_jax.arrays import Array
 from dag_jax.engine.algorithm import Attack, run
 from dag_jax.engine.checks import check, check_score_fn, check_start
 from dag_jax.engine.method import Method
-from dag_jax.engine.scoring import as_pytree, is_plain
+from dag_jax.engine.scoring import as_pytree, is_plain, told_apart
+from dag_jax.engine.targets import Targets
 from dag_jax.errors import UserError
 
 _MOST_FUNCTIONS = 32  # plain functions whose programs are kept
 
 
-def attack(score_fn, image, targets, method: Method = Method(), *, start=None) -> Attack:  # noqa: B008 (frozen)
+def attack(
+    score_fn: Callable,
+    image: Num[Array, "H W 3"],
+    targets: PyTree[Targets],
+    method: Method = Method(),  # noqa: B008 (frozen)
+    *,
+    start: Num[Array, "H W 3"] | None = None,
+) -> Attack:
     """Find a perturbation of an image that makes a network wrong on every target.
 
     Called plainly it checks values and is compiled once for each structure of `score_fn`, shapes
@@ -56,7 +67,14 @@ def attack(score_fn, image, targets, method: Method = Method(), *, start=None) -
     return _call(run, score_fn, image, targets, method, start)
 
 
-def attack_batch(score_fn, images, targets, method: Method = Method(), *, start=None) -> Attack:  # noqa: B008
+def attack_batch(
+    score_fn: Callable,
+    images: Num[Array, "B H W 3"],
+    targets: PyTree[Targets],
+    method: Method = Method(),  # noqa: B008
+    *,
+    start: Num[Array, "B H W 3"] | None = None,
+) -> Attack:
     """Attack images of one size together: `attack`, with an axis more in front of all arrays.
 
     Every image goes on until the last has stopped; `dag_jax.attack_stream` refills the places of
@@ -113,7 +131,7 @@ def _call(function, score_fn, image, targets, method, start):
     image = image.astype(np.float32)
     if is_plain(score_fn):
         return _program(function, score_fn)(method, image, targets, start)
-    return _compiled(function, method, score_fn, image, targets, start)
+    return _compiled(function, method, told_apart(score_fn), image, targets, start)
 
 
 @functools.partial(jax.jit, static_argnums=0)

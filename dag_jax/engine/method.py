@@ -5,12 +5,15 @@ import functools
 import math
 import numbers
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
+from dag_jax.arrays import Number
 from dag_jax.engine.objective import DAG, Objective
 from dag_jax.errors import UserError
 
@@ -26,7 +29,7 @@ def scale_by_max_norm() -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def dag_update(step_size) -> optax.GradientTransformation:
+def dag_update(step_size: Number) -> optax.GradientTransformation:
     """Return the paper's update rule: r + gamma / ||r_m||_inf r_m, where r_m = -gradient.
 
     Args:
@@ -75,8 +78,8 @@ class Method:
 
     objective: Objective = DAG
     update: Callable = dag_update
-    step_size: float = 0.5
-    margin: float = 0.0
+    step_size: Number = 0.5
+    margin: PyTree[Number] = 0.0
     max_steps: int = 200
     stop_fraction: float | None = 0.0
     rounded: bool = False
@@ -129,7 +132,7 @@ class Method:
             "rounded": self.rounded,
         }
 
-    def replace(self, **changes) -> "Method":
+    def replace(self, **changes: Any) -> "Method":
         """Return this method with other values of some attributes."""
         return dataclasses.replace(self, **changes)
 

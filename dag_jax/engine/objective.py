@@ -9,9 +9,12 @@ Shapes: `*T` any target shape ([H, W] pixels or [N] proposals), `C` classes.
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Bool, Float, Int32, Integer
 
+from dag_jax.arrays import Array, Number
 from dag_jax.engine.targets import Targets
 
 
@@ -33,7 +36,7 @@ class Objective(NamedTuple):
     loss: Callable
 
 
-def wide(scores):
+def wide(scores: Float[Array, "*T C"]) -> Float[Array, "*T C"]:
     """Return scores in float32 or wider, so that differences and sums lose nothing.
 
     Args:
@@ -42,7 +45,7 @@ def wide(scores):
     return scores.astype(jnp.float32) if jnp.finfo(scores.dtype).bits < 32 else scores
 
 
-def score_of(scores, labels):
+def score_of(scores: Float[Array, "*T C"], labels: Integer[Array, "*T"]) -> Float[jax.Array, "*T"]:
     """Return f32[*T], each target's score of a class.
 
     Args:
@@ -52,7 +55,9 @@ def score_of(scores, labels):
     return jnp.take_along_axis(wide(scores), labels[..., None], axis=-1)[..., 0]
 
 
-def largest_other(scores, labels):
+def largest_other(
+    scores: Float[Array, "*T C"], labels: Integer[Array, "*T"]
+) -> Float[jax.Array, "*T"]:
     """Return f32[*T], each target's largest score of another class.
 
     Args:
@@ -63,7 +68,7 @@ def largest_other(scores, labels):
     return jnp.where(classes == labels[..., None], -jnp.inf, wide(scores)).max(axis=-1)
 
 
-def predicted(scores):
+def predicted(scores: Float[Array, "*T C"]) -> Int32[jax.Array, "*T"]:
     """Return i32[*T], the class that each target is seen as: the first of the largest scores.
 
     Args:
@@ -76,7 +81,7 @@ def predicted(scores):
     return jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
 
-def margin_loss(scores, targets: Targets):
+def margin_loss(scores: Float[Array, "*T C"], targets: Targets) -> Float[jax.Array, "*T"]:
     """Return each target's margin of its label over its adversarial label.
 
         f_label(X, t) - f_adversarial(X, t), and 0 where there is no target
@@ -97,7 +102,9 @@ def margin_loss(scores, targets: Targets):
     )
 
 
-def leads(scores, labels, margin=0.0):
+def leads(
+    scores: Float[Array, "*T C"], labels: Integer[Array, "*T"], margin: Number = 0.0
+) -> Bool[jax.Array, "*T"]:
     """Return whether a class is predicted, or has lost by less than a margin.
 
         argmax_c f_c = label;    with a margin also f_label - max of the others > -margin
@@ -114,7 +121,9 @@ def leads(scores, labels, margin=0.0):
     return (predicted(scores) == labels) | ((margin > 0) & near)
 
 
-def active_targets(scores, targets: Targets, margin: float = 0.0):
+def active_targets(
+    scores: Float[Array, "*T C"], targets: Targets, margin: Number = 0.0
+) -> Bool[Array, "*T"]:
     """Return which targets are still right: see `leads`.
 
     Args:

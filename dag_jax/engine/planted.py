@@ -7,16 +7,19 @@ Shapes: `H W` pixels, one target each.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Int32
 
-from dag_jax.engine.algorithm import Status
+from dag_jax.arrays import Array
+from dag_jax.engine.algorithm import Attack, Status
 from dag_jax.engine.checks import WHITE
 from dag_jax.engine.method import Method
-from dag_jax.engine.targets import make_targets
+from dag_jax.engine.targets import Targets, make_targets
 
 LONGEST = 20  # steps
 STEP_SIZE = 0.5  # grey levels
@@ -26,13 +29,13 @@ METHOD = Method(max_steps=2 * LONGEST, step_size=STEP_SIZE)
 class Planted(NamedTuple):
     """A linear model whose target [i, j] is lost after steps[i, j] steps, and not before."""
 
-    image: np.ndarray  # f32[H, W, 3]
-    pattern: np.ndarray  # f32[H, W, 3], of -1 and 1
-    steps: np.ndarray  # i32[H, W]
-    labels: np.ndarray  # i32[H, W]
+    image: Float32[Array, "H W 3"]
+    pattern: Float32[Array, "H W 3"]  # of -1 and 1
+    steps: Int32[Array, "H W"]
+    labels: Int32[Array, "H W"]
 
 
-def plant(seed) -> Planted:
+def plant(seed: int) -> Planted:
     """Draw a model of 8 x 8 targets, the last of which falls after 20 - 5 seed steps.
 
     Args:
@@ -40,14 +43,14 @@ def plant(seed) -> Planted:
     """
     rng, shape = np.random.default_rng(seed), (8, 8)
     image = rng.uniform(64, WHITE - 64, (*shape, 3)).astype(np.float32)
-    pattern = rng.choice(np.float32([-1, 1]), image.shape)
+    pattern = rng.choice(np.array([-1, 1], np.float32), image.shape)
     longest = LONGEST - 5 * seed
     steps = rng.integers(1, longest + 1, shape).astype(np.int32)
     steps[0, 0] = longest
     return Planted(image, pattern, steps, rng.integers(0, 3, shape).astype(np.int32))
 
 
-def score(seen, planted):
+def score(seen: Float[Array, "H W 3"], planted: Planted) -> Float[jax.Array, "H W 3"]:
     """Score an image by a planted model.
 
     A label's score is steps - 1/2 - <pattern, X - X_0> / (3 gamma) at its pixel, the adversarial
@@ -61,19 +64,19 @@ def score(seen, planted):
     return jnp.where(classes == labels, margin[..., None], others)
 
 
-def targets_of(planted):
+def targets_of(planted: Planted) -> Targets:
     """Return the `Targets` of a planted model."""
     return make_targets(planted.labels, (planted.labels + 1) % 3)
 
 
 @functools.partial(jax.jit, static_argnames="engine")
-def attack_by(planted, *, engine):
+def attack_by(planted: Planted, *, engine: Callable) -> Attack:
     """Return the `Attack` that an engine makes of a planted model."""
     score_fn = lambda seen: score(seen, planted)  # noqa: E731
     return engine(score_fn, planted.image, targets_of(planted), METHOD)
 
 
-def judge(planted, found) -> tuple[bool, str]:
+def judge(planted: Planted, found: Attack) -> tuple[bool, str]:
     """Return whether an `Attack` is the one that a planted model has, and the numbers."""
     longest = int(planted.steps.max())
     status, made = Status(int(found.status)).name, int(found.num_steps)

@@ -28,7 +28,7 @@ from dag_jax.engine.checks import check_method, check_score_fn
 from dag_jax.engine.feed import Example, Failure, Feed, Prepare
 from dag_jax.engine.lanes import Lanes, spread
 from dag_jax.engine.method import Method
-from dag_jax.engine.scoring import as_callable_pytree
+from dag_jax.engine.scoring import as_callable_pytree, told_apart
 from dag_jax.errors import UserError
 
 _AHEAD = 4  # examples read ahead for each slot: with several shapes, enough to fill one's slots
@@ -54,7 +54,7 @@ class Chunk(NamedTuple):
 
 
 def attack_stream(
-    score_fn,
+    score_fn: Callable,
     examples: Iterable,
     method: Method = Method(),  # noqa: B008
     *,
@@ -255,7 +255,7 @@ class _Stream:
 
     def _lanes(self, example: Example):
         mesh = self._options["mesh"]
-        score_fn = spread(example.score_fn, mesh, self._copies)
+        score_fn = spread(told_apart(example.score_fn), mesh, self._copies)
         method = spread(self._method, mesh, self._copies)
         return Lanes(score_fn, example.arrays, method, **self._options)
 

@@ -9,12 +9,15 @@ Boxes are f32 [x0, y0, x1, y1] in pixels of the user's image, 0-based, corners i
 import dataclasses
 import functools
 import zlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Bool, Float, Int32, Integer, PRNGKeyArray, PyTree
 
+from dag_jax.arrays import Array, Number, Scalar
 from dag_jax.detection import boxes as boxlib
 from dag_jax.errors import UserError
 from dag_jax.metrics.segmentation import VOID
@@ -25,18 +28,24 @@ from dag_jax.metrics.segmentation import VOID
 class Targets:
     """What is attacked in one image."""
 
-    labels: jax.Array  # i32[*T] class that the network should lose
-    adversarial: jax.Array  # i32[*T] class that it should see instead
-    valid: jax.Array  # bool[*T] false for void and padding
+    labels: Integer[Array, "*T"]  # class that the network should lose
+    adversarial: Integer[Array, "*T"]  # class that it should see instead
+    valid: Bool[Array, "*T"]  # false for void and padding
 
 
-def map_targets(function, targets, *trees):
+def map_targets(function: Callable, targets: PyTree[Targets], *trees: PyTree) -> PyTree:
     """Map a function over a pytree of `Targets`, each taken whole, and pytrees like it."""
     is_targets = lambda node: isinstance(node, Targets)  # noqa: E731
     return jax.tree.map(function, targets, *trees, is_leaf=is_targets)
 
 
-def make_targets(labels, adversarial, valid=True, *, void: int | None = VOID) -> Targets:
+def make_targets(
+    labels: Integer[Array, "*T"],
+    adversarial: Integer[Array, "*T"] | Integer[Scalar, ""] | int,
+    valid: Bool[Array, "*T"] | bool = True,
+    *,
+    void: int | None = VOID,
+) -> Targets:
     """Build targets from labels, and drop those with nothing to do.
 
     A target map of any kind goes in as `adversarial`: where it agrees with the label, and where
@@ -68,8 +77,16 @@ def make_targets(labels, adversarial, valid=True, *, void: int | None = VOID) ->
 
 
 def label_proposals(
-    boxes, scores, valid, truth_boxes, truth_labels, truth_valid, *, iou=0.1, confidence=0.1
-):
+    boxes: Float[Array, "N 4"],
+    scores: Float[Array, "N C"],
+    valid: Bool[Array, " N"],
+    truth_boxes: Float[Array, "G 4"],
+    truth_labels: Integer[Array, " G"],
+    truth_valid: Bool[Array, " G"],
+    *,
+    iou: Number = 0.1,
+    confidence: Number = 0.1,
+) -> tuple[Int32[jax.Array, " N"], Bool[jax.Array, " N"]]:
     """Find which proposals are targets, and of which class.
 
     A proposal is a target when its IoU with a ground-truth box is above `iou` and its softmax
@@ -114,7 +131,7 @@ def label_proposals(
     return jnp.where(is_target, truth_labels[best], 0), is_target
 
 
-def image_key(seed: int, image_id):
+def image_key(seed: int, image_id: object) -> PRNGKeyArray:
     """Return the random key of an image: the same whatever runs beside it.
 
     Args:
@@ -129,7 +146,7 @@ def image_key(seed: int, image_id):
 
 
 @functools.partial(jax.jit, static_argnames="size")  # else each call compiles its loop anew
-def derangement(key, size: int):
+def derangement(key: PRNGKeyArray, size: int) -> Int32[jax.Array, " {size}"]:
     """Draw a permutation without a fixed point, all being equally likely.
 
     Args:
@@ -162,7 +179,13 @@ def _apply(table, labels, num_classes):
     return jnp.where(is_class, table[jnp.where(is_class, labels, 0)], labels)
 
 
-def permute_labels(key, labels, num_classes: int, *, background: int | None = None):
+def permute_labels(
+    key: PRNGKeyArray,
+    labels: Integer[Array, "*T"],
+    num_classes: int,
+    *,
+    background: int | None = None,
+) -> Int32[jax.Array, "*T"]:
     """Give each class another by one permutation pi of the classes, pi(c) != c.
 
     Args:
@@ -183,7 +206,14 @@ def permute_labels(key, labels, num_classes: int, *, background: int | None = No
     return _apply(classes.at[permuted].set(moved), labels, num_classes)
 
 
-def absent_labels(key, labels, num_classes: int, *, valid=True, background: int | None = None):
+def absent_labels(
+    key: PRNGKeyArray,
+    labels: Integer[Array, "*T"],
+    num_classes: int,
+    *,
+    valid: Bool[Array, "*T"] | bool = True,
+    background: int | None = None,
+) -> Int32[jax.Array, "*T"]:
     """Give each class of the image one that the image does not have.
 
     This is the rule of the authors' release. Two classes get two different ones while there are

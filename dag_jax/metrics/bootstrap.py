@@ -4,17 +4,19 @@ A set of M images is drawn anew, with replacement, B times; the scores of these 
 the score would move with other images of the same kind. Two columns of a table are compared on the
 same sets, so that what both owe to the images falls out of their difference.
 
-Shapes: M images, B sets of them, C classes. Everything here is NumPy on the host.
+Shapes: M images, B sets of them, S scores (B + 1), C classes. Everything here is NumPy on the host.
 
 Reference: Efron and Tibshirani, An Introduction to the Bootstrap, 1993.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Float64, Int64, Integer
 
+from dag_jax.arrays import Array
 from dag_jax.errors import UserError
 from dag_jax.metrics.detection import Matches, average_precision
 from dag_jax.metrics.segmentation import class_iou
@@ -30,7 +32,9 @@ class Interval(NamedTuple):
     high: float
 
 
-def draw_images(seed: int, num_images: int, num_sets: int = 1000) -> np.ndarray:
+def draw_images(
+    seed: int, num_images: int, num_sets: int = 1000
+) -> Int64[np.ndarray, "{num_sets}+1 {num_images}"]:
     """Draw sets of images with replacement.
 
     Args:
@@ -53,7 +57,12 @@ def draw_images(seed: int, num_images: int, num_sets: int = 1000) -> np.ndarray:
     return np.concatenate([np.ones((1, num_images), np.int64), draws])
 
 
-def mean_iou_of_sets(confusions, images, *, classes=None) -> np.ndarray:
+def mean_iou_of_sets(
+    confusions: Integer[Array, "M C C"],
+    images: Integer[Array, "B M"],
+    *,
+    classes: Collection[int] | None = None,
+) -> Float64[np.ndarray, " B"]:
     """Return the mean IoU of sets of images.
 
     Args:
@@ -75,8 +84,12 @@ def mean_iou_of_sets(confusions, images, *, classes=None) -> np.ndarray:
 
 
 def mean_ap_of_sets(
-    matches: Mapping[int, Matches], images, *, classes=None, eleven_point: bool = True
-) -> np.ndarray:
+    matches: Mapping[int, Matches],
+    images: Integer[Array, "B M"],
+    *,
+    classes: Collection[int] | None = None,
+    eleven_point: bool = True,
+) -> Float64[np.ndarray, " B"]:
     """Return the mean average precision of sets of images.
 
     Args:
@@ -93,19 +106,24 @@ def mean_ap_of_sets(
       ValueError: where the numbers of images disagree.
     """
     images = np.asarray(images)
-    matches = [one for c, one in matches.items() if classes is None or c in classes]
-    per_class = np.full((len(images), len(matches)), np.nan)
-    for column, one in enumerate(matches):
+    some = [one for c, one in matches.items() if classes is None or c in classes]
+    per_class = np.full((len(images), len(some)), np.nan)
+    for column, one in enumerate(some):
         _check(len(one.positives), images)
         step = max(1, _AT_A_TIME // max(len(one.images), 1))
         for start in range(0, len(images), step):
-            some = slice(start, start + step)
-            scores = average_precision(one, images[some], eleven_point=eleven_point)
-            per_class[some, column] = scores
+            rows = slice(start, start + step)
+            scores = average_precision(one, images[rows], eleven_point=eleven_point)
+            per_class[rows, column] = scores
     return _mean(per_class)
 
 
-def interval(scores, *, level: float = 0.95, within=(-math.inf, math.inf)) -> Interval:
+def interval(
+    scores: Float[Array, " S"],
+    *,
+    level: float = 0.95,
+    within: tuple[float, float] = (-math.inf, math.inf),
+) -> Interval:
     """Return a score and its basic bootstrap interval, [2 s - q_high, 2 s - q_low].
 
     Sets with repeated images score otherwise than the images themselves: classes are missing, and
@@ -116,7 +134,7 @@ def interval(scores, *, level: float = 0.95, within=(-math.inf, math.inf)) -> In
     intervals have the score of all images in them (tests/metrics/test_bootstrap.py).
 
     Args:
-      scores: float [B + 1], of the images themselves and of each set that `draw_images` drew; or a
+      scores: float [S], of the images themselves and of each set that `draw_images` drew; or a
         difference of two such. Sets without a score are left out.
       level: share of the sets inside.
       within: the least and the largest number that a score can be.

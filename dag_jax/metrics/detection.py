@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float, Float64, Integer, Num
 
+from dag_jax.arrays import Array
 from dag_jax.errors import UserError
 
 
@@ -25,15 +27,15 @@ from dag_jax.errors import UserError
 class Detections:
     """What a detector found in one image.
 
-    boxes: [N, 4] pixels. classes: integer [N], indices of the detector's classes. scores: [N],
-    higher is surer. valid: bool [N], false for padding; None where there is none, as the metrics
-    want it: `without_padding` removes it.
+    boxes: in pixels. classes: indices of the detector's classes. scores: higher is surer. valid:
+    false for padding; None where there is none, as the metrics want it: `without_padding` removes
+    it.
     """
 
-    boxes: Any
-    classes: Any
-    scores: Any
-    valid: Any = None
+    boxes: Num[Array, "N 4"]
+    classes: Integer[Array, " N"]
+    scores: Float[Array, " N"]
+    valid: Bool[Array, " N"] | None = None
 
     def without_padding(self) -> "Detections":
         """Return the valid rows alone, on the host."""
@@ -48,48 +50,48 @@ class Detections:
 class Truths:
     """The annotated objects of one image.
 
-    boxes: [N, 4] pixels. classes: integer [N], indices as the detector's. difficult: bool [N],
-    objects that an evaluation leaves out.
+    boxes: in pixels. classes: indices as the detector's. difficult: objects that an evaluation
+    leaves out.
     """
 
-    boxes: Any
-    classes: Any
-    difficult: Any
+    boxes: Num[Array, "N 4"]
+    classes: Integer[Array, " N"]
+    difficult: Bool[Array, " N"]
 
 
 class AveragePrecision(NamedTuple):
     """Average precision of each class and their mean, fractions in 0..1.
 
-    per_class: float64 [C]; nan for background and for a class without countable ground truth.
-    mean: mean over the classes that have some; nan if none has.
+    per_class: nan for background and for a class without countable ground truth. mean: over the
+    classes that have some; nan if none has.
     """
 
-    per_class: np.ndarray
+    per_class: Float64[np.ndarray, " C"]
     mean: float
 
 
 class Matches(NamedTuple):
     """What became of the detections of one class, by falling score; D of them, M images.
 
-    images: integer [D], which image each is of. true, false: bool [D], true and false positives; a
-    match of a difficult object is neither. positives: integer [M], countable objects of each image.
+    images: which image each is of. true, false: true and false positives; a match of a difficult
+    object is neither. positives: countable objects of each image.
     """
 
-    images: np.ndarray
-    true: np.ndarray
-    false: np.ndarray
-    positives: np.ndarray
+    images: Integer[np.ndarray, " D"]
+    true: Bool[np.ndarray, " D"]
+    false: Bool[np.ndarray, " D"]
+    positives: Integer[np.ndarray, " M"]
 
 
 def voc_ap(
     detections: Mapping[Any, Detections],
     truths: Mapping[Any, Truths],
     *,
-    iou=0.5,
-    eleven_point=True,
-    num_classes=21,
+    iou: float = 0.5,
+    eleven_point: bool = True,
+    num_classes: int = 21,
     background: int | None = 0,
-):
+) -> AveragePrecision:
     """Score the detections of a whole dataset.
 
     The detections of a class are taken by falling score, over all images. Each is compared with
@@ -131,7 +133,12 @@ def voc_ap(
 
 
 def match_detections(
-    detections, truths, *, iou=0.5, num_classes=21, background: int | None = 0
+    detections: Mapping[Any, Detections],
+    truths: Mapping[Any, Truths],
+    *,
+    iou: float = 0.5,
+    num_classes: int = 21,
+    background: int | None = 0,
 ) -> dict[int, Matches]:
     """Find the true and false positives of a whole dataset, as `voc_ap` counts them.
 
@@ -179,7 +186,9 @@ def match_detections(
     return matches
 
 
-def average_precision(matches: Matches, images, *, eleven_point=True) -> np.ndarray:
+def average_precision(
+    matches: Matches, images: Integer[Array, "B M"], *, eleven_point: bool = True
+) -> Float64[np.ndarray, " B"]:
     """Return the average precision of one class on multisets of images.
 
     Args:

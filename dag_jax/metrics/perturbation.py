@@ -5,11 +5,13 @@ Shapes: H W pixels.
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32, Num, PRNGKeyArray
 
+from dag_jax.arrays import Array
 from dag_jax.errors import UserError
 
 
-def perceptibility(perturbation):
+def perceptibility(perturbation: Float[Array, "H W 3"]) -> Float32[jax.Array, ""]:
     """Return p, the root mean square length of the pixels' changes on a scale of 0 to 1.
 
     p = sqrt( (1 / K) sum_k ||r_k / 255||_2^2 ), K pixels, r_k the 3-vector of pixel k
@@ -31,7 +33,13 @@ def perceptibility(perturbation):
     return jnp.sqrt(jnp.mean(jnp.sum(change * change, axis=-1)))
 
 
-def permute(key, perturbation, *, rows=True, columns=True):
+def permute(
+    key: PRNGKeyArray,
+    perturbation: Num[Array, "H W 3"],
+    *,
+    rows: bool = True,
+    columns: bool = True,
+) -> Num[jax.Array, "H W 3"]:
     """Shuffle the rows and the columns of a perturbation.
 
     The values and their distribution stay, the spatial structure goes: the control that tells

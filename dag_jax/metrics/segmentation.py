@@ -1,27 +1,35 @@
 """Intersection over union of a segmentation, from one confusion matrix per dataset.
 
-Shapes: C classes; any shape of pixels, usually [H, W] or [B, H, W].
+Shapes: C classes; *P any shape of pixels, usually [H, W] or [B, H, W]; *B matrices.
 
 The score of a dataset comes from the sum of its images' matrices, never from a mean of the images'
 scores. Counting is exact: int64 in NumPy on the host, whatever the precision of the device.
 """
 
 import numpy as np
+from jaxtyping import Float64, Int64, Integer
 
+from dag_jax.arrays import Array
 from dag_jax.errors import UserError
 
 VOID = 255
 
 
-def confusion_matrix(labels, predictions, num_classes, *, void: int | None = VOID):
+def confusion_matrix(
+    labels: Integer[Array, "*P"],
+    predictions: Integer[Array, "*P"],
+    num_classes: int,
+    *,
+    void: int | None = VOID,
+) -> Int64[np.ndarray, "{num_classes} {num_classes}"]:
     """Count how the pixels of each true class were predicted.
 
     Entry [i, j] is the number of pixels of class i that were predicted as class j. Void pixels are
     left out, whatever was predicted there.
 
     Args:
-      labels: integer [...], true class of each pixel. NumPy or JAX.
-      predictions: integer [...], the same shape, predicted classes. NumPy or JAX.
+      labels: integer [*P], true class of each pixel. NumPy or JAX.
+      predictions: integer [*P], predicted classes. NumPy or JAX.
       num_classes: C, background included.
       void: the label that is no class; VOC's 255, or None where every pixel has a class.
 
@@ -62,16 +70,16 @@ def confusion_matrix(labels, predictions, num_classes, *, void: int | None = VOI
     return counts.reshape(num_classes, num_classes).astype(np.int64)
 
 
-def class_iou(confusion):
+def class_iou(confusion: Integer[Array, "*B C C"]) -> Float64[np.ndarray, "*B C"]:
     """Return the intersection over union of each class.
 
     IoU_c = n_cc / (sum_j n_cj + sum_i n_ic - n_cc)
 
     Args:
-      confusion: integer [..., C, C] from `confusion_matrix`, or a sum of several.
+      confusion: integer [*B, C, C] from `confusion_matrix`, or a sum of several.
 
     Returns:
-      float64 [..., C], fractions in 0..1; nan for a class that occurs neither in truth nor
+      float64 [*B, C], fractions in 0..1; nan for a class that occurs neither in truth nor
       prediction.
 
     Raises:
@@ -87,7 +95,7 @@ def class_iou(confusion):
     return np.where(union > 0, intersection / np.maximum(union, 1), np.nan)
 
 
-def mean_iou(confusion):
+def mean_iou(confusion: Integer[Array, "C C"]) -> float:
     """Return the mean IoU over the classes that occur in the truth or in the prediction.
 
     A class that nobody drew and nobody predicted has no IoU and is left out; a class that was only

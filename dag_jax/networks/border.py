@@ -52,9 +52,9 @@ class Reach(NamedTuple):
           everywhere: whether to compute every map as a whole.
         """
         sides = grid.rows, grid.columns
-        least = (side if isinstance(side, int) else 1 for side in sides)
+        fewest = (side if isinstance(side, int) else 1 for side in sides)
         array = Grid(grid.stride, grid.origin, *x.shape[-3:-1])
-        least = Grid(grid.stride, grid.origin, *least)
+        least = Grid(grid.stride, grid.origin, *fewest)
         return cls(x, (0, 0), grid, array, least, worth=0 if everywhere else _WORTH)
 
     def convolved(self, layer, train: bool = False) -> "Reach":
@@ -181,24 +181,22 @@ class Reach(NamedTuple):
         height, width = self.cells.shape[-3:-1]
         (top, _), (left, _) = self._around(rows, columns)
         batch = self.cells.shape[:-3]
-        rows, columns = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
+        ys, xs = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
 
         def strip(rows, columns):
             y = self._look_up(rows, columns)
             return jnp.broadcast_to(y, (*batch, *y.shape))
 
-        beside = rows[top : top + height]
+        beside = ys[top : top + height]
         x = jnp.concatenate(
             [
-                strip(beside, columns[:left]),
+                strip(beside, xs[:left]),
                 self.cells,
-                strip(beside, columns[left + width :]),
+                strip(beside, xs[left + width :]),
             ],
             axis=-2,
         )
-        return jnp.concatenate(
-            [strip(rows[:top], columns), x, strip(rows[top + height :], columns)], axis=-3
-        )
+        return jnp.concatenate([strip(ys[:top], xs), x, strip(ys[top + height :], xs)], axis=-3)
 
 
 def _reached(begin, end, size, stride, padding, cells):

@@ -60,13 +60,13 @@ def fetch(name, workdir, *, addresses=(), miniature=False) -> pathlib.Path:
             failures.append(f"{type(error).__name__}: {error}")
     members, known = release.members, release.checksum
     if not file.exists():
-        sources = ",".join(pathlib.PurePosixPath(m).name for m in members or [file.name])
+        names = ",".join(pathlib.PurePosixPath(m).name for m in members or [file.name])
         raise UserError(
             f"{file.name} could not be fetched:\n  "
             + "\n  ".join(failures)
             + "\nIf the connection broke, the same command goes on. If the file is gone, get it in "
             f"another way (its authors: {release.page}), put it at {file} and start again, or "
-            f"run\n  python -m experiments.convert_weights --network={name} --source={sources} "
+            f"run\n  python -m experiments.convert_weights --network={name} --source={names} "
             f"--output={output}"
         )
     if known and (actual := published.checksum_of(file, known)) != known:

@@ -110,7 +110,7 @@ def pixels(shape: tuple[int, ...], extent=None) -> Grid:
             raise UserError(
                 f"extent {(rows, columns)} does not lie in an array of {height} x {width} pixels"
             )
-        extent = np.int32([rows, columns])
+        extent = np.array([rows, columns], np.int32)
     return Grid(1, 0, *jnp.asarray(extent).astype(jnp.int32))
 
 

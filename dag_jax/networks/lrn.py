@@ -54,6 +54,6 @@ def within_channel(x, *, size: int = 3, alpha: float = 5e-5):
     squares = jnp.square(x.astype(jnp.float32))
     squares = jnp.pad(squares, [(0, 0)] * (x.ndim - 3) + [(half, half)] * 2 + [(0, 0)])
     height, width = x.shape[-3:-1]
-    rows = sum(squares[..., shift : shift + height, :, :] for shift in range(size))
-    total = sum(rows[..., shift : shift + width, :] for shift in range(size))
+    rows = jnp.asarray(sum(squares[..., at : at + height, :, :] for at in range(size)))
+    total = jnp.asarray(sum(rows[..., at : at + width, :] for at in range(size)))
     return _normalise(x, total, alpha / size**2)

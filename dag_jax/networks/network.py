@@ -222,7 +222,7 @@ for _kind in (SegmentationNetwork, DetectionNetwork):
     jax.tree_util.register_pytree_node(
         _kind,
         _flatten,
-        lambda static, leaves, kind=_kind: kind(
+        lambda static, leaves, kind=_kind: kind(  # type: ignore[misc]
             static.name, static.module, leaves[0], static.miniature, static.facts
         ),
     )

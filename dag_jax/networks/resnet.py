@@ -10,6 +10,8 @@ Reference: He, Zhang, Ren, Sun, Deep Residual Learning for Image Recognition, CV
 dilations and the pool are torchvision's, which differ a little from the authors' Caffe files.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -42,7 +44,8 @@ class Bottleneck(nn.Module):
 
         Where shape or stride changes, a 1x1 convolution of x takes the place of x in the sum.
         """
-        narrow, dilation, norm = self.features // 4, self.dilation, {"batch_norm": self.batch_norm}
+        narrow, dilation = self.features // 4, self.dilation
+        norm: dict[str, Any] = {"batch_norm": self.batch_norm}
         shortcut = x.astype(jnp.float32)
         if self.stride > 1 or x.shape[-1] != self.features:
             layer = layers.Conv(self.features, 1, self.stride, relu=False, name="shortcut", **norm)

@@ -127,7 +127,7 @@ def markdown(blocks, judged, *, heading, images, shuffles, diagonal, notes=()) -
     return "\n".join(text)
 
 
-def diagonal(cells, rows) -> dict[str, list[float]]:
+def diagonal(cells, rows) -> dict[str, list[float | None]]:
     """Return {network: [its cell on the diagonal, ADVR of its row of Table 1]}, as printed.
 
     Args:
@@ -141,8 +141,8 @@ def diagonal(cells, rows) -> dict[str, list[float]]:
     }
 
 
-_FIELDS = ("added", "permuted", "split", "network", "kind", "images", "perceptibility")
-_FIELDS += ("score", "low", "high", "clean")
+_FIELDS = ["added", "permuted", "split", "network", "kind", "images", "perceptibility"]
+_FIELDS += ["score", "low", "high", "clean"]
 
 
 def records(cells, sizes, lookers) -> list[dict]:
@@ -157,9 +157,9 @@ def records(cells, sizes, lookers) -> list[dict]:
     for (source, target), cell in cells.items():
         if cell.images:
             numbers = [*findings.in_percent(cell.scores), cell.clean[0]]
-            line = (list(source.members), source.permuted, source.split, target)
-            line += (claims.kind_of(source, target, lookers), cell.images)
-            line += (findings.as_json(sizes[source], 6), *map(findings.as_json, numbers))
+            line = [list(source.members), source.permuted, source.split, target]
+            line += [claims.kind_of(source, target, lookers), cell.images]
+            line += [findings.as_json(sizes[source], 6), *map(findings.as_json, numbers)]
             lines.append(dict(zip(_FIELDS, line, strict=True)))
     return lines
 

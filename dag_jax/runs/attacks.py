@@ -17,6 +17,7 @@ from dag_jax import files, models
 from dag_jax.engine.algorithm import Status, verdict_on
 from dag_jax.engine.feed import Failure
 from dag_jax.engine.method import Method
+from dag_jax.engine.scoring import told_apart
 from dag_jax.engine.stream import attack_stream
 from dag_jax.errors import UserError
 from dag_jax.progress import progress
@@ -151,16 +152,12 @@ def _verdict(method, score_fn, image, targets, inputs):
 
 def _png_verdict(plan, group, targets, inputs, png) -> tuple[int, bool]:
     """Return how many targets are active on a saved image, and whether it fools."""
-    shape = png.shape[:2]
-
-    def padded(leaf):
-        return group.pad(leaf) if leaf.shape[:2] == shape else leaf
-
-    if targets.valid.shape[:2] == shape:
-        targets = jax.tree.map(padded, targets)
-    inputs = (*inputs, *group.extent(shape))
+    if not plan.subject.about.detects:
+        targets = jax.tree.map(group.pad, targets)
+    inputs = (*inputs, *group.extent(png.shape))
     image = group.pad(png.astype(np.float32))
-    number, fools = _verdict(plan.method, models.score_fn(group.model), image, targets, inputs)
+    score_fn = told_apart(models.score_fn(group.model))
+    number, fools = _verdict(plan.method, score_fn, image, targets, inputs)
     return int(number), bool(fools)
 
 

@@ -116,11 +116,9 @@ def of_table(workdir, rows: dict[str, Audit], *, mesh=None, slots=None):
                 continue
             row = Row(audit.plan, rundir.read(workdir / name), mesh, slots)
             if rivals is not None:
-                titles = {rival: rows[rival].plan.subject.about.title for rival in rivals}
-                several = len(set(titles.values())) < len(titles)
                 others = {
-                    f"{title} ({rival})" if several else title: rundir.read(workdir / rival)
-                    for rival, title in titles.items()
+                    title: rundir.read(workdir / rival)
+                    for title, rival in zip(_titles(rows, rivals), rivals, strict=True)
                 }
             old = then["findings"] if then is not None else None
             found[name], ran = of_row(row, others, checks=audit.checks, then=old, bar=bar)
@@ -141,7 +139,7 @@ def kept(workdir, names) -> dict[str, list[Finding]]:
 def checks_sha256() -> str:
     """Return what changes with the checks and their limits: a digest of their sources."""
     package = pathlib.Path(dag_jax.__file__).parent
-    sources = [module.__file__ for module in (audit_checks, rules)]
+    sources = [pathlib.Path(str(module.__file__)) for module in (audit_checks, rules)]
     sources += [package / "engine" / "audit.py", package / "engine" / "planted.py"]
     return files.sha256(" ".join(map(files.sha256_of, sources)))
 
@@ -149,6 +147,15 @@ def checks_sha256() -> str:
 def _about(workdir, name) -> dict:
     """Return what findings are of: the row, and the checks with their limits."""
     return {"row": files.load_json(workdir / name / ROW), "checks": checks_sha256()}
+
+
+def _titles(rows, names) -> list[str]:
+    """Return what models are called; where several are called the same, with their names."""
+    titles = [rows[name].plan.subject.about.title for name in names]
+    return [
+        title if titles.count(title) == 1 else f"{title} ({name})"
+        for title, name in zip(titles, names, strict=True)
+    ]
 
 
 def _rows(workdir, rivals):

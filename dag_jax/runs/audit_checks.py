@@ -295,7 +295,7 @@ def _rounding(row, before, after) -> Finding:
 def _wrong(row, example, png) -> int:
     """Return how many values of a PNG are not the perturbed image's, rounded."""
     change = row.run.perturbation(example["image_id"])
-    expected = np.asarray(perturb(np.float32(example["image"]), change, rounded=True))
+    expected = np.asarray(perturb(np.asarray(example["image"], np.float32), change, rounded=True))
     return int((png != expected.astype(np.uint8)).sum())
 
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from dag_jax.engine.scoring import kind_of
+
 
 class Group(NamedTuple):
     """Images that share what is compiled."""
@@ -57,7 +59,7 @@ def group(model, shapes) -> list[Group]:
     for row, shape in enumerate(shapes):
         alike = group_of(model, shape)
         # Structures tell models apart; the parameters are the same for all.
-        key = jax.tree.structure(alike.model), alike.shape
+        key = kind_of(alike.model), jax.tree.structure(alike.model), alike.shape
         groups.setdefault(key, alike).rows.append(row)
     return list(groups.values())
 

@@ -125,7 +125,8 @@ def of_transfer(cells, lookers, score=None) -> list[Claim]:
     """
     cells = {pair: cell for pair, cell in cells.items() if cell.images and pair[0].members}
     judge = _Judge(cells, lookers, score)
-    kinds = {pair: kind_of(*pair, lookers) for pair in cells if len(pair[0].members) == 1}
+    alone = [(source, target) for source, target in cells if len(source.members) == 1]
+    kinds = {(source, target): kind_of(source, target, lookers) for source, target in alone}
     claims = []
     for kind in (WHITE, TRAINING, NETWORK, TASK):
         changes = [

@@ -1,10 +1,15 @@
 """A whole dataset attacked: the one call behind a row of any table."""
 
+from collections.abc import Callable, Sequence
+
 import jax
 from jax.sharding import Mesh
 
 from dag_jax import files, models
+from dag_jax.datasets.selection import ExampleSet
 from dag_jax.engine.method import Method
+from dag_jax.files import PathLike
+from dag_jax.models import Detector, Segmenter
 from dag_jax.runs import provenance, rundir, scores
 from dag_jax.runs.attacks import Plan, attack_missing
 from dag_jax.runs.subject import Subject, subject_of
@@ -13,23 +18,23 @@ from dag_jax.runs.targets import paper_targets
 ROW = "row.json"
 
 
-def paper_method(model) -> Method:
+def paper_method(model: Segmenter | Detector) -> Method:
     """Return the paper's attack with the margin and the most steps that a model declares."""
     about = models.about(model)
     return Method(margin=about.margin, max_steps=about.max_steps)
 
 
 def attack_dataset(
-    model,
-    examples,
+    model: Segmenter | Detector | Subject,
+    examples: ExampleSet,
     method: Method | None = None,
-    folder="runs/dataset",
+    folder: PathLike = "runs/dataset",
     *,
     seed: int = 0,
     slots: int | None = None,
     mesh: Mesh | None = None,
-    targets_of=paper_targets,
-    columns=scores.COLUMNS,
+    targets_of: Callable = paper_targets,
+    columns: Sequence[str] = scores.COLUMNS,
     accept_version: bool = False,
 ) -> dict:
     """Attack every example, score the model before and after, and keep all of it in a folder.

@@ -8,11 +8,14 @@ import math
 import operator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from dag_jax import metrics
+from dag_jax.engine.scoring import kind_of
+from dag_jax.errors import UserError
 from dag_jax.models import Detector
 from dag_jax.progress import progress
 from dag_jax.runs import buckets
@@ -28,12 +31,31 @@ def clean_images(examples) -> buckets.Computed:
 
 
 def look(model, image, *extent):
-    """Run a whole model on an image: labels i32[H, W], or `metrics.Detections`."""
-    return (model.detect if isinstance(model, Detector) else model.predict)(image, *extent)
+    """Run a whole model on an image: labels i32[H, W], or `metrics.Detections`.
+
+    Raises:
+      ValueError: for a model that returns anything else.
+    """
+    title = type(model).__name__
+    if isinstance(model, Detector):
+        found = model.detect(image, *extent)
+        if not isinstance(found, metrics.Detections):
+            kind = type(found).__name__
+            raise UserError(f"{title}.detect returns a {kind}; it must return metrics.Detections")
+        return found
+    labels = model.predict(image, *extent)
+    if labels.shape != image.shape[:2] or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise UserError(
+            f"{title}.predict returns {labels.dtype}{list(labels.shape)}; it must return a class "
+            f"for each pixel, i32{list(image.shape[:2])}"
+        )
+    return labels
 
 
-@functools.partial(jax.jit, static_argnames="mesh")
-def _predict_batch(model, images, *extents, mesh):
+@functools.partial(jax.jit, static_argnames=("mesh", "kind"))
+def _predict_batch(model, images, *extents, mesh, kind):
+    del kind  # `kind_of` the model
+
     def each(model, images, *extents):
         axes = (None, 0) + (0,) * len(extents)
         return jax.vmap(look, axes)(model, images, *extents)
@@ -69,8 +91,10 @@ def predict_each(model, images, *, shapes=None, label=None, mesh=None):
     shapes = shapes or [np.shape(image) for image in images]
     if mesh is None:
         mesh = Mesh(jax.local_devices()[:1], ("images",))
+    mesh = Mesh(mesh.devices, mesh.axis_names)  # whatever kind of axes it had
     with progress(total=len(images), desc=label, unit="image", disable=label is None) as bar:
         for group in buckets.group(model, shapes):
+            kind = kind_of(group.model)
             most = min(max(1, _BATCH_PIXELS // math.prod(group.shape)), _BATCH)
             # One image alone goes through other kernels, and could differ in the last bits.
             batch = mesh.size * min(max(-(-len(group.rows) // mesh.size), 2), most)
@@ -79,7 +103,7 @@ def predict_each(model, images, *, shapes=None, label=None, mesh=None):
                 some = rows + rows[-1:] * (batch - len(rows))  # the last batch is as long as all
                 padded = np.stack([group.pad(np.float32(images[row])) for row in some])
                 extents = (np.int32([shapes[row][:2] for row in some]),) if group.padded else ()
-                result = _predict_batch(group.model, padded, *extents, mesh=mesh)
+                result = _predict_batch(group.model, padded, *extents, mesh=mesh, kind=kind)
                 result = jax.device_get(result)
                 for place, row in enumerate(rows):
                     alone = jax.tree.map(operator.itemgetter(place), result)

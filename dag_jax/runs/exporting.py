@@ -28,12 +28,13 @@ import numpy as np
 
 from dag_jax import files
 from dag_jax.errors import UserError
+from dag_jax.files import PathLike
 from dag_jax.runs import layout, rundir
 
 FORMATS = ("npz", "png", "safetensors")
 
 
-def export(folder, format: str, path=None) -> pathlib.Path:
+def export(folder: PathLike, format: str, path: PathLike | None = None) -> pathlib.Path:
     """Write what is done of a run, one image at a time, for programs that know nothing of runs.
 
     Args:
@@ -57,12 +58,12 @@ def export(folder, format: str, path=None) -> pathlib.Path:
         raise UserError(f"{run.folder} has no finished image to export")
     if path is None:
         path = run.folder / ("export_png" if format == "png" else f"export.{format}")
-    path = files.open_folder(path)
-    if not files.is_local(path):
-        raise UserError(f"{path} is in a bucket: give the path of a local file")
+    target = files.open_folder(path)
+    if not files.is_local(target):
+        raise UserError(f"{target} is in a bucket: give the path of a local file")
     writer = {"npz": _write_npz, "png": _write_png, "safetensors": _write_safetensors}[format]
-    writer(run, path)
-    return pathlib.Path(path)
+    writer(run, target)
+    return pathlib.Path(target)
 
 
 def _texts(run):

@@ -20,6 +20,7 @@ from dag_jax import models
 from dag_jax.engine.algorithm import verdict_on
 from dag_jax.engine.feed import Failure
 from dag_jax.engine.method import Method
+from dag_jax.engine.scoring import told_apart
 from dag_jax.runs import attacks
 
 
@@ -53,7 +54,8 @@ def problem_of(plans, row: int = 0) -> Problem:
         functions[name] = models.score_fn(plan.subject.model, *inputs)
     margins = {plan.subject.name: plan.method.margin for plan in plans}
     method = plans[0].method.replace(margin=margins)
-    return Problem(jax.tree_util.Partial(_scores_of_all, functions), image, targets, method)
+    score_fn = told_apart(jax.tree_util.Partial(_scores_of_all, functions))
+    return Problem(score_fn, image, targets, method)
 
 
 def _scores_of_all(functions, image):

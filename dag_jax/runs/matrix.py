@@ -186,6 +186,8 @@ class Matrix:
             nothing = np.full(self._num_sets + 1, np.nan)
             return Cell(nothing, nothing, ())
         subject = self.subject(target, source)
+        if subject is None:
+            raise UserError(f"{target} can be scored on no image of {source.split}")
         by_id = {str(example["image_id"]): example for example in subject.examples}
         examples = [by_id[key] for key in keys]
         sets = metrics.draw_images(self._seed, len(keys), self._num_sets)

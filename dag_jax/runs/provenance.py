@@ -50,7 +50,7 @@ def environment() -> dict:
         "code": code_digest(),
         "device": device.device_kind,
         "platform": device.platform,
-        "matmul_precision": jax.config.jax_default_matmul_precision,
+        "matmul_precision": jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
     }
 
 

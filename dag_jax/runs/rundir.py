@@ -29,10 +29,12 @@ import json
 import urllib.parse
 
 import numpy as np
+from jaxtyping import Float32, Num, UInt8
 
 from dag_jax import files
+from dag_jax.arrays import Array
 from dag_jax.errors import DamagedError, StorageError, UserError
-from dag_jax.files import write
+from dag_jax.files import PathLike, write
 from dag_jax.runs import layout
 from dag_jax.runs.manifest import (
     MANIFEST,
@@ -62,7 +64,9 @@ def folder_name(name: str) -> str:
     return urllib.parse.quote(name, safe=" +,=@")
 
 
-def saved_pixels(image, perturbation) -> np.ndarray:
+def saved_pixels(
+    image: Num[Array, "H W 3"], perturbation: Num[Array, "H W 3"]
+) -> UInt8[np.ndarray, "H W 3"]:
     """Return u8[H, W, 3], `dag_jax.perturb(image, perturbation, rounded=True)` as a file holds it.
 
     Args:
@@ -106,11 +110,11 @@ class Run:
         """Return what is kept of an image beside its pixels; raises as `files.load` does."""
         return layout.load(self.folder, layout.CHANGES, key, ())[0]["record"]
 
-    def perturbation(self, key: str) -> np.ndarray:
+    def perturbation(self, key: str) -> Float32[np.ndarray, "H W 3"]:
         """Return f32[H, W, 3] in grey levels; raises as `files.load` does."""
         return layout.load(self.folder, layout.CHANGES, key)[1]["perturbation"]
 
-    def image(self, key: str) -> np.ndarray:
+    def image(self, key: str) -> UInt8[np.ndarray, "H W 3"]:
         """Return the adversarial image u8[H, W, 3]; raises as `files.load` does."""
         digest = layout.load(self.folder, layout.CHANGES, key, ())[0]["pixels_sha256"]
         return files.load_image(layout.path(self.folder, layout.IMAGES, key), digest)
@@ -124,7 +128,7 @@ class Run:
         return layout.load(self.folder, layout.column(column), key)[1]
 
 
-def read(folder) -> Run:
+def read(folder: PathLike) -> Run:
     """Read a folder of results, finished or not, one image at a time.
 
     Args:

@@ -178,7 +178,9 @@ def row_of(plan: Plan, results: rundir.Results, *, columns=COLUMNS, subsets=None
     subject, examples = plan.subject, plan.subject.examples
     images = metrics.draw_images(plan.seed, len(examples))
     found = {column: join(results, column) for column in columns}
-    names, scores, intervals = subject.about.classes, {}, {}
+    names = subject.about.classes
+    scores: dict = {}
+    intervals: dict = {}
     for ending, wanted in {"": None, **(subsets or {})}.items():
         classes = None if wanted is None else [i for i, name in enumerate(names) if name in wanted]
         sets = {

@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 import hashlib
+from typing import Any
 
-import jax
 import numpy as np
 
 from dag_jax import models
@@ -27,7 +27,7 @@ class Subject:
     """
 
     name: str
-    model: object
+    model: Any
     examples: ExampleSet
     about: About
     shared: SharedClasses
@@ -81,10 +81,14 @@ def subject_of(model, examples: ExampleSet, *, name=None, weights_sha256=None) -
 
 
 def weights_digest(model) -> str:
-    """Return the SHA-256 of a model's leaves and of where they are in it."""
+    """Return the SHA-256 of a model's parameters and of where they are in it.
+
+    Raises:
+      ValueError: as `models.parameters_of` says.
+    """
     digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
+    for path, leaf in models.parameters_of(model).items():
         array = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

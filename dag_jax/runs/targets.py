@@ -5,12 +5,16 @@ Shapes: `H W` pixels, `N` candidates, `G` ground-truth boxes, `C` classes.
 
 import functools
 import operator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Num, PRNGKeyArray
 
 from dag_jax import models
+from dag_jax.arrays import Array
+from dag_jax.engine.scoring import kind_of, told_apart
 from dag_jax.engine.targets import (
     Targets,
     absent_labels,
@@ -20,6 +24,7 @@ from dag_jax.engine.targets import (
     permute_labels,
 )
 from dag_jax.errors import UserError
+from dag_jax.metrics import Truths
 from dag_jax.runs import buckets
 from dag_jax.runs.subject import Subject
 
@@ -27,7 +32,15 @@ _FEWEST_BOXES = 8  # rows that lists of ground-truth boxes have, doubled as ofte
 _FEWEST_TARGETS = 128  # rows that lists of targets have, four times as many as often as needed
 
 
-def detector_targets(model, image, truths, *, key, iou: float = 0.1, confidence: float = 0.1):
+def detector_targets(
+    model: models.Detector,
+    image: Num[Array, "H W 3"],
+    truths: Truths,
+    *,
+    key: PRNGKeyArray,
+    iou: float = 0.1,
+    confidence: float = 0.1,
+) -> tuple[Targets, Callable]:
     """Find what the paper attacks in an image of a detector: propose, label, permute.
 
     Of a softmax head a candidate is a target when its IoU with a ground-truth box is above `iou`
@@ -49,14 +62,20 @@ def detector_targets(model, image, truths, *, key, iou: float = 0.1, confidence:
       which is what `dag_jax.attack` takes. Rows that hold targets come first.
 
     Raises:
-      ValueError: for what is no detector.
+      ValueError: for what is no detector, or no pytree; for boxes of classes that it has not.
 
     Reference: Xie et al., ICCV 2017, section 3.3; the authors' release.
     """
     about = models.about(model)
     if not about.detects:
         raise UserError(f"{about.title} segments: make_targets(mask, ...) has its targets")
+    models.parameters_of(model)
     boxes, labels = np.asarray(truths.boxes, np.float32), np.asarray(truths.classes, np.int32)
+    if (strange := labels[~np.isin(labels, about.objects)]).size:
+        raise UserError(
+            f"truths have an object of class {strange[0]}, which is none of the "
+            f"{len(about.objects)} classes of objects of {about.title}"
+        )
     targets, handle, _ = _find_targets(
         model,
         key,
@@ -65,19 +84,27 @@ def detector_targets(model, image, truths, *, key, iou: float = 0.1, confidence:
         (),
         {"iou": np.float32(iou), "confidence": np.float32(confidence)},
         {},
+        kind=kind_of(model),
     )
     return targets, models.score_fn(model, handle)
 
 
-@functools.partial(jax.jit, static_argnames="counts")
-def _find_targets(model, key, image, boxes, labels, valid, extent, limits, options, counts=()):
+@functools.partial(jax.jit, static_argnames=("counts", "kind"))
+def _find_targets(
+    model, key, image, boxes, labels, valid, extent, limits, options, counts=(), *, kind
+):
     """Return (targets, handle, number of candidates), rows with targets first.
 
-    `options` and `counts` are the model's own, numbers that are traced and numbers that are not.
+    `options` and `counts` are the model's own, numbers that are traced and numbers that are not;
+    `kind` is `kind_of` the model.
     """
+    del kind
     about = models.about(model)
     candidates = model.propose(image, *extent, **options, **dict(counts))
-    scores = model.scores(image, candidates.handle, *extent)
+    if not isinstance(candidates, models.Candidates):
+        kind = type(candidates).__name__
+        raise UserError(f"{about.title}.propose returns a {kind}; it must return models.Candidates")
+    scores = models.score_fn(model)(image, candidates.handle, *extent)
     if models.is_sigmoid(scores):
         classes = jnp.arange(scores.shape[1], dtype=jnp.int32)
         present = jnp.any((labels[:, None] == classes[None, :]) & valid[:, None], axis=0)
@@ -147,6 +174,7 @@ def candidate_targets(subject: Subject, group, example, seed, *, nms_threshold=N
         {},
         options,
         counts=counts,
+        kind=kind_of(group.model),
     )
     return jax.device_get(found)
 
@@ -223,6 +251,6 @@ def drawn_targets(subject: Subject, group, example, seed):
     shape, void = example["image"].shape, subject.examples.void
     image = group.pad(example["image"].astype(np.float32))
     drawn = group.pad(example["mask"][:, :, 0].astype(np.int32), void)
-    score_fn = models.score_fn(group.model)
+    score_fn = told_apart(models.score_fn(group.model))
     targets = _drawn_targets(score_fn, image, drawn, *group.extent(shape), void=void)
     return buckets.crop(jax.device_get(targets), shape, group.shape), ()

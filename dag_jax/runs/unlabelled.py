@@ -6,7 +6,7 @@ Shapes: `H W` pixels, `N` candidates, `C` classes.
 import jax
 import numpy as np
 
-from dag_jax import models
+from dag_jax import detection, models
 from dag_jax.datasets.selection import ExampleSet
 from dag_jax.engine.targets import make_targets
 from dag_jax.errors import UserError
@@ -16,6 +16,7 @@ from dag_jax.runs.subject import Subject, subject_of
 from dag_jax.runs.targets import paper_targets
 
 MIN_SCORE = 0.5  # of a detection that counts as an object
+SAME_PLACE = 0.5  # IoU with which a detection of the same class is the same object
 
 
 def objects_in(detections: Detections, min_score: float = MIN_SCORE) -> Detections:
@@ -43,9 +44,10 @@ def as_seen(
       ValueError: for what is no model, and for images that are no u8[H, W, 3].
     """
     about = models.about(model)
-    blank = ExampleSet([{"image_id": key, "image": images[key]} for key in images], about.classes)
+    alone = [{"image_id": key, "image": images[key]} for key in images]
+    blank = ExampleSet(alone, about.classes, void=None)
     predictions = evaluation.predict(model, evaluation.clean_images(blank))
-    examples = []
+    labelled = []
     for example, prediction in zip(blank, predictions, strict=True):
         seen = {"image_id": example["image_id"], "image": example["image"]}
         if about.detects:
@@ -53,8 +55,8 @@ def as_seen(
             seen["objects"] = {"boxes": objects.boxes, "label": objects.classes}
         else:
             seen["mask"] = prediction
-        examples.append(seen)
-    examples = ExampleSet(examples, about.classes, void=None)
+        labelled.append(seen)
+    examples = ExampleSet(labelled, about.classes, void=None)
     return subject_of(model, examples, name=name, weights_sha256=weights_sha256)
 
 
@@ -84,3 +86,50 @@ def aimed_targets(subject: Subject, group, example, seed, *, adversarial):
     void = subject.examples.void
     targets = make_targets(targets.labels, adversarial, targets.valid, void=void)
     return jax.device_get(targets), inputs
+
+
+def changes_of(subject: Subject, before, after, targets, *, min_score: float = MIN_SCORE) -> dict:
+    """Return what an attack did to a model's prediction, as JSON can hold it.
+
+    Args:
+      subject: what was attacked.
+      before: its prediction on the clean image: labels i32[H, W], or `Detections`.
+      after: the same of the adversarial image.
+      targets: what was attacked.
+      min_score: as in `as_seen`.
+
+    Returns:
+      Of a segmenter the shares "pixels_changed" and, of the targets, "targets_as_asked". Of a
+      detector the numbers "objects_before", "objects_kept" of these, and "objects_other" that were
+      not there, and all that it gave ("detections_before", "detections_after").
+    """
+    if not subject.about.detects:
+        asked = after == targets.adversarial
+        return {
+            "pixels_changed": float((before != after).mean()),
+            "targets_as_asked": float(asked[targets.valid].mean()),
+        }
+    objects, remaining = (objects_in(each, min_score) for each in (before, after))
+    overlap = np.asarray(detection.iou(objects.boxes, remaining.boxes))
+    same = (objects.classes[:, None] == remaining.classes[None, :]) & (overlap >= SAME_PLACE)
+    return {
+        "objects_before": len(objects.scores),
+        "objects_kept": int(same.any(axis=1).sum()),
+        "objects_other": int((~same.any(axis=0)).sum()),
+        "detections_before": _listed(before, subject.about.classes),
+        "detections_after": _listed(after, subject.about.classes),
+    }
+
+
+def _listed(detections, classes):
+    """Return all that a detector gave, in its order."""
+    whole = detections.without_padding()
+    rows = zip(whole.classes, whole.scores, whole.boxes, strict=True)
+    return [
+        {
+            "class": classes[index],
+            "score": round(float(score), 4),
+            "box": [round(float(corner), 2) for corner in box],
+        }
+        for index, score, box in rows
+    ]

@@ -22,7 +22,7 @@ from dag_jax.errors import UserError
 from dag_jax.report import audit as audit_report
 from dag_jax.report import tables
 from dag_jax.runs import audit, failures, provenance, rundir, scores
-from dag_jax.runs.attacks import Plan
+from dag_jax.runs.attacks import Plan, check_images
 from dag_jax.runs.audit import Audit
 from dag_jax.runs.dataset import ROW, attack_and_score, join_row
 from experiments.common import console
@@ -105,6 +105,8 @@ class Table:
                 processes=processes,
                 **accept,
             )
+            done = self._results[name].done().values()
+            check_images(folders[name], done, part.plan.subject.examples)
         self._notes = {entry.name: folders[entry.name] / "failed" for entry in self.entries}
         failures.forget(self._notes.values(), self._process, processes)
         self.made: dict[str, dict] = {}

@@ -7,6 +7,8 @@ import dataclasses
 import functools
 import math
 import statistics
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +39,22 @@ def abstract_network(name, miniature):
     return jax.eval_shape(functools.partial(load, name, miniature))
 
 
-def problem(name, *, miniature, size, proposals=None, abstract=False):
+class Problem(NamedTuple):
+    """An image to be attacked, all of whose targets stay active."""
+
+    case: str  # what a table calls it
+    model: object
+    score_fn: Callable
+    image: jax.Array  # f32[H, W, 3]
+    targets: dag_jax.Targets
+
+    @property
+    def arguments(self):
+        """What the functions below take."""
+        return self.score_fn, self.image, self.targets
+
+
+def problem(name, *, miniature, size, proposals=None, abstract=False) -> Problem:
     """Return a network with random targets on a random image.
 
     Args:
@@ -46,9 +63,6 @@ def problem(name, *, miniature, size, proposals=None, abstract=False):
       size: pixels of the image's side.
       proposals: N, of a detector.
       abstract: whether parameters are shapes alone, for what is only compiled.
-
-    Returns:
-      (score_fn, image f32[H, W, 3], targets).
     """
     network = abstract_network(name, miniature) if abstract else load(name, miniature)
     rng = np.random.default_rng(0)
@@ -59,7 +73,8 @@ def problem(name, *, miniature, size, proposals=None, abstract=False):
         shape, boxes = (proposals,), jnp.asarray(corners.reshape(-1, 4), jnp.float32)
     labels = jnp.asarray(rng.integers(0, classes, shape), jnp.int32)
     targets = dag_jax.make_targets(labels, (labels + 1) % classes)
-    return models.score_fn(network, boxes), image, targets
+    case = f"{title(name, miniature)}, {size} px"
+    return Problem(case, network, models.score_fn(network, boxes), image, targets)
 
 
 @jax.jit
@@ -97,11 +112,9 @@ def advance_lanes(score_fn, states, targets):
     return jax.vmap(step)(states, targets)
 
 
-def engine(name, *, miniature, size, iterations, pairs, proposals):
+def engine(problem: Problem, *, iterations, pairs):
     """Return a row: iterations inside the engine's loop against bare calls from Python."""
-    score_fn, image, targets = arguments = problem(
-        name, miniature=miniature, size=size, proposals=proposals
-    )
+    arguments = problem.arguments
     timing.timed(bare, *arguments)
     once = timing.timed(bare, *arguments)
     iterations = min(iterations, max(3, math.ceil(RUN_SECONDS / once)))
@@ -115,7 +128,7 @@ def engine(name, *, miniature, size, iterations, pairs, proposals):
     found = timing.compare(timing.alternate([lambda: attack(*arguments), called], pairs))
     inside, outside = (1000 * seconds / iterations for seconds in found["seconds"])
     return {
-        "case": f"{title(name, miniature)}, {size} px",
+        "case": problem.case,
         "engine_ms": inside,
         "bare_ms": outside,
         "ratio": found["ratio"],
@@ -129,39 +142,31 @@ def _flops(function, *arguments):
     return timing.account(function.lower(*arguments).compile())["flops"]
 
 
-def _work_row(case, size, names, flops):
-    iteration, control = flops
-    return {
-        "case": f"{case}, {size} px",
-        "iteration": names[0],
-        "control": names[1],
-        "flops": iteration,
-        "control_flops": control,
-        "ratio": iteration / control if iteration and control else None,
-    }
-
-
-def work(name, *, miniature, size, proposals):
+def work(problem: Problem):
     """Return rows: flops of an iteration, and of the same network in another way. Nothing is run.
 
     The controls: forward and gradient alone; of an FCN also an iteration that computes what lies
     out of the image's reach, too.
     """
-    score_fn, image, targets = problem(
-        name, miniature=miniature, size=size, proposals=proposals, abstract=not miniature
-    )
-    state = dag_jax.init(EVERY_TARGET, image, targets)
-    iteration = _flops(advance, score_fn, state, targets)
-    alone = _flops(forward_and_gradient, score_fn, image, targets)
-    case = title(name, miniature)
-    names = "an iteration", "forward and gradient"
-    rows = [_work_row(case, size, names, (iteration, alone))]
-    network = abstract_network(name, miniature)
-    if not models.about(network).detects:
-        naive = models.score_fn(everywhere(network))
-        names = "bordered", "every cell computed"
-        flops = iteration, _flops(advance, naive, state, targets)
-        rows.append(_work_row(case, size, names, flops))
+    state = dag_jax.init(EVERY_TARGET, problem.image, problem.targets)
+    iteration = _flops(advance, problem.score_fn, state, problem.targets)
+
+    def row(name, control, flops):
+        return {
+            "case": problem.case,
+            "iteration": name,
+            "control": control,
+            "flops": iteration,
+            "control_flops": flops,
+            "ratio": iteration / flops if iteration and flops else None,
+        }
+
+    alone = _flops(forward_and_gradient, *problem.arguments)
+    rows = [row("an iteration", "forward and gradient", alone)]
+    if isinstance(problem.model, networks.SegmentationNetwork):
+        naive = models.score_fn(everywhere(problem.model))
+        flops = _flops(advance, naive, state, problem.targets)
+        rows.append(row("bordered", "every cell computed", flops))
     return rows
 
 
@@ -171,34 +176,25 @@ def everywhere(network):
     return dataclasses.replace(network, module=network.module.clone(backbone=backbone))
 
 
-def cost(name, *, miniature, size, proposals=None, lanes=1, repeats=0):
-    """Return a point of a curve: flops, temporaries and, where repeated, seconds of an iteration.
+def cost(problem: Problem, *, lanes=1, repeats=0):
+    """Return flops, temporaries and, where repeated, seconds of an iteration.
 
     Args:
-      name: of a network.
-      miniature: whether it is the small one.
-      size: pixels of the image's side.
-      proposals: N, of a detector.
+      problem: what is attacked.
       lanes: L.
       repeats: calls to time, after one that is not; 0 compiles alone.
     """
-    score_fn, image, targets = problem(
-        name, miniature=miniature, size=size, proposals=proposals, abstract=not repeats
-    )
-    state = dag_jax.init(EVERY_TARGET, image, targets)
-    function = advance
+    targets, function = problem.targets, advance
+    state = dag_jax.init(EVERY_TARGET, problem.image, targets)
     if lanes > 1:
         state, targets = jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (lanes, *leaf.shape)).copy(), (state, targets)
         )
         function = advance_lanes
-    arguments = score_fn, state, targets
+    arguments = problem.score_fn, state, targets
     compiled = function.lower(*arguments).compile()
     seconds = [timing.timed(compiled, *arguments) for _ in range(repeats and repeats + 1)][1:]
     return {
-        "network": title(name, miniature),
-        "size": size,
-        "proposals": proposals,
         "lanes": lanes,
         "seconds": statistics.median(seconds) if seconds else None,
         **timing.account(compiled),
@@ -229,6 +225,9 @@ def curves(*, lanes, sizes, counts, repeats, miniature, size):
     for curve, name, small, side, count, lane, times in progress(
         cases, desc="scaling", position=1, leave=False
     ):
-        point = cost(name, miniature=small, size=side, proposals=count, lanes=lane, repeats=times)
+        setting = {"size": side, "proposals": count}
+        attacked = problem(name, miniature=small, abstract=not times, **setting)
+        point = {"network": title(name, small), **setting}
+        point |= cost(attacked, lanes=lane, repeats=times)
         points.setdefault(curve, []).append(point)
     return points

@@ -66,12 +66,6 @@ for line in sys.stdin:
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    """Folder of prepared datasets, shared by the tests of a worker."""
-    return tmp_path_factory.mktemp("datasets")
-
-
-@pytest.fixture(scope="session")
 def launcher():
     """The process that launches are forked from."""
     # A launch compiles dozens of trifles, most of which the next one has, too.

@@ -163,7 +163,7 @@ def test_sets_without_a_score_are_left_out():
 
     assert metrics.interval(scores, level=0.5) == pytest.approx((0.5, 0.45, 0.55))
     assert metrics.interval(scores, level=0.5, within=(0.48, 1)).low == 0.48
-    nothing = metrics.interval([np.nan, np.nan])
+    nothing = metrics.interval(np.full(2, np.nan))
     assert np.isnan(nothing).all()
 
 

@@ -204,7 +204,7 @@ def test_miniature_scores_equal_pytorchs(rng, name):
     image = rng.uniform(0, 255, (*ODD, 3)).astype(np.float32)
     with torch.no_grad():
         expected = theirs.scores(torch.tensor(image)).numpy()
-    own = jax.jit(networks.score_fn(network))(image)
+    own = jax.jit(network.scores)(image)
     np.testing.assert_allclose(own, expected, atol=1e-4 * np.abs(expected).max())
 
 
@@ -213,7 +213,7 @@ def two_attacks(network, rng):
     images = rng.uniform(0, 255, (2, 48, 48, 3)).astype(np.float32)
     labels, adversarial = np.full((2, 2, 48, 48), VOID)
     for index, (image, side) in enumerate(zip(images, (6, 4), strict=True)):
-        order = np.argsort(networks.score_fn(network)(image)[:side, :side], axis=-1)
+        order = np.argsort(jax.jit(network.scores)(image)[:side, :side], axis=-1)
         labels[index, :side, :side] = order[..., -1]
         adversarial[index, :side, :side] = order[..., -2]
     return images, labels, adversarial
@@ -223,8 +223,7 @@ def test_attack_takes_the_steps_of_ours(rng):
     network = networks.load("fcn_vgg", miniature=True)
     images, labels, adversarial = two_attacks(network, rng)
     targets = dag_jax.make_targets(labels, adversarial)
-    run = jax.jit(jax.vmap(lambda *one: dag_jax.attack(networks.score_fn(network), *one)))
-    own = run(images, targets)
+    own = dag_jax.attack_batch(network.scores, images, targets)
     fcn = torch_fcn.Fcn("fcn_vgg", network.module, network.parameters)
     arrays = (np.int64(labels % VOID), np.int64(adversarial % VOID), np.asarray(targets.valid))
     perturbations, steps = torch_fcn.attack(fcn, *map(torch.tensor, (images, *arrays)))

@@ -1,6 +1,5 @@
 """The networks: what they are at full size, how they meet the engine, what ships."""
 
-import dataclasses
 import functools
 import json
 import math
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from dag_jax import networks
+from dag_jax import datasets, models, networks
 from dag_jax.networks import layers, zoo
 from dag_jax.networks.faster_rcnn import FasterRCNN
 from dag_jax.networks.fcn import DilatedFcn, Fcn
@@ -22,7 +21,6 @@ IMAGE = jax.ShapeDtypeStruct((128, 96, 3), jnp.float32)
 EVERY_NAME = networks.NAMES + networks.BLACK_BOX
 SEGMENTERS = (*networks.NAMES[:4], "fcn_resnet")
 DETECTORS = (*networks.NAMES[4:], "fr_resnet")
-BOXES = np.float32([[4, 6, 40, 50], [10, 12, 70, 90], [0, 0, 95, 127]])
 
 
 @functools.cache
@@ -31,22 +29,18 @@ def parameter_shapes(name, miniature):
     return jax.eval_shape(module.init, jax.random.key(0), IMAGE)["params"]
 
 
-@functools.cache
-def random_miniature(name):
-    """A miniature with random weights: the tests of its interface need no training."""
+def network_of(name, miniature, parameters):
+    """A network of shapes in place of arrays, or of any parameters."""
+    kind = networks.SegmentationNetwork if name in SEGMENTERS else networks.DetectionNetwork
+    module = networks.build(name, miniature=miniature)
+    return kind(name, module, parameters, miniature, networks.facts(name, miniature=miniature))
+
+
+def random_parameters(name):
+    """Parameters of a miniature: what is stored needs no training."""
     rng = np.random.default_rng(0)
-
-    def draw(leaf):
-        scale = np.sqrt(2 / math.prod(leaf.shape[:-1]))
-        return rng.normal(0, scale, leaf.shape).astype(np.float32)
-
-    parameters = jax.tree.map(draw, parameter_shapes(name, True))
-    return networks.Network(name, networks.build(name, miniature=True), parameters, True)
-
-
-@pytest.fixture
-def image(rng):
-    return rng.uniform(0, 255, IMAGE.shape).astype(np.float32)
+    draw = lambda leaf: rng.normal(size=leaf.shape).astype(np.float32)  # noqa: E731
+    return jax.tree.map(draw, parameter_shapes(name, True))
 
 
 def count(tree):
@@ -112,6 +106,22 @@ def test_full_size_layers_have_their_published_shapes(name, fc6):
     assert params["rpn_bbox_pred"]["kernel"].shape[-1] == 36
 
 
+def test_what_is_said_of_each_is_the_papers():
+    for name in EVERY_NAME:
+        about = models.about(network_of(name, True, {}))
+        task = models.SEGMENTATION if name in SEGMENTERS else models.DETECTION
+        assert networks.TASKS[name] == about.task == task
+        assert about.classes == datasets.CLASS_NAMES and about.background == 0
+        assert (about.margin, about.max_steps) == ((3.0, 150) if about.detects else (0.0, 200))
+    facts = [networks.facts(name) for name in EVERY_NAME]
+    assert len({fact.title for fact in facts}) == len(EVERY_NAME)
+    assert networks.facts("fcn_vgg_star").title == "FCN-VGG*"
+    splits = [fact.split for fact in facts]
+    assert splits == ["voc07_test" if name in DETECTORS else "seg11valid" for name in EVERY_NAME]
+    proposals = [networks.facts("fr_vgg_07", miniature=small).attack_proposals for small in (0, 1)]
+    assert proposals == [3000, 300]
+
+
 def call(function, *arguments):
     return function(*arguments)
 
@@ -119,19 +129,14 @@ def call(function, *arguments):
 @pytest.mark.parametrize("miniature", [False, True])
 @pytest.mark.parametrize("name", EVERY_NAME)
 def test_scores_have_their_shapes_at_both_sizes(name, miniature):
-    network = networks.Network(
-        name,
-        networks.build(name, miniature=miniature),
-        parameter_shapes(name, miniature),
-        miniature,
-    )
+    network = network_of(name, miniature, parameter_shapes(name, miniature))
     photograph = jax.ShapeDtypeStruct((128, 128, 3) if miniature else (500, 375, 3), jnp.float32)
     if name in SEGMENTERS:
-        scores = jax.eval_shape(call, networks.score_fn(network), photograph)
+        scores = jax.eval_shape(call, models.score_fn(network), photograph)
         assert scores.shape == (*photograph.shape[:2], 21)
     else:
         boxes = jax.ShapeDtypeStruct((7, 4), jnp.float32)
-        scores = jax.eval_shape(call, networks.score_fn(network), photograph, boxes)
+        scores = jax.eval_shape(call, models.score_fn(network), photograph, boxes)
         assert scores.shape == (7, 21)
     assert scores.dtype == jnp.float32
 
@@ -163,88 +168,21 @@ def test_unknown_names_are_refused_with_the_known_ones():
             function("fcn_unet")
 
 
-@pytest.mark.slow
-def test_a_network_is_a_pytree_of_its_parameters(image):
-    network = random_miniature("fcn_alex")
-    assert len(jax.tree.leaves(network)) == len(jax.tree.leaves(network.parameters))
-    halved = jax.tree.map(lambda leaf: 0.5 * leaf, network)
-    assert (halved.name, halved.module, halved.miniature) == ("fcn_alex", network.module, True)
-    assert not network.detects and random_miniature("fr_zf_07").detects
-
-    traces = []
-
-    @jax.jit
-    def run(score_fn, image):
-        traces.append(1)
-        return score_fn(image)
-
-    scores = [run(networks.score_fn(which), image) for which in (network, halved, network)]
-    assert len(traces) == 1  # parameters are traced, not baked in
-    assert np.abs(scores[0] - scores[1]).max() > 0
-    np.testing.assert_array_equal(scores[0], scores[2])
-    labels = jax.jit(networks.predict)(network, image)
-    assert labels.shape == (128, 96) and labels.dtype == jnp.int32
-    np.testing.assert_array_equal(labels, scores[0].argmax(-1))
-
-
-@pytest.mark.slow
-def test_a_detector_scores_predicts_and_proposes(image):
-    network = random_miniature("fr_zf_07")
-
-    @jax.jit
-    def run(network, image, boxes):
-        given = networks.score_fn(network)(image, boxes)
-        fixed = networks.score_fn(network, boxes)(image)
-        return (given, fixed), networks.predict(network, image)
-
-    (given, fixed), (boxes, classes, scores, valid) = run(network, image, jnp.asarray(BOXES))
-    assert given.shape == (3, 21)
-    np.testing.assert_array_equal(given, fixed)
-    assert boxes.shape == (100, 4) and classes.shape == scores.shape == valid.shape == (100,)
-    assert valid.any()
-    assert set(np.asarray(classes)[valid]) <= set(range(1, 21))
-    kept = np.asarray(boxes)[valid]
-    assert kept.min() >= 0 and kept[:, [0, 2]].max() <= 95 and kept[:, [1, 3]].max() <= 127
-
-
-@pytest.mark.parametrize("name", DETECTORS)
-def test_proposals_have_as_many_rows_as_asked(name):
-    boxes, scores, valid = jax.eval_shape(
-        functools.partial(networks.propose, nms_threshold=0.9, max_proposals=70),
-        random_miniature(name),
-        IMAGE,
-    )
-    assert (boxes.shape, scores.shape, valid.shape) == ((70, 4), (70,), (70,))
-    predicted = jax.eval_shape(networks.predict, random_miniature(name), IMAGE)
-    assert [leaf.shape for leaf in predicted] == [(100, 4), (100,), (100,), (100,)]
-
-
-def test_the_wrong_question_for_a_network_is_refused(image):
-    segmenter, detector = random_miniature("fcn_vgg"), random_miniature("fr_vgg_07")
-    with pytest.raises(ValueError, match="fcn_vgg segments: it takes no boxes"):
-        networks.score_fn(segmenter, BOXES)
-    with pytest.raises(ValueError, match="fcn_vgg segments: it has no proposals"):
-        networks.propose(segmenter, image, nms_threshold=0.9, max_proposals=10)
-    with pytest.raises(ValueError, match=r"boxes have shape \(3, 3\); they must be \[N, 4\]"):
-        networks.score_fn(detector, BOXES[:, :3])
-    with pytest.raises(ValueError, match=r"boxes have shape \(4,\)"):
-        networks.score_fn(detector, BOXES[0])
-
-
 def test_a_checkpoint_comes_back(tmp_path):
-    network = random_miniature("fcn_alex")
-    store.save(tmp_path / "mine.safetensors", network.parameters, {})
+    parameters = random_parameters("fcn_alex")
+    store.save(tmp_path / "mine.safetensors", parameters, {})
     loaded = networks.load("fcn_alex", miniature=True, checkpoint=tmp_path / "mine.safetensors")
-    assert dataclasses.replace(loaded, parameters=None) == dataclasses.replace(
-        network, parameters=None
+    assert (loaded.name, loaded.miniature) == ("fcn_alex", True)
+    assert jax.tree.structure(loaded) == jax.tree.structure(
+        network_of("fcn_alex", True, parameters)
     )
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(loaded))
-    jax.tree.map(np.testing.assert_array_equal, loaded.parameters, network.parameters)
+    jax.tree.map(np.testing.assert_array_equal, loaded.parameters, parameters)
 
 
 def test_a_checkpoint_of_another_network_is_refused_with_a_list(tmp_path):
     path = tmp_path / "fcn_alex.safetensors"
-    store.save(path, random_miniature("fcn_alex").parameters, {})
+    store.save(path, random_parameters("fcn_alex"), {})
     with pytest.raises(ValueError) as error:
         networks.load("fcn_vgg", miniature=True, checkpoint=path)
     for line in ("missing: backbone/conv1_1/kernel", "left over: backbone/conv1/kernel"):
@@ -261,14 +199,30 @@ def test_a_missing_checkpoint_is_refused(tmp_path, monkeypatch):
         networks.load("fcn_alex", miniature=True)
 
 
-def test_full_size_without_a_checkpoint_is_random_by_its_seed(monkeypatch):
+def test_a_checkpoint_that_names_another_network_is_refused(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    store.save(path, random_parameters("fcn_alex"), {"network": "fcn_alex_star"})
+    with pytest.raises(ValueError, match="mine.safetensors holds fcn_alex_star, not fcn_alex"):
+        networks.load("fcn_alex", miniature=True, checkpoint=path)
+
+
+def test_full_size_without_weights_says_how_to_get_some():
+    with pytest.raises(ValueError, match="fcn_vgg at full size needs weights") as error:
+        networks.load("fcn_vgg")
+    for way in ("--networks=fcn_vgg", "checkpoint=", "miniature=True", "random=True"):
+        assert way in str(error.value)
+
+
+def test_random_weights_are_those_of_their_seed(monkeypatch):
     # The real ones have half a gigabyte.
     monkeypatch.setattr(zoo, "build", lambda name, *, miniature: nn.Dense(5))
-    first, again, other = (networks.load("fcn_alex", seed=seed) for seed in (3, 3, 4))
+    load = functools.partial(networks.load, "fcn_alex", random=True)
+    first, again, other = (load(seed=seed) for seed in (3, 3, 4))
     kernels = [network.parameters["kernel"] for network in (first, again, other)]
     np.testing.assert_array_equal(kernels[0], kernels[1])
     assert np.abs(kernels[0] - kernels[2]).max() > 0
     assert not first.miniature
+    assert set(load(miniature=True).parameters) == {"kernel", "bias"}  # not what ships
 
 
 @pytest.mark.parametrize("name", EVERY_NAME)
@@ -291,13 +245,3 @@ def test_the_miniatures_are_small_together():
     shipped = [file.stem for file in files if file.suffix == ".safetensors"]
     assert shipped == sorted(EVERY_NAME)
     assert sum(file.stat().st_size for file in files) <= 16e6
-
-
-@pytest.mark.parametrize("pair", [("fcn_vgg", "fcn_vgg_star"), ("fr_zf_07", "fr_zf_0712")])
-def test_networks_of_one_architecture_share_a_structure(pair):
-    first, second = map(random_miniature, pair)
-    assert jax.tree.structure(first) != jax.tree.structure(second)
-    for form in (networks.unnamed, networks.score_fn):
-        assert jax.tree.structure(form(first)) == jax.tree.structure(form(second))
-    other = networks.unnamed(random_miniature("fcn_alex"))
-    assert jax.tree.structure(other) != jax.tree.structure(networks.unnamed(first))

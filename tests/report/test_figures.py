@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dag_jax.metrics import Detections
-from dag_jax.report import figures
+from dag_jax.report import figures, pictures
 
 NAMES = ("sky", "roof", "wall", "door", "tree", "lawn", "road")
 PALETTE = np.arange(21, dtype=np.uint8).reshape(7, 3) * 12
@@ -141,3 +141,20 @@ def test_what_cannot_be_drawn_is_named(rng, tmp_path):
         with pytest.raises(ValueError, match=message):
             figures.attack_figure(rows, tmp_path / "none.png", **options)
     assert not (tmp_path / "none.png").exists()
+
+
+def test_models_of_other_classes_share_one_legend(tmp_path):
+    image = np.zeros((32, 32, 3), np.uint8)
+    labels = np.zeros((32, 32), np.int32)
+    found = Detections(np.float32([[2, 2, 20, 20]]), np.array([1]), np.array([0.9]))
+    rows = [
+        figures.AttackRow("a segmenter", image, image, labels, labels + 1),
+        figures.AttackRow("a detector", image, image, found, found),
+    ]
+    classes = [("sky", "road"), ("road", "car")]
+    pictures.draw_together(rows, classes, tmp_path / "both.png")
+    with Image.open(tmp_path / "both.png") as picture:
+        assert picture.width > 1000
+    names = np.array([1, 2])  # road and car among sky, road, car
+    assert pictures._renamed(found, names).classes.tolist() == [2]
+    assert pictures._renamed(labels, names).tolist() == (labels + 1).tolist()

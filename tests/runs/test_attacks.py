@@ -1,86 +1,217 @@
-"""The targets that launches attack, on miniatures and a small image of blocks."""
+"""The attack of many images: what is kept of each, and what costs no other."""
 
-import types
+import dataclasses
+import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dag_jax import detection, files, networks
-from dag_jax.metrics.segmentation import VOID
-from dag_jax.runs import attacks, buckets, rundir
+import dag_jax
+from dag_jax import Method, Status, files, models
+from dag_jax.datasets import ExampleSet
+from dag_jax.errors import UserError
+from dag_jax.runs import attacks, rundir
+from dag_jax.runs.attacks import Plan
+from dag_jax.runs.subject import subject_of
+from dag_jax.runs.targets import absent_targets, paper_targets
 
-SIZE = 64, 96
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Light:
+    """A segmenter of light and dark, which cannot see images of less than 4 pixels."""
+
+    gain: jax.Array
+
+    classes = ("dark", "light")
+    title = "Light"
+
+    def scores(self, image):
+        light = self.gain * (image.mean(axis=-1) - 127.8)
+        return jnp.stack([-light, light], axis=-1)
+
+    def predict(self, image):
+        return jnp.argmax(self.scores(image), axis=-1).astype(jnp.int32)
 
 
-@pytest.fixture(scope="module")
-def example():
-    blocks = np.random.default_rng(0).integers(0, 256, (SIZE[0] // 8, SIZE[1] // 8, 3), np.uint8)
-    drawn = np.zeros((*SIZE, 1), np.uint8)
-    drawn[16:48, 32:64], drawn[:4] = 15, VOID
-    objects = {"boxes": np.float32([[0, 0, 95, 63]]), "label": np.int64([15])}
-    return {
-        "image_id": "blocks",
-        "image": blocks.repeat(8, 0).repeat(8, 1),
-        "mask": drawn,
-        "objects": objects,
+class Padded(Light):
+    """The same, with images of many sizes in arrays of 8 x 8 pixels."""
+
+    def scores(self, image, extent=None):
+        return super().scores(image)
+
+    def predict(self, image, extent=None):
+        return jnp.argmax(self.scores(image), axis=-1).astype(jnp.int32)
+
+    def bucket(self, shape):
+        if min(shape[:2]) < 4:
+            raise UserError(f"the image is too small: {shape[0]} x {shape[1]} pixels")
+        return self, tuple(-(-side // 8) * 8 for side in shape[:2])
+
+
+jax.tree_util.register_dataclass(Padded)
+METHOD = Method(max_steps=20)
+
+
+def example(image_id, shape=(8, 8), grey=130):
+    image = np.full((*shape, 3), grey, np.uint8)
+    return {"image_id": image_id, "image": image, "mask": np.full(shape, grey > 128, np.uint8)}
+
+
+def plan(kind, *examples, method=METHOD, **options):
+    model = kind(jnp.float32(0.5))
+    return Plan(subject_of(model, ExampleSet(examples, kind.classes)), method, **options)
+
+
+def results_of(plan, folder):
+    return rundir.Results(folder, plan.manifest(), list(map(str, plan.subject.ids)))
+
+
+@pytest.fixture
+def attack(mesh, tmp_path):
+    def run(plan):
+        results = results_of(plan, tmp_path / "run")
+        attacks.attack_missing(plan, results, slots=2, mesh=mesh, label="attack")
+        return results
+
+    return run
+
+
+def test_a_record_says_what_holds_of_the_image_and_of_its_png(attack):
+    results = attack(plan(Light, example("a"), example("b", grey=200)))
+    near, far = results.records()
+    assert (near["status"], far["status"]) == ("FOOLED", "MAX_STEPS")
+    # From 130 to below 127.8: 5 steps of half a grey level. 127.5 is saved as 128.
+    assert near["num_steps"] == 5 and near["active_counts"] == [64] * 5 + [0]
+    assert near["largest_change"] == 2.5
+    assert near["perceptibility"] == pytest.approx(2.5 * 3**0.5 / 255)
+    assert near["fooled"] is True and near["fooled_png"] is False and near["active_png"] == 64
+    assert far["num_steps"] == 20 and far["largest_change"] == 10
+    assert far["fooled"] is far["fooled_png"] is False and far["active_png"] == 64
+    assert far["active_counts"] == [64] * 21
+
+
+def test_sizes_are_of_the_whole_image():
+    image = np.full((4, 4, 3), 100, np.uint8)
+    change = np.zeros((4, 4, 3), np.float32)
+    change[0, 0] = [3, 4, 0]
+    counts, active = np.int32([16, 2, 0, -1]), np.zeros(16, bool)
+    result = dag_jax.Attack(image + change, change, np.int32(2), active, counts, Status.FOOLED)
+    assert attacks.record_of(image, result, (5, False)) == {
+        "status": "FOOLED",
+        "num_steps": 2,
+        "active_counts": [16, 2, 0],
+        "perceptibility": pytest.approx(5 / 255 / 4),
+        "largest_change": 4.0,
+        "fooled": True,
+        "fooled_png": False,
+        "active_png": 5,
+        "image_sha256": files.sha256(image),
     }
 
 
-@pytest.mark.slow  # it compiles a detector
-def test_proposals_are_counted_as_their_settings_ask(example):
-    network = networks.load("fr_zf_07", miniature=True)
-    image = example["image"].astype(np.float32)
-    propose = jax.jit(networks.propose, static_argnames="max_proposals")
-    kept = []
-    for threshold in (0.3, 0.9):
-        setting = {"nms_threshold": threshold, "max_proposals": 60}
-        boxes, _, valid = propose(network, image, **setting)
-        boxes = np.asarray(boxes)[np.asarray(valid)]
-        overlap = np.array(detection.iou(boxes, boxes))
-        np.fill_diagonal(overlap, 0)
-        assert overlap.max() <= threshold
-        counts = attacks.count_proposals(network, [example, example], label=None, **setting)
-        assert counts.shape == (2, 2) and (counts[:, 0] == len(boxes)).all()
-        (group,) = buckets.group(network, [image.shape])
-        targets, (attacked,) = attacks.paper_targets(group, example, 0, **setting)
-        assert (counts[:, 1] == targets.valid.sum()).all() and len(attacked) <= 60
-        kept.append(len(boxes))
-    assert 0 < kept[0] < kept[1] == 60
+def test_a_rounded_attack_s_png_fools_where_it_says_so(attack):
+    (record,) = attack(plan(Light, example("a"), method=METHOD.replace(rounded=True))).records()
+    assert record["fooled"] and record["fooled_png"] and record["active_png"] == 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("padded", [False, True])
-def test_every_pixel_of_a_drawing_is_a_target(example, padded):
-    network = networks.load("fcn_alex", miniature=True)
-    image = example["image"].astype(np.float32)
-    seen = np.asarray(jax.jit(networks.predict)(network, image))
-    drawn = example["mask"][:, :, 0].astype(np.int32)
-    drawn[50:52] = seen[50:52]  # some is as drawn already
-    example = {**example, "mask": drawn[:, :, None]}
-    group = buckets.of(network, image.shape)
-    if not padded:
-        (group,) = buckets.group(network, [image.shape])
-    targets, inputs = attacks.drawn_targets(group, example, 0)
-    valid = drawn != VOID
-    assert inputs == () and targets.valid.shape == SIZE
-    np.testing.assert_array_equal(targets.valid, valid)
-    np.testing.assert_array_equal(targets.adversarial[valid], drawn[valid])
-    differs = valid & (seen != drawn)
-    np.testing.assert_array_equal(targets.labels[differs], seen[differs])
-    assert (targets.labels != targets.adversarial)[valid].all() and (valid & ~differs).any()
+def test_images_of_many_sizes_go_through_one_bucket(attack, tmp_path):
+    sizes = {"a": (8, 8), "b": (5, 7), "c": (8, 4)}
+    several = plan(Padded, *(example(name, size) for name, size in sizes.items()))
+    results = attack(several)
+    run = rundir.read(tmp_path / "run")
+    for record, (name, size) in zip(results.records(), sizes.items(), strict=True):
+        assert record["active_counts"] == [size[0] * size[1]] * 5 + [0]
+        assert run.perturbation(name).shape == run.image(name).shape == (*size, 3)
+        alone = plan(Light, example(name, size))
+        ((_, image, targets, inputs),) = attacks.attack_inputs(alone)
+        expected = dag_jax.attack(models.score_fn(alone.subject.model), image, targets, METHOD)
+        np.testing.assert_allclose(run.perturbation(name), expected.perturbation, atol=1e-6)
 
 
-def test_finished_rows_of_other_images_are_refused(example, tmp_path):
-    workdir = attacks.claim(tmp_path / "run", {"launch": "a"}, [example])
-    results = rundir.Results(workdir / "dag", {"variant": "dag"}, ["blocks"])
-    image = example["image"]
-    attack = types.SimpleNamespace(image=image, perturbation=np.zeros(image.shape, np.float32))
-    results.add(0, attack, {"image_sha256": files.sha256(image)}, 1.0)
-    (workdir / "dag" / "row.json").write_text("{}")
-    assert attacks.claim(workdir, {"launch": "a"}, [example]) == workdir
-    # Another --data_dir, which no manifest records, has photographs of the same names.
-    with pytest.raises(ValueError, match="dag was made of another image of the name 'blocks'"):
-        attacks.claim(workdir, {"launch": "a"}, [{**example, "image": 255 - image}])
-    with pytest.raises(ValueError, match="dag was made of other images than --dataset"):
-        attacks.claim(workdir, {"launch": "a"}, [example, {**example, "image_id": "more"}])
+def test_an_image_that_is_too_small_costs_no_other(attack, tmp_path, capsys):
+    mixed = plan(Padded, example("a"), example("small", (3, 8)), example("c", (5, 5)))
+    with pytest.raises(ValueError) as error:
+        attack(mixed)
+    assert "1 of 3 images could not be attacked; the others are finished" in str(error.value)
+    assert "small: the image is too small: 3 x 8 pixels" in str(error.value)
+    assert rundir.read(tmp_path / "run").keys == ["a", "c"]
+    assert "small: the image is too small" in capsys.readouterr().err
+
+
+def test_seconds_are_kept_of_each_image(attack):
+    results = attack(plan(Light, *(example(name) for name in "abc")))
+    timings = [results.timing(row) for row in range(3)]
+    assert all(timing["finished"] > 0 for timing in timings)
+    assert sum("since" in timing for timing in timings) == 2  # the first waits for the compiler
+
+
+def test_other_images_of_the_same_names_are_refused(attack):
+    attack(plan(Light, example("a"), example("b")))
+    with pytest.raises(ValueError, match="made of another image of the name 'b'"):
+        attack(plan(Light, example("a"), example("b", grey=131)))
+    attack(plan(Light, example("b"), example("c")))  # others join
+
+
+def test_a_finished_folder_is_not_attacked(attack, mesh, tmp_path):
+    one = plan(Light, example("a"))
+    attack(one)
+
+    def targets_of(*_):
+        raise AssertionError
+
+    results = results_of(one, tmp_path / "run")
+    attacks.attack_missing(one._replace(targets_of=targets_of), results, mesh=mesh, label="again")
+
+
+def test_the_change_is_that_of_the_image_that_ends_at_black_and_white():
+    image = np.uint8([[[0, 255, 100]]])
+    adversarial = np.float32([[[0, 255, 97.5]]])
+    np.testing.assert_array_equal(attacks.change_of(image, adversarial), [[[0, 0, -2.5]]])
+
+
+@pytest.mark.parametrize(
+    ("functions", "names"),
+    [
+        ((paper_targets, absent_targets), "dag_jax.runs.targets.{}_targets"),
+        (
+            [functools.partial(paper_targets, most=most) for most in (5, 6)],
+            "dag_jax.runs.targets.paper_targets(most={})",
+        ),
+        (
+            [functools.partial(paper_targets, 1, b=2, a=n) for n in (5, 6)],
+            "dag_jax.runs.targets.paper_targets(1, a={}, b=2)",
+        ),
+    ],
+)
+def test_a_function_s_name_tells_it_from_others(functions, names):
+    found = [attacks.name_of(function) for function in functions]
+    values = ("paper", "absent") if functions[0] is paper_targets else (5, 6)
+    assert found == [names.format(value) for value in values]
+
+
+def test_a_manifest_is_of_all_that_changes_results():
+    base = plan(Light, example("a"))
+    others = [
+        plan(Light, example("a"), seed=1),
+        plan(Light, example("a"), targets_of=absent_targets),
+        plan(Light, example("a"), method=METHOD.replace(margin=1.0)),
+        plan(Light, example("a"), method=METHOD.replace(rounded=True)),
+        plan(Light, example("a"), method=dag_jax.methods.momentum()),
+        base._replace(subject=dataclasses.replace(base.subject, weights_sha256="other")),
+        base._replace(subject=dataclasses.replace(base.subject, name="other")),
+    ]
+    manifests = [str(other.manifest()) for other in (base, *others)]
+    assert len(set(manifests)) == len(manifests)
+    assert base.manifest(split="x")["split"] == "x"
+    more = plan(Light, example("a"), example("b"))
+    assert more.manifest() == base.manifest()  # which images are attacked is no setting
+
+
+def test_there_are_no_more_lanes_than_images(mesh):
+    one = plan(Light, example("a"))
+    stream = attacks.open_stream(one, attacks.attack_inputs(one), count=1, slots=16, mesh=mesh)
+    ((row, result),) = stream
+    assert row == 0 and result.status == Status.FOOLED

@@ -1,6 +1,5 @@
 """Each check of a row fires on its fault, and the rows of healthy networks pass them all."""
 
-import collections
 import dataclasses
 import functools
 import json
@@ -12,17 +11,17 @@ import pytest
 from jax import lax
 
 import dag_jax
-from dag_jax import Finding, files, metrics, networks
+from dag_jax import Finding, Method, datasets, files, metrics, models, networks
 from dag_jax.networks.faster_rcnn import FasterRCNN
-from dag_jax.runs import attacks, audit, audit_checks, evaluation, rundir, scores
-from dag_jax.runs.audit_checks import Subject
+from dag_jax.runs import attacks, audit, audit_checks, dataset, rundir, scores
+from dag_jax.runs.attacks import Plan
+from dag_jax.runs.audit_checks import Row
+from dag_jax.runs.subject import subject_of
 from experiments.common import console
 
-SETTINGS = {"seed": 0, "step_size": 0.5, "rounded": False}
 COUNT = 10  # images
 PNG, GROWS = "saved PNGs score as the table says", "success grows with steps"
 PERMUTED, STOPS = "permuted noise does worse", "no attack ends at a zero or non-finite gradient"
-Attack = collections.namedtuple("Attack", "image perturbation")
 SLOPES = "gradients are the slopes of the scores"
 
 
@@ -37,40 +36,28 @@ def load():
 
 
 @pytest.fixture(scope="module")
-def examples(cache, load):
-    return evaluation.load_examples(
-        "scenes", ["voc07_test"], cache_dir=cache, limit=COUNT, network=load("fr_zf_07")
+def read(cache):
+    return functools.cache(
+        lambda split, limit: datasets.load_examples("scenes", split, cache_dir=cache, limit=limit)
     )
 
 
-def keep(network, examples, results, mesh):
-    options = {"seed": 0, "rounded": False, "all_of_them": True}
-    scores.keep(network, examples, results, mesh=mesh, **options)
+@pytest.fixture(scope="module")
+def examples(read):
+    return read("voc07_test", COUNT)
 
 
 @pytest.fixture(scope="module")
 def make(mesh, examples):
-    """Attack examples and keep their scores, as table1 does; return the audit's subject."""
+    """Attack examples and keep their scores, as table1 does; return the row to audit."""
 
     def run(folder, network, max_steps, *, examples=examples, scored=True):
-        manifest = {"network": network.name, "max_steps": max_steps, "margin": 3.0}
-        keys = [example["image_id"] for example in examples]
-        results = rundir.Results(folder, manifest | {"settings": SETTINGS}, keys)
-        options = {"max_steps": max_steps, "margin": 3.0, "step_size": 0.5}
-        attacks.attack_all(
-            network,
-            examples,
-            results,
-            seed=0,
-            slots=4,
-            mesh=mesh,
-            label="attack",
-            rounded=False,
-            **options,
-        )
+        plan = Plan(subject_of(network, examples), Method(max_steps=max_steps, margin=3.0))
+        results = rundir.Results(folder, plan.manifest(), plan.subject.ids)
+        attacks.attack_missing(plan, results, slots=4, mesh=mesh, label="attack")
         if scored:
-            keep(network, examples, results, mesh)
-        return Subject(network, examples, rundir.read(folder), mesh, 4)
+            scores.keep(plan, results, mesh=mesh)
+        return Row(plan, rundir.read(folder), mesh, 4)
 
     return run
 
@@ -84,8 +71,8 @@ def healthy(make, load, tmp_path_factory):
 
 def verdict(findings, check):
     """Return the finding of a check."""
-    (found,) = [one for one in findings if one.check == check]
-    return found
+    (finding,) = [finding for finding in findings if finding.check == check]
+    return finding
 
 
 pytestmark = pytest.mark.slow  # it compiles whole networks
@@ -100,22 +87,19 @@ def test_rows_of_healthy_networks_pass_every_check(healthy):
 
 
 @pytest.mark.parametrize("name", networks.NAMES)
-def test_healthy_networks_pass_every_check_of_a_model(cache, load, name):
+def test_healthy_networks_pass_every_check_of_a_model(read, load, name):
     network = load(name)
-    split = "voc07_test" if network.detects else "seg11valid"
-    some = evaluation.load_examples("scenes", [split], cache_dir=cache, limit=1, network=network)
-    for _, image, targets, inputs in attacks.attack_inputs(network, some, 0):
-        found = dag_jax.audit(networks.score_fn(network, *inputs), image, targets)
-        assert all(one.passed is True for one in found), found
+    plan = Plan(subject_of(network, read(network.split, 1)), Method())
+    for _, image, targets, inputs in attacks.attack_inputs(plan):
+        findings = dag_jax.audit(models.score_fn(network, *inputs), image, targets)
+        assert all(finding.passed is True for finding in findings), findings
 
 
-def test_probabilities_of_a_network_for_its_logits(cache, load):
+def test_probabilities_of_a_network_for_its_logits(read, load):
     network = load("fcn_alex")
-    (example,) = evaluation.load_examples(
-        "scenes", ["seg11valid"], cache_dir=cache, limit=1, network=network
-    )
-    ((_, image, targets, _),) = attacks.attack_inputs(network, [example], 0)
-    squashed = lambda image: jax.nn.softmax(networks.score_fn(network)(image))  # noqa: E731
+    plan = Plan(subject_of(network, read(network.split, 1)), Method())
+    ((_, image, targets, _),) = attacks.attack_inputs(plan)
+    squashed = lambda image: jax.nn.softmax(network.scores(image))  # noqa: E731
     found = dag_jax.audit(squashed, image, targets)
     assert verdict(found, "scores are logits").passed is False
 
@@ -150,9 +134,9 @@ def planted(network, kind):
 
 
 def test_a_network_whose_gradient_is_masked(make, load, healthy, tmp_path):
-    subject = make(tmp_path / "run", planted(load("fr_zf_07"), Flipped), 6)
+    row = make(tmp_path / "run", planted(load("fr_zf_07"), Flipped), 6)
     checks = audit.checks_but(audit_checks.goes_on)
-    found, _ = audit.of_row(subject, {"FR-ZF-0712": healthy["fr_zf_0712"].run}, checks=checks)
+    found, _ = audit.of_row(row, {"FR-ZF-0712": healthy["fr_zf_0712"].run}, checks=checks)
     for check in (SLOPES, GROWS, PERMUTED, audit_checks.WHITE_BOX):
         assert verdict(found, check).passed is False, check
     assert "more harm by FR-ZF-0712" in verdict(found, audit_checks.WHITE_BOX).said
@@ -175,16 +159,16 @@ def test_too_few_steps(healthy):
     assert f"images are unfinished after 6 steps; of {audit_checks.CONTINUED} that" in twice.said
 
 
-def remake(subject, folder, changed, count=COUNT):
-    """Make a row anew from its perturbations, changed; return the subject."""
-    run, own = subject.run, {"format", "units", "shard_size", "keys"}  # which Results adds itself
-    manifest = {name: value for name, value in run.manifest.items() if name not in own}
-    results = rundir.Results(folder, manifest, run.keys[:count])
-    for index, example in enumerate(subject.examples[:count]):
-        change = np.asarray(changed(run.perturbation(run.keys[index])))
-        results.add(index, Attack(example["image"], change), run.records[index], 0.0)
-    keep(subject.network, subject.examples[:count], results, subject.mesh)
-    return subject._replace(examples=subject.examples[:count], run=rundir.read(folder))
+def remake(row, folder, changed, count=COUNT):
+    """Make a row anew from its perturbations, changed; return it."""
+    subject = dataclasses.replace(row.plan.subject, examples=row.examples[:count])
+    plan = row.plan._replace(subject=subject)
+    results = rundir.Results(folder, plan.manifest(), row.examples.ids[:count])
+    for index, (key, example) in enumerate(zip(results.keys, row.examples, strict=False)):
+        change = np.asarray(changed(row.run.perturbation(key)))
+        results.add(index, example["image"], change, row.run.record(key), 0.0)
+    scores.keep(plan, results, mesh=row.mesh)
+    return row._replace(plan=plan, run=rundir.read(folder))
 
 
 def test_permuted_perturbations_stored_for_the_attacks(healthy, tmp_path):
@@ -201,19 +185,18 @@ def truncated(image, change):
     return np.clip(image + change, 0, 255).astype(np.uint8)
 
 
-def shift(subject, folder):
+def shift(row, folder):
     """Copy a run with truncated PNGs, and the perturbations and digests that say the same."""
-    shutil.copytree(subject.run.folder, folder)
-    images = {example["image_id"]: example["image"] for example in subject.examples}
-    for path in sorted((folder / "perturbations").iterdir()):
-        said, arrays = files.load(files.open_folder(path))
-        for key in said:
-            pixels = truncated(images[key], arrays[key])
-            arrays[key] = pixels.astype(np.float32) - images[key]
-            files.write(folder / "images" / f"{key}.png", files.pack_image(pixels))
-            said[key]["pixels_sha256"] = files.sha256(pixels)
-        files.write(path, files.pack(arrays, said))
-    return subject._replace(run=rundir.read(folder))
+    shutil.copytree(row.run.folder, folder)
+    for example in row.examples:
+        key, image = example["image_id"], example["image"]
+        path = folder / "perturbations" / f"{key}.safetensors"
+        content, arrays = files.load(path)
+        pixels = truncated(image, arrays["perturbation"])
+        arrays["perturbation"] = pixels.astype(np.float32) - image
+        files.write(folder / "images" / f"{key}.png", files.pack_image(pixels))
+        files.write(path, files.pack(arrays, content | {"pixels_sha256": files.sha256(pixels)}))
+    return row._replace(run=rundir.read(folder))
 
 
 def test_a_writer_that_truncates(healthy, monkeypatch, tmp_path):
@@ -267,14 +250,13 @@ def test_folders_that_are_mixed_up(healthy):
     assert audit_checks.white_box(subject, {}).passed is None
 
 
-def test_a_table_keeps_its_audit(healthy, load, examples, mesh, tmp_path):
+def test_a_table_keeps_its_audit(healthy, mesh, tmp_path):
     rows, checks = {}, (audit_checks.stops, audit_checks.grows)
-    for name, subject in healthy.items():
-        shutil.copytree(subject.run.folder, tmp_path / name)
-        (tmp_path / name / "row.json").write_text('{"advr": 1.5}')
+    for name, row in healthy.items():
+        shutil.copytree(row.run.folder, tmp_path / name)
+        files.write_json(tmp_path / name / dataset.ROW, {"advr": 1.5})
         (other,) = healthy.keys() - {name}
-        title = evaluation.TITLES[name]
-        rows[name] = audit.Row(title, load(name), examples, checks, rivals=(other,))
+        rows[name] = audit.Audit(row.plan, checks, rivals=(other,))
     of_table = functools.partial(audit.of_table, tmp_path, mesh=mesh, slots=4)
     one = {"fr_zf_07": rows["fr_zf_07"]._replace(rivals=())}
     alone = of_table(one)
@@ -283,20 +265,21 @@ def test_a_table_keeps_its_audit(healthy, load, examples, mesh, tmp_path):
     kept = path.read_bytes()
     assert of_table(one) == alone
     assert path.read_bytes() == kept
-    path.write_bytes(kept.replace(b"0 of 10 images", b"what was kept"))
+    altered = json.loads(kept.replace(b"0 of 10 images", b"what was kept"))
+    files.write_json(path, {name: altered[name] for name in altered if name != "sha256"})
     # With another network in the table, only the comparison with it is new.
     (tmp_path / "fr_zf_0712" / "audit.json").write_text("damaged")
     both = of_table(rows)
     for found in both.values():
-        assert [one.check for one in found] == [STOPS, GROWS, audit_checks.WHITE_BOX]
-    assert [one.passed for one in both["fr_zf_07"]] == [True] * 3
+        assert [finding.check for finding in found] == [STOPS, GROWS, audit_checks.WHITE_BOX]
+    assert [finding.passed for finding in both["fr_zf_07"]] == [True] * 3
     assert both["fr_zf_0712"][-1].passed is False  # cut short, it does less than the other
     assert both["fr_zf_07"][0].said == "what was kept" in path.read_text()
     content = json.loads((tmp_path / "fr_zf_0712" / "audit.json").read_text())
     assert set(content["rivals"]) == {"fr_zf_07"} and content["row"] == {"advr": 1.5}
     assert audit.kept(tmp_path, list(rows)) == both
     # A network that is made anew: what was found of it, and of others beside it, is of the old one.
-    (tmp_path / "fr_zf_0712" / "row.json").write_text('{"advr": 2}')
+    files.write_json(tmp_path / "fr_zf_0712" / dataset.ROW, {"advr": 2})
     assert audit.kept(tmp_path, list(rows)) == {"fr_zf_07": both["fr_zf_07"][:2]}
     assert of_table(rows) == both and "what was kept" in path.read_text()
 
@@ -305,8 +288,7 @@ def test_a_check_that_cannot_run_costs_no_table(healthy, tmp_path):
     subject = healthy["fr_zf_07"]
     folder = tmp_path / "run"
     shutil.copytree(subject.run.folder, folder)
-    for path in (folder / "scores").iterdir():
-        path.unlink()
+    shutil.rmtree(folder / "scores")
     done = [Finding(audit_checks.WHITE_BOX, None, "nothing", "add one")]
     broken = subject._replace(run=rundir.read(folder))
     checks = audit.checks_but(audit_checks.model, audit_checks.goes_on)

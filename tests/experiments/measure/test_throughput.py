@@ -1,15 +1,10 @@
-import dataclasses
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import dag_jax
-from dag_jax.datasets import ExampleSet
-from dag_jax.runs.attacks import Plan, attack_inputs
-from dag_jax.runs.subject import subject_of
+from dag_jax.runs.attacks import attack_inputs
 from experiments.measure import throughput
 
 
@@ -48,41 +43,6 @@ def test_best_of_divides_by_the_number():
     assert throughput.best_of([1, 2, 4], {1: 3.0, 2: 4.0, 4: 10.0}.get) == 2
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Linear:
-    """A segmenter that sees each pixel's largest channel, weighed."""
-
-    weights: jax.Array
-
-    classes = ("red", "green", "blue")
-
-    def scores(self, image):
-        return image * self.weights[None, None]
-
-    def predict(self, image):
-        return jnp.argmax(self.scores(image), axis=-1).astype(jnp.int32)
-
-
-@pytest.fixture(scope="module")
-def plan():
-    """Five images of 4 x 4 pixels, of which each takes more steps than the one before."""
-    rng, examples = np.random.default_rng(0), []
-    for index in range(5):
-        image = rng.integers(90, 110, (4, 4, 3)).astype(np.uint8)
-        image[..., 2] = 90 + index
-        mask = np.full((4, 4), 2, np.uint8)
-        examples.append({"image_id": str(index), "image": image, "mask": mask})
-    model = Linear(jnp.float32([1, 2, 3]))
-    subject = subject_of(model, ExampleSet(examples, Linear.classes))
-    return Plan(subject, dag_jax.Method(max_steps=60))
-
-
-@pytest.fixture
-def mesh():
-    return jax.make_mesh((2,), ("images",), devices=jax.devices()[:2])
-
-
 @pytest.mark.parametrize("run", [throughput.stream, throughput.lockstep])
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_both_give_each_image_the_attack_that_it_has_alone(plan, mesh, run, lanes):
@@ -107,3 +67,19 @@ def test_a_shorter_plan_ends_earlier(plan, mesh):
     inputs, shorter = list(attack_inputs(plan)), throughput.shorter(plan, 3)
     attacked = throughput.stream(shorter, inputs, lanes=1, mesh=mesh)
     np.testing.assert_array_equal(throughput.steps_of(attacked, 5), 3)
+
+
+def test_a_row_compares_whole_runs_and_says_what_was_possible(plan, mesh):
+    inputs = list(attack_inputs(plan))
+    row, points = throughput.measure(plan, inputs, lanes=1, mesh=mesh, turns=2)
+    assert row["case"] == "Linear, 5 images, 2 slots"
+    assert row["same_steps"] == 1 and row["most_apart"] == 0
+    assert row["share"] == pytest.approx(row["gain"] / row["best"])
+    assert list(points) == ["stream", "lockstep"] and all(points.values())
+    (point,) = throughput.by_slots(plan, inputs, lanes=[1], mesh=mesh)
+    assert point["slots"] == 2 and point["stream"] > 0 and point["lockstep"] > 0
+
+
+def test_best_lanes_are_some_of_those_that_were_tried(plan, mesh):
+    inputs = list(attack_inputs(plan))
+    assert throughput.best_lanes(plan, inputs, [1, 2], mesh=mesh) in (1, 2)
