@@ -28,11 +28,11 @@ import collections
 import json
 import time
 
-import jax
 from absl import app, flags
 
 from dag_jax import files, models, networks
 from dag_jax.datasets import load_examples
+from dag_jax.engine.scoring import kind_of
 from dag_jax.errors import UserError
 from dag_jax.progress import progress
 from dag_jax.report import audit as audit_report
@@ -117,7 +117,7 @@ def lookers_of(matrix) -> dict[str, claims.Looker]:
     }
     for name, (model, _) in matrix.looking.items():
         about = models.about(model)
-        lookers[name] = claims.Looker(about.title, about.task, jax.tree.structure(model))
+        lookers[name] = claims.Looker(about.title, about.task, kind_of(model))
     counts = collections.Counter(looker.title for looker in lookers.values())
     return {
         name: looker._replace(title=f"{looker.title} ({name})")
