@@ -41,7 +41,7 @@ class Audit(NamedTuple):
     Attributes:
       plan: how it was attacked.
       checks: functions of an `audit_checks.Row`, each returning a `Finding` or a list of them.
-      rivals: folders of other models' rows, attacked on the same images; None: not compared.
+      rivals: names of other models' rows, attacked on the same images; None: not compared.
     """
 
     plan: Plan
@@ -93,7 +93,7 @@ def of_table(workdir, rows: dict[str, Audit], *, mesh=None, slots=None):
 
     Args:
       workdir: the run's folder, which is named as where the table is.
-      rows: by the names of their folders, which have a row.json.
+      rows: by their names, of which each has a folder with a row.json.
       mesh: devices.
       slots: images under way at a time on each device.
 
@@ -114,10 +114,10 @@ def of_table(workdir, rows: dict[str, Audit], *, mesh=None, slots=None):
                 found[name] = then["findings"]
                 bar.update(count[name])
                 continue
-            row = Row(audit.plan, rundir.read(workdir / name), mesh, slots)
+            row = Row(audit.plan, rundir.read(_folder(workdir, name)), mesh, slots)
             if rivals is not None:
                 others = {
-                    title: rundir.read(workdir / rival)
+                    title: rundir.read(_folder(workdir, rival))
                     for title, rival in zip(_titles(rows, rivals), rivals, strict=True)
                 }
             old = then["findings"] if then is not None else None
@@ -125,7 +125,7 @@ def of_table(workdir, rows: dict[str, Audit], *, mesh=None, slots=None):
             if ran:
                 content = _about(workdir, name) | {"rivals": rivals}
                 content |= {"findings": [finding._asdict() for finding in found[name]]}
-                files.write_json(workdir / name / FILE, content)
+                files.write_json(_folder(workdir, name) / FILE, content)
     return found
 
 
@@ -144,9 +144,13 @@ def checks_sha256() -> str:
     return files.sha256(" ".join(map(files.sha256_of, sources)))
 
 
+def _folder(workdir, name):
+    return workdir / rundir.folder_name(name)
+
+
 def _about(workdir, name) -> dict:
     """Return what findings are of: the row, and the checks with their limits."""
-    return {"row": files.load_json(workdir / name / ROW), "checks": checks_sha256()}
+    return {"row": files.load_json(_folder(workdir, name) / ROW), "checks": checks_sha256()}
 
 
 def _titles(rows, names) -> list[str]:
@@ -162,7 +166,7 @@ def _rows(workdir, rivals):
     """Return {name: digest of the row.json} of rivals; None where they are not compared."""
     if rivals is None:
         return None
-    paths = {name: workdir / name / "row.json" for name in rivals}
+    paths = {name: _folder(workdir, name) / ROW for name in rivals}
     return {name: files.sha256_of(path) if path.exists() else "" for name, path in paths.items()}
 
 
@@ -172,7 +176,7 @@ def _read(workdir, name):
     Where a row that it was compared with is not the same, it is without that comparison.
     """
     try:
-        then, about = files.load_json(workdir / name / FILE), _about(workdir, name)
+        then, about = files.load_json(_folder(workdir, name) / FILE), _about(workdir, name)
         if all(json.dumps(then[key]) == json.dumps(about[key]) for key in about):
             same = then["rivals"] == _rows(workdir, then["rivals"])
             found = [Finding(**one) for one in then["findings"]]

@@ -44,7 +44,7 @@ class Entry(NamedTuple):
       complete: function of the entry, its `rundir.Results`, its row and the row beside it (or None)
         that returns the row as the table has it.
       checks: of its audit; none: it is not audited.
-      rivals: folders of other rows, as in `audit.Audit`.
+      rivals: names of other rows, as in `audit.Audit`.
     """
 
     name: str
@@ -225,9 +225,7 @@ class Table:
             print(f"process {self._process} is done; process 0 writes the table: {self.workdir}/")
         elif self.made:
             markdown, more = report(self)
-            folders = {rundir.folder_name(row["row"]): row["row"] for row in self.rows}
-            kept = audit.kept(self.workdir, folders)
-            found = {folders[folder]: findings for folder, findings in kept.items()}
+            found = audit.kept(self.workdir, [row["row"] for row in self.rows])
             text = self._write(markdown, more, found)
             draw(self)
             if FLAGS.audit:
@@ -239,16 +237,14 @@ class Table:
 
     def _audit(self, mesh) -> dict:
         """Return what the audit finds of each row."""
-        folders = {name: rundir.folder_name(name) for name in self.made}
         asked = {}
         for entry in self.entries:
             if entry.name in self.made and entry.checks:
                 rivals = entry.rivals
                 if rivals is not None:
-                    rivals = tuple(folders[name] for name in rivals if name in self.made)
-                asked[folders[entry.name]] = Audit(entry.plan, entry.checks, rivals)
-        found = audit.of_table(self.workdir, asked, mesh=mesh, slots=FLAGS.slots)
-        return {name: found[folder] for name, folder in folders.items() if folder in found}
+                    rivals = tuple(name for name in rivals if name in self.made)
+                asked[entry.name] = Audit(entry.plan, entry.checks, rivals)
+        return audit.of_table(self.workdir, asked, mesh=mesh, slots=FLAGS.slots)
 
     def _write(self, markdown, more, found):
         content = {"settings": self.settings, "rows": self.rows, **more}
