@@ -217,7 +217,7 @@ def _plain(name):
     return _SYNONYMS.get(_letters(name), _letters(name))
 
 
-def parameters_of(model) -> dict[str, Any]:
+def parameters_of(model: Any) -> dict[str, Any]:
     """Return the arrays of a model, by where they are in it.
 
     Raises:

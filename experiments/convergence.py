@@ -96,9 +96,11 @@ def claim(workdir, manifest, attacked):
     Raises:
       UserError: for a folder of another run.
     """
-    same = {name: manifest[name] for name in ("settings", "provenance")}
-    about = {"launch": "convergence", "run": {"settings": same["settings"]}}
-    about["provenance"] = same["provenance"]
+    about = {
+        "launch": "convergence",
+        "run": {"settings": manifest["settings"]},
+        "provenance": manifest.get("provenance", {}),
+    }
     workdir = rundir.claim(workdir, about, accept_version=FLAGS.accept_version)
     path = workdir / "convergence.json"
     now = {each.manifest["model"]: each.manifest["weights_sha256"] for each in attacked}
@@ -157,6 +159,7 @@ def row_of(attacked: Attacked) -> tuple[dict, dict]:
         "title": attacked.manifest["title"],
         "task": attacked.manifest["task"],
         "weights_sha256": attacked.manifest["weights_sha256"],
+        "accepted_versions": attacked.manifest.get("accepted", []),
         "margin": attacked.margin,
         "max_steps": attacked.max_steps,
         "images": len(attacked.records),
@@ -229,8 +232,8 @@ CLAIMS = (
 )
 
 
-def report(rows, settings) -> str:
-    """Return convergence.md."""
+def report(rows, settings, accepted) -> str:
+    """Return convergence.md, of rows from `row_of`, the run's settings, the folder's versions."""
     kind = "rendered scenes" if settings["dataset"] == "scenes" else settings["dataset"]
     notes = [
         f"Images: {kind}. Step size {settings['step_size']:g} grey levels.",
@@ -242,6 +245,7 @@ def report(rows, settings) -> str:
         "those active on the clean image, mean over the images with targets; one that has finished "
         "counts as 0. It can rise: a target is active again when its label wins again.",
         "The audit is of each model's own margin, not of the rows of margin 0 beside it.",
+        *tables.version_notes(rows, accepted),
     ]
     text = "\n".join(f"{note}  " for note in notes)
     table, claims = tables.markdown(rows, COLUMNS), tables.markdown(rows, CLAIMS)
@@ -264,7 +268,7 @@ def main(argv):
     titles = {row["network"]: row["title"] for row in rows}
     audited = audit.kept(FLAGS.run, titles)
     section = audit_report.section(audited, titles, remedy=audit_report.table1_remedy(FLAGS.run))
-    text = f"{report(rows, manifest['settings'])}\n{section}"
+    text = f"{report(rows, manifest['settings'], rundir.accepted(workdir))}\n{section}"
     files.write(workdir / "convergence.md", text)
     with_curves = [row | {"curves": curves} for row, curves in pairs]
     content = {"settings": manifest["settings"], "rows": with_curves}

@@ -24,18 +24,19 @@ once it is made. Models that are added to --run later join them; a cell whose pe
 made anew is refused.
 """
 
+import collections
 import json
 import time
 
+import jax
 from absl import app, flags
 
 from dag_jax import files, models, networks
 from dag_jax.datasets import load_examples
-from dag_jax.engine.scoring import kind_of
 from dag_jax.errors import UserError
 from dag_jax.progress import progress
 from dag_jax.report import audit as audit_report
-from dag_jax.report import crosstable, heatmap
+from dag_jax.report import crosstable, heatmap, tables
 from dag_jax.runs import audit, claims, failures, provenance, rundir, scores
 from dag_jax.runs.matrix import Matrix
 from dag_jax.runs.stored import Stored, default_sums
@@ -116,8 +117,25 @@ def lookers_of(matrix) -> dict[str, claims.Looker]:
     }
     for name, (model, _) in matrix.looking.items():
         about = models.about(model)
-        lookers[name] = claims.Looker(about.title, about.task, kind_of(model))
-    return lookers
+        lookers[name] = claims.Looker(about.title, about.task, jax.tree.structure(model))
+    counts = collections.Counter(looker.title for looker in lookers.values())
+    return {
+        name: looker._replace(title=f"{looker.title} ({name})")
+        if counts[looker.title] > 1
+        else looker
+        for name, looker in lookers.items()
+    }
+
+
+def notes_of(workdir, matrix, lookers) -> list[str]:
+    """Return what there is to say of the classes that cells compare, and of versions."""
+    facts = []
+    for name in matrix.looking:
+        subjects = (matrix.subject(name, source) for source in matrix.sources)
+        if subject := next(filter(None, subjects), None):
+            facts.append(subject.facts() | {"title": lookers[name].title})
+    versions = tables.version_notes(matrix.stored.rows.values(), rundir.accepted(workdir))
+    return [*tables.class_notes(facts), *versions]
 
 
 def write(workdir, matrix, started):
@@ -132,13 +150,14 @@ def write(workdir, matrix, started):
     blocks = crosstable.blocks(cells, sizes, lookers)
     judged = claims.of_transfer(cells, lookers, matrix.cell)
     diagonal = crosstable.diagonal(cells, stored.rows)
-    tables = crosstable.markdown(
+    shown = crosstable.markdown(
         blocks,
         judged,
         heading=f"Transfer ({stored.settings['dataset']})",
         images=[len(stored.keys(source)) for source in matrix.sources],
         shuffles=scores.PERMUTATIONS,
         diagonal=diagonal,
+        notes=notes_of(workdir, matrix, lookers),
     )
     audited = audit.kept(stored.folder, list(stored.rows))
     section = audit_report.section(
@@ -146,7 +165,7 @@ def write(workdir, matrix, started):
         {name: lookers[name].title for name in stored.rows},
         remedy=audit_report.table1_remedy(stored.folder),
     )
-    text, lines = f"{tables}\n{section}", crosstable.records(cells, sizes, lookers)
+    text, lines = f"{shown}\n{section}", crosstable.records(cells, sizes, lookers)
     files.write(workdir / "transfer.md", text)
     files.write(workdir / "transfer.csv", crosstable.as_csv(lines))
     files.write(workdir / "transfer.tex", crosstable.latex(blocks))

@@ -85,7 +85,7 @@ def blocks(cells, sizes, lookers) -> list[Block]:
     return [table for table in every if len(table.sources) > 1 and table.targets]
 
 
-def markdown(blocks, judged, *, heading, images, shuffles, diagonal) -> str:
+def markdown(blocks, judged, *, heading, images, shuffles, diagonal, notes=()) -> str:
     """Return the tables and what they show.
 
     Args:
@@ -95,6 +95,7 @@ def markdown(blocks, judged, *, heading, images, shuffles, diagonal) -> str:
       images: numbers of images that something is added to, one or several.
       shuffles: number of permutations that a permuted row is the mean of.
       diagonal: from `diagonal`.
+      notes: more sentences on what the tables are of.
     """
     counts = " or ".join(map(str, sorted(set(images))))
     text = [
@@ -105,6 +106,7 @@ def markdown(blocks, judged, *, heading, images, shuffles, diagonal) -> str:
         f"shuffled, mean over {shuffles} shuffles. p: mean perceptibility of what is added to the "
         "image, which stays within 0 to 255: sums are larger than their members. The "
         f"{findings.LEVEL:.0%} interval of each cell is in the CSV and JSON files.\n",
+        *(f"{note}\n" for note in notes),
     ]
     for block in blocks:
         columns = [

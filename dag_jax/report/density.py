@@ -17,11 +17,6 @@ _PANELS = (
 )
 
 
-def clean_score(rows) -> float:
-    """Return the score of the clean images, which one of the rows has."""
-    return next(row["orig"] for row in rows if "orig" in row)
-
-
 def by_kept(rows):
     """Return [(the most kept, its rows by rising threshold)] of rows."""
     rows = sorted(rows, key=lambda row: (row["max_proposals"], row["nms_threshold"]))
@@ -41,7 +36,8 @@ def draw(rows, path, *, title) -> None:
         f"{title} attacked on the proposals of a sparser or denser suppression (margin "
         f"{rows[0]['margin']:g}, {rows[0]['images']} images; its evaluation stays as it is)"
     )
-    panels = [(entry, label) for entry, label in _PANELS if any(row[entry] for row in rows)]
+    shown = {entry for entry, _ in _PANELS if entry == "advr" or any(row[entry] for row in rows)}
+    panels = [(entry, label) for entry, label in _PANELS if entry in shown]
     if not any(row["unfinished"] for row in rows):
         heading += "\nNo image has targets left at the end"
     figure, places = lineplot.panels(len(panels), heading, columns=3, inches=(3.7, 3.0))
@@ -74,7 +70,7 @@ def _bands(axes, rows):
         ends = [(row["nms_threshold"], *row["intervals"]["advr"][1:]) for row in group]
         colour = lineplot.COLOURS[number % len(lineplot.COLOURS)]
         axes.fill_between(*zip(*ends, strict=True), color=colour, alpha=0.15, lw=0)
-    clean = clean_score(rows)
+    clean = rows[0]["orig"]
     label = f"ORIG {clean:.1f}, the mAP before the attack"
     axes.axhline(clean, color="0.35", lw=1, ls="--", label=label)
     axes.set_title(f"bands: {findings.LEVEL:.0%} intervals", fontsize=9)

@@ -205,10 +205,10 @@ def call(cache):
 def refuse(call):
     """Call a launch's main with flags that it must refuse; return what it says to its user.
 
-    That is a line, with an exit code of 1 or 2, and the folder is as it was.
+    That is a line (or a list of `lines`), with an exit code of 1 or 2, and the folder is as it was.
     """
 
-    def run(name, *given):
+    def run(name, *given, lines=1):
         folders = [flag.partition("=")[2] for flag in given if flag.startswith("--workdir=")]
         before = [small.everything(folder, without=()) for folder in folders]
         stderr = io.StringIO()
@@ -220,7 +220,7 @@ def refuse(call):
             assert hint == "(--help lists the flags)\n"
         else:  # Python prints it, and the code is 1
             text = ended.value.code
-        assert text.startswith("error: ") and "\n" not in text, text
+        assert text.startswith("error: ") and text.count("\n") < lines, text
         assert before == [small.everything(folder, without=()) for folder in folders]
         return text.removeprefix("error: ")
 

@@ -1,12 +1,12 @@
 """Records whose figures are known, in the folders that Table 1 writes. A real run: test_table1."""
 
 import json
-import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dag_jax import files, networks
 from dag_jax.runs import audit, rundir
 
 SETTINGS = {"dataset": "scenes", "miniature": True, "step_size": 0.5}
@@ -34,20 +34,27 @@ DETECTOR = [record("NO_TARGETS", [0]), record("FOOLED", [4, 5, 0], 0.002)]
 
 
 def write(folder, network, margin, records, planned, weights="a1"):
-    manifest = {"network": network, "weights_sha256": weights, "margin": margin}
-    manifest |= {"max_steps": 12, "settings": SETTINGS}
+    facts = networks.facts(network)
+    manifest = {
+        "model": network,
+        "title": facts.title,
+        "task": networks.TASKS[network],
+        "weights_sha256": weights,
+        "method": {"margin": margin, "max_steps": 12},
+        "settings": SETTINGS,
+    }
     results = rundir.Results(folder, manifest, [f"image {i}" for i in range(planned)])
     image = np.zeros((2, 2, 3), np.uint8)
-    attack = types.SimpleNamespace(image=image, perturbation=np.zeros((2, 2, 3), np.float32))
-    for index, one in enumerate(records):
-        results.add(index, attack, one, 1.0)
+    change = np.zeros((2, 2, 3), np.float32)
+    for index, record_of_image in enumerate(records):
+        results.add(index, image, change, record_of_image, 1.0)
 
 
 @pytest.fixture(scope="module")
 def run(launch, tmp_path_factory):
     folder = tmp_path_factory.mktemp("convergence")
     source, workdir = folder / "table1", folder / "convergence"
-    rundir.claim(source, {"settings": SETTINGS})
+    rundir.claim(source, {"launch": "table1", "settings": SETTINGS})
     write(source / "fcn_vgg", "fcn_vgg", 0.0, FCN, planned=5)
     write(source / "fr_zf_07", "fr_zf_07", 3.0, DETECTOR, planned=2)
     write(source / "fr_zf_07_margin_0", "fr_zf_07", 0.0, DETECTOR[:1], planned=2)
@@ -60,9 +67,7 @@ def test_the_rows_are_those_of_the_records(run):
     content = json.loads((workdir / "convergence.json").read_text())
     fcn, detector, by_paper = content["rows"]
     assert content["settings"] == SETTINGS
-    assert (fcn["network"], fcn["images"], fcn["planned"], fcn["with_targets"]) == (
-        *("fcn_vgg", 4, 5, 4),
-    )
+    assert (fcn["network"], fcn["images"], fcn["with_targets"]) == ("fcn_vgg", 4, 4)
     assert fcn["targets"] == [100, 100, 100]
     assert fcn["finished"] == [50, 0, 100]  # of four images, no more can be said
     assert fcn["half_minus_finished"] == [0, -50, 50] and by_paper["half_minus_finished"] is None
@@ -76,7 +81,6 @@ def test_the_rows_are_those_of_the_records(run):
     assert by_paper["with_targets"] == 0 and by_paper["steps"] is None and not by_paper["left"]
     text = (workdir / "convergence.md").read_text()
     assert text in process.stdout and f"results: {workdir}" in process.stdout
-    assert "FCN-VGG, margin 0: 4 of the 5 images of the run" in text
     assert "2.5 [1.75, 5.25]" in text and "15%" in text
     shown = text.partition("## What holds")[2].partition("## Audit")[0]
     verdicts = [
@@ -93,8 +97,8 @@ def test_the_audit_of_table_1_is_shown(run, launch):
     about = {"row": {"advr": 1}, "checks": audit.checks_sha256()}
     finding = {"check": "a", "passed": False, "said": "1 of 2", "remedy": "do this"}
     content = about | {"rivals": {}, "findings": [finding]}
-    (source / "fcn_vgg" / "row.json").write_text(json.dumps(about["row"]))
-    (source / "fcn_vgg" / "audit.json").write_text(json.dumps(content))
+    files.write_json(source / "fcn_vgg" / "row.json", about["row"])
+    files.write_json(source / "fcn_vgg" / "audit.json", content)
     text = launch("convergence", f"--run={source}", f"--workdir={workdir}").stdout
     assert '- **FCN-VGG: "a" does not hold**: 1 of 2. *Remedy:* do this.' in text
     assert "Not audited: FR-ZF-07; " in text
@@ -136,12 +140,12 @@ def test_what_is_no_run_is_named_and_another_run_is_refused(run, launch, tmp_pat
     assert f"the folder {tmp_path} is empty" in nothing.stderr and "records:" not in nothing.stderr
     assert not (tmp_path / "a").exists()
     other = tmp_path / "table1"
-    rundir.claim(other, {"settings": SETTINGS | {"seed": 1}})
+    rundir.claim(other, {"launch": "table1", "settings": SETTINGS | {"seed": 1}})
     write(other / "fcn_vgg", "fcn_vgg", 0.0, FCN, planned=4)
     refused = launch("convergence", f"--run={other}", f"--workdir={workdir}", fails=True)
     assert "other settings (run.settings.seed: now 1, there nothing)" in refused.stderr
     trained = tmp_path / "trained"
-    rundir.claim(trained, {"settings": SETTINGS})
+    rundir.claim(trained, {"launch": "table1", "settings": SETTINGS})
     write(trained / "fcn_vgg", "fcn_vgg", 0.0, FCN, planned=5, weights="b2")
     refused = launch("convergence", f"--run={trained}", f"--workdir={workdir}", fails=True)
     assert "is of other weights of FCN-VGG than --run has" in refused.stderr

@@ -72,7 +72,7 @@ def test_the_launch_refuses_in_one_line(refuse, alex, tmp_path):
         )
         assert re.search(message, text) and "\n" not in text
     flags = ["--network=fr_zf_07", "--miniature", f"--source={alex}", f"--output={output}"]
-    text = refuse("convert_weights", *flags)
+    text = refuse("convert_weights", *flags, lines=20)
     assert re.search("(?s)alex.caffemodel as fr_zf_07: .*left over: score_fr", text)
     assert not output.exists()
 

@@ -211,7 +211,7 @@ def test_what_was_never_published_starts_from_imagenet(
 
 def test_the_launch_names_what_could_not_be_had_and_goes_on(refuse, tmp_path):
     flags = [f"--workdir={tmp_path}", "--address=http://127.0.0.1:9/none"]
-    text = refuse("fetch_weights", "--networks=fcn_vgg,fr_vgg_07", *flags)
+    text = refuse("fetch_weights", "--networks=fcn_vgg,fr_vgg_07", *flags, lines=20)
     assert "fcn8s-heavy-pascal.caffemodel could not be fetched" in text
     assert "faster_rcnn_models.tgz could not be fetched" in text
 

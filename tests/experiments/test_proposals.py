@@ -1,110 +1,113 @@
-"""The launch on two images and few proposals."""
+"""The launch on a detector of nobody's framework whose proposals can be chosen."""
 
 import json
+import shutil
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from dag_jax import datasets, networks
 from dag_jax.runs import evaluation, rundir
+from dag_jax.runs.subject import subject_of
+from tests import toy_models
+from tests.experiments import small
+from tests.experiments.small import SEGMENTER, TWO_STAGE, folder, written
 
-pytestmark = pytest.mark.slow  # it compiles whole networks
+DENSE = "tests.toy_models:dense"
+FLAGS = (*small.STEPS, f"--image_ids={','.join(small.SCENES)}", f"--models={DENSE}")
 
 
 @pytest.fixture(scope="module")
 def run(launch, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("proposals") / "run"
-    flags = ("--network=fr_zf_07", "--limit=2", "--max_steps=3")
-    flags = (*flags, f"--workdir={workdir}", "--proposals=20,300")
-    return workdir, flags, launch("proposals", *flags, "--thresholds=0.7,0.9", "--noaudit")
+    flags = ("--thresholds=0.5,0.7", "--proposals=10,64", "--noaudit", f"--workdir={workdir}")
+    return workdir, launch("proposals", *FLAGS, *flags)
 
 
 def rows_of(workdir):
     rows = json.loads((workdir / "proposals.json").read_text())["rows"]
-    return {(row["nms_threshold"], row["max_proposals"]): row for row in rows}
+    return {(row["max_proposals"], row["nms_threshold"]): row for row in rows}
 
 
 def test_a_denser_suppression_keeps_more(run):
-    workdir, _, process = run
+    workdir, process = run
     text = (workdir / "proposals.md").read_text()
     assert text in process.stdout and f"results: {workdir}" in process.stdout
     rows = rows_of(workdir)
-    assert set(rows) == {(0.7, 20), (0.7, 300), (0.9, 20), (0.9, 300)}
-    assert rows[0.7, 300]["proposals"] < rows[0.9, 300]["proposals"] <= 300
-    assert rows[0.9, 20]["proposals"] == 20
+    assert list(rows) == [(10, 0.5), (10, 0.7), (64, 0.5), (64, 0.7)]
+    assert rows[64, 0.5]["proposals"] <= rows[64, 0.7]["proposals"] <= 64
+    assert rows[10, 0.7]["proposals"] == 10
     for row in rows.values():
         assert 0 < row["targets"] <= row["proposals"] and row["images"] == 2
-        assert row["evaluation_proposals"] == 100
-        assert 0 <= row["steps_median"] <= 3 and row["seconds"] > 0
-    differences = json.loads((workdir / "proposals.json").read_text())["differences"]
-    for one in differences:
-        value, low, high = one["difference"]
-        most = one["max_proposals"]
-        assert value == pytest.approx(
-            rows[0.9, most]["advr"][0] - rows[0.7, most]["advr"][0], abs=0.02
-        )
-        assert low <= value <= high and f"At most {most} kept, ADVR at 0.9 is below" in text
-    assert [one["max_proposals"] for one in differences] == [20, 300]
+        assert row["orig"] == rows[10, 0.5]["orig"] > row["advr"] and row["seconds"] > 0
     with Image.open(workdir / "proposals.png") as picture:
         assert picture.width > 1000
 
 
-def test_a_row_is_what_the_whole_detector_says_of_the_pngs(run, cache):
-    workdir, _, _ = run
-    examples = list(datasets.open_dataset("scenes", "voc07_test[:2]", cache_dir=cache))
-    network = networks.load("fr_zf_07", miniature=True)
-    stored = rundir.read(workdir / "nms_0.9_kept_300")
-    assert stored.manifest["nms_threshold"] == 0.9 and stored.manifest["max_proposals"] == 300
-    saved = [stored.image(example["image_id"]) for example in examples]
-    clean = [example["image"] for example in examples]
-    row, content = rows_of(workdir)[0.9, 300], json.loads((workdir / "proposals.json").read_text())
-    for images, score in ((saved, row["advr_uint8"][0]), (clean, content["orig"])):
-        found = evaluation.predict(network, images)
-        assert evaluation.score(examples, found) == pytest.approx(score, abs=0.01)
-    for image, example in zip(saved, examples, strict=True):
-        assert 0 < np.abs(image.astype(int) - example["image"]).max() <= 2  # 1.5, rounded
+def test_a_row_is_what_the_whole_detector_says_of_the_pngs(run, scenes):
+    workdir, _ = run
+    stored = rundir.read(workdir / f"{folder(DENSE)} nms_0.7_kept_64")
+    assert stored.manifest["nms_threshold"] == 0.7 and stored.manifest["max_proposals"] == 64
+    subject, row = subject_of(toy_models.dense(), scenes), rows_of(workdir)[64, 0.7]
+    saved = [stored.image(key) for key in small.SCENES]
+    clean = evaluation.clean_images(subject.examples)
+    for images, score in ((saved, row["advr_uint8"]), (clean, row["orig"])):
+        found = evaluation.predict(subject.model, images)
+        expected = evaluation.score(subject, subject.examples, found)
+        assert score == pytest.approx(expected, abs=0.01)
 
 
-def test_the_same_folder_takes_more_settings_and_keeps_what_it_has(run, launch):
-    workdir, flags, _ = run
-    before = rows_of(workdir)
-    untouched = workdir / "nms_0.7_kept_20" / "row.json"
-    written = untouched.stat().st_mtime_ns
-    (workdir / "nms_0.9_kept_20" / "row.json").unlink()  # killed before it was written
-    launch("proposals", *flags, "--thresholds=0.8,0.9", "--proposals=20")
-    after = rows_of(workdir)
-    assert untouched.stat().st_mtime_ns == written
-    assert set(after) == set(before) | {(0.8, 20)}
+def test_more_settings_join_and_are_compared(run, call, tmp_path):
+    workdir = shutil.copytree(run[0], tmp_path / "run")
+    before, at = rows_of(workdir), written(workdir)
+    (workdir / f"{folder(DENSE)} nms_0.7_kept_10" / "row.json").unlink()
+    call(
+        *("proposals", *FLAGS, "--thresholds=0.9,0.7", "--proposals=10"),
+        *("--audit", f"--workdir={workdir}"),
+    )
+    after, now = rows_of(workdir), written(workdir)
+    assert list(after) == [(10, 0.5), (10, 0.7), (10, 0.9), (64, 0.5), (64, 0.7)]
     # Seconds too: nothing was attacked again.
     assert {setting: after[setting] for setting in before} == before
+    anew = {f"{folder(DENSE)} nms_0.7_kept_10/row.json"}
+    assert all(now[name] == at[name] for name in at if "/" in name and name not in anew)
+    content = json.loads((workdir / "proposals.json").read_text())
+    (difference,) = content["differences"]
+    value, low, high = difference["difference"]
+    assert difference["max_proposals"] == 10 and low <= value <= high
+    assert value == pytest.approx(after[10, 0.9]["advr"] - after[10, 0.7]["advr"], abs=0.02)
+    assert "At most 10 kept, ADVR at 0.9 is below ADVR at 0.7: " in (
+        (workdir / "proposals.md").read_text()
+    )
     # The detector itself is looked at once.
-    found = json.loads((workdir / "proposals.json").read_text())["audit"]
-    assert [len(one) for one in found.values()] == [12, 6, 6, 6, 6]
-    verdicts = {one["check"]: one["passed"] for one in found["nms_0.9_kept_300"]}
-    assert verdicts.pop("twice the steps change little") is False  # after three
-    assert verdicts.pop("success grows with steps") is False and False not in verdicts.values()
-    refused = launch("proposals", *flags, "--seed=1", fails=True)
-    assert "other settings (settings.seed: now 1, there 0)" in refused.stderr
+    assert [len(findings) for findings in content["audit"].values()] == [12, 6, 6, 6, 6]
 
 
 @pytest.mark.parametrize(
-    ("flag", "message"),
+    ("flags", "message"),
     [
-        ("--thresholds=0.7,1.5", "numbers above 0, up to 1"),
-        ("--thresholds=dense", "--thresholds=dense: numbers above 0"),
-        ("--proposals=100,0", "whole numbers, 1 or more"),
-        ("--network=fcn_vgg", "value should be one of <fr_zf_07|"),
-        ("--nominiature", "--nominiature needs --checkpoints"),
-        ("--step_size=-1", "--step_size=-1.0: must be finite and above 0"),
+        (("--thresholds=0.7,1.5",), "--thresholds=0.7,1.5: numbers above 0, up to 1"),
+        (("--thresholds=dense",), "--thresholds=dense: numbers above 0"),
+        (("--thresholds=",), "numbers above 0"),
+        (("--proposals=100,0",), "'0' is not a whole number from 1"),
+        (("--proposals=",), "names no number"),
+        ((f"--models={SEGMENTER}",), "segments, and has no proposals"),
+        (
+            (f"--models={TWO_STAGE}",),
+            "its propose takes no max_proposals and no nms_threshold",
+        ),
+        (("--nominiature", "--models=fr_zf_07"), "--nominiature needs --checkpoints"),
+        (("--step_size=-1",), "--step_size=-1.0: must be finite and above 0"),
     ],
 )
-def test_bad_input_is_named_before_anything_is_written(launch, tmp_path, flag, message):
+def test_bad_input_is_named_before_anything_is_written(refuse, tmp_path, flags, message):
     workdir = tmp_path / "run"
-    process = launch("proposals", f"--workdir={workdir}", flag, fails=True)
-    assert message in process.stderr + process.stdout
-    assert "--workdir:" not in process.stderr + process.stdout  # the whole help hides the message
+    assert message in refuse("proposals", *FLAGS, f"--workdir={workdir}", *flags)
     assert not workdir.exists()
+
+
+def test_other_settings_are_refused(run, refuse):
+    text = refuse("proposals", *FLAGS, "--seed=1", f"--workdir={run[0]}")
+    assert "other settings (settings.seed: now 1, there 0)" in text
 
 
 def test_help_lists_the_flags_that_launches_share(launch):

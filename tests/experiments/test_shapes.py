@@ -1,28 +1,32 @@
-"""The launch on two images."""
+"""The launch on a segmenter of nobody's framework, and what it refuses."""
 
 import json
-import signal
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from dag_jax import datasets, networks
 from dag_jax.datasets import drawings
 from dag_jax.runs import rundir
+from tests import toy_models
+from tests.experiments import small
+from tests.experiments.small import SEGMENTER, TWO_STAGE, folder, written
 
-pytestmark = pytest.mark.slow  # it compiles whole networks
-
-CAT = datasets.CLASS_NAMES.index("cat")
+CAT, BACKGROUND = (toy_models.Streets.classes.index(name) for name in ("cat", "background"))
+# Few steps, as the last of them are slow.
+FLAGS = (
+    *(f"--split={small.SPLIT}", f"--image_ids={','.join(small.SCENES)}", "--slots=1"),
+    *(f"--models={SEGMENTER}", "--max_steps=30", "--step_size=3", "--class_name=cat"),
+)
 
 
 @pytest.fixture(scope="module")
 def run(launch, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("shapes") / "run"
-    flags = ("--network=fcn_vgg", "--limit=2", "--max_steps=60", "--class_name=cat", "--slots=1")
-    flags = (*flags, f"--workdir={workdir}")
-    return workdir, flags, launch("shapes", *flags, "--shape=square,word", "--word=I", "--noaudit")
+    flags = ("--shape=square,word", "--word=I", "--noaudit", f"--workdir={workdir}")
+    return workdir, launch("shapes", *FLAGS, *flags)
 
 
 def rows_of(workdir):
@@ -30,36 +34,33 @@ def rows_of(workdir):
     return {row["title"]: row for row in rows}
 
 
-def test_the_network_sees_the_shape_in_the_png(run, cache):
-    workdir, _, process = run
+def test_the_model_sees_the_shape_in_the_png(run, scenes):
+    workdir, process = run
     text = (workdir / "shapes.md").read_text()
     assert text in process.stdout and f"results: {workdir}" in process.stdout
-    rows = rows_of(workdir)
+    rows, predict = rows_of(workdir), jax.jit(toy_models.segmenter().predict)
     assert list(rows) == ["square (cat)", "“I” (cat)"]
-    examples = list(datasets.open_dataset("scenes", "seg11valid[:2]", cache_dir=cache))
-    network, predict = networks.load("fcn_vgg", miniature=True), jax.jit(networks.predict)
-    for row, folder, shape in (
+    for row, name, shape in (
         (rows["square (cat)"], "square", drawings.square((128, 128))),
         (rows["“I” (cat)"], "word_I", drawings.word((128, 128), "I")),
     ):
-        stored, drawn = rundir.read(workdir / folder), np.where(shape, CAT, 0)
-        found = {}
+        stored, drawn = rundir.read(workdir / f"{folder(SEGMENTER)} {name}"), {}
+        drawing = np.where(shape, CAT, BACKGROUND)
         for when in ("before", "after"):
             shares, overlaps = [], []
-            for example in examples:
+            for example in scenes:
                 image = example["image"]
                 image = stored.image(example["image_id"]) if when == "after" else image
-                seen = np.asarray(predict(network, image.astype(np.float32)))
-                shares.append((seen == drawn).mean())
-                both, either = (seen == CAT) & shape, (seen == CAT) | shape
-                overlaps.append(both.sum() / either.sum())
-            found[when] = shares, overlaps
+                seen = np.asarray(predict(image.astype(np.float32)))
+                shares.append((seen == drawing).mean())
+                overlaps.append(((seen == CAT) & shape).sum() / ((seen == CAT) | shape).sum())
+            drawn[when] = shares
             assert row[f"as_drawn_{when}"][0] == pytest.approx(100 * np.mean(shares), abs=0.01)
             assert row[f"iou_{when}"][0] == pytest.approx(100 * np.mean(overlaps), abs=0.01)
-        for record, share in zip(stored.records, found["after"][0], strict=True):
+        for record, share in zip(stored.records, drawn["after"], strict=True):
             # What stopped as FOOLED has at most 1% of the pixels left, and so has its PNG.
             assert (record["status"] == "FOOLED") == (share >= 0.99)
-            assert record["active_counts"][-1] == round((1 - share) * drawn.size)
+            assert record["active_counts"][-1] == round((1 - share) * shape.size)
             assert record["largest_change"] == int(record["largest_change"]) > 0
         assert row["iou_after"][0] > row["iou_before"][0] + 20
         gain = row["as_drawn_before"][0] - row["as_drawn_after"][0]
@@ -69,55 +70,57 @@ def test_the_network_sees_the_shape_in_the_png(run, cache):
         assert picture.width > 1000
 
 
-def test_the_same_folder_takes_more_shapes_and_keeps_what_it_has(run, launch, tmp_path):
-    workdir, flags, _ = run
-    before = rows_of(workdir)
+def test_more_shapes_join_and_rows_stay(run, call, tmp_path):
+    workdir = shutil.copytree(run[0], tmp_path / "run")
+    before, at = rows_of(workdir), written(workdir)
     drawn = np.zeros((32, 32), np.uint8)
-    drawn[:16], drawn[16:18] = 9, 255
+    drawn[:16], drawn[16:18] = CAT, 255
+    drawn[18:] = BACKGROUND
     Image.fromarray(drawn).save(tmp_path / "half.png")
-    untouched = workdir / "square" / "row.json"
-    written = untouched.stat().st_mtime_ns
-    (workdir / "word_I" / "row.json").unlink()  # killed before it was written
-    more = "--shape=word,file", "--word=I", f"--mask={tmp_path / 'half.png'}"
-    # Ctrl-C in the audit loses no table, and what is audited is kept.
-    kill_at = workdir / "word_I" / "audit.json"
-    stopped = launch("shapes", *flags, *more, kill_at=kill_at, kill_by=signal.SIGINT)
-    assert stopped.returncode == 130, stopped.stderr
-    assert "the same command goes on" in stopped.stderr and len(rows_of(workdir)) == 3
-    assert json.loads((workdir / "shapes.json").read_text())["audit"] == {}
-    launch("shapes", *flags, *more)
-    after = rows_of(workdir)
-    assert untouched.stat().st_mtime_ns == written
-    assert {title: after[title] for title in before} == before
-    found = json.loads((workdir / "shapes.json").read_text())["audit"]
-    assert len(found["word_I"]) == 11 and "square" not in found  # of those that were asked for
-    wrong = [one["check"] for rows in found.values() for one in rows if not one["passed"]]
-    assert wrong == ["twice the steps change little"] * 2  # sixty are too few
-    text = (workdir / "shapes.md").read_text()
-    assert "Not audited: square (cat); the command that has these shapes" in text
-    mask = after["half.png"]
-    assert mask["class_name"] is None and mask["as_drawn_after"] > mask["as_drawn_before"]
-    refused = launch("shapes", *flags, "--class_name=dog", fails=True)
-    assert "settings.class_name" in refused.stderr
+    (workdir / f"{folder(SEGMENTER)} word_I" / "row.json").unlink()
+    flags = (*FLAGS, f"--workdir={workdir}")
+    call("shapes", *flags, "--shape=file", f"--mask={tmp_path / 'half.png'}", "--noaudit")
+    assert list(rows_of(workdir)) == ["square (cat)", "half.png"]
+    # A mask need not be there any more.
+    call("shapes", *flags, "--shape=word", "--word=I", "--audit")
+    after, now = rows_of(workdir), written(workdir)
+    assert {title: after[title] for title in before} == before and len(after) == 3
+    assert after["half.png"]["class_name"] is None
+    assert after["half.png"]["as_drawn_after"] > after["half.png"]["as_drawn_before"]
+    anew = {f"{folder(SEGMENTER)} word_I/row.json"}
+    assert all(now[name] == at[name] for name in at if "/" in name and name not in anew)
+    audit = json.loads((workdir / "shapes.json").read_text())["audit"]
+    counts = {name.partition(" ")[2]: len(findings) for name, findings in audit.items()}
+    assert counts == {"square": 11, "word_I": 5}  # the model itself is looked at once
+    wrong = [each for findings in audit.values() for each in findings if not each["passed"]]
+    assert {each["check"] for each in wrong} <= {"twice the steps change little"}
+    assert "Not audited: half.png" in (workdir / "shapes.md").read_text()
+
+
+def test_other_settings_are_refused(run, refuse):
+    text = refuse("shapes", *FLAGS, "--class_name=dog", f"--workdir={run[0]}")
+    assert "settings.class_name" in text
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (("--shape=star",), "unknown star; known: circle"),
+        (("--shape=",), "unknown nothing; known: circle"),
         (("--shape=word", "--word=字"), "letters that the font lacks"),
+        (("--shape=word", "--word="), "word"),
         (("--shape=file",), "--shape=file and --mask go together"),
         (("--mask=/nowhere.png",), "no such image file"),
         (("--mask={empty}",), "no pixel of a class"),
-        (("--class_name=background",), "value should be one of <aeroplane|"),
+        (("--class_name=background",), "--class_name=background: Streets has Person, sky, moto"),
+        (("--class_name=sofa",), "--class_name=sofa: Streets has Person"),
         (("--stop_fraction=2",), "--stop_fraction=2: 2.0 is not a number in the range"),
-        (("--network=fr_zf_07",), "value should be one of <fcn_alex|"),
+        ((f"--models={TWO_STAGE}",), "two_stage detects, and has no pixels to draw with"),
     ],
 )
-def test_bad_input_is_named_before_anything_is_written(launch, tmp_path, flags, message):
-    Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "empty.png")
+def test_bad_input_is_named_before_anything_is_written(refuse, tmp_path, flags, message):
+    Image.fromarray(np.full((40, 40), BACKGROUND, np.uint8)).save(tmp_path / "empty.png")
     flags = [flag.format(empty=tmp_path / "empty.png") for flag in flags]
     workdir = tmp_path / "run"
-    process = launch("shapes", "--limit=2", f"--workdir={workdir}", *flags, fails=True)
-    assert message in process.stderr + process.stdout
+    assert message in refuse("shapes", *FLAGS, f"--workdir={workdir}", *flags)
     assert not workdir.exists()

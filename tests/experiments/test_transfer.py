@@ -1,46 +1,37 @@
-"""Transfer over stored perturbations, on two scenes."""
+"""Transfer over the perturbations of three models of nobody's framework, with a built-in one."""
 
 import csv
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
-from etils import epath
 from PIL import Image
 
 import dag_jax
 from dag_jax import datasets, files, metrics, networks
-from dag_jax.networks import zoo
-from dag_jax.runs import claims, rundir
+from dag_jax.datasets import ExampleSet
+from dag_jax.runs import claims, evaluation, rundir
 from dag_jax.runs.matrix import Matrix
-from dag_jax.runs.stored import SUMS, Stored, check_shown, default_sums, open_run
-from dag_jax.weights import store
+from dag_jax.runs.stored import SUMS, Stored, default_sums
+from dag_jax.runs.subject import weights_digest
+from tests import toy_models
+from tests.experiments import small
+from tests.experiments.small import SEGMENTER, SIGMOID, TWO_STAGE, everything, folder, written
 
-pytestmark = pytest.mark.slow  # it compiles whole networks
-
-ATTACKED = ("fcn_alex", "fcn_alex_star", "fr_zf_07")
-UNSEEN = "fcn_resnet"
-FLAGS = ("--sums=fcn_alex+fcn_alex_star,fcn_alex+fr_zf_07", f"--black_boxes={UNSEEN}", "--sets=50")
-
-
-@pytest.fixture(scope="module")
-def table(launch, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("transfer") / "table1"
-    flags = (f"--networks={','.join(ATTACKED)}", "--split=seg11valid", "--limit=2")
-    launch("table1", *flags, "--max_steps=3", "--noaudit", f"--workdir={folder}")
-    return folder
+UNSEEN = "fcn_alex"
+BOTH, ACROSS = f"{TWO_STAGE}+{SIGMOID}", f"{SEGMENTER}+{TWO_STAGE}"
+FLAGS = (f"--sums={BOTH},{ACROSS}", f"--black_boxes={UNSEEN}", "--sets=50")
 
 
 @pytest.fixture(scope="module")
-def run(launch, table):
-    workdir = table.parent / "transfer"
-    return workdir, launch("transfer", f"--run={table}", *FLAGS, f"--workdir={workdir}")
+def run(launch, toys, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("transfer") / "run"
+    return workdir, launch("transfer", f"--run={toys[0]}", *FLAGS, f"--workdir={workdir}")
 
 
 def cells_of(workdir):
-    """Return {(members, permuted, network): cell} of transfer.json."""
+    """Return {(members, permuted, model): cell} of transfer.json."""
     content = json.loads((workdir / "transfer.json").read_text())
     return {
         ("+".join(cell["added"]), cell["permuted"], cell["network"]): cell
@@ -48,66 +39,71 @@ def cells_of(workdir):
     }
 
 
-def test_every_source_meets_every_network(run):
-    workdir, process = run
-    sources = ["", *ATTACKED, "fcn_alex+fcn_alex_star", "fcn_alex+fr_zf_07"]
+def test_every_source_meets_every_model(run):
+    sources = ["", *small.TITLES, BOTH, ACROSS]
     expected = {
         (source, permuted, name)
         for source in sources
         for permuted in ((False, True) if source else (False,))
-        for name in (*ATTACKED, UNSEEN)
+        for name in (*small.TITLES, UNSEEN)
     }
-    cells = cells_of(workdir)
+    cells = cells_of(run[0])
     assert cells.keys() == expected
-    assert all(cell["images"] == 2 and cell["split"] == "seg11valid" for cell in cells.values())
-    kinds = {
-        cells[source, False, name]["kind"]
-        for source, name in (("fcn_alex", "fcn_alex"), ("fcn_alex+fr_zf_07", "fr_zf_07"))
-    }
-    assert kinds == {"white box"}
-    assert cells["fcn_alex", True, "fcn_alex"]["kind"] == "permuted"
-    assert cells["fcn_alex", False, "fcn_alex_star"]["kind"] == "cross-training"
-    assert cells["fcn_alex", False, UNSEEN]["kind"] == "cross-network"
-    assert cells["fr_zf_07", False, "fcn_alex"]["kind"] == "cross-task"
+    assert all(cell["images"] == 2 and cell["split"] == small.SPLIT for cell in cells.values())
+
+
+def test_kinds_of_cells(run):
+    cells = cells_of(run[0])
+    assert cells[SEGMENTER, False, SEGMENTER]["kind"] == "white box"
+    assert cells[ACROSS, False, TWO_STAGE]["kind"] == "white box"
+    assert cells[SEGMENTER, True, SEGMENTER]["kind"] == "permuted"
+    assert cells[TWO_STAGE, False, SIGMOID]["kind"] == "cross-network"
+    assert cells[SEGMENTER, False, UNSEEN]["kind"] == "cross-network"
+    assert cells[SIGMOID, False, SEGMENTER]["kind"] == "cross-task"
+
+
+def test_the_tables_are_printed_and_written(run):
+    workdir, process = run
     text = (workdir / "transfer.md").read_text()
     assert text in process.stdout and f"results: {workdir}" in process.stdout
-    assert "Not audited: FCN-Alex, FCN-Alex*, FR-ZF-07; `python -m experiments.table1" in text
-    assert "not shown (fewer than 10 images)" in text and "p x1000" in text
     for part in ("Within segmentation", "Within detection", "Across tasks", "What holds"):
         assert f"## {part}" in text
+    assert "not shown (fewer than 10 images)" in text and "p x1000" in text
+    assert "Streets: compared on 6 classes (Person, background, motorcycle, " in text
+    assert "## Audit\n\n42 checks of 3 rows: " in text  # of Table 1
 
 
-def test_the_diagonal_is_table_1(run, table):
+def test_the_diagonal_is_table_1(run, toys):
     content = json.loads((run[0] / "transfer.json").read_text())
-    rows = json.loads((table / "table1.json").read_text())["rows"]
+    rows = json.loads((toys[0] / "table1.json").read_text())["rows"]
     assert content["diagonal"] == {row["network"]: [row["advr"]] * 2 for row in rows}
     cells = cells_of(run[0])
     for row in rows:
         name = row["network"]
         assert cells["", False, name]["score"] == row["orig"] == cells[name, False, name]["clean"]
         assert cells[name, True, name]["score"] == row["perm"]
-        added = [record["perceptibility"] for record in rundir.read(table / name).records]
+        sizes = [record["perceptibility"] for record in rundir.read(toys[0] / folder(name)).records]
         size = cells[name, False, name]["perceptibility"]
-        assert size == pytest.approx(np.mean(added), abs=1e-6) and size > 0
-    assert cells["", False, "fcn_alex"]["perceptibility"] == 0
+        assert size == pytest.approx(np.mean(sizes), abs=1e-6) and size > 0
+    assert cells["", False, SEGMENTER]["perceptibility"] == 0
     assert content["seed"] == 0 and content["sets"] == 50
     assert "The diagonal equals ADVR of Table 1 (3 cells)" in run[1].stdout
 
 
-@pytest.mark.parametrize("members", [("fcn_alex",), ("fcn_alex", "fr_zf_07")])
-def test_a_network_alone_gives_the_same_number(run, table, cache, members):
-    network, predict = networks.load(UNSEEN, miniature=True), jax.jit(networks.predict)
-    runs = [rundir.read(table / name) for name in members]
-    source = datasets.open_dataset("scenes", "seg11valid[:2]", cache_dir=cache)
-    confusion = 0
-    for example in source:
-        change = sum(one.perturbation(example["image_id"]) for one in runs)
-        image = dag_jax.perturb(example["image"].astype(np.float32), change)
-        labels = np.asarray(predict(network, image))
-        confusion = confusion + metrics.confusion_matrix(example["mask"][:, :, 0], labels, 21)
+@pytest.mark.parametrize("members", [(SEGMENTER,), (SEGMENTER, TWO_STAGE)])
+def test_a_model_alone_gives_the_same_number(run, toys, scenes, members):
+    model = networks.load(UNSEEN, miniature=True)
+    runs = [rundir.read(toys[0] / folder(name)) for name in members]
+    images = []
+    for example in scenes:
+        change = sum(each.perturbation(example["image_id"]) for each in runs)
+        images.append(dag_jax.perturb(example["image"].astype(np.float32), change))
+    confusion = sum(
+        metrics.confusion_matrix(example["mask"][:, :, 0], seen, 21)
+        for example, seen in zip(scenes, evaluation.predict(model, images), strict=True)
+    )
     cell = cells_of(run[0])["+".join(members), False, UNSEEN]
-    assert cell["score"] == round(100 * metrics.mean_iou(confusion), 2)
-    assert cell["score"] != cell["clean"]
+    assert cell["score"] == round(100 * metrics.mean_iou(confusion), 2) != cell["clean"]
 
 
 def test_tables_for_other_programs(run):
@@ -121,123 +117,193 @@ def test_tables_for_other_programs(run):
         assert 0 <= float(line["low"]) <= float(line["score"]) <= float(line["high"]) <= 100
     latex = (workdir / "transfer.tex").read_text()
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 3
-    assert r"FCN-Alex$^*$" in latex and r"\textbf{" in latex
     with Image.open(workdir / "transfer.png") as image:
         assert min(image.size) > 400
 
 
-def test_a_cell_that_is_missing_is_made_anew_and_no_other(run, table, launch):
-    workdir, _ = run
-    before = (workdir / "transfer.json").read_bytes()
-    cells = sorted((workdir / "cells").rglob("*.safetensors"))
-    content = cells[3].read_bytes()
-    cells[3].unlink()
-    at = {path: path.stat().st_mtime_ns for path in cells if path.exists()}
-    launch("transfer", f"--run={table}", *FLAGS, f"--workdir={workdir}")
-    assert (workdir / "transfer.json").read_bytes() == before
-    assert cells[3].read_bytes() == content
-    assert {path: path.stat().st_mtime_ns for path in at} == at
+def test_a_cell_that_is_missing_is_made_anew_and_no_other(run, toys, call, tmp_path):
+    workdir = shutil.copytree(run[0], tmp_path / "run")
+    before = written(workdir / "cells")
+    missing = f"{folder(SIGMOID)}/{small.SPLIT} {folder(BOTH)}.safetensors"
+    (workdir / "cells" / missing).unlink()
+    call("transfer", f"--run={toys[0]}", *FLAGS, f"--workdir={workdir}")
+    after = written(workdir / "cells")
+    assert {name for name in before if after[name] != before[name]} == {missing}
+    assert everything(workdir) == everything(run[0])
 
 
-def test_two_processes_share_the_networks(run, table, launch):
-    workdir = table.parent / "shared"
-    flags = (f"--run={table}", *FLAGS, f"--workdir={workdir}", "--processes=2")
-    # Process 0 does its part, and does not wait for one that has failed.
-    trouble = workdir / "cells" / "fcn_alex_star" / "failed"
+def test_two_processes_share_the_models(run, toys, call, refuse, tmp_path):
+    workdir = tmp_path / "run"
+    flags = (f"--run={toys[0]}", *FLAGS, f"--workdir={workdir}", "--processes=2")
+    call("transfer", *flags, "--process=1")
+    assert not (workdir / "transfer.json").exists()
+    assert len(list((workdir / "cells").iterdir())) == 2
+    call("transfer", *flags, "--process=0")
+    assert everything(workdir) == everything(run[0])
+
+
+def test_a_process_that_failed_is_named_and_not_waited_for(run, toys, call, tmp_path):
+    workdir = shutil.copytree(run[0], tmp_path / "run")
+    shutil.rmtree(workdir / "cells" / folder(TWO_STAGE))  # the second: process 1 makes it
+    trouble = workdir / "failed" / folder(TWO_STAGE)
     trouble.mkdir(parents=True)
-    for name in ("manifest.json", "cells/fcn_alex_star/manifest.json"):
-        shutil.copy(run[0] / name, workdir / name)
-    (trouble / "1.txt").write_text("process 1: no such luck")
-    process = launch("transfer", *flags, "--process=0", fails=True)
-    assert "error: process 1: no such luck" in process.stderr
-    assert "process 1 is done" in launch("transfer", *flags, "--process=1").stdout
-    assert not list(trouble.iterdir()) and not (workdir / "transfer.json").exists()
-    done = {path.parent.name for path in workdir.glob("cells/*/*.safetensors")}
-    assert done == {*ATTACKED, UNSEEN}
-    launch("transfer", *flags, "--process=0")
-    assert (workdir / "transfer.json").read_bytes() == (run[0] / "transfer.json").read_bytes()
+    (trouble / "1.txt").write_text("no such luck")
+    flags = (f"--run={toys[0]}", *FLAGS, f"--workdir={workdir}", "--processes=2", "--process=0")
+    with pytest.raises(ValueError, match="process 1: no such luck"):
+        call("transfer", *flags)
 
 
-def test_networks_of_different_splits_have_no_sum(table, launch):
-    folder, workdir = table.parent / "two_splits", table.parent / "two"
-    flags = ("--networks=fcn_alex,fr_zf_07", "--limit=2", "--max_steps=3", "--noaudit")
-    launch("table1", *flags, f"--workdir={folder}")
-    flags = ("--black_boxes=", "--sets=20", f"--workdir={workdir}")
-    text = launch("transfer", f"--run={folder}", *flags).stdout
-    assert "none (seg11valid)" in text and "none (voc07_test)" in text
-    cells = cells_of(workdir)
-    assert cells["fr_zf_07", False, "fcn_alex"]["split"] == "voc07_test"
-    with pytest.raises(
-        ValueError, match=r"no sum: .* different splits \(fcn_alex on seg11valid, fr"
-    ):
-        Stored(folder).sources([("fcn_alex", "fr_zf_07")])
+def test_another_version_is_refused_or_accepted_and_the_tables_say_so(
+    run, toys, call, refuse, tmp_path
+):
+    workdir = shutil.copytree(run[0], tmp_path / "run")
+    content = files.load_json(workdir / "manifest.json", digest=True)
+    content["provenance"]["device"] = "abacus"
+    files.write_json(workdir / "manifest.json", content)
+    flags = (f"--run={toys[0]}", *FLAGS, f"--workdir={workdir}")
+    assert 'device: now "cpu", there "abacus"' in refuse("transfer", *flags)
+    call("transfer", *flags, "--accept_version")
+    assert "began this folder (--accept_version)" in (workdir / "transfer.md").read_text()
+
+
+@pytest.fixture
+def altered(toys, tmp_path):
+    """Return a copy of the run of which a model's manifest says something else."""
+
+    def alter(model, **changes):
+        copy = shutil.copytree(toys[0], tmp_path / "table1")
+        path = copy / folder(model) / "manifest.json"
+        files.write_json(path, files.load_json(path, digest=True) | changes)
+        return copy
+
+    return alter
+
+
+def test_models_of_different_splits_have_no_sum(altered, refuse, tmp_path):
+    run = altered(TWO_STAGE, split="seg11valid")
+    text = refuse("transfer", f"--run={run}", *FLAGS, f"--workdir={tmp_path / 'run'}")
+    assert f"{BOTH} is no sum: its members were attacked on different splits" in text
+    assert f"({TWO_STAGE} on seg11valid, {SIGMOID} on {small.SPLIT})" in text
+
+
+def test_other_weights_than_those_attacked_are_refused(altered, refuse, tmp_path):
+    run = altered(SEGMENTER, weights_sha256="ab")
+    text = refuse("transfer", f"--run={run}", *FLAGS, f"--workdir={tmp_path / 'run'}")
+    assert f"{SEGMENTER} has other weights than {run} was attacked with" in text
 
 
 def test_default_sums_are_those_that_can_be_made():
     splits = dict.fromkeys(networks.NAMES, "val")
     assert tuple(default_sums(splits)) == SUMS
-    for name in networks.NAMES:
-        splits[name] = str(name.startswith("fr_"))
+    for name, task in networks.TASKS.items():
+        splits[name] = task
     assert tuple(default_sums(splits)) == SUMS[:4]
     del splits["fcn_vgg"]
     assert ("fcn_alex", "fcn_vgg") not in default_sums(splits)
 
 
-def test_perturbations_that_are_not_there_are_named(table, tmp_path):
-    with pytest.raises(ValueError, match="there is no folder .*/none; `python .*table1"):
-        Stored(tmp_path / "none")
-    with pytest.raises(ValueError, match="the folder .* is empty; .* with --split=seg11valid"):
-        Stored(tmp_path)
-    with pytest.raises(ValueError, match=r"manifest.json is not a folder"):
-        Stored(table / "manifest.json")
-    (tmp_path / "something").mkdir()
-    with pytest.raises(ValueError, match="has no row of Table 1"):
-        Stored(tmp_path)
-    with pytest.raises(ValueError, match="--run is empty"):
-        open_run("")
-    with pytest.raises(ValueError, match="no row of fcn_vgg; it has rows of fcn_alex, fcn_alex_st"):
-        Stored(table).sources([("fcn_alex", "fcn_vgg")])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--run=/nowhere",), "there is no folder /nowhere; `python -m experiments.table1"),
+        (("--run={tmp}/empty",), "empty is empty; `python -m experiments.table1"),
+        (("--run={tmp}/full",), "full is no folder of Table 1; `python"),
+        (("--run={tmp}/full/file",), "full/file is not a folder; `python"),
+        (("--run={run}",), "is no folder of Table 1"),
+        (("--run=",), "--run=: must not be empty"),
+        (("--run={tmp}/fresh",), "has no row of Table 1"),
+        ((f"--sums={SEGMENTER}+{SEGMENTER}",), "is not a sum of different models"),
+        ((f"--sums={SEGMENTER}",), "is not a sum of different models"),
+        (("--sums=fcn_alex+fcn_vgg",), "no row of fcn_alex, fcn_vgg; it has rows of tests.toy_"),
+        (("--black_boxes=fcn_google",), "unknown model 'fcn_google'; known are fcn_alex"),
+        (("--black_boxes=no_module:load",), "there is no module no_module here"),
+        (("--sets=0",), "--sets=0: 0 is not an integer in the range"),
+        (("--models=",), "must not be empty"),
+    ],
+)
+def test_bad_input_is_named_before_anything_is_written(run, toys, refuse, tmp_path, flags, message):
+    for name in ("empty", "full", "fresh"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    shutil.copy(toys[0] / "manifest.json", tmp_path / "fresh")
+    flags = [flag.format(tmp=tmp_path, run=run[0]) for flag in flags]
+    workdir = tmp_path / "run"
+    assert message in refuse(
+        "transfer", f"--run={toys[0]}", "--black_boxes=", f"--workdir={workdir}", *flags
+    )
+    assert not workdir.exists()
 
 
-def test_fcns_are_not_asked_of_images_without_masks(table, cache):
-    stored = Stored(table, cache_dir=cache)
+@pytest.mark.parametrize("name", ["manifest.json", "row.json", "manifest of the run"])
+def test_a_damaged_run_is_named(toys, refuse, tmp_path, name):
+    copy = shutil.copytree(toys[0], tmp_path / "table1")
+    path = copy / "manifest.json" if "run" in name else copy / folder(SIGMOID) / name
+    path.write_text(path.read_text().replace("0.5", "0.6", 1).replace("3.0", "3.1", 1))
+    text = refuse("transfer", f"--run={copy}", *FLAGS, f"--workdir={tmp_path / 'run'}")
+    assert text.startswith(f"{path} is damaged")
+
+
+def load_scenes(cache):
+    return lambda settings, split, ids: datasets.load_examples(
+        "scenes", split, cache_dir=cache, image_ids=ids
+    )
+
+
+def test_segmenters_are_not_asked_of_images_without_masks(toys, cache, tmp_path):
+    def without_masks(*arguments):
+        examples = load_scenes(cache)(*arguments)
+        return ExampleSet([{**one, "has_mask": False} for one in examples], examples.classes)
+
+    stored = Stored(toys[0], without_masks)
     sources = stored.sources([])
-    check_shown(stored, ["fcn_alex"], sources)
-    for example in stored.examples("seg11valid").values():
-        example["has_mask"] = False
-    check_shown(stored, ["fcn_alex", "fr_zf_07"], sources)
-    with pytest.raises(ValueError, match="none of the images of .* has a mask"):
-        check_shown(stored, ["fcn_alex"], sources)
+    looking = {
+        SEGMENTER: (toy_models.segmenter(), "a"),
+        TWO_STAGE: (toy_models.two_stage(), "b"),
+    }
+    matrix = Matrix(tmp_path, stored, sources, looking)
+    assert matrix.subject(SEGMENTER, sources[0]) is None
+    assert matrix.subject(TWO_STAGE, sources[0]) is not None
+    matrix.check_shown()
+    with pytest.raises(ValueError, match="none of the models can be scored on an image"):
+        Matrix(tmp_path, stored, sources, {SEGMENTER: looking[SEGMENTER]}).check_shown()
 
 
 @pytest.fixture
-def matrix(run, table, cache, tmp_path):
+def matrix(run, toys, cache, tmp_path):
     """The finished matrix, in a folder of its own."""
     shutil.copytree(run[0] / "cells", tmp_path / "matrix" / "cells")
-    stored = Stored(table, cache_dir=cache)
-    sources = stored.sources([("fcn_alex", "fcn_alex_star")])
-    return Matrix(epath.Path(tmp_path / "matrix"), stored, sources, num_sets=50)
+    stored = Stored(toys[0], load_scenes(cache))
+    sources = stored.sources([(TWO_STAGE, SIGMOID)])
+    makers = {SEGMENTER: "segmenter", TWO_STAGE: "two_stage", SIGMOID: "sigmoid"}
+    models = {name: getattr(toy_models, maker)() for name, maker in makers.items()}
+    looking = {name: (model, weights_digest(model)) for name, model in models.items()}
+    return Matrix(tmp_path / "matrix", stored, sources, looking, num_sets=50)
 
 
 def test_cells_are_compared_on_common_images(matrix):
-    targets = ("fcn_alex", "fcn_alex_star", UNSEEN)
+    targets = (TWO_STAGE, SIGMOID, SEGMENTER)
     *_, both = matrix.sources
-    whole = {(one, name): matrix.cell(name, one) for one in matrix.sources for name in targets}
-    keys = whole[both, UNSEEN].keys[1:]
+    whole = {
+        (source, name): matrix.cell(name, source) for source in matrix.sources for name in targets
+    }
+    keys = whole[both, SEGMENTER].keys[1:]
     some = {pair: matrix.cell(pair[1], pair[0], keys) for pair in whole}
     assert {cell.keys for cell in some.values()} == {keys}
-    assert some[both, UNSEEN].scores[0] != whole[both, UNSEEN].scores[0]
+    assert some[both, SEGMENTER].scores[0] != whole[both, SEGMENTER].scores[0]
     # A sum of members that have not all the same images.
     for name in targets:
         path = matrix.path(name, both)
         content, arrays = files.load(path)
-        arrays = {f"{int(n[0]) - 1}{n[1:]}": one for n, one in arrays.items() if n[0] != "0"}
+        arrays = {
+            f"{int(key[0]) - 1}{key[1:]}": one for key, one in arrays.items() if key[0] != "0"
+        }
         files.write(path, files.pack(arrays, content | {"keys": list(keys)}))
         whole[both, name] = matrix.cell(name, both)
         np.testing.assert_array_equal(whole[both, name].scores, some[both, name].scores)
     lookers = {
-        name: claims.Looker(name, "segmentation", networks.build(name)) for name in targets
-    } | {"fr_zf_07": claims.Looker("fr_zf_07", "detection")}
+        name: claims.Looker(name, "segmentation" if name == SEGMENTER else "detection")
+        for name in targets
+    }
     found, expected = (
         [claim for claim in claims.of_transfer(cells, lookers, matrix.cell) if "+" in claim.cells]
         for cells in (whole, some)
@@ -245,42 +311,36 @@ def test_cells_are_compared_on_common_images(matrix):
     assert len(found) == 3 and found == expected
 
 
-def test_cells_of_other_perturbations_are_refused_and_others_kept(matrix, table, cache, tmp_path):
-    other = tmp_path / "table1"
-    shutil.copytree(table, other)
-    shutil.rmtree(other / "fcn_alex_star")
-    fewer = Stored(other, cache_dir=cache)  # as before fcn_alex_star was attacked
-    assert Matrix(matrix.folder, fewer, fewer.sources([])).is_there(UNSEEN)
-    assert matrix.is_there(UNSEEN)
-    more = [*matrix.sources, matrix.sources[-1]._replace(members=("fcn_alex_star", "fr_zf_07"))]
-    assert not Matrix(matrix.folder, matrix.stored, more).is_there(UNSEEN)
-    shutil.copytree(table / "fcn_alex", other / "fcn_alex_star")
-    changed = Matrix(matrix.folder, Stored(other, cache_dir=cache), matrix.sources)
-    with pytest.raises(ValueError, match=r"settings \(members.fcn_alex_star.* Give another --work"):
-        changed.is_there(UNSEEN)
-    path = matrix.path(UNSEEN, matrix.sources[0])  # clean images, when there were others
+def test_cells_of_other_perturbations_are_refused_and_others_kept(matrix, toys, cache, tmp_path):
+    other = shutil.copytree(toys[0], tmp_path / "table1")
+    shutil.rmtree(other / folder(SIGMOID))
+    fewer = Stored(other, load_scenes(cache))  # as before the third model was attacked
+    assert Matrix(matrix.folder, fewer, fewer.sources([]), matrix.looking).is_complete(SEGMENTER)
+    assert matrix.is_complete(SEGMENTER)
+    more = [*matrix.sources, matrix.sources[-1]._replace(members=(SEGMENTER, SIGMOID))]
+    assert not Matrix(matrix.folder, matrix.stored, more, matrix.looking).is_complete(SEGMENTER)
+    shutil.copytree(toys[0] / folder(SIGMOID), other / folder(SIGMOID))
+    path = other / folder(SIGMOID) / "manifest.json"
+    files.write_json(path, files.load_json(path, digest=True) | {"weights_sha256": "ab"})
+    changed = Matrix(
+        matrix.folder, Stored(other, load_scenes(cache)), matrix.sources, matrix.looking
+    )
+    with pytest.raises(ValueError, match=r"settings \(members.*weights_sha256.* another --work"):
+        changed.is_complete(SEGMENTER)
+
+
+def test_a_cell_of_other_images_is_made_anew(matrix):
+    path = matrix.path(SEGMENTER, matrix.sources[0])
     content, arrays = files.load(path)
-    content["of"]["images"] = "0"
+    content["source"]["images"] = "0"
     files.write(path, files.pack(arrays, content))
-    assert not matrix.is_there(UNSEEN)
+    assert not matrix.is_complete(SEGMENTER)
 
 
-def test_other_weights_than_those_attacked_are_refused(table, tmp_path):
-    parameters, record = store.load(zoo.CHECKPOINTS / "fcn_alex.safetensors")
-    store.save(tmp_path / "fcn_alex.safetensors", parameters, record)
-    with pytest.raises(ValueError, match="other weights than"):
-        Stored(table).network("fcn_alex", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("flag", "message"),
-    [
-        ("--sums=fcn_alex+fcn_alex", "fcn_alex+fcn_alex is not a sum of different networks"),
-        ("--black_boxes=fcn_google", "unknown fcn_google; known: fcn_alex"),
-    ],
-)
-def test_bad_flags_are_named_and_nothing_is_written(table, launch, tmp_path, flag, message):
-    flags = (f"--run={table}", f"--workdir={tmp_path / 'run'}", flag)
-    process = launch("transfer", *flags, fails=True)
-    assert message in process.stderr + process.stdout
-    assert not (tmp_path / "run").exists()
+def test_a_damaged_cell_is_named(matrix):
+    path = matrix.path(SEGMENTER, matrix.sources[0])
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="is damaged"):
+        matrix.cell(SEGMENTER, matrix.sources[0])

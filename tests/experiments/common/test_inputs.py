@@ -11,8 +11,12 @@ from dag_jax.runs.subject import weights_digest
 from experiments.common import inputs
 
 MADE_UP = """
+import dataclasses
+import jax
 import dag_jax
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Half:
     classes = ("sky", "road")
     split = "voc07_test"  # a detector's, by default
