@@ -3,6 +3,7 @@
 The same images, shapes and steps in every file: what one compiles is there for the others.
 """
 
+import contextlib
 import pathlib
 
 SEGMENTER, TWO_STAGE, SIGMOID = (
@@ -31,6 +32,10 @@ def everything(path, *, without=("timings",)):
 
 
 def written(path):
-    """Return {name: when it was written} of the files of a folder."""
-    names = {file.relative_to(path): file for file in pathlib.Path(path).rglob("*")}
-    return {str(name): file.stat().st_mtime_ns for name, file in names.items() if file.is_file()}
+    """Return {name: when it was written} of the files of a folder, which others may write now."""
+    times = {}
+    for file in pathlib.Path(path).rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a file's draft, which has its name by now
+            if file.is_file():
+                times[str(file.relative_to(path))] = file.stat().st_mtime_ns
+    return times
