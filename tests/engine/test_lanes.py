@@ -171,8 +171,8 @@ def stream_many(count):
 
 
 @pytest.mark.slow
-def test_ten_thousand_images_leave_memory_flat_and_compile_nothing():
-    memory, compiled = in_child(stream_many, 10_000)
-    assert len(memory) == 100
+def test_thousands_of_images_leave_memory_flat_and_compile_nothing():
+    memory, compiled = in_child(stream_many, 3000)
+    assert len(memory) == 30
     assert max(memory[1:]) <= 1.05 * memory[0]
     assert compiled == 0
