@@ -25,7 +25,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Compiling takes most of a test's time. HLO's optimisation stays as users have it; LLVM's is the
-# cheapest and, where XLA still has its older emitters (an unknown flag ends the process), loops come
+# cheapest and, where XLA still has older emitters (an unknown flag ends the process), loops come
 # from these, which halves it. XLA_FLAGS= JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests what users have.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if importlib.metadata.version("jaxlib").startswith("0.10."):
