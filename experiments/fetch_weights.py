@@ -14,7 +14,6 @@ from absl import flags
 
 from dag_jax.errors import UserError
 from dag_jax.networks import fetching
-from dag_jax.weights import published
 from experiments.common import console
 
 FLAGS = flags.FLAGS
@@ -39,7 +38,7 @@ def main(argv):
     if FLAGS.list:
         print(fetching.listing(), end="")
         return
-    console.check_names("networks", FLAGS.networks, published.ORIGINS)
+    console.check_names("networks", FLAGS.networks, fetching.names())
     failures = []
     for name in FLAGS.networks:
         try:

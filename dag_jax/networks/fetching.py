@@ -8,6 +8,11 @@ from dag_jax.weights import downloads
 from dag_jax.weights.published import ORIGINS
 
 
+def names() -> tuple[str, ...]:
+    """Return the networks whose weights can be fetched, or those that their training starts from."""
+    return tuple(name for name in zoo.ENTRIES if name in ORIGINS)
+
+
 def listing() -> str:
     """Return text that says of each network what it is and where its weights come from."""
     return "\n".join(map(_paragraph, zoo.ENTRIES))
@@ -15,12 +20,12 @@ def listing() -> str:
 
 def _paragraph(name):
     entry, origin = zoo.ENTRIES[name], ORIGINS.get(name)
-    names = entry.classes
-    shown = names if len(names) < 6 else (*names[:3], "...", names[-1])
+    classes = entry.classes
+    shown = classes if len(classes) < 6 else (*classes[:3], "...", classes[-1])
     lines = [
         f"{name}: {entry.title}, {entry.task}; {entry.paper}",
         f"  published score: {entry.score}",
-        f"  classes: {len(names)} ({', '.join(shown)})",
+        f"  classes: {len(classes)} ({', '.join(shown)})",
         f"  image: {entry.size}",
     ]
     if not origin:
@@ -44,7 +49,7 @@ def fetch(name, workdir, *, addresses=(), miniature=False) -> pathlib.Path:
     """Download and convert the weights of one network, or of what its training starts from.
 
     Args:
-      name: one of `published.ORIGINS`.
+      name: one of `names`.
       workdir: folder of the checkpoints, and of downloads/.
       addresses: as of `downloads.get`.
       miniature: whether they are of the small network.
@@ -63,7 +68,6 @@ def fetch(name, workdir, *, addresses=(), miniature=False) -> pathlib.Path:
         print(f"{output} is there already, and is kept")
         return output
     folder = workdir / "downloads"
-    sources = []
     for release in origin.files:
         try:
             record = downloads.get(release, folder, addresses=addresses)
@@ -72,6 +76,7 @@ def fetch(name, workdir, *, addresses=(), miniature=False) -> pathlib.Path:
         except UserError as error:
             raise UserError(f"{error}\n{_by_hand(name, folder, output)}") from error
         print(_line(release, record))
+    sources = []
     try:
         for release in origin.files:
             file = folder / release.name
@@ -92,14 +97,14 @@ def fetch(name, workdir, *, addresses=(), miniature=False) -> pathlib.Path:
 def _line(release, record):
     vouched = f"as published ({release.checksum})" if release.checksum else "CHECKSUM UNKNOWN"
     return (
-        f"{release.name}: {record['bytes']} bytes, {vouched}, SHA-256 {record['sha256']}, from "
+        f"{release.name}: {record['bytes']} bytes, {vouched}, {record['checksum']}, from "
         f"{record['address']}"
     )
 
 
 def _by_hand(name, folder, output):
     files = ORIGINS[name].files
-    names = [
+    sources = [
         pathlib.PurePosixPath(source).name
         for file in files
         for source in file.members or [file.name]
@@ -107,6 +112,6 @@ def _by_hand(name, folder, output):
     return (
         "If the connection broke, the same command goes on. If the file is gone, get it in another "
         f"way (its authors: {ORIGINS[name].page}), put it into {folder} and start again, or run\n"
-        f"  python -m experiments.convert_weights --network={name} --source={','.join(names)} "
+        f"  python -m experiments.convert_weights --network={name} --source={','.join(sources)} "
         f"--output={output}"
     )

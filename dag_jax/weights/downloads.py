@@ -36,8 +36,8 @@ def get(release, folder, *, addresses=()) -> dict:
       addresses: to be tried instead of the published ones; one that ends with "/" is a folder.
 
     Returns:
-      {"address": where it came from, or `BY_HAND`; "bytes"; "sha256"; "published": the checksum
-      that it was compared with, or None}.
+      {"address": where it came from, or `BY_HAND`; "bytes"; "checksum": "sha256:..."; "published":
+      the checksum that it was compared with, or None}.
 
     Raises:
       UserError: where every address fails, each with its reason; where the file that is there is
@@ -83,7 +83,7 @@ def _record(release, path, address, *, plainly=False):
     record = {
         "address": address,
         "bytes": size,
-        "sha256": checksum_of(path, "sha256:").partition(":")[2],
+        "checksum": checksum_of(path, "sha256:"),
         "published": release.checksum,
     }
     files.write_json(_record_of(path), record)
@@ -92,8 +92,8 @@ def _record(release, path, address, *, plainly=False):
         source += ", over plain http, which anybody on the way can change" * plainly
         _say(
             f"WARNING: no checksum of {release.name} was ever published, so nothing tells whether "
-            f"this is the authors' file. It came {source}: {size} bytes, SHA-256 "
-            f"{record['sha256']}, which {_record_of(path)} keeps"
+            f"this is the authors' file. It came {source}: {size} bytes, "
+            f"{record['checksum']}, which {_record_of(path)} keeps"
         )
     return record
 
@@ -113,10 +113,10 @@ def _kept(release, path):
         return _record(release, path, BY_HAND)
     if not release.checksum:
         actual = checksum_of(path, "sha256:")
-        if actual != f"sha256:{record['sha256']}":
+        if actual != record["checksum"]:
             raise UserError(
                 f"{path} has {actual}, and what came from {record['address']} had "
-                f"sha256:{record['sha256']}; remove it, or {_record_of(path)} if that is right"
+                f"{record['checksum']}; remove it, or {_record_of(path)} if that is right"
             )
     return record
 

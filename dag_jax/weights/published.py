@@ -117,6 +117,35 @@ _VGG16 = Origin(
 )
 
 
+def _raw(repository, commit, folder, name, checksum, size):
+    address = f"https://raw.githubusercontent.com/{repository}/{commit}/{folder}/{name}"
+    return Published(name, (address,), f"sha256:{checksum}", size)
+
+
+def _edge_nets(kind, checksum, size):
+    commit, folder = "2b232d3f7fb60658755dad1ebca0ffc895cc795e", "model/segmentation/model_zoo"
+    name = f"espnetv2_s_{kind}.pth"
+    return Origin(
+        (_raw("sacmehta/EdgeNets", commit, f"{folder}/espnetv2", name, checksum, size),),
+        "https://github.com/sacmehta/EdgeNets",
+        "MIT",
+    )
+
+
+def _mobilenet_yolo(folder, name, layers, weights):
+    repository = "dog-qiuqiu/MobileNet-Yolo"
+    commit = "86c05bfc4e508d54a459a469faecc35a113454c1"
+    files = {".cfg": layers, ".weights": weights}
+    return Origin(
+        tuple(
+            _raw(repository, commit, folder, f"{name}{end}", *content)
+            for end, content in files.items()
+        ),
+        f"https://github.com/{repository}",
+        "YOLO LICENSE, version 2, which says: public domain",
+    )
+
+
 def _star(name, classifier):
     # Photographs come from ImageNet: no weight against background, no noise, unlike scenes.
     return dataclasses.replace(
@@ -128,7 +157,7 @@ def _star(name, classifier):
     )
 
 
-ORIGINS = {
+ORIGINS = {  # by the network's name in the zoo
     "fcn_alex": _fcn("fcn-alexnet-pascal.caffemodel"),
     "fcn_alex_star": _star("fcn_alex_star", _CAFFENET),
     "fcn_vgg": _fcn(
@@ -148,4 +177,42 @@ ORIGINS = {
         "VGG16_faster_rcnn_final.caffemodel", "sha1:dd099979468aafba21f3952718a9ceffc7e57699"
     ),
     "fr_vgg_0712": _matlab("faster_rcnn_VOC0712_vgg_16layers"),
+    "espnetv2_20_384": _edge_nets(
+        "2.0_pascal_384x384",
+        "bc479586b0ba9254e02589020346931a14d99028ad6bac4817198be6d9e719a6",
+        3_376_138,
+    ),
+    "espnetv2_20_256": _edge_nets(
+        "2.0_pascal_256x256",
+        "e4883abccf8f042d422f2c66d69bd21b7af8d41680335e117eb2ee205f303d32",
+        3_371_962,
+    ),
+    "espnetv2_10_384": _edge_nets(
+        "1.0_pascal_384x384",
+        "7ce2df106b62661a4e8e30098398d6b96a2a946b9546d2287500379f984301a8",
+        1_107_734,
+    ),
+    "espnetv2_05_384": _edge_nets(
+        "0.5_pascal_384x384",
+        "3352b32b209e1e6492d1481734f5333876b28d8866f5c1702d01ec70255eb20c",
+        469_363,
+    ),
+    "yolov3_nano_voc": _mobilenet_yolo(
+        "MobileNetV2-YOLOv3-Nano/VOC",
+        "MobileNetV2-YOLOv3-Nano-voc",
+        ("671b726a719f21cb72d80326195be8ab6862361479ee5d1d4528ed68ae9d6a6b", 7_009),
+        ("3dc752a0dee830fb974bfd518d88df924d1eef03868e551786d606cd0f81c210", 3_079_020),
+    ),
+    "yolo_fastest_voc": _mobilenet_yolo(
+        "MobileNetV2-YOLO-Fastest/v1",
+        "MobileNetV2-YOLO-Fastest-voc",
+        ("c4702a116ec155072e46a4cd078f84b5f5a116a3865aa890127dd0ff91062ed8", 6_994),
+        ("814fe11238cbeceefa77754b0be15d306e42fa7e774bd0efb755f9ffe06d8207", 764_876),
+    ),
+    "yolov3_nano_coco": _mobilenet_yolo(
+        "MobileNetV2-YOLOv3-Nano/COCO",
+        "MobileNetV2-YOLOv3-Nano-coco",
+        ("f9c93b9167275c94975984c8b1d8adbff990f2e3a983adc79d02e748d6ed763b", 7_000),
+        ("60a6c2a86735fd39ff54d61f9a16f3ac3fe24a8b2e0d7740585bf2b54a5db81a", 3_564_300),
+    ),
 }

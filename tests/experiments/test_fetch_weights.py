@@ -217,11 +217,10 @@ def test_addresses_are_tried_in_turn(server, tmp_path, rng, capsys, monkeypatch,
     assert [path for path, _ in requests] == [f"/{name}" for name in [*names, "good"]]
     assert (tmp_path / "a.bin").read_bytes() == content
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "a.bin.json"]
-    digest = sha256(content).partition(":")[2]
     assert record == {
         "address": f"{address}/good",
         "bytes": 3000,
-        "sha256": digest,
+        "checksum": sha256(content),
         "published": sha256(content),
     }
     assert downloads.get(release, tmp_path) == record and len(requests) == len(names) + 1
@@ -249,7 +248,7 @@ def test_what_nothing_vouches_for_is_said_and_recorded(server, tmp_path, rng, ca
     record = downloads.get(release, tmp_path)
     said = capsys.readouterr().err
     assert "WARNING: no checksum of a.bin was ever published" in said and "plain http" in said
-    assert record["sha256"] in said and record["sha256"] == sha256(content).partition(":")[2]
+    assert record["checksum"] in said and record["checksum"] == sha256(content)
     (tmp_path / "a.bin").write_bytes(content[:-1])
     with pytest.raises(UserError, match=f"and what came from {address}/a.bin had sha256"):
         downloads.get(release, tmp_path)
@@ -313,7 +312,7 @@ def test_launch_fetches_and_converts(launch, server, tmp_path, write_caffemodel,
     checkpoint = workdir / "fcn_alex.safetensors"
     first, second = process.stdout.splitlines()
     name = "fcn-alexnet-pascal.caffemodel"
-    digest = sha256(path.read_bytes()).partition(":")[2]
+    digest = sha256(path.read_bytes())
     assert first.startswith(f"{name}: ") and "CHECKSUM UNKNOWN" in first and digest in first
     assert second == f"{checkpoint}: fcn_alex, read as caffe_fcn"
     assert f"{address}/gone answers 404" in process.stderr and "WARNING" in process.stderr
@@ -378,7 +377,7 @@ def test_garbage_that_nothing_vouches_for_is_removed(server, tmp_path):
 
 
 def test_the_listing_says_all_of_every_network():
-    assert set(networks.NAMES) <= set(published.ORIGINS) <= set(networks.ENTRIES)
+    assert set(networks.NAMES) <= set(fetching.names())
     paragraphs = fetching.listing().split("\n\n")
     assert len(paragraphs) == len(networks.ENTRIES)
     for (name, entry), paragraph in zip(networks.ENTRIES.items(), paragraphs, strict=True):
@@ -393,6 +392,15 @@ def test_the_listing_says_all_of_every_network():
         for file in origin.files:
             assert file.name in paragraph and set(file.addresses) <= set(paragraph.split())
             assert (file.checksum or "no checksum was published") in paragraph
+
+
+def test_the_weights_at_hand_are_the_published_ones(shared):
+    for origin in published.ORIGINS.values():
+        for file in origin.files:
+            path = shared / "weights" / file.name
+            if path.exists():
+                assert downloads.checksum_of(path, file.checksum) == file.checksum
+                assert path.stat().st_size == file.size
 
 
 def test_every_origin_can_be_fetched_and_checked():
