@@ -9,7 +9,7 @@ from dag_jax.weights.published import ORIGINS
 
 
 def names() -> tuple[str, ...]:
-    """Return the networks whose weights can be fetched, or those that their training starts from."""
+    """Return the networks of which something can be fetched."""
     return tuple(name for name in zoo.ENTRIES if name in ORIGINS)
 
 
@@ -76,7 +76,7 @@ def fetch(name, workdir, *, addresses=(), miniature=False) -> pathlib.Path:
         except UserError as error:
             raise UserError(f"{error}\n{_by_hand(name, folder, output)}") from error
         print(_line(release, record))
-    sources = []
+    sources: list[pathlib.Path] = []
     try:
         for release in origin.files:
             file = folder / release.name

@@ -11,7 +11,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-import zlib
 
 from dag_jax import files
 from dag_jax.errors import DamagedError, MissingError, StorageError, UserError, reading, writing
@@ -19,8 +18,7 @@ from dag_jax.progress import progress
 
 _SECONDS = 60  # without a byte, after which a server counts as gone
 _BLOCK = 1 << 20
-# RuntimeError is of the password that a damaged zip archive seems to need.
-_DAMAGE = zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, OSError
+_MOST = 1 << 30  # bytes of a file in an archive; VGG-16's detectors have half of that
 BY_HAND = "by hand"  # the address of a file that was put where it is by somebody
 
 
@@ -267,7 +265,7 @@ def checksum_of(path, like: str) -> str:
 
 
 def unpack(archive, members, folder) -> list[pathlib.Path]:
-    """Take files out of a .zip or .tgz archive.
+    """Take files, each of at most a GiB, out of a .zip or .tgz archive.
 
     Args:
       archive: the archive.
@@ -286,21 +284,28 @@ def unpack(archive, members, folder) -> list[pathlib.Path]:
     try:
         zipped = zipfile.is_zipfile(archive)
         with zipfile.ZipFile(archive) if zipped else tarfile.open(archive) as opened:
-            names = opened.namelist() if zipped else [e.name for e in opened if e.isreg()]
+            if zipped:
+                sizes = {entry.filename: entry.file_size for entry in opened.infolist()}
+            else:
+                sizes = {entry.name: entry.size for entry in opened if entry.isreg()}
             for member, checksum in members.items():
-                matches = [name for name in names if f"/{name}".endswith(f"/{member}")]
+                matches = [name for name in sizes if f"/{name}".endswith(f"/{member}")]
                 if len(matches) != 1:
                     raise UserError(f"{archive} has {len(matches)} files named {member}")
+                if sizes[matches[0]] > _MOST:
+                    raise UserError(f"{member} of {archive} has more than {_MOST} bytes")
                 target = folder / pathlib.PurePosixPath(member).name
                 with opened.open(matches[0]) if zipped else opened.extractfile(matches[0]) as file:
                     files.write(target, file.read())
                 if checksum and (actual := checksum_of(target, checksum)) != checksum:
                     raise UserError(f"{target} has {actual}, published is {checksum}")
                 unpacked.append(target)
-    except _DAMAGE as error:
+    except UserError:
+        raise
+    except Exception as error:  # what zipfile and tarfile raise differs by what is damaged
         # The disk's errors have a number; EINVAL is of a place before the archive's first byte.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             with reading(archive):
                 raise
-        raise UserError(f"{archive} is damaged: {error}; remove it and start again") from error
+        raise DamagedError(archive, error) from error
     return unpacked
