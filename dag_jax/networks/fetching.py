@@ -2,7 +2,7 @@
 
 import pathlib
 
-from dag_jax.errors import StorageError, UserError
+from dag_jax.errors import MissingError, StorageError, UserError
 from dag_jax.networks import conversion, zoo
 from dag_jax.weights import downloads
 from dag_jax.weights.published import ORIGINS
@@ -43,6 +43,35 @@ def _paragraph(name):
         for member, checksum in file.members.items():
             lines.append(f"    in it {member}" + f", {checksum}" * bool(checksum))
     return "\n".join([*lines, ""])
+
+
+def weights_in(folder, name) -> list[pathlib.Path]:
+    """Return the files of a folder that hold the weights of a network.
+
+    Args:
+      folder: of <network>.safetensors, or of files by the names that they are published by, those
+        of an archive by the end of their names there.
+      name: one of `zoo.ENTRIES`.
+
+    Raises:
+      MissingError: naming the files that are looked for.
+    """
+    folder = pathlib.Path(folder)
+    ours, origin = folder / f"{name}.safetensors", ORIGINS.get(name)
+    if ours.is_file() or not origin or origin.command:
+        return [ours]
+    paths = [folder / source for source in _sources(origin)]
+    if not all(path.is_file() for path in paths):
+        raise MissingError(
+            f"{ours}: no such checkpoint file, nor {' and '.join(map(str, paths))}; `python -m "
+            f"experiments.fetch_weights --networks={name} --workdir={folder}` gets it"
+        )
+    return paths
+
+
+def _sources(origin):
+    """Return what a network is read from: files, or files in archives."""
+    return [source for file in origin.files for source in file.members or [file.name]]
 
 
 def fetch(name, workdir, *, addresses=(), miniature=False) -> pathlib.Path:
@@ -103,12 +132,7 @@ def _line(release, record):
 
 
 def _by_hand(name, folder, output):
-    files = ORIGINS[name].files
-    sources = [
-        pathlib.PurePosixPath(source).name
-        for file in files
-        for source in file.members or [file.name]
-    ]
+    sources = [pathlib.PurePosixPath(source).name for source in _sources(ORIGINS[name])]
     return (
         "If the connection broke, the same command goes on. If the file is gone, get it in another "
         f"way (its authors: {ORIGINS[name].page}), put it into {folder} and start again, or run\n"
