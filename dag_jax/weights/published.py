@@ -177,6 +177,27 @@ ORIGINS = {  # by the network's name in the zoo
         "VGG16_faster_rcnn_final.caffemodel", "sha1:dd099979468aafba21f3952718a9ceffc7e57699"
     ),
     "fr_vgg_0712": _matlab("faster_rcnn_VOC0712_vgg_16layers"),
+    "rfcn_resnet50": Origin(
+        (
+            Published(
+                "rfcn_models.tar.gz",
+                (
+                    f"{_OPENCV}/rfcn_models.tar.gz",
+                    "https://onedrive.live.com/download?cid=10B28C0E28BF7B83"
+                    "&resid=10B28C0E28BF7B83%215317&authkey=%21AIeljruhoLuail8",
+                    "https://www.dropbox.com/s/qvjinh7c6jpaovw/rfcn_models.tar.gz?dl=1",
+                    "https://www.dropbox.com/s/lnz0r8uk9ax1mey/rfcn_models.tar.gz?dl=1",
+                ),
+                "sha1:bb3180da68b2b71494f8d3eb8f51b2d47467da3e",
+                members={
+                    "resnet50_rfcn_final.caffemodel": "sha1:"
+                    "e00beca7af2790801efb1724d77bddba89e7081c"
+                },
+            ),
+        ),
+        "https://github.com/YuwenXiong/py-R-FCN",
+        _MIT,
+    ),
     "espnetv2_20_384": _edge_nets(
         "2.0_pascal_384x384",
         "bc479586b0ba9254e02589020346931a14d99028ad6bac4817198be6d9e719a6",
