@@ -22,7 +22,7 @@ a conversion.
 from absl import app, flags
 
 from dag_jax import networks
-from dag_jax.networks import conversion
+from dag_jax.networks import conversion, zoo
 from dag_jax.weights import convert
 from experiments.common import console
 
@@ -49,9 +49,8 @@ def main(argv):
     if not FLAGS.network or not FLAGS.source:
         raise app.UsageError("--network and --source are needed")
     output = FLAGS.output or f"{FLAGS.network}.safetensors"
-    module = networks.build(FLAGS.network, miniature=FLAGS.miniature)
     options = {"layout": FLAGS.layout, "offsets_folded": FLAGS.offsets_folded}
-    record = conversion.convert_files(FLAGS.network, module, FLAGS.source, output, **options)
+    record = zoo.convert(FLAGS.network, FLAGS.source, output, miniature=FLAGS.miniature, **options)
     print(conversion.describe(output, record))
 
 

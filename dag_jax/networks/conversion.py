@@ -73,31 +73,49 @@ def parameters_of(name, module, sources, *, layout=None, offsets_folded=True):
     return converted.parameters, record
 
 
-def convert_files(name, module, sources, output, *, layout=None, offsets_folded=True) -> dict:
+def read_network(name, module, sources, **options):
+    """Return a network as files hold it.
+
+    Args:
+      name: as in `parameters_of`.
+      module: as there.
+      sources: as there.
+      **options: as there.
+
+    Returns:
+      (module, parameters, record); the module has the upsamplings that the files have.
+
+    Raises:
+      UserError: as `parameters_of` says.
+    """
+    parameters, record = parameters_of(name, module, sources, **options)
+    if record.get("dense"):  # upsamplings of an FCN that are not bilinear
+        module = module.clone(dense=tuple(record["dense"]))
+    return module, parameters, record
+
+
+def convert_files(name, module, sources, output, *, read=read_network) -> dict:
     """Convert files to one checkpoint, and read that again.
 
     Args:
-      name: as in `parameters_of`, as all but `output`.
+      name: of the network.
       module: the network.
-      sources: the files, of Caffe or of torch.
+      sources: the published files.
       output: the checkpoint, which must not exist yet.
-      layout: as in `convert.convert`.
-      offsets_folded: as in `convert.convert`.
+      read: `read_network`, or a network's own reader.
 
     Returns:
       The checkpoint's record.
 
     Raises:
-      UserError: where `output` exists, or as `parameters_of` says.
+      UserError: where `output` exists, or as `read` says.
     """
     output = pathlib.Path(output)
     if output.exists():
         raise UserError(f"{output} exists already; name another --output, or remove it")
     if ours := [str(source) for source in _existing(sources) if _is_safetensors(source)]:
         raise UserError(f"{', '.join(ours)}: `networks.load` reads safetensors of ours as they are")
-    parameters, record = parameters_of(
-        name, module, sources, layout=layout, offsets_folded=offsets_folded
-    )
+    _, parameters, record = read(name, module, sources)
     store.save(output, parameters, record)
     return store.load(output)[1]
 

@@ -72,8 +72,7 @@ def fetch(name, workdir, *, addresses=(), miniature=False) -> pathlib.Path:
     if known and (actual := published.checksum_of(file, known)) != known:
         raise UserError(f"{file} has {actual}, published is {known}; remove it")
     sources = published.unpack(file, members, file.parent / name) if members else [file]
-    module = zoo.build(name, miniature=miniature)
-    print(conversion.describe(output, conversion.convert_files(name, module, sources, output)))
+    print(conversion.describe(output, zoo.convert(name, sources, output, miniature=miniature)))
     if trained:
         print(f"train {name} with\n  {origin.command}")
     return output
