@@ -23,14 +23,14 @@ from absl import app, flags
 
 from dag_jax import networks
 from dag_jax.networks import conversion, zoo
-from dag_jax.weights import convert
+from dag_jax.weights import layouts
 from experiments.common import console
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("network", None, networks.NAMES, "Which network the weights are of.")
+flags.DEFINE_enum("network", None, list(networks.ENTRIES), "Which network the weights are of.")
 flags.DEFINE_list("source", None, "The file, or the two files of the MATLAB release.")
 flags.DEFINE_string("output", None, "The file to write. Default: <network>.safetensors.")
-flags.DEFINE_enum("layout", None, list(convert.LAYOUTS), "Default: told by the layers' names.")
+flags.DEFINE_enum("layout", None, list(layouts.LAYOUTS), "Default: told by the layers' names.")
 flags.DEFINE_bool(
     "offsets_folded", True, "Whether bbox_pred gives offsets that are not normalised."
 )

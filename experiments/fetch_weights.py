@@ -1,7 +1,7 @@
-r"""Download the published weights of the networks of Table 1 and convert them.
+r"""Download the published weights of networks and convert them.
 
     python -m experiments.fetch_weights --networks=fcn_alex,fcn_vgg
-    python -m experiments.fetch_weights --list        # where each network's weights come from
+    python -m experiments.fetch_weights --list        # what is published of each network, and where
 
 Checkpoints go to --workdir, runs/weights, as <network>.safetensors; the files as they are published
 to downloads/ there, and a download goes on where it broke off. The addresses are those of the
@@ -18,7 +18,7 @@ from experiments.common import console
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("networks", [], "Which networks to fetch.")
-flags.DEFINE_bool("list", False, "Print where each network's weights come from, as Markdown.")
+flags.DEFINE_bool("list", False, "Print what is published of each network, as Markdown.")
 flags.DEFINE_string("workdir", "runs/weights", "Where to write.")
 flags.DEFINE_list("address", [], "Addresses to use instead of the published ones: a mirror.")
 flags.DEFINE_bool("miniature", False, "The small networks, of files of your own: for tests.")

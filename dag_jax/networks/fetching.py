@@ -1,17 +1,17 @@
-"""Published weights of the networks of Table 1, from their addresses to checkpoints of ours."""
+"""Published weights of networks, from their addresses to checkpoints of ours."""
 
 import http.client
 import pathlib
 
-from dag_jax.errors import UserError
+from dag_jax.errors import MissingError, UserError
 from dag_jax.networks import conversion, zoo
 from dag_jax.weights import published
-from dag_jax.weights.published import ORIGINS, Trained
+from dag_jax.weights.published import ORIGINS, Published, Trained
 
 
 def table() -> str:
-    """Return Markdown that says where each network's weights come from."""
-    lines = ["| network | weights |", "|---|---|"]
+    """Return Markdown that says of each network what is published, and where."""
+    lines = ["| network | published score | classes | weights |", "|---|---|---|---|"]
     for name, origin in ORIGINS.items():
         trained = isinstance(origin, Trained)
         file = origin.initial if trained else origin
@@ -22,15 +22,42 @@ def table() -> str:
         text += f"; from {file.page}"
         if trained:
             text = f"never published; ImageNet's {text}, and then `{origin.command}`"
-        lines.append(f"| {zoo.facts(name).title} | {text} |")
+        entry = zoo.ENTRIES[name]
+        classes = f"{len(entry.classes)}: {entry.classes[0]} to {entry.classes[-1]}"
+        title = f"{entry.title} (`{name}`; {entry.paper})"
+        lines.append(f"| {title} | {entry.score} | {classes} | {text} |")
     return "\n".join(lines) + "\n"
+
+
+def weights_in(folder, name) -> list[pathlib.Path]:
+    """Return the files of a folder that hold the weights of a network.
+
+    Args:
+      folder: of <network>.safetensors, or of files by the names that they are published by, those
+        of an archive by the end of their names there.
+      name: one of `zoo.ENTRIES`.
+
+    Raises:
+      MissingError: naming the files that are looked for.
+    """
+    folder = pathlib.Path(folder)
+    ours, origin = folder / f"{name}.safetensors", ORIGINS.get(name)
+    if ours.is_file() or not isinstance(origin, Published):
+        return [ours]
+    paths = [folder / member for member in origin.members or (origin.file,)]
+    if not all(path.is_file() for path in paths):
+        raise MissingError(
+            f"{ours}: no such checkpoint file, nor {' and '.join(map(str, paths))}; `python -m "
+            f"experiments.fetch_weights --networks={name} --workdir={folder}` gets it"
+        )
+    return paths
 
 
 def fetch(name, workdir, *, addresses=(), miniature=False) -> pathlib.Path:
     """Download and convert the weights of one network, or of what its training starts from.
 
     Args:
-      name: one of `networks.NAMES`.
+      name: one of `published.ORIGINS`.
       workdir: folder of the checkpoints, and of downloads/.
       addresses: to use instead of the published ones.
       miniature: whether they are of the small network.

@@ -8,6 +8,9 @@ fc6), in its anchors and in its number of residual blocks. Full-size figures are
 deploy files, for the black box those of torchvision (ResNet-50) and, of the detector's head, of
 detectron2's R50-DC5.
 
+The others are small networks of other authors, whose weights are free to use. They are what is
+published: none has a miniature.
+
 Where the weights of a network are published, and under which licence, `weights.published` says.
 """
 
@@ -24,6 +27,7 @@ from dag_jax.datasets.classes import CLASS_NAMES
 from dag_jax.errors import UserError
 from dag_jax.models import DETECTION, MARGINS, MAX_STEPS, SEGMENTATION
 from dag_jax.networks import backbones, conversion
+from dag_jax.networks.espnetv2 import EspNetV2
 from dag_jax.networks.faster_rcnn import FasterRCNN
 from dag_jax.networks.fcn import DilatedFcn, Fcn
 from dag_jax.networks.network import DetectionNetwork, Facts, Network, SegmentationNetwork
@@ -162,6 +166,20 @@ _FASTER_RCNN = functools.partial(
 _RESNET = "He, Zhang, Ren and Sun, CVPR 2016"
 _MIOU, _MAP = "mIoU {} on VOC2011 seg11valid", "mAP {} on VOC2007 test"  # of the paper's Table 1
 
+
+def _espnetv2(width, size, score):
+    return Entry(
+        f"ESPNetv2 {width} ({size})",
+        SEGMENTATION,
+        "voc2012_seg_val",
+        "Mehta, Rastegari, Shapiro and Hajishirzi, CVPR 2019",
+        functools.partial(EspNetV2, width, (size, size)),
+        size=f"{size} x {size} pixels",
+        score=f"mIoU {score} on VOC2012 val",
+        precisions=("float32",),
+    )
+
+
 ENTRIES = {
     "fcn_alex": _FCN(
         "FCN-Alex", build=_fcn_alex, miniature=_small_fcn_alex, score=_MIOU.format(48.04)
@@ -189,6 +207,10 @@ ENTRIES = {
     "fr_resnet": _FASTER_RCNN(
         "FR-ResNet", paper=_RESNET, build=_fr_resnet, miniature=_small_fr_resnet
     ),
+    "espnetv2_20_384": _espnetv2(2.0, 384, 67.01),
+    "espnetv2_20_256": _espnetv2(2.0, 256, 63.36),
+    "espnetv2_10_384": _espnetv2(1.0, 384, 60.22),
+    "espnetv2_05_384": _espnetv2(0.5, 384, 47.18),
 }
 TASKS = {name: entry.task for name, entry in ENTRIES.items()}
 BLACK_BOX = ("fcn_resnet", "fr_resnet")

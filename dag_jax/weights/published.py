@@ -1,4 +1,4 @@
-"""What weights of the networks of Table 1 are published, and how to get the files."""
+"""What weights of the networks are published, and how to get the files."""
 
 import dataclasses
 import errno
@@ -29,7 +29,8 @@ class Published:
       addresses: where it lies, to be tried in turn.
       page: where the authors say so.
       members: the end of the name of each file that is wanted of an archive; () for no archive.
-      checksum: the one that is published, as "md5:..." or "sha1:...", or None.
+      checksum: "md5:..." or "sha1:..." as it is published, or "sha256:..." of the file at its
+        address; None where neither is known.
       licence: of the weights, as their authors name it; None where they name none.
     """
 
@@ -58,6 +59,7 @@ _FCN = "https://github.com/shelhamer/fcn.berkeleyvision.org"  # each folder's ca
 _PY = "https://github.com/rbgirshick/py-faster-rcnn"  # data/scripts/fetch_faster_rcnn_models.sh
 _CAFFE = "https://github.com/BVLC/caffe"  # models/bvlc_reference_caffenet/readme.md
 _VGG = "http://www.robots.ox.ac.uk/~vgg/research/very_deep/"
+_EDGENETS = "https://github.com/sacmehta/EdgeNets"  # README_Segmentation.md
 _MATLAB = "https://github.com/ShaoqingRen/faster_rcnn"  # README.md, fetch_data
 
 
@@ -79,6 +81,16 @@ def _matlab(name):
     )
     members = f"{name}/proposal_final", f"{name}/detection_final"
     return Published("faster_rcnn_final_model.zip", addresses, _MATLAB, members)
+
+
+def _espnetv2(width, size, checksum):
+    name = f"espnetv2_s_{width}_pascal_{size}x{size}.pth"
+    address = (
+        "https://raw.githubusercontent.com/sacmehta/EdgeNets/2b232d3f7fb60658755dad1ebca0ffc895cc795e"
+        f"/model/segmentation/model_zoo/espnetv2/{name}"
+    )
+    checksum = f"sha256:{checksum}"
+    return Published(name, (address,), _EDGENETS, checksum=checksum, licence="MIT")
 
 
 _CAFFENET = Published(
@@ -117,6 +129,18 @@ ORIGINS = {
     "fr_zf_0712": _matlab("faster_rcnn_VOC0712_ZF"),
     "fr_vgg_07": _py_faster_rcnn("VGG16_faster_rcnn_final.caffemodel"),
     "fr_vgg_0712": _matlab("faster_rcnn_VOC0712_vgg_16layers"),
+    "espnetv2_20_384": _espnetv2(
+        "2.0", 384, "bc479586b0ba9254e02589020346931a14d99028ad6bac4817198be6d9e719a6"
+    ),
+    "espnetv2_20_256": _espnetv2(
+        "2.0", 256, "e4883abccf8f042d422f2c66d69bd21b7af8d41680335e117eb2ee205f303d32"
+    ),
+    "espnetv2_10_384": _espnetv2(
+        "1.0", 384, "7ce2df106b62661a4e8e30098398d6b96a2a946b9546d2287500379f984301a8"
+    ),
+    "espnetv2_05_384": _espnetv2(
+        "0.5", 384, "3352b32b209e1e6492d1481734f5333876b28d8866f5c1702d01ec70255eb20c"
+    ),
 }
 
 
@@ -126,7 +150,7 @@ def download(address: str, path, *, checksum: str | None = None) -> None:
     Args:
       address: http or https.
       path: the file, which is there only when it is whole.
-      checksum: "md5:..." or "sha1:..." that it has to have.
+      checksum: "md5:...", "sha1:..." or "sha256:..." that it has to have.
 
     Raises:
       UserError: where the server has no such file, gives a web page instead, or the file has
@@ -176,7 +200,7 @@ def download(address: str, path, *, checksum: str | None = None) -> None:
 
 
 def checksum_of(path, like: str) -> str:
-    """Return the checksum of a file, of the kind of another one: "md5:..." or "sha1:..."."""
+    """Return the checksum of a file, of the kind of another one, as of `Published`."""
     kind = like.partition(":")[0]
     with reading(path), open(path, "rb") as file:
         return f"{kind}:{hashlib.file_digest(file, kind).hexdigest()}"
