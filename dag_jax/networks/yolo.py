@@ -17,18 +17,24 @@ Reference: Redmon and Farhadi, YOLOv3, 2018; https://github.com/AlexeyAB/darknet
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax import lax
 
 from dag_jax import detection
+from dag_jax.errors import UserError
 from dag_jax.metrics import Detections
-from dag_jax.models import Candidates
+from dag_jax.models import DETECTION, MAX_STEPS, Candidates
 from dag_jax.networks import operations
-from dag_jax.networks.network import BUCKET, Network, raised, register
+from dag_jax.networks.darknet import Darknet
+from dag_jax.networks.network import BUCKET, Facts, Network, raised, register
+from dag_jax.weights import darknet
 
+MARGIN = 0.0  # logits
 THRESHOLD = 0.005  # of a detection: darknet's for mAP
 NMS_THRESHOLD = 0.45  # darknet's
 _ENTER = 300  # anchors of a class that enter suppression, the best ones; darknet takes all
@@ -147,6 +153,30 @@ class YoloNetwork(Network):
           (YoloNetwork, (H', W')).
         """
         return self, raised(shape[:2], 4 * BUCKET)
+
+
+def load_darknet(cfg, weights, classes: Sequence[str], *, title: str | None = None) -> YoloNetwork:
+    """Load any YOLO of darknet's, as its authors publish it.
+
+    Args:
+      cfg: path of the `.cfg`.
+      weights: path of the `.weights`.
+      classes: names of its classes, in the order of its .names file.
+      title: what tables call it; None is the name of the `.cfg`.
+
+    Raises:
+      UserError: where a file does not exist, cannot be read or does not fit the other, and for
+        another number of classes.
+    """
+    name = epath.Path(cfg).name
+    module = Darknet(darknet.parse(darknet.read_cfg(cfg), name))
+    count = module.cfg.heads[0].classes
+    if len(classes) != count:
+        raise UserError(f"{name} has {count} classes, and {len(classes)} names are given")
+    parameters = jax.tree.map(jnp.asarray, darknet.fold(darknet.read(weights, module.cfg)))
+    stem = name.removesuffix(".cfg")
+    facts = Facts(title or stem, tuple(classes), "", MARGIN, MAX_STEPS[DETECTION])
+    return YoloNetwork(stem, module, parameters, False, facts)
 
 
 def _logit(probability):

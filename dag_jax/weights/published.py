@@ -60,6 +60,7 @@ _PY = "https://github.com/rbgirshick/py-faster-rcnn"  # data/scripts/fetch_faste
 _CAFFE = "https://github.com/BVLC/caffe"  # models/bvlc_reference_caffenet/readme.md
 _VGG = "http://www.robots.ox.ac.uk/~vgg/research/very_deep/"
 _EDGENETS = "https://github.com/sacmehta/EdgeNets"  # README_Segmentation.md
+_MOBILENET_YOLO = "https://github.com/dog-qiuqiu/MobileNet-Yolo"  # README.md
 _MATLAB = "https://github.com/ShaoqingRen/faster_rcnn"  # README.md, fetch_data
 
 
@@ -91,6 +92,17 @@ def _espnetv2(width, size, checksum):
     )
     checksum = f"sha256:{checksum}"
     return Published(name, (address,), _EDGENETS, checksum=checksum, licence="MIT")
+
+
+def _mobilenet_yolo(folder, name, checksum):
+    address = (
+        "https://raw.githubusercontent.com/dog-qiuqiu/MobileNet-Yolo/"
+        f"86c05bfc4e508d54a459a469faecc35a113454c1/{folder}/{name}.weights"
+    )
+    checksum = f"sha256:{checksum}"
+    return Published(
+        f"{name}.weights", (address,), _MOBILENET_YOLO, checksum=checksum, licence="YOLO LICENSE"
+    )
 
 
 _CAFFENET = Published(
@@ -140,6 +152,21 @@ ORIGINS = {
     ),
     "espnetv2_05_384": _espnetv2(
         "0.5", 384, "3352b32b209e1e6492d1481734f5333876b28d8866f5c1702d01ec70255eb20c"
+    ),
+    "yolov3_nano_voc": _mobilenet_yolo(
+        "MobileNetV2-YOLOv3-Nano/VOC",
+        "MobileNetV2-YOLOv3-Nano-voc",
+        "3dc752a0dee830fb974bfd518d88df924d1eef03868e551786d606cd0f81c210",
+    ),
+    "yolo_fastest_voc": _mobilenet_yolo(
+        "MobileNetV2-YOLO-Fastest/v1",
+        "MobileNetV2-YOLO-Fastest-voc",
+        "814fe11238cbeceefa77754b0be15d306e42fa7e774bd0efb755f9ffe06d8207",
+    ),
+    "yolov3_nano_coco": _mobilenet_yolo(
+        "MobileNetV2-YOLOv3-Nano/COCO",
+        "MobileNetV2-YOLOv3-Nano-coco",
+        "60a6c2a86735fd39ff54d61f9a16f3ac3fe24a8b2e0d7740585bf2b54a5db81a",
     ),
 }
 
