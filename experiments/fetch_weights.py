@@ -14,6 +14,7 @@ from absl import flags
 
 from dag_jax.errors import UserError
 from dag_jax.networks import fetching
+from dag_jax.weights import published
 from experiments.common import console
 
 FLAGS = flags.FLAGS
@@ -38,7 +39,7 @@ def main(argv):
     if FLAGS.list:
         print(fetching.listing(), end="")
         return
-    console.check_names("networks", FLAGS.networks, fetching.names())
+    console.check_names("networks", FLAGS.networks, published.ORIGINS)
     failures = []
     for name in FLAGS.networks:
         try:

@@ -8,11 +8,6 @@ from dag_jax.weights import downloads
 from dag_jax.weights.published import ORIGINS
 
 
-def names() -> tuple[str, ...]:
-    """Return the networks of which something can be fetched."""
-    return tuple(name for name in zoo.ENTRIES if name in ORIGINS)
-
-
 def listing() -> str:
     """Return text that says of each network what it is and where its weights come from."""
     return "\n".join(map(_paragraph, zoo.ENTRIES))
@@ -78,7 +73,7 @@ def fetch(name, workdir, *, addresses=(), miniature=False) -> pathlib.Path:
     """Download and convert the weights of one network, or of what its training starts from.
 
     Args:
-      name: one of `names`.
+      name: one of `published.ORIGINS`.
       workdir: folder of the checkpoints, and of downloads/.
       addresses: as of `downloads.get`.
       miniature: whether they are of the small network.

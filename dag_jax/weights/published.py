@@ -132,15 +132,11 @@ def _edge_nets(kind, checksum, size):
     )
 
 
-def _mobilenet_yolo(folder, name, layers, weights):
+def _mobilenet_yolo(folder, name, checksum, size):
     repository = "dog-qiuqiu/MobileNet-Yolo"
     commit = "86c05bfc4e508d54a459a469faecc35a113454c1"
-    files = {".cfg": layers, ".weights": weights}
     return Origin(
-        tuple(
-            _raw(repository, commit, folder, f"{name}{end}", *content)
-            for end, content in files.items()
-        ),
+        (_raw(repository, commit, folder, f"{name}.weights", checksum, size),),
         f"https://github.com/{repository}",
         "YOLO LICENSE, version 2, which says: public domain",
     )
@@ -221,19 +217,19 @@ ORIGINS = {  # by the network's name in the zoo
     "yolov3_nano_voc": _mobilenet_yolo(
         "MobileNetV2-YOLOv3-Nano/VOC",
         "MobileNetV2-YOLOv3-Nano-voc",
-        ("671b726a719f21cb72d80326195be8ab6862361479ee5d1d4528ed68ae9d6a6b", 7_009),
-        ("3dc752a0dee830fb974bfd518d88df924d1eef03868e551786d606cd0f81c210", 3_079_020),
+        "3dc752a0dee830fb974bfd518d88df924d1eef03868e551786d606cd0f81c210",
+        3_079_020,
     ),
     "yolo_fastest_voc": _mobilenet_yolo(
         "MobileNetV2-YOLO-Fastest/v1",
         "MobileNetV2-YOLO-Fastest-voc",
-        ("c4702a116ec155072e46a4cd078f84b5f5a116a3865aa890127dd0ff91062ed8", 6_994),
-        ("814fe11238cbeceefa77754b0be15d306e42fa7e774bd0efb755f9ffe06d8207", 764_876),
+        "814fe11238cbeceefa77754b0be15d306e42fa7e774bd0efb755f9ffe06d8207",
+        764_876,
     ),
     "yolov3_nano_coco": _mobilenet_yolo(
         "MobileNetV2-YOLOv3-Nano/COCO",
         "MobileNetV2-YOLOv3-Nano-coco",
-        ("f9c93b9167275c94975984c8b1d8adbff990f2e3a983adc79d02e748d6ed763b", 7_000),
-        ("60a6c2a86735fd39ff54d61f9a16f3ac3fe24a8b2e0d7740585bf2b54a5db81a", 3_564_300),
+        "60a6c2a86735fd39ff54d61f9a16f3ac3fe24a8b2e0d7740585bf2b54a5db81a",
+        3_564_300,
     ),
 }
