@@ -120,8 +120,10 @@ def fetch(name, workdir, *, addresses=(), miniature=False) -> pathlib.Path:
 
 def _line(release, record):
     vouched = f"as published ({release.checksum})" if release.checksum else "CHECKSUM UNKNOWN"
+    if release.checksum == record["file_checksum"]:
+        vouched = "as published"
     return (
-        f"{release.name}: {record['bytes']} bytes, {vouched}, {record['checksum']}, from "
+        f"{release.name}: {record['bytes']} bytes, {record['file_checksum']}, {vouched}, from "
         f"{record['address']}"
     )
 

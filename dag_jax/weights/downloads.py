@@ -34,7 +34,7 @@ def get(release, folder, *, addresses=()) -> dict:
       addresses: to be tried instead of the published ones; one that ends with "/" is a folder.
 
     Returns:
-      {"address": where it came from, or `BY_HAND`; "bytes"; "checksum": "sha256:..."; "published":
+      {"address": where it came from, or `BY_HAND`; "bytes"; "file_checksum": "sha256:..."; "published":
       the checksum that it was compared with, or None}.
 
     Raises:
@@ -81,7 +81,7 @@ def _record(release, path, address, *, plainly=False):
     record = {
         "address": address,
         "bytes": size,
-        "checksum": checksum_of(path, "sha256:"),
+        "file_checksum": checksum_of(path, "sha256:"),
         "published": release.checksum,
     }
     files.write_json(_record_of(path), record)
@@ -91,7 +91,7 @@ def _record(release, path, address, *, plainly=False):
         _say(
             f"WARNING: no checksum of {release.name} was ever published, so nothing tells whether "
             f"this is the authors' file. It came {source}: {size} bytes, "
-            f"{record['checksum']}, which {_record_of(path)} keeps"
+            f"{record['file_checksum']}, which {_record_of(path)} keeps"
         )
     return record
 
@@ -111,10 +111,10 @@ def _kept(release, path):
         return _record(release, path, BY_HAND)
     if not release.checksum:
         actual = checksum_of(path, "sha256:")
-        if actual != record["checksum"]:
+        if actual != record["file_checksum"]:
             raise UserError(
                 f"{path} has {actual}, and what came from {record['address']} had "
-                f"{record['checksum']}; remove it, or {_record_of(path)} if that is right"
+                f"{record['file_checksum']}; remove it, or {_record_of(path)} if that is right"
             )
     return record
 

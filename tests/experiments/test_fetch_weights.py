@@ -220,7 +220,7 @@ def test_addresses_are_tried_in_turn(server, tmp_path, rng, capsys, monkeypatch,
     assert record == {
         "address": f"{address}/good",
         "bytes": 3000,
-        "checksum": sha256(content),
+        "file_checksum": sha256(content),
         "published": sha256(content),
     }
     assert downloads.get(release, tmp_path) == record and len(requests) == len(names) + 1
@@ -248,7 +248,7 @@ def test_what_nothing_vouches_for_is_said_and_recorded(server, tmp_path, rng, ca
     record = downloads.get(release, tmp_path)
     said = capsys.readouterr().err
     assert "WARNING: no checksum of a.bin was ever published" in said and "plain http" in said
-    assert record["checksum"] in said and record["checksum"] == sha256(content)
+    assert record["file_checksum"] in said and record["file_checksum"] == sha256(content)
     (tmp_path / "a.bin").write_bytes(content[:-1])
     with pytest.raises(UserError, match=f"and what came from {address}/a.bin had sha256"):
         downloads.get(release, tmp_path)
