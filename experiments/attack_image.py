@@ -6,7 +6,7 @@
     python -m experiments.attack_image --image=photo.jpg --models=fcn_vgg,fr_vgg_07   one PNG, both
     python -m experiments.attack_image --image=photo.jpg --models=my_package.my_module:load
     python -m experiments.attack_image --image=photo.jpg --models=fcn_vgg --nominiature \
-        --checkpoints=runs/weights
+        --weights_dir=runs/weights
 
 A photograph comes without ground truth, so what is attacked is what the model itself says of it:
 the class that a segmenter gives to each pixel; the objects a detector finds with a score of
@@ -90,7 +90,7 @@ flags.DEFINE_string(
 flags.DEFINE_float("min_score", MIN_SCORE, "Least score of a detection that counts as an object.")
 options.define(
     __name__,
-    *("models", "miniature", "checkpoints", "precision", "max_steps", "step_size", "margin"),
+    *("models", "miniature", "weights_dir", "precision", "max_steps", "step_size", "margin"),
     *("seed", "workdir"),
     models=["fcn_vgg"],
     workdir="runs/attack_image",
@@ -220,7 +220,7 @@ def main(argv):
                 f"{plan.subject.about.title} has no target in {photograph.name}: all that it finds "
                 f"there is as --target={target} asks already"
             )
-    settings = options.settings(__name__, without=("workdir", "checkpoints")) | {
+    settings = options.settings(__name__, without=("workdir", "weights_dir")) | {
         "canvas": canvas,
         "max_steps": max_steps,
         "margin": problem.method.margin,

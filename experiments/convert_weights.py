@@ -22,15 +22,15 @@ a conversion.
 from absl import app, flags
 
 from dag_jax import networks
-from dag_jax.networks import conversion
-from dag_jax.weights import convert
+from dag_jax.networks import conversion, zoo
+from dag_jax.weights import layouts
 from experiments.common import console
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("network", None, networks.NAMES, "Which network the weights are of.")
+flags.DEFINE_enum("network", None, list(networks.ENTRIES), "Which network the weights are of.")
 flags.DEFINE_list("source", None, "The file, or the two files of the MATLAB release.")
 flags.DEFINE_string("output", None, "The file to write. Default: <network>.safetensors.")
-flags.DEFINE_enum("layout", None, list(convert.LAYOUTS), "Default: told by the layers' names.")
+flags.DEFINE_enum("layout", None, list(layouts.LAYOUTS), "Default: told by the layers' names.")
 flags.DEFINE_bool(
     "offsets_folded", True, "Whether bbox_pred gives offsets that are not normalised."
 )
@@ -49,9 +49,8 @@ def main(argv):
     if not FLAGS.network or not FLAGS.source:
         raise app.UsageError("--network and --source are needed")
     output = FLAGS.output or f"{FLAGS.network}.safetensors"
-    module = networks.build(FLAGS.network, miniature=FLAGS.miniature)
     options = {"layout": FLAGS.layout, "offsets_folded": FLAGS.offsets_folded}
-    record = conversion.convert_files(FLAGS.network, module, FLAGS.source, output, **options)
+    record = zoo.convert(FLAGS.network, FLAGS.source, output, miniature=FLAGS.miniature, **options)
     print(conversion.describe(output, record))
 
 

@@ -35,7 +35,7 @@ RIGHT, LOST = 60, 5  # percent: the score before is no less, the one after no mo
 FLAGS = flags.FLAGS
 options.define(
     __name__,
-    *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints", "miniature"),
+    *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "weights_dir", "miniature"),
     *("image_ids", "limit", "max_steps", "step_size", "margin", "precision", "seed", "workdir"),
     models=["fcn_vgg", "fr_vgg_0712"],
     limit=30,
@@ -114,7 +114,7 @@ def main(argv):
     subjects = load_subjects(FLAGS.models)
     max_steps = FLAGS.max_steps or max(subject.about.max_steps for subject in subjects)
     plans = [plan_of(subject, max_steps) for subject in subjects]
-    without = ("workdir", "cache_dir", "data_dir", "checkpoints")
+    without = ("workdir", "cache_dir", "data_dir", "weights_dir")
     settings = options.settings(__name__, without)
     settings["weights_sha256"] = {subject.name: subject.weights_sha256 for subject in subjects}
     workdir = rundir.claim(FLAGS.workdir, settings)

@@ -2,11 +2,11 @@
 
     python -m experiments.full_size --images=one.jpg,two.jpg
     python -m experiments.full_size --images=one.jpg --models=fr_vgg_07 --proposals=300
-    python -m experiments.full_size --images=one.jpg --checkpoints=<folder of <network>.safetensors>
+    python -m experiments.full_size --images=one.jpg --weights_dir=<folder of weights>
     python -m experiments.full_size --images=one.jpg --models=my_package.my_module:load
 
 One case for each model and photograph, of a detector one for each number of --proposals too (of one
-whose `propose` takes no `max_proposals`, one with its own). Without --checkpoints the networks'
+whose `propose` takes no `max_proposals`, one with its own). Without --weights_dir the networks'
 weights are random: the work is the same, what they see means nothing. A random detector's proposals
 are its anchors, as random offsets would throw nearly all boxes out of the image. The targets are
 what the model itself says of the clean photograph: the class of every pixel, or of every candidate,
@@ -74,7 +74,7 @@ flags.DEFINE_string("detector_size", "600x1000", "The same for a detector.")
 flags.DEFINE_integer("steps", 20, "Iterations to time, which are the steps of the attack.", 1)
 options.define(
     __name__,
-    *("models", "checkpoints", "miniature", "precision", "seed", "workdir"),
+    *("models", "weights_dir", "miniature", "precision", "seed", "workdir"),
     models=["fcn_vgg", "fr_vgg_07"],
     miniature=False,
     workdir="runs/full_size",
@@ -87,7 +87,8 @@ options.check(parse_size, "segmenter_size", "detector_size")
 
 def is_random(name):
     """Return whether a model has random weights: a full-size network without a checkpoint."""
-    return not (":" in name or FLAGS.miniature or FLAGS.checkpoints)
+    small = FLAGS.miniature and name in networks.MINIATURES
+    return not (":" in name or small or FLAGS.weights_dir)
 
 
 def load(name):
@@ -239,7 +240,7 @@ def main(argv):
 
     # 3. In the parent, which leaves the device alone: a case at a time; a finished one is kept.
     environment, facts = child.call("full_size", ENVIRONMENT)
-    settings = options.settings(__name__, without=("workdir", "checkpoints", "case"))
+    settings = options.settings(__name__, without=("workdir", "weights_dir", "case"))
     settings |= {
         "images": [photograph.name for photograph in images],
         "images_sha256": [photograph.sha256 for photograph in images],

@@ -4,7 +4,7 @@ r"""How many proposals an attack on a detector needs: mAP, steps and time agains
                                                    what the README shows: the paper's rule
     python -m experiments.proposals                the margin that is usual for detectors
     python -m experiments.proposals --models=fr_zf_07 --thresholds=0.7,0.9 --proposals=300
-    python -m experiments.proposals --nominiature --checkpoints=runs/weights --dataset=voc \
+    python -m experiments.proposals --nominiature --weights_dir=runs/weights --dataset=voc \
         --data_dir=VOCdevkit --limit=100
 
 The paper raises the IoU threshold of the proposal network's suppression from 0.7 to 0.9 for the
@@ -65,7 +65,7 @@ flags.DEFINE_list(
 options.check(options.whole_numbers, "proposals")
 options.define(
     __name__,
-    *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints", "miniature"),
+    *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "weights_dir", "miniature"),
     *("image_ids", "limit", "max_steps", "step_size", "margin", "rounded", "precision", "seed"),
     *("slots", "audit", "accept_version", "workdir"),
     tasks=(DETECTION,),

@@ -69,7 +69,7 @@ flags.DEFINE_float(
 )
 options.define(
     __name__,
-    *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints", "miniature"),
+    *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "weights_dir", "miniature"),
     *("image_ids", "limit", "max_steps", "step_size", "precision", "slots", "audit"),
     *("accept_version", "workdir"),
     tasks=(SEGMENTATION,),

@@ -6,9 +6,9 @@ r"""Table 1: models before the attack (ORIG), under it (ADVR), under its permuta
     python -m experiments.table1 --noaudit       without the checks under the table
     python -m experiments.table1 --rounded       attack the image as the saved PNG will be
     python -m experiments.table1 --dataset=voc --data_dir=VOCdevkit --split=voc2012_seg_val \
-        --canvas=128 --checkpoints=runs/photographs --models=fcn_vgg,fr_vgg_07
+        --canvas=128 --weights_dir=runs/photographs --models=fcn_vgg,fr_vgg_07
     python -m experiments.table1 --nominiature --dataset=voc --data_dir=VOCdevkit --limit=0 \
-        --checkpoints=runs/weights       the paper's own table: full-size networks, all of its lists
+        --weights_dir=runs/weights       the paper's own table: full-size networks, all of its lists
 
     python -m experiments.table1 --distributed ...      one of many processes: see BUILD.md
 
@@ -54,7 +54,7 @@ UNRECORDED = ("models", *options.UNRECORDED)
 FLAGS = flags.FLAGS
 options.define(
     __name__,
-    *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints", "miniature"),
+    *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "weights_dir", "miniature"),
     *("image_ids", "limit", "max_steps", "step_size", "margin", "rounded", "precision", "seed"),
     *("slots", "audit", "accept_version", "workdir"),
     models=list(networks.NAMES),
@@ -141,7 +141,7 @@ def report(table):
     """Return table1.md, and nothing more for table1.json."""
     rows, settings = table.rows, table.settings
     scenes = settings["dataset"] == "scenes"
-    small = settings["miniature"] and all(row["network"] in networks.TASKS for row in rows)
+    small = settings["miniature"] and all(row["network"] in networks.MINIATURES for row in rows)
     size = "miniatures" if small else "models"
     kind = "rendered scenes" if scenes else settings["dataset"]
     columns = COLUMNS + (() if scenes else FREQUENT_COLUMNS)

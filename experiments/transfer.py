@@ -7,7 +7,7 @@ r"""Transfer: what perturbations found for one model do to another.
     python -m experiments.transfer --run=runs/table1 --sums=fr_zf_07+fr_vgg_07 --black_boxes=
     python -m experiments.transfer --run=runs/table1 --black_boxes=fcn_resnet,my_module:load
     python -m experiments.transfer --run=runs/table1_paper --data_dir=VOCdevkit \
-        --checkpoints=runs/weights --black_boxes=           full-size networks
+        --weights_dir=runs/weights --black_boxes=           full-size networks
 
 Nothing is attacked: the perturbations are those that table1 left in --run, alone and summed, as
 they are and with rows and columns shuffled. Each is added to its image in the image's own pixels,
@@ -50,7 +50,7 @@ flags.DEFINE_list(
 )
 options.define(
     __name__,
-    *("models", "data_dir", "cache_dir", "checkpoints", "accept_version", "workdir"),
+    *("models", "data_dir", "cache_dir", "weights_dir", "accept_version", "workdir"),
     models=None,
     workdir="runs/transfer",
 )
@@ -103,7 +103,7 @@ def load_looking(stored) -> dict:
         )
         if name in stored.runs and weights != stored.runs[name].manifest["weights_sha256"]:
             raise UserError(
-                f"{name} has other weights than {stored.folder} was attacked with; --checkpoints "
+                f"{name} has other weights than {stored.folder} was attacked with; --weights_dir "
                 "names the folder of those"
             )
         looking[name] = model, weights

@@ -3,7 +3,7 @@ r"""Attack variants compared on one network: what each leaves of the score, and 
     python -m experiments.variants --limit=100            what the README shows
     python -m experiments.variants --models=fr_vgg_07     a detector: those that are not of pixels
     python -m experiments.variants --variants=dag,pgd --epsilon=4 --workdir=runs/variants_4
-    python -m experiments.variants --nominiature --checkpoints=runs/weights --dataset=voc \
+    python -m experiments.variants --nominiature --weights_dir=runs/weights --dataset=voc \
         --data_dir=VOCdevkit --limit=100
 
 All attack the same images of each model, which is scored before and after:
@@ -71,7 +71,7 @@ flags.DEFINE_float("bounded_step_size", 2.0, "Length of each of these, in grey l
 options.check(options.positive, "epsilon", "bounded_step_size")
 options.define(
     __name__,
-    *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints", "miniature"),
+    *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "weights_dir", "miniature"),
     *("image_ids", "limit", "max_steps", "step_size", "margin", "rounded", "precision", "seed"),
     *("slots", "audit", "accept_version", "workdir"),
     models=["fcn_vgg"],

@@ -10,6 +10,7 @@ from dag_jax.detection.assign import (
 )
 from dag_jax.detection.boxes import clip_boxes, decode_boxes, encode_boxes, iou
 from dag_jax.detection.nms import nms, nms_per_class
+from dag_jax.detection.ps_roi import ps_roi_vote
 from dag_jax.detection.roi_pool import max_windows, pool_windows, roi_max_pool
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "nms",
     "nms_per_class",
     "pool_windows",
+    "ps_roi_vote",
     "region_targets",
     "roi_max_pool",
     "tile_anchors",

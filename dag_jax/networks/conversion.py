@@ -15,7 +15,7 @@ from etils import epath
 
 from dag_jax import files
 from dag_jax.errors import MissingError, UserError, reading
-from dag_jax.weights import caffe, convert, store, torch
+from dag_jax.weights import caffe, convert, darknet, store, torch
 
 # NumPy's names of safetensors' dtypes; others keep the name that they have there.
 _SAFETENSORS_TYPES = {
@@ -61,43 +61,86 @@ def parameters_of(name, module, sources, *, layout=None, offsets_folded=True):
         "dense": list(converted.dense),
         "offsets_folded": offsets_folded,
         "partial": converted.partial,
-        "sources": [
-            {
-                "name": source.name,
-                "bytes": source.stat().length,
-                "sha256": files.sha256_of(source),
-            }
-            for source in sources
-        ],
+        "sources": _record_of(sources),
     }
     return converted.parameters, record
 
 
-def convert_files(name, module, sources, output, *, layout=None, offsets_folded=True) -> dict:
+def read_network(name, module, sources, **options):
+    """Return a network as files hold it.
+
+    Args:
+      name: as in `parameters_of`.
+      module: as there.
+      sources: as there.
+      **options: as there.
+
+    Returns:
+      (module, parameters, record); the module has the upsamplings that the files have.
+
+    Raises:
+      UserError: as `parameters_of` says.
+    """
+    parameters, record = parameters_of(name, module, sources, **options)
+    if record.get("dense"):  # upsamplings of an FCN that are not bilinear
+        module = module.clone(dense=tuple(record["dense"]))
+    return module, parameters, record
+
+
+def read_darknet(name, module, sources):
+    """Return a network of darknet's as files hold it.
+
+    Args:
+      name: of the network, for the record and for messages.
+      module: the network.
+      sources: a checkpoint of ours, the `.weights`, or that and the `.cfg`.
+
+    Returns:
+      As `read_network`.
+
+    Raises:
+      UserError: where a source does not exist, cannot be read or is of another network.
+    """
+    sources = _existing([sources] if isinstance(sources, str | os.PathLike) else sources)
+    if len(sources) == 1 and _is_safetensors(sources[0]):
+        return module, *store.load(sources[0])
+    cfgs = [source for source in sources if source.suffix == ".cfg"]
+    weights = [source for source in sources if source.suffix != ".cfg"]
+    if len(weights) != 1 or len(cfgs) > 1:
+        raise UserError(
+            f"{', '.join(map(str, sources))}: a network of darknet's is a .weights file, and the "
+            ".cfg beside it if you like"
+        )
+    for path in cfgs:
+        if darknet.parse(darknet.read_cfg(path), path.name) != module.cfg:
+            raise UserError(f"{path} describes another network than {name}")
+    parameters = darknet.fold(darknet.read(weights[0], module.cfg))
+    record = {"network": name, "layout": "darknet", "dense": [], "partial": False}
+    return module, parameters, record | {"sources": _record_of(sources)}
+
+
+def convert_files(name, module, sources, output, *, read=read_network) -> dict:
     """Convert files to one checkpoint, and read that again.
 
     Args:
-      name: as in `parameters_of`, as all but `output`.
+      name: of the network.
       module: the network.
-      sources: the files, of Caffe or of torch.
+      sources: the published files.
       output: the checkpoint, which must not exist yet.
-      layout: as in `convert.convert`.
-      offsets_folded: as in `convert.convert`.
+      read: `read_network`, or a network's own reader.
 
     Returns:
       The checkpoint's record.
 
     Raises:
-      UserError: where `output` exists, or as `parameters_of` says.
+      UserError: where `output` exists, or as `read` says.
     """
     output = pathlib.Path(output)
     if output.exists():
         raise UserError(f"{output} exists already; name another --output, or remove it")
     if ours := [str(source) for source in _existing(sources) if _is_safetensors(source)]:
         raise UserError(f"{', '.join(ours)}: `networks.load` reads safetensors of ours as they are")
-    parameters, record = parameters_of(
-        name, module, sources, layout=layout, offsets_folded=offsets_folded
-    )
+    _, parameters, record = read(name, module, sources)
     store.save(output, parameters, record)
     return store.load(output)[1]
 
@@ -110,6 +153,13 @@ def describe(output, record) -> str:
     if record["partial"]:
         text += "; a classifier's layers, to train from with experiments.train --initial"
     return text
+
+
+def _record_of(sources):
+    return [
+        {"name": source.name, "bytes": source.stat().length, "sha256": files.sha256_of(source)}
+        for source in sources
+    ]
 
 
 def _existing(sources):

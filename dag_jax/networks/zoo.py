@@ -1,4 +1,4 @@
-"""The networks by name, full size and miniature, and all that is said of each.
+"""The networks by name, and all that is said of each: one entry of `ENTRIES` a network.
 
 Eight are those of Table 1. The black box is two residual networks, which the paper does not have: a
 perturbation can be tried on them that no network of their architecture had a part in.
@@ -7,135 +7,111 @@ A miniature is the same module: it differs in widths, in its canvas (strides, pa
 fc6), in its anchors and in its number of residual blocks. Full-size figures are those of Caffe's
 deploy files, for the black box those of torchvision (ResNet-50) and, of the detector's head, of
 detectron2's R50-DC5.
+
+The others are small networks of other authors, whose weights are free to use. They are what is
+published: none has a miniature.
+
+Where the weights of a network are published, and under which licence, `weights.published` says.
 """
 
 import functools
 import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dag_jax.datasets.classes import CLASS_NAMES
+from dag_jax.datasets.classes import CLASS_NAMES, COCO_NAMES
 from dag_jax.errors import UserError
 from dag_jax.models import DETECTION, MARGINS, MAX_STEPS, SEGMENTATION
-from dag_jax.networks import backbones
-from dag_jax.networks.conversion import parameters_of
+from dag_jax.networks import backbones, conversion, mobilenet_yolo, yolo
+from dag_jax.networks.darknet import Darknet
+from dag_jax.networks.espnetv2 import EspNetV2
 from dag_jax.networks.faster_rcnn import FasterRCNN
 from dag_jax.networks.fcn import DilatedFcn, Fcn
 from dag_jax.networks.network import DetectionNetwork, Facts, Network, SegmentationNetwork
 from dag_jax.networks.resnet import ResNet
+from dag_jax.networks.rfcn import RFCN
 from dag_jax.weights import store
 
-_TITLES = {  # of each task; the first four of a task are those of Table 1
-    SEGMENTATION: {
-        "fcn_alex": "FCN-Alex",
-        "fcn_alex_star": "FCN-Alex*",
-        "fcn_vgg": "FCN-VGG",
-        "fcn_vgg_star": "FCN-VGG*",
-        "fcn_resnet": "FCN-ResNet",
-    },
-    DETECTION: {
-        "fr_zf_07": "FR-ZF-07",
-        "fr_zf_0712": "FR-ZF-0712",
-        "fr_vgg_07": "FR-VGG-07",
-        "fr_vgg_0712": "FR-VGG-0712",
-        "fr_resnet": "FR-ResNet",
-    },
-}
-TASKS = {name: task for task, titles in _TITLES.items() for name in titles}
-BLACK_BOX = ("fcn_resnet", "fr_resnet")
-NAMES = tuple(name for name in TASKS if name not in BLACK_BOX)  # of Table 1
-# The paper's test split of each task; scenes have the same names.
-_SPLITS = {SEGMENTATION: "seg11valid", DETECTION: "voc07_test"}
-# The paper keeps 3,000 proposals from an RPN that sees 600 x 1,000 pixels.
-_ATTACK_PROPOSALS = {True: 300, False: 3000}  # miniature or not
 PRECISIONS = ("float32", "bfloat16")
 CHECKPOINTS = pathlib.Path(__file__).parent / "checkpoints"
+_KINDS = {SEGMENTATION: SegmentationNetwork, DETECTION: DetectionNetwork}
 _ANY_IMAGE = (128, 128, 3)  # parameters do not depend on the image's size
 
 
-def facts(name: str, *, miniature: bool = False) -> Facts:
-    """Return what is said of a network.
+class Entry(NamedTuple):
+    """All that is said of a network.
 
-    Raises:
-      ValueError: for an unknown name.
+    Attributes:
+      title: what tables call it.
+      task: SEGMENTATION or DETECTION.
+      split: the split that it is tested on.
+      paper: who describe it.
+      build: function that returns the full-size module; `batch_norm=True` builds it for training
+        where there is a miniature.
+      miniature: as `build`, of the small one, whose trained checkpoint ships; None: there is none.
+      read: function as `conversion.read_network`, of files that hold its weights.
+      size: the image's size in its layers.
+      score: what is published for its weights, in percent, and of which images.
+      classes: names of its classes by index.
+      precisions: of `PRECISIONS`, those that it can multiply in.
+      proposals: the most proposals of a detector that are attacked, full size and miniature.
+      margin: logits by which a label must have lost before its target rests; None: its task's.
+      kind: what it is; None: its task's.
     """
-    _check_name(name)
-    task = TASKS[name]
-    proposals = _ATTACK_PROPOSALS[miniature] if task == DETECTION else 0
-    numbers = MARGINS[task], MAX_STEPS[task], proposals
-    return Facts(_TITLES[task][name], CLASS_NAMES, _SPLITS[task], *numbers)
+
+    title: str
+    task: str
+    split: str
+    paper: str
+    build: Callable[..., nn.Module]
+    miniature: Callable[..., nn.Module] | None = None
+    read: Callable = conversion.read_network
+    size: str = "its own"
+    score: str = "none"
+    classes: tuple[str, ...] = CLASS_NAMES
+    precisions: tuple[str, ...] = PRECISIONS
+    proposals: tuple[int, int] = (0, 0)
+    margin: float | None = None
+    kind: type[Network] | None = None
 
 
-def _check_name(name):
-    if name not in TASKS:
-        raise UserError(f"unknown network {name!r}; the known ones are {', '.join(TASKS)}")
-
-
-def build(name: str, *, miniature: bool = False, batch_norm: bool = False) -> nn.Module:
-    """Return the module of a network, without parameters.
-
-    Args:
-      name: one of `NAMES` or of `BLACK_BOX`.
-      miniature: whether to build the small one.
-      batch_norm: whether to build it for training; `layers.fold_batch_norm` undoes it.
-
-    Returns:
-      An `Fcn`, a `DilatedFcn` or a `FasterRCNN`.
-
-    Raises:
-      ValueError: for an unknown name.
-    """
-    _check_name(name)
-    return _BUILDERS[name](miniature, {"batch_norm": batch_norm})
-
-
-def _fcn_alex(miniature, norm):
-    if miniature:
-        trunk = backbones.AlexNet((24, 64, 96, 96, 64), 2, first_padding=24, **norm)
-        return Fcn(trunk, fc_width=128, fc_size=3, upsample_size=31, **norm)
+def _fcn_alex(**norm):
     trunk = backbones.AlexNet(first_padding=100, **norm)
     return Fcn(trunk, fc_size=6, upsample_size=63, **norm)
 
 
-def _fcn_vgg(miniature, norm):
-    skips = ("stage4", "stage3")
-    if miniature:
-        trunk = backbones.Vgg16((8, 16, 32, 64, 64), first_padding=10, **norm)
-        return Fcn(trunk, skips=skips, fc_width=128, fc_size=3, **norm)
-    return Fcn(backbones.Vgg16(first_padding=100, **norm), skips=skips, **norm)
+def _small_fcn_alex(**norm):
+    trunk = backbones.AlexNet((24, 64, 96, 96, 64), 2, first_padding=24, **norm)
+    return Fcn(trunk, fc_width=128, fc_size=3, upsample_size=31, **norm)
 
 
-def _fcn_resnet(miniature, norm):
-    if miniature:
-        return DilatedFcn(ResNet(**_SMALL_RESNET, stride=8, **norm), fc_width=96, **norm)
-    return DilatedFcn(ResNet(stride=8, **norm), **norm)
+_SKIPS = ("stage4", "stage3")
 
 
-def _fr_zf(miniature, norm):
-    if miniature:
-        trunk = backbones.Zf((16, 64, 96, 96, 64), 1, **norm)
-        return FasterRCNN(trunk, pool_size=6, **_SMALL_DETECTOR, **norm)
-    # The authors' ZF trained with a dropout that did not scale, so half is missing in a test.
-    half = {"fc_multiplier": 0.5}
-    return FasterRCNN(backbones.Zf(**norm), rpn_width=256, pool_size=6, **half, **norm)
+def _fcn_vgg(**norm):
+    return Fcn(backbones.Vgg16(first_padding=100, **norm), skips=_SKIPS, **norm)
 
 
-def _fr_vgg(miniature, norm):
-    if miniature:
-        trunk = backbones.Vgg16((8, 16, 32, 64, 64), pooled=(1, 2, 3), **norm)
-        return FasterRCNN(trunk, **_SMALL_DETECTOR, **norm)
-    return FasterRCNN(backbones.Vgg16(pooled=(1, 2, 3, 4), **norm), **norm)
-
-
-def _fr_resnet(miniature, norm):
-    if miniature:
-        return FasterRCNN(ResNet(**_SMALL_RESNET, stride=8, **norm), **_SMALL_DETECTOR, **norm)
-    return FasterRCNN(ResNet(stride=16, **norm), fc_width=1024, **norm)
+def _small_fcn_vgg(**norm):
+    trunk = backbones.Vgg16((8, 16, 32, 64, 64), first_padding=10, **norm)
+    return Fcn(trunk, skips=_SKIPS, fc_width=128, fc_size=3, **norm)
 
 
 _SMALL_RESNET = {"widths": (24, 64, 96, 128, 128), "blocks": (1, 2, 2, 1)}
+
+
+def _fcn_resnet(**norm):
+    return DilatedFcn(ResNet(stride=8, **norm), **norm)
+
+
+def _small_fcn_resnet(**norm):
+    return DilatedFcn(ResNet(**_SMALL_RESNET, stride=8, **norm), fc_width=96, **norm)
+
+
 _SMALL_DETECTOR = {
     "stride": 8,
     "anchor_sizes": (28, 48, 80),
@@ -147,18 +123,219 @@ _SMALL_DETECTOR = {
     "post_nms": 100,
     "resize": None,
 }
-_BUILDERS = {
-    "fcn_alex": _fcn_alex,
-    "fcn_alex_star": _fcn_alex,
-    "fcn_vgg": _fcn_vgg,
-    "fcn_vgg_star": _fcn_vgg,
-    "fcn_resnet": _fcn_resnet,
-    "fr_zf_07": _fr_zf,
-    "fr_zf_0712": _fr_zf,
-    "fr_vgg_07": _fr_vgg,
-    "fr_vgg_0712": _fr_vgg,
-    "fr_resnet": _fr_resnet,
+
+
+def _fr_zf(**norm):
+    # The authors' ZF trained with a dropout that did not scale, so half is missing in a test.
+    half = {"fc_multiplier": 0.5}
+    return FasterRCNN(backbones.Zf(**norm), rpn_width=256, pool_size=6, **half, **norm)
+
+
+def _small_fr_zf(**norm):
+    trunk = backbones.Zf((16, 64, 96, 96, 64), 1, **norm)
+    return FasterRCNN(trunk, pool_size=6, **_SMALL_DETECTOR, **norm)
+
+
+def _fr_vgg(**norm):
+    return FasterRCNN(backbones.Vgg16(pooled=(1, 2, 3, 4), **norm), **norm)
+
+
+def _small_fr_vgg(**norm):
+    trunk = backbones.Vgg16((8, 16, 32, 64, 64), pooled=(1, 2, 3), **norm)
+    return FasterRCNN(trunk, **_SMALL_DETECTOR, **norm)
+
+
+def _fr_resnet(**norm):
+    return FasterRCNN(ResNet(stride=16, **norm), fc_width=1024, **norm)
+
+
+def _small_fr_resnet(**norm):
+    return FasterRCNN(ResNet(**_SMALL_RESNET, stride=8, **norm), **_SMALL_DETECTOR, **norm)
+
+
+# The paper's test split of each task; scenes have the same names.
+_FCN = functools.partial(
+    Entry,
+    task=SEGMENTATION,
+    split="seg11valid",
+    paper="Long, Shelhamer and Darrell, CVPR 2015",
+)
+_FASTER_RCNN = functools.partial(
+    Entry,
+    task=DETECTION,
+    split="voc07_test",
+    paper="Ren, He, Girshick and Sun, NIPS 2015",
+    size="600 pixels the short side, at most 1,000 the long one",
+    # The paper keeps 3,000 proposals from an RPN that sees 600 x 1,000 pixels.
+    proposals=(3000, 300),
+)
+_RESNET = "He, Zhang, Ren and Sun, CVPR 2016"
+_MIOU, _MAP = "mIoU {} on VOC2011 seg11valid", "mAP {} on VOC2007 test"  # of the paper's Table 1
+
+
+def _espnetv2(width, size, score):
+    return Entry(
+        f"ESPNetv2 {width} ({size})",
+        SEGMENTATION,
+        "voc2012_seg_val",
+        "Mehta, Rastegari, Shapiro and Hajishirzi, CVPR 2019",
+        functools.partial(EspNetV2, width, (size, size)),
+        size=f"{size} x {size} pixels",
+        score=f"mIoU {score} on VOC2012 val",
+        precisions=("float32",),
+    )
+
+
+def _yolo(title, score, heads, classes, anchors, **options):
+    def build():
+        return Darknet(mobilenet_yolo.cfg(heads, len(classes), anchors, **options))
+
+    return Entry(
+        title,
+        DETECTION,
+        "voc07_test",
+        "dog-qiuqiu, MobileNet-Yolo, 2020",
+        build,
+        read=conversion.read_darknet,
+        size="320 x 320 pixels",
+        score=score,
+        classes=classes,
+        precisions=("float32",),
+        margin=yolo.MARGIN,
+        kind=yolo.YoloNetwork,
+    )
+
+
+_VOC_OBJECTS = CLASS_NAMES[1:]  # YOLO has no background
+
+ENTRIES = {
+    "fcn_alex": _FCN(
+        "FCN-Alex", build=_fcn_alex, miniature=_small_fcn_alex, score=_MIOU.format(48.04)
+    ),
+    "fcn_alex_star": _FCN(
+        "FCN-Alex*", build=_fcn_alex, miniature=_small_fcn_alex, score=_MIOU.format(48.92)
+    ),
+    "fcn_vgg": _FCN("FCN-VGG", build=_fcn_vgg, miniature=_small_fcn_vgg, score=_MIOU.format(65.49)),
+    "fcn_vgg_star": _FCN(
+        "FCN-VGG*", build=_fcn_vgg, miniature=_small_fcn_vgg, score=_MIOU.format(67.09)
+    ),
+    "fcn_resnet": _FCN("FCN-ResNet", paper=_RESNET, build=_fcn_resnet, miniature=_small_fcn_resnet),
+    "fr_zf_07": _FASTER_RCNN(
+        "FR-ZF-07", build=_fr_zf, miniature=_small_fr_zf, score=_MAP.format("58.70")
+    ),
+    "fr_zf_0712": _FASTER_RCNN(
+        "FR-ZF-0712", build=_fr_zf, miniature=_small_fr_zf, score=_MAP.format(61.07)
+    ),
+    "fr_vgg_07": _FASTER_RCNN(
+        "FR-VGG-07", build=_fr_vgg, miniature=_small_fr_vgg, score=_MAP.format(69.14)
+    ),
+    "fr_vgg_0712": _FASTER_RCNN(
+        "FR-VGG-0712", build=_fr_vgg, miniature=_small_fr_vgg, score=_MAP.format(72.07)
+    ),
+    "fr_resnet": _FASTER_RCNN(
+        "FR-ResNet", paper=_RESNET, build=_fr_resnet, miniature=_small_fr_resnet
+    ),
+    "rfcn_resnet50": _FASTER_RCNN(
+        "R-FCN-ResNet-50",
+        paper="Dai, Li, He and Sun, NIPS 2016",
+        build=lambda: RFCN(ResNet(stride=16, caffe=True)),
+        score=_MAP.format(77.6),
+        precisions=("float32",),
+    ),
+    "espnetv2_20_384": _espnetv2(2.0, 384, 67.01),
+    "espnetv2_20_256": _espnetv2(2.0, 256, 63.36),
+    "espnetv2_10_384": _espnetv2(1.0, 384, 60.22),
+    "espnetv2_05_384": _espnetv2(0.5, 384, 47.18),
+    "yolov3_nano_voc": _yolo(
+        "YOLOv3-Nano",
+        _MAP.format(65.27),
+        mobilenet_yolo.NANO,
+        _VOC_OBJECTS,
+        mobilenet_yolo.VOC_ANCHORS,
+    ),
+    "yolo_fastest_voc": _yolo(
+        "YOLO-Fastest",
+        _MAP.format(46.55),
+        mobilenet_yolo.FASTEST,
+        _VOC_OBJECTS,
+        mobilenet_yolo.VOC_ANCHORS,
+        width=0.5,
+    ),
+    "yolov3_nano_coco": _yolo(
+        "YOLOv3-Nano-COCO",
+        "mAP 30.13 at IoU 0.5 on COCO",
+        mobilenet_yolo.NANO,
+        COCO_NAMES,
+        mobilenet_yolo.COCO_ANCHORS,
+    ),
 }
+TASKS = {name: entry.task for name, entry in ENTRIES.items()}
+BLACK_BOX = ("fcn_resnet", "fr_resnet")
+MINIATURES = tuple(name for name, entry in ENTRIES.items() if entry.miniature)
+NAMES = tuple(name for name in MINIATURES if name not in BLACK_BOX)  # of Table 1
+
+
+def _entry(name, miniature=False):
+    if name not in ENTRIES:
+        raise UserError(f"unknown network {name!r}; the known ones are {', '.join(ENTRIES)}")
+    if miniature and name not in MINIATURES:
+        raise UserError(
+            f"{name} has no miniature; those that have are {', '.join(MINIATURES)}. With "
+            "miniature=False it is the published network"
+        )
+    return ENTRIES[name]
+
+
+def facts(name: str, *, miniature: bool = False) -> Facts:
+    """Return what a network says of itself.
+
+    Raises:
+      ValueError: for an unknown name, and for a miniature that does not exist.
+    """
+    entry = _entry(name, miniature)
+    margin = MARGINS[entry.task] if entry.margin is None else entry.margin
+    numbers = margin, MAX_STEPS[entry.task], entry.proposals[miniature]
+    return Facts(entry.title, entry.classes, entry.split, *numbers)
+
+
+def build(name: str, *, miniature: bool = False, batch_norm: bool = False) -> nn.Module:
+    """Return the module of a network, without parameters.
+
+    Args:
+      name: one of `ENTRIES`.
+      miniature: whether to build the small one.
+      batch_norm: whether to build it for training; `layers.fold_batch_norm` undoes it.
+
+    Raises:
+      ValueError: for an unknown name, a miniature that does not exist, and a network that cannot
+        be trained here.
+    """
+    entry = _entry(name, miniature)
+    if batch_norm and name not in MINIATURES:
+        raise UserError(f"{name} cannot be trained here, only {', '.join(MINIATURES)}")
+    function = entry.miniature if miniature else entry.build
+    return function(batch_norm=True) if batch_norm else function()
+
+
+def convert(name: str, sources, output, *, miniature: bool = False, **options) -> dict:
+    """Convert published files of a network to one checkpoint of ours.
+
+    Args:
+      name: one of `ENTRIES`.
+      sources: paths of the files.
+      output: the checkpoint, which must not exist yet.
+      miniature: whether they are of the small network.
+      **options: as of `conversion.read_network`.
+
+    Returns:
+      The checkpoint's record.
+
+    Raises:
+      UserError: as `build` and `conversion.convert_files` say.
+    """
+    module = build(name, miniature=miniature)
+    read = functools.partial(ENTRIES[name].read, **options)
+    return conversion.convert_files(name, module, sources, output, read=read)
 
 
 def load(
@@ -173,7 +350,7 @@ def load(
     """Load a network.
 
     Args:
-      name: one of `NAMES` or of `BLACK_BOX`.
+      name: one of `ENTRIES`.
       miniature: whether to load the small one, whose trained checkpoint ships with the package.
       checkpoint: path of the weights: our safetensors file, or the published file itself (of a
         detector that was published as two files, both).
@@ -187,35 +364,36 @@ def load(
       A `SegmentationNetwork` or a `DetectionNetwork`.
 
     Raises:
-      ValueError: for an unknown name or precision, for a full-size network without weights, and for
-        a checkpoint that is missing, damaged or of another network.
+      ValueError: for an unknown name or precision, for a miniature that does not exist, for a
+        full-size network without weights, and for a checkpoint that is missing, damaged or of
+        another network.
     """
-    if precision not in PRECISIONS:
-        known = ", ".join(PRECISIONS)
-        raise UserError(f"unknown precision {precision!r}; the known ones are {known}")
+    entry = _entry(name, miniature)
+    if precision not in entry.precisions:
+        known = ", ".join(entry.precisions)
+        raise UserError(f"unknown precision {precision!r} of {name}; the known ones are {known}")
     module = build(name, miniature=miniature)
     if precision != "float32":
         module = module.clone(backbone=module.backbone.clone(dtype=precision))
-    init = functools.partial(module.init, jax.random.key(seed))
-    image = jax.ShapeDtypeStruct(_ANY_IMAGE, jnp.float32)
     if checkpoint is None and miniature and not random:
         checkpoint = CHECKPOINTS / f"{name}.safetensors"
     if checkpoint is None and not random:
+        small = "miniature=True is a trained small one, " * bool(entry.miniature)
         raise UserError(
             f"{name} at full size needs weights: `python -m experiments.fetch_weights "
             f"--networks={name}` gets the published ones, and checkpoint= names the file. "
-            "miniature=True is a trained small one, random=True has random weights"
+            f"{small}random=True has random weights"
         )
     if checkpoint is None:
+        init = functools.partial(module.init, jax.random.key(seed))
         parameters = jax.jit(init)(jnp.zeros(_ANY_IMAGE))["params"]
     else:
-        parameters, record = parameters_of(name, module, checkpoint)
+        module, parameters, record = entry.read(name, module, checkpoint)
         if record.get("network", name) != name:
             raise UserError(f"{checkpoint} holds {record['network']}, not {name}")
-        if record.get("dense"):  # upsamplings of an FCN that are not bilinear
-            module = module.clone(dense=tuple(record["dense"]))
-            init = functools.partial(module.init, jax.random.key(seed))
-        store.check(parameters, jax.eval_shape(init, image)["params"])
+        image = jax.ShapeDtypeStruct(_ANY_IMAGE, jnp.float32)
+        shapes = jax.eval_shape(module.init, jax.random.key(seed), image)["params"]
+        store.check(parameters, shapes)
         parameters = jax.tree.map(jnp.asarray, parameters)
-    kind = SegmentationNetwork if TASKS[name] == SEGMENTATION else DetectionNetwork
+    kind = entry.kind or _KINDS[entry.task]
     return kind(name, module, parameters, miniature, facts(name, miniature=miniature))

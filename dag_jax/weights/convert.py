@@ -1,8 +1,7 @@
 """Weights of other frameworks as parameters of our networks.
 
-A layout is one table from a layer's name in the file to its path in our tree and to what has to be
-done to its arrays; the shapes that come out are those of the module. A Caffe network reads BGR
-less a mean, and ours does the same to its RGB image, so Caffe's first layer stays as it is.
+The tables are in `layouts`; the shapes that come out are those of the module. A Caffe network reads
+BGR less a mean, and ours does the same to its RGB image, so Caffe's first layer stays as it is.
 
 Caffe stores a convolution as [O, I / groups, H, W], an inner product as [O, C H W] and older files
 add axes of length 1; torch stores the same. Ours are [H, W, I / groups, O] and [I, O].
@@ -19,110 +18,14 @@ import numpy as np
 from flax import traverse_util
 
 from dag_jax.errors import UserError
+from dag_jax.weights.layouts import LAYOUTS
 
 _ANY_IMAGE = (128, 128, 3)  # parameters do not depend on the image's size
 # What torchvision's networks subtract and divide by, of an RGB image from 0 to 1.
 _TORCHVISION_MEAN = np.float32([0.485, 0.456, 0.406])
 _TORCHVISION_STD = np.float32([0.229, 0.224, 0.225])
-
-
-class Rule(NamedTuple):
-    """One line of a layout.
-
-    Attributes:
-      pattern: of a layer's whole name in the file.
-      path: of the layer in our tree, with the pattern's groups; None: none of our layers.
-      kind: what its arrays are: "conv", a convolution; "patch", a convolution or an inner product
-        over a patch; "dense", an inner product; "offsets", one that gives box offsets;
-        "upsample", a deconvolution; "torchvision", the convolution of an RGB image.
-    """
-
-    pattern: str
-    path: str | None
-    kind: str = ""
-
-
-class Layout(NamedTuple):
-    """How a kind of file names its layers.
-
-    Attributes:
-      sign: pattern of the name of a layer that only this layout has.
-      rules: the table; the first rule that fits counts.
-      covers: pattern of the layers of ours that such a file has to give.
-    """
-
-    sign: str
-    rules: tuple[Rule, ...]
-    covers: str = ".*"
-
-
-_TRUNK = Rule(r"conv[1-5](_[1-3])?", r"backbone/\g<0>", "conv")
-_FC = Rule(r"(fc[67])(-conv)?", r"\1", "patch")
-_CLASSIFIER = r"backbone/.*|fc6|fc7"
-_TORCH = r"(?:module\.|state_dict\.|model\.)*"
-_VGG16_STAGES = {  # torchvision's positions of VGG-16's convolutions
-    **{2: "conv1_2", 5: "conv2_1", 7: "conv2_2", 10: "conv3_1", 12: "conv3_2", 14: "conv3_3"},
-    **{17: "conv4_1", 19: "conv4_2", 21: "conv4_3", 24: "conv5_1", 26: "conv5_2", 28: "conv5_3"},
-}
-
-LAYOUTS = {
-    # fcn.berkeleyvision.org; the alternatives are names of the older files (V1 layers).
-    "caffe_fcn": Layout(
-        r"score_fr|score-fr|score59",
-        (
-            _TRUNK,
-            _FC,
-            Rule(r"score_fr|score-fr|score59", "score_fr", "conv"),
-            Rule(r"score[_-]pool([34])", r"score_stage\1", "conv"),
-            Rule(r"upscore2|score2", "upscore_stage4", "upsample"),
-            Rule(r"upscore_pool4|score4|upsample-fused-16", "upscore_stage3", "upsample"),
-            Rule(r"upscore8?|upsample", "upscore", "upsample"),
-        ),
-    ),
-    # The MATLAB release of Faster R-CNN, proposal_final and detection_final. Its channels are those
-    # of py-faster-rcnn: background scores of all anchors, then their object scores; offsets four by
-    # four; anchors ratio by ratio, then size by size.
-    "matlab_faster_rcnn": Layout(
-        r"proposal_cls_score",
-        (
-            _TRUNK,
-            Rule(r"conv_proposal1", "rpn_conv", "conv"),
-            Rule(r"proposal_(cls_score|bbox_pred)", r"rpn_\1", "conv"),
-            _FC,
-            Rule(r"cls_score", "cls_score", "dense"),
-            Rule(r"bbox_pred", "bbox_pred", "offsets"),
-        ),
-    ),
-    "py_faster_rcnn": Layout(
-        r"rpn_cls_score",
-        (
-            _TRUNK,
-            Rule(r"rpn_conv1|rpn_conv/3x3", "rpn_conv", "conv"),
-            Rule(r"rpn_cls_score|rpn_bbox_pred", r"\g<0>", "conv"),
-            _FC,
-            Rule(r"cls_score", "cls_score", "dense"),
-            Rule(r"bbox_pred", "bbox_pred", "offsets"),
-        ),
-    ),
-    # Classifiers of ImageNet: VGG-16, CaffeNet, ZF.
-    "caffe_imagenet": Layout(r"fc8.*", (_TRUNK, _FC, Rule(r"fc8.*", None)), _CLASSIFIER),
-    # torchvision's AlexNet is not here: it is another network than CaffeNet (64 first channels, no
-    # groups, no normalisation).
-    "torchvision_vgg16": Layout(
-        _TORCH + r"features\.28",
-        (
-            Rule(_TORCH + r"features\.0", "backbone/conv1_1", "torchvision"),
-            *(
-                Rule(_TORCH + rf"features\.{place}", f"backbone/{name}", "conv")
-                for place, name in _VGG16_STAGES.items()
-            ),
-            Rule(_TORCH + r"classifier\.0", "fc6", "patch"),
-            Rule(_TORCH + r"classifier\.3", "fc7", "patch"),
-            Rule(_TORCH + r"classifier\.6", None),
-        ),
-        _CLASSIFIER,
-    ),
-}
+_NORM = "kernel", "bias", "running_mean", "running_var"
+_EPSILON = np.float32(1e-5)  # what torch's normalisation adds to the variance
 
 
 class Converted(NamedTuple):
@@ -173,6 +76,7 @@ def convert(
     layout = layout or _tell(layers)
     if layout not in LAYOUTS:
         raise UserError(f"unknown layout {layout!r}; the known ones are {', '.join(LAYOUTS)}")
+    layers = _join(layers, LAYOUTS[layout].joins)
     expected, upsamplings = _expected(module)
     given, dense, problems = {}, [], []
     for name, arrays in layers.items():
@@ -265,6 +169,51 @@ def _merge(sources):
                     "not of one network whose parts share their features"
                 )
     return merged
+
+
+def _join(layers, joins):
+    """Return layers, with normalisations and PReLUs joined to those before them.
+
+    Normalisation is folded into a kernel, and is else "scale" and "bias"; a PReLU is "slope".
+    """
+    joined, caffes = {}, set()
+    for name, arrays in layers.items():
+        arrays = {part: leaf for part, leaf in arrays.items() if part != "num_batches_tracked"}
+        matches = ((re.fullmatch(pattern, name), target) for pattern, target in joins)
+        target = next((match.expand(target) for match, target in matches if match), None)
+        if target is None:
+            joined.setdefault(name, {}).update(arrays)
+            continue
+        layer = joined.setdefault(target, {})
+        if arrays.keys() == {"kernel"}:
+            layer["slope"] = arrays["kernel"]
+            continue
+        if "blob 2" in arrays or target in caffes:  # Caffe's BatchNorm, and the Scale after it
+            arrays = _caffe_norm(arrays)
+            caffes.add(target)
+        if lacking := [part for part in _NORM if part not in arrays]:
+            raise UserError(f"{name} is no batch normalisation: it has no {', '.join(lacking)}")
+        gain = arrays["kernel"] / np.sqrt(arrays["running_var"] + _EPSILON)
+        shift = arrays["bias"] - arrays["running_mean"] * gain
+        if "kernel" in layer:
+            layer["kernel"] = layer["kernel"] * gain[:, None, None, None]
+            layer["bias"] = layer.get("bias", 0) * gain + shift
+        else:
+            layer |= {"scale": gain, "bias": shift}
+    return joined
+
+
+def _caffe_norm(arrays):
+    """Return the blobs of a BatchNorm, or of the Scale after it, as torch names such arrays."""
+    first, second = arrays["kernel"].reshape(-1), arrays["bias"].reshape(-1)
+    ones, zeros = np.ones_like(first), np.zeros_like(first)
+    if "blob 2" not in arrays:
+        still = ones - np.float32(_EPSILON)  # its root, with epsilon, is 1
+        return {"kernel": first, "bias": second, "running_mean": zeros, "running_var": still}
+    factor = arrays["blob 2"].reshape(-1)  # sums were stored, not means; 0: nothing was summed
+    scale = np.divide(1, factor, out=np.zeros_like(factor), where=factor != 0)
+    statistics = {"running_mean": first * scale, "running_var": second * scale}
+    return {"kernel": ones, "bias": zeros, **statistics}
 
 
 def _tell(layers):

@@ -3,7 +3,6 @@
 import functools
 import importlib
 import inspect
-import pathlib
 
 from absl import app, flags
 
@@ -11,7 +10,7 @@ from dag_jax import files, models, networks
 from dag_jax.datasets import ExampleSet, load_examples
 from dag_jax.errors import UserError
 from dag_jax.models import DETECTION, SEGMENTATION
-from dag_jax.networks import zoo
+from dag_jax.networks import fetching, zoo
 from dag_jax.runs.subject import Subject, subject_of, weights_digest
 
 FLAGS = flags.FLAGS
@@ -19,14 +18,14 @@ FLAGS = flags.FLAGS
 SPLITS = {SEGMENTATION: "seg11valid", DETECTION: "voc07_test"}
 
 
-def load_model(name: str, *, miniature=None, checkpoints=None, precision=None):
+def load_model(name: str, *, miniature=None, weights_dir=None, precision=None):
     """Load a model.
 
     Args:
       name: of a built-in network, or "package.module:function", a function of no argument that
         returns a model.
-      miniature: of a built-in network; None is --miniature.
-      checkpoints: folder of <network>.safetensors; None is --checkpoints.
+      miniature: of a built-in network that has one; None is --miniature.
+      weights_dir: as of `fetching.weights_in`; None is --weights_dir.
       precision: of a built-in network; None is --precision.
 
     Returns:
@@ -50,14 +49,18 @@ def load_model(name: str, *, miniature=None, checkpoints=None, precision=None):
             "package.module:function"
         )
     miniature = FLAGS.miniature if miniature is None else miniature
-    checkpoints = checkpoints or FLAGS.checkpoints
-    if not (miniature or checkpoints):
-        raise app.UsageError("--nominiature needs --checkpoints: no full-size weights are shipped")
-    path = pathlib.Path(checkpoints or zoo.CHECKPOINTS) / f"{name}.safetensors"
+    miniature = miniature and name in networks.MINIATURES
+    folder = weights_dir or FLAGS.weights_dir or (zoo.CHECKPOINTS if miniature else None)
+    if folder is None:
+        raise app.UsageError(
+            f"{name} at full size needs --weights_dir: no full-size weights are shipped. `python "
+            f"-m experiments.fetch_weights --networks={name}` gets them"
+        )
+    paths = fetching.weights_in(folder, name)
     model = networks.load(
-        name, miniature=miniature, checkpoint=path, precision=precision or FLAGS.precision
+        name, miniature=miniature, checkpoint=paths, precision=precision or FLAGS.precision
     )
-    return model, files.sha256_of(path)
+    return model, files.sha256_of(paths[0]) if len(paths) == 1 else weights_digest(model)
 
 
 def _from_function(name):

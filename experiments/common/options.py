@@ -145,13 +145,18 @@ _SHARED = {
         "as they are",
         more={"lower_bound": SIDES[0], "upper_bound": SIDES[1]},
     ),
-    "checkpoints": _Shared(
+    "weights_dir": _Shared(
         flags.DEFINE_string,
         None,
-        "Folder of <network>.safetensors to use instead of those that come along.",
+        "Folder of the networks' weights, instead of those that come along: <network>.safetensors, "
+        "or the published files by their published names.",
         check=not_empty,
     ),
-    "miniature": _Shared(flags.DEFINE_bool, True, "The small networks, or the full-size ones."),
+    "miniature": _Shared(
+        flags.DEFINE_bool,
+        True,
+        "The small networks, of those that have one, or the full-size ones.",
+    ),
     "image_ids": _Shared(
         flags.DEFINE_list,
         None,
@@ -222,7 +227,7 @@ _SHARED = {
 }
 # Flags that change no result of an image. Whose weights a result is of, it says itself.
 UNRECORDED = (
-    *("checkpoints", "cache_dir", "data_dir", "slots", "audit", "workdir"),
+    *("weights_dir", "cache_dir", "data_dir", "slots", "audit", "workdir"),
     *("limit", "image_ids", "accept_version"),  # which images, and on whose word
 )
 

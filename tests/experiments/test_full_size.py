@@ -192,7 +192,7 @@ def test_bad_input_is_named_before_any_work(refuse, photograph, tmp_path, flags,
 def test_a_child_finds_a_checkpoint_of_another_network(launch, photograph, tmp_path):
     shipped = networks.zoo.CHECKPOINTS / "fcn_vgg.safetensors"
     (tmp_path / "fcn_alex.safetensors").symlink_to(shipped)
-    flags = (f"--checkpoints={tmp_path}", "--models=fcn_alex", "--miniature")
+    flags = (f"--weights_dir={tmp_path}", "--models=fcn_alex", "--miniature")
     workdir = tmp_path / "run"
     given = (f"--images={photograph}", f"--workdir={workdir}")
     process = launch("full_size", *given, *flags, fails=True)

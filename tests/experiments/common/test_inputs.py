@@ -37,7 +37,7 @@ number = 3
 @pytest.fixture
 def of_models(define, tmp_path, monkeypatch, cache):
     """The flags by which models and examples are read, and a module of somebody's."""
-    names = ("dataset", "split", "data_dir", "cache_dir", "canvas", "checkpoints", "miniature")
+    names = ("dataset", "split", "data_dir", "cache_dir", "canvas", "weights_dir", "miniature")
     define(*names, "image_ids", "limit", "precision")
     (tmp_path / "made_up_models.py").write_text(MADE_UP)
     (tmp_path / "lacking_models.py").write_text("import no_such_module")
@@ -91,7 +91,7 @@ def test_what_a_module_itself_lacks_is_its_own_fault(of_models):
 
 def test_a_full_size_network_needs_weights(of_models):
     of_models("--nominiature")
-    with pytest.raises(app.UsageError, match="--nominiature needs --checkpoints"):
+    with pytest.raises(app.UsageError, match="--nominiature needs --weights_dir"):
         inputs.load_model("fcn_alex")
 
 

@@ -32,7 +32,7 @@ def parse(*given):
         ("--workdir=", "must not be empty"),
         ("--cache_dir=", "must not be empty"),
         ("--data_dir=", "must not be empty"),
-        ("--checkpoints=", "must not be empty"),
+        ("--weights_dir=", "must not be empty"),
         ("--image_ids=", "must not be empty"),
         ("--image_ids=a,,b", "must not be empty"),
         ("--dataset=coco", "value should be one of <scenes|voc>"),

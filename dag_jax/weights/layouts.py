@@ -1,0 +1,169 @@
+"""How files of other frameworks name the layers of our networks.
+
+A layout is one table from a layer's name in the file to its path in our tree and to what has to be
+done to its arrays.
+"""
+
+from typing import NamedTuple
+
+
+class Rule(NamedTuple):
+    """One line of a layout.
+
+    Attributes:
+      pattern: of a layer's whole name in the file.
+      path: of the layer in our tree, with the pattern's groups; None: none of our layers.
+      kind: what its arrays are: "conv", a convolution; "patch", a convolution or an inner product
+        over a patch; "dense", an inner product; "offsets", one that gives box offsets;
+        "upsample", a deconvolution; "torchvision", the convolution of an RGB image.
+    """
+
+    pattern: str
+    path: str | None
+    kind: str = ""
+
+
+class Layout(NamedTuple):
+    """How a kind of file names its layers.
+
+    Attributes:
+      sign: pattern of the name of a layer that only this layout has.
+      rules: the table; the first rule that fits counts.
+      covers: pattern of the layers of ours that such a file has to give.
+      joins: (pattern of a name, name of another layer): normalisations and PReLUs, which have names
+        of their own, and the layer that they are a part of. It comes first in the file, or is none.
+    """
+
+    sign: str
+    rules: tuple[Rule, ...]
+    covers: str = ".*"
+    joins: tuple[tuple[str, str], ...] = ()
+
+
+_TRUNK = Rule(r"conv[1-5](_[1-3])?", r"backbone/\g<0>", "conv")
+_FC = Rule(r"(fc[67])(-conv)?", r"\1", "patch")
+_CLASSIFIER = r"backbone/.*|fc6|fc7"
+_TORCH = r"(?:module\.|state_dict\.|model\.)*"
+_VGG16_STAGES = {  # torchvision's positions of VGG-16's convolutions
+    **{2: "conv1_2", 5: "conv2_1", 7: "conv2_2", 10: "conv3_1", 12: "conv3_2", 14: "conv3_3"},
+    **{17: "conv4_1", 19: "conv4_2", 21: "conv4_3", 24: "conv5_1", 26: "conv5_2", 28: "conv5_3"},
+}
+_EESP_OLD = r"base_net\.level([2-4])_0\.eesp\.", r"base_net\.level([34])\.(\d)\."
+_EESP_NEW = r"level\1/block/", r"level\1_\2/"
+_EESP_LAYERS = (
+    ("proj_1x1\\.conv", "project"),
+    *((rf"spp_dw\.{branch}\.conv", f"dilated{branch}") for branch in range(4)),
+    ("br_after_cat", "norm"),
+    ("conv_1x1_exp\\.conv", "expand"),
+)
+
+_RESNET_LAYERS = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}
+
+LAYOUTS = {
+    # fcn.berkeleyvision.org; the alternatives are names of the older files (V1 layers).
+    "caffe_fcn": Layout(
+        r"score_fr|score-fr|score59",
+        (
+            _TRUNK,
+            _FC,
+            Rule(r"score_fr|score-fr|score59", "score_fr", "conv"),
+            Rule(r"score[_-]pool([34])", r"score_stage\1", "conv"),
+            Rule(r"upscore2|score2", "upscore_stage4", "upsample"),
+            Rule(r"upscore_pool4|score4|upsample-fused-16", "upscore_stage3", "upsample"),
+            Rule(r"upscore8?|upsample", "upscore", "upsample"),
+        ),
+    ),
+    # The MATLAB release of Faster R-CNN, proposal_final and detection_final. Its channels are those
+    # of py-faster-rcnn: background scores of all anchors, then their object scores; offsets four by
+    # four; anchors ratio by ratio, then size by size.
+    "matlab_faster_rcnn": Layout(
+        r"proposal_cls_score",
+        (
+            _TRUNK,
+            Rule(r"conv_proposal1", "rpn_conv", "conv"),
+            Rule(r"proposal_(cls_score|bbox_pred)", r"rpn_\1", "conv"),
+            _FC,
+            Rule(r"cls_score", "cls_score", "dense"),
+            Rule(r"bbox_pred", "bbox_pred", "offsets"),
+        ),
+    ),
+    # py-R-FCN; Caffe's BatchNorm and Scale are layers of their own.
+    "py_rfcn": Layout(
+        r"rfcn_cls",
+        (
+            Rule(r"conv1", "backbone/conv1", "conv"),
+            *(
+                Rule(rf"res([2-5]){letter}_branch{old}", rf"backbone/stage\1_{block}/{new}", "conv")
+                for block, letter in enumerate("abcdef", start=1)
+                for old, new in _RESNET_LAYERS.items()
+            ),
+            Rule(r"rpn_conv/3x3", "rpn_conv", "conv"),
+            Rule(r"rpn_cls_score|rpn_bbox_pred|rfcn_cls|rfcn_bbox", r"\g<0>", "conv"),
+            Rule(r"conv_new_1", "conv_new", "conv"),
+        ),
+        joins=((r"(?:bn|scale)_conv1", "conv1"), (r"(?:bn|scale)(\d\w_branch\w+)", r"res\1")),
+    ),
+    "py_faster_rcnn": Layout(
+        r"rpn_cls_score",
+        (
+            _TRUNK,
+            Rule(r"rpn_conv1|rpn_conv/3x3", "rpn_conv", "conv"),
+            Rule(r"rpn_cls_score|rpn_bbox_pred", r"\g<0>", "conv"),
+            _FC,
+            Rule(r"cls_score", "cls_score", "dense"),
+            Rule(r"bbox_pred", "bbox_pred", "offsets"),
+        ),
+    ),
+    # Classifiers of ImageNet: VGG-16, CaffeNet, ZF.
+    "caffe_imagenet": Layout(r"fc8.*", (_TRUNK, _FC, Rule(r"fc8.*", None)), _CLASSIFIER),
+    # torchvision's AlexNet is not here: it is another network than CaffeNet (64 first channels, no
+    # groups, no normalisation).
+    "torchvision_vgg16": Layout(
+        _TORCH + r"features\.28",
+        (
+            Rule(_TORCH + r"features\.0", "backbone/conv1_1", "torchvision"),
+            *(
+                Rule(_TORCH + rf"features\.{place}", f"backbone/{name}", "conv")
+                for place, name in _VGG16_STAGES.items()
+            ),
+            Rule(_TORCH + r"classifier\.0", "fc6", "patch"),
+            Rule(_TORCH + r"classifier\.3", "fc7", "patch"),
+            Rule(_TORCH + r"classifier\.6", None),
+        ),
+        _CLASSIFIER,
+    ),
+    # sacmehta/EdgeNets; the last PReLU of a block with a stride is in the file and never runs.
+    "edgenets_espnetv2": Layout(
+        r"bu_dec_l1\.projection_layer\.cbr\.0",
+        (
+            Rule(r"base_net\.level1\.conv", "level1", "conv"),
+            *(
+                Rule(_EESP_OLD[kind] + old, _EESP_NEW[kind] + new, "conv")
+                for kind in (0, 1)
+                for old, new in _EESP_LAYERS
+            ),
+            Rule(r"base_net\.level([2-4])_0\.eesp\.module_act", None),
+            Rule(r"base_net\.level([2-4])_0\.inp_reinf\.([01])\.conv", r"level\1/image\2", "conv"),
+            Rule(r"base_net\.level([2-4])_0", r"level\1/act"),
+            Rule(r"bu_dec_l([1-4])\.projection_layer\.cbr\.0", r"decode\1/project", "conv"),
+            Rule(r"bu_dec_l([1-4])\.stages\.([0-4])", r"decode\1/scale\2", "conv"),
+            Rule(r"bu_dec_l([1-4])\.merge_layer\.0", r"decode\1/norm"),
+            Rule(r"bu_dec_l([1-4])\.merge_layer\.2\.cbr\.0", r"decode\1/merge", "conv"),
+            Rule(r"bu_dec_l([1-4])\.merge_layer\.3", r"decode\1/expand", "conv"),
+            Rule(r"merge_enc_dec_l([2-4])\.wt_layer\.1", r"skip\1/weigh", "conv"),
+            Rule(r"merge_enc_dec_l([2-4])\.expansion_layer\.cbr\.0", r"skip\1/expand", "conv"),
+            Rule(r"bu_br_l([2-4])", r"join\1"),
+        ),
+        joins=(
+            (r"(.*)\.br_after_cat\.(?:bn|act)", r"\1.br_after_cat"),
+            (r"(base_net\.level[34]\.\d)\.module_act", r"\1.conv_1x1_exp.conv"),
+            (r"(base_net\.level[2-4]_0\.eesp\.)module_act", r"\1module_act"),
+            (r"(base_net\.level[2-4]_0)\.act", r"\1"),
+            (r"(.*)\.(?:bn|act)", r"\1.conv"),
+            (r"(.*)\.cbr\.[12]", r"\1.cbr.0"),
+            (r"(.*)\.merge_layer\.0\.br\.[01]", r"\1.merge_layer.0"),
+            (r"(.*)\.br\.br\.[01]", r"\1.merge_layer.3"),
+            (r"(bu_br_l[2-4])\.[01]", r"\1"),
+        ),
+    ),
+}
