@@ -73,7 +73,9 @@ def pick(outputs: Any, output: str | int | None, title: str) -> Any:
     if output not in entries:
         has = ", ".join(f"{key!r} {list(value.shape)}" for key, value in entries.items())
         lacks = "output= names one" if output is None else f"none of them is output={output!r}"
-        raise UserError(f"{title} returns a {type(outputs).__name__} of {has or 'no array'}; {lacks}")
+        raise UserError(
+            f"{title} returns a {type(outputs).__name__} of {has or 'no array'}; {lacks}"
+        )
     return entries[output]
 
 

@@ -31,7 +31,8 @@ class FunctionSegmenter:
 
     def predict(self, image: Float[Array, "H W 3"]) -> Int32[Array, "H W"]:
         """Return the class of each pixel, i32[H, W]; coarser scores are resized bilinearly."""
-        return jnp.argmax(models.score_fn(self)(image), axis=-1).astype(jnp.int32)
+        at_pixels = models.score_fn(self)  # type: ignore[arg-type]  # frozen, which a protocol can't say
+        return jnp.argmax(at_pixels(image), axis=-1).astype(jnp.int32)
 
 
 def from_function(

@@ -31,6 +31,11 @@ class QueryDetector:
     title: str = dataclasses.field(metadata={"static": True})
     min_score: float = dataclasses.field(metadata={"static": True})
 
+    @property
+    def background(self) -> int:
+        """The index of no object, whatever the others are called."""
+        return len(self.classes) - 1
+
     def propose(self, image: Float[Array, "H W 3"]) -> Candidates:
         """Return all queries as `Candidates`, where they see something on this image."""
         boxes, logits = self._look(image)
@@ -87,8 +92,8 @@ def from_queries(
       ValueError: for classes that are no names, repeat, or name "background".
     """
     names = class_names(classes)
+    if NO_OBJECT in names:
+        raise UserError(f"classes name {NO_OBJECT!r}; they are those of objects alone")
     model = QueryDetector(as_callable_pytree(function), (*names, NO_OBJECT), title, min_score)
-    background = models.about(model).background
-    if background != len(names):
-        raise UserError(f"classes name {names[background]!r}; they are those of objects alone")
+    models.about(model)
     return model

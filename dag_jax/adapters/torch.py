@@ -54,7 +54,9 @@ class TorchFunction:
         self.title = title
         self._torch = importlib.import_module("torch")
         self._module, self._layout, self._size, self._take = module, layout, size, take
-        self._mean, self._std = (np.float32(values).reshape(1, 3, 1, 1) for values in (mean, std))
+        self._mean, self._std = (
+            np.asarray(values, np.float32).reshape(1, 3, 1, 1) for values in (mean, std)
+        )
         self._picks, self._single = (
             (output, False) if isinstance(output, tuple) else ((output,), True)
         )
