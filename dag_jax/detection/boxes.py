@@ -150,7 +150,7 @@ def scale_boxes(
     _check("boxes", boxes)
     height, width = shape
     sides = jnp.stack([jnp.float32(side) for side in (width, height) * 2])
-    return boxes * jnp.broadcast_to(sides, boxes.shape)
+    return jnp.asarray(boxes) * jnp.broadcast_to(sides, boxes.shape)
 
 
 def boxes_from_edges(boxes: Float[Array, "*S 4"]) -> Float[jax.Array, "*S 4"]:
