@@ -114,6 +114,7 @@ def test_the_folder_belongs_to_this_attack(run, call, refuse, capsys):
     assert {path: path.read_bytes() for path in workdir.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_drawing_is_what_is_to_be_seen_and_its_void_is_left_alone(call, photograph, tmp_path):
     drawing = np.full((128, 96), datasets.VOID, np.uint8)
     drawing[:, :48] = 4

@@ -52,6 +52,7 @@ def test_bfloat16_is_close(name, cosine):
     assert a @ b > cosine * np.sqrt((a @ a) * (b @ b))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "wide"), [("fcn_vgg", 3), ("fr_zf_07", 2), ("fcn_resnet", 2)])
 def test_the_products_are_of_bfloat16(name, wide):
     # But for the image's own: forward, backward and, where it is padded far, the border's.

@@ -95,6 +95,7 @@ def test_a_full_size_network_needs_weights(of_models):
         inputs.load_model("fcn_alex")
 
 
+@pytest.mark.slow
 def test_examples_are_of_the_split_that_the_model_declares(of_models):
     of_models("--limit=2")
     model, _ = inputs.load_model("made_up_models:Half")
