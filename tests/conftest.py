@@ -9,6 +9,7 @@ What public functions are given and return is compared with their annotations, s
 
 import atexit
 import functools
+import importlib.metadata
 import os
 import pathlib
 import shutil
@@ -23,9 +24,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# Compiling takes most of a test's time, and much of that LLVM's optimisation: HLO's stays as users
-# have it. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests with both.
+# Compiling takes most of a test's time. HLO's optimisation stays as users have it; LLVM's is the
+# cheapest and, where XLA still has older emitters (an unknown flag ends the process), loops come
+# from these, which halves it. XLA_FLAGS= JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests what users have.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ.setdefault(
+        "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    )
 # What is compiled once is there for all workers, and for the
 # launches that tests start. A folder that is named from outside is kept for the next session.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -52,7 +52,7 @@ def kernels(shrink: int = 1) -> list[Kernel]:
         return max(2, channels // shrink)
 
     wide, fc, half = few(512), few(4096), few(192)
-    classes, pool = 21, {"size": 2, "stride": 2}
+    pool = {"size": 2, "stride": 2}
     rise = {"shape": (128, 128), "stride": 32, "kernel_size": 63, "offset": 18}
     return [
         Kernel(
@@ -80,7 +80,7 @@ def kernels(shrink: int = 1) -> list[Kernel]:
             "63x63 upsampling by 32",
             lambda x: naive.upsample(x, **rise),
             lambda x: operations.upsample(x, **rise),
-            (1, 5, 5, classes),
+            (1, 5, 5, few(21)),
             (),
         ),
         Kernel(

@@ -17,6 +17,7 @@ from dag_jax import Method, networks
 from dag_jax.engine import lanes
 from dag_jax.engine.scoring import as_callable_pytree
 from dag_jax.models import DETECTION
+from tests import toy_models
 
 SIZE = 48
 COLLECTIVES = r"all-(reduce|gather|to-all)|collective-permute|reduce-scatter|send|recv"
@@ -39,17 +40,18 @@ def in_child(function, *arguments, devices=8):
     return json.loads(child.stdout.splitlines()[-1])
 
 
-def examples(network, count, size=SIZE, seed=0):
+def examples(name, count, seed=0):
+    """Yield what is attacked: noise, random targets and, of a detector, random boxes."""
     rng = np.random.default_rng(seed)
     for i in range(count):
-        image = rng.uniform(0, 255, (size, size, 3)).astype(np.float32)
-        if networks.TASKS[network.name] == DETECTION:
-            corners = np.sort(rng.uniform(0, size - 1, (20, 2, 2)), axis=1).reshape(-1, 4)
+        image = rng.uniform(0, 255, (SIZE, SIZE, 3)).astype(np.float32)
+        if networks.TASKS[name] == DETECTION:
+            corners = np.sort(rng.uniform(0, SIZE - 1, (20, 2, 2)), axis=1).reshape(-1, 4)
             labels = rng.integers(1, 21, 20)
             targets = dag_jax.make_targets(labels, labels % 20 + 1)
             yield i, image, targets, (corners.astype(np.float32),)
         else:
-            labels = rng.integers(0, 21, (size, size))
+            labels = rng.integers(0, 21, (SIZE, SIZE))
             yield i, image, dag_jax.make_targets(labels, (labels + 1) % 21)
 
 
@@ -63,16 +65,16 @@ def bytes_of(results):
 
 
 def differing(name):
-    """Return the (devices, slots) whose results are not those of one device and 16 slots."""
+    """Return the (devices, slots) whose results are not those of one device and 8 slots."""
     network = networks.load(name, miniature=True)
-    made = list(examples(network, 16))
+    made = list(examples(name, 8))
     score_fn, twice = network.scores, Method(max_steps=2)
 
     def run(made, **options):
         return bytes_of(dict(dag_jax.attack_stream(score_fn, made, twice, **options)))
 
-    expected = run(made, slots=16)
-    cases = [(8, 16), (1, 3)]
+    expected = run(made, slots=8)
+    cases = [(8, 8), (1, 3)]
     return [
         (devices, slots)
         for devices, slots in cases
@@ -81,19 +83,19 @@ def differing(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fcn_alex", "fr_zf_07"])
+@pytest.mark.parametrize("name", ["fr_zf_07"])
 def test_devices_slots_and_order_change_no_bit(name):
     assert in_child(differing, name) == []
 
 
 def programs():
     """Return [flops of a device, collectives] of a detector's compiled loop on 1 and 8 devices."""
-    network = networks.load("fr_zf_07", miniature=True)
-    ((_, *arrays),) = examples(network, 1)
+    model = toy_models.two_stage()
+    ((_, *arrays),) = examples("fr_zf_07", 1)
     costs = []
     for devices in (1, 8):
         mesh = mesh_of(devices)
-        score_fn = lanes.spread(as_callable_pytree(network.scores), mesh, {})
+        score_fn = lanes.spread(as_callable_pytree(model.scores), mesh, {})
         made = lanes.Lanes(
             score_fn,
             jax.tree.map(np.asarray, tuple(arrays)),
@@ -117,9 +119,9 @@ def test_no_collective_and_a_share_of_the_work():
 
 
 @pytest.mark.slow
-def test_lanes_are_never_alone(rng):
-    network = networks.load("fcn_vgg", miniature=True)
-    made = list(examples(network, 3, size=48))
+def test_lanes_are_never_alone():
+    network = networks.load("fcn_alex", miniature=True)
+    made = list(examples("fcn_alex", 3))
     score_fn, thrice = network.scores, Method(max_steps=3)
     alone, paired = (
         dict(dag_jax.attack_stream(score_fn, made, thrice, slots=slots)) for slots in (1, 2)
@@ -169,8 +171,8 @@ def stream_many(count):
 
 
 @pytest.mark.slow
-def test_ten_thousand_images_leave_memory_flat_and_compile_nothing():
-    memory, compiled = in_child(stream_many, 10_000)
-    assert len(memory) == 100
+def test_thousands_of_images_leave_memory_flat_and_compile_nothing():
+    memory, compiled = in_child(stream_many, 3000)
+    assert len(memory) == 30
     assert max(memory[1:]) <= 1.05 * memory[0]
     assert compiled == 0

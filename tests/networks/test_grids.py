@@ -1,4 +1,4 @@
-"""Padding an image changes nothing: scores, gradients, proposals, detections, a whole attack."""
+"""Padding an image changes nothing: scores, gradients, proposals, detections."""
 
 import dataclasses
 import functools
@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import dag_jax
 from dag_jax import models, networks
 from dag_jax.networks import operations
 from dag_jax.networks.grids import Grid, pixels
@@ -156,7 +155,7 @@ def detect_all(network, image, weights, *extent, shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fr_zf_07", "fr_vgg_07", "fr_resnet"])
+@pytest.mark.parametrize("name", ["fr_zf_07"])
 def test_padding_changes_no_detection(name, rng, assert_equal):
     network, size = load(name), (110, 66)
     model, shape = network.bucket(size)
@@ -260,35 +259,3 @@ def test_no_boxes_have_no_scores():
     network = networks.load("fr_vgg_07", miniature=True)
     score_fn = models.score_fn(network, np.zeros((0, 4), np.float32))
     assert jax.eval_shape(score_fn, jnp.zeros((64, 64, 3))).shape == (0, 21)
-
-
-@pytest.mark.slow
-def test_padding_changes_no_attack(rng, assert_equal):
-    network = networks.load("fcn_vgg", miniature=True)
-    size = (100, 75)
-    image = rng.uniform(0, 255, (*size, 3)).astype(np.float32)
-    model, shape = network.bucket(size)
-    assert model is network
-    labels = np.asarray(jax.jit(network.predict)(image))
-    adversarial = (labels + 1) % 21
-
-    def attack(image):
-        grow = [(0, image.shape[axis] - size[axis]) for axis in (0, 1)]
-        valid = np.pad(np.ones(size, bool), grow)
-        targets = dag_jax.make_targets(np.pad(labels, grow), np.pad(adversarial, grow), valid)
-        extent = () if image.shape[:2] == size else (np.int32(size),)
-        score_fn = jax.tree_util.Partial(_with_extent, network, extent)
-        return dag_jax.attack(score_fn, image, targets, dag_jax.Method(max_steps=10))
-
-    again = jax.jit(network.predict)(padded(image, shape, rng), np.int32(size))
-    assert (again[: size[0], : size[1]] == labels).mean() > 0.999
-    assert not again[size[0] :].any() and not again[:, size[1] :].any()
-    alone, larger = attack(image), attack(padded(image, shape, rng))
-    assert alone.num_steps == larger.num_steps == 10
-    np.testing.assert_array_equal(alone.active_counts, larger.active_counts)
-    assert_equal(larger.perturbation[: size[0], : size[1]], alone.perturbation)
-    assert not np.asarray(larger.perturbation)[size[0] :].any()
-
-
-def _with_extent(network, extent, image):
-    return network.scores(image, *extent)

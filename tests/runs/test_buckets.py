@@ -91,7 +91,7 @@ def test_what_is_computed_is_made_when_it_is_asked_for():
 
 @pytest.mark.slow
 def test_a_run_of_many_sizes_equals_runs_of_one(scenes, mesh):  # FCNs: tests/engine/test_stream.py
-    network = networks.load("fr_vgg_07", miniature=True)
+    network = networks.load("fr_zf_07", miniature=True)
     whole = scenes(2)
     examples = [crop(example, size) for example, size in zip(whole, SIZES, strict=True)]
 
