@@ -99,7 +99,7 @@ class Network:
 
 
 class SegmentationNetwork(Network):
-    """An FCN: a `Segmenter`."""
+    """An FCN, or another network that scores pixels: a `Segmenter`."""
 
     def scores(self, image, extent=None):
         """Return the pre-softmax scores of each pixel.
@@ -134,6 +134,8 @@ class SegmentationNetwork(Network):
           ValueError: where the image is smaller than the network can see.
         """
         height, width = shape[:2]
+        if hasattr(self.module, "size"):  # which every image is scaled to: they share one shape
+            return self, _raised((height, width), 4 * BUCKET)
         if min(height, width) < BUCKET:
             _check_size(self.module, (height, width))
         return self, _raised((height, width), BUCKET)
