@@ -34,8 +34,8 @@ def get(release, folder, *, addresses=()) -> dict:
       addresses: to be tried instead of the published ones; one that ends with "/" is a folder.
 
     Returns:
-      {"address": where it came from, or `BY_HAND`; "bytes"; "file_checksum": "sha256:..."; "published":
-      the checksum that it was compared with, or None}.
+      {"address": where it came from, or `BY_HAND`; "bytes"; "file_checksum": "sha256:...";
+      "published": the checksum that it was compared with, or None}.
 
     Raises:
       UserError: where every address fails, each with its reason; where the file that is there is
