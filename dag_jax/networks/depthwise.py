@@ -66,15 +66,15 @@ def _backward(stride, padding, dilation, residuals, cotangent):
     ]  # fmt: skip
     parts = [
         [
-            _shifted(spread, kernel, [(r, c, (i, j)) for r, i in rows for c, j in columns], blocks, 1)
+            _shifted(
+                spread, kernel, [(r, c, (i, j)) for r, i in rows for c, j in columns], blocks, 1
+            )
             for columns in starts
         ]
         for rows in starts
     ]
     shape = (*x.shape[:-3], *blocks, x.shape[-1])
-    parts = [
-        jnp.stack([jnp.broadcast_to(part, shape) for part in row], axis=-2) for row in parts
-    ]
+    parts = [jnp.stack([jnp.broadcast_to(part, shape) for part in row], axis=-2) for row in parts]
     gradient = jnp.stack(parts, axis=-4)
     rows, columns = (block * stride for block in blocks)
     gradient = gradient.reshape(*x.shape[:-3], rows, columns, x.shape[-1])

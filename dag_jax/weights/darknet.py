@@ -319,7 +319,9 @@ class _Section:
         name = self.text("activation", default)
         if name not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
-            raise self.wrong(f"activation {name!r:.50} is not known; known are {known}", "activation")
+            raise self.wrong(
+                f"activation {name!r:.50} is not known; known are {known}", "activation"
+            )
         return name
 
     def sources(self, option, place):
@@ -347,7 +349,9 @@ def _sections(text, name):
             continue
         option, sign, value = line.partition("=")
         if not sign or not sections:
-            raise UserError(f"{name}, line {number}: {line!r:.50} is no option=value of a [section]")
+            raise UserError(
+                f"{name}, line {number}: {line!r:.50} is no option=value of a [section]"
+            )
         sections[-1].options[option] = number, value
     for section in sections:
         for option, value in _UNSUPPORTED.get(section.kind, {}).items():

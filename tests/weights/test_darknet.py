@@ -120,7 +120,10 @@ def test_folded_batch_norm_is_batch_norm(rng):
         (lambda contents: contents[:-4], "truncated"),
         (lambda contents: contents + b"\0" * 4, "too long"),
         (lambda contents: contents[:7], "truncated"),
-        (lambda contents: contents[:20] + struct.pack("<f", np.nan) + contents[24:], "bias of conv0"),
+        (
+            lambda contents: contents[:20] + struct.pack("<f", np.nan) + contents[24:],
+            "bias of conv0",
+        ),
         (lambda contents: contents[:116] + struct.pack("<f", -1) + contents[120:], "variance"),
     ],
 )
