@@ -12,11 +12,13 @@ import io
 import json
 import os
 import pathlib
+import pickle
 import signal
 import subprocess
 import sys
 import time
 
+import filelock
 import jax
 import pytest
 from absl import flags
@@ -148,12 +150,36 @@ def launch(start):
 
 
 @pytest.fixture(scope="session")
-def toys(launch, tmp_path_factory):
+def once(tmp_path_factory):
+    """Make what several workers read once: a function of (name, function that makes it).
+
+    The function gets a folder, and returns what pickle can store.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def make(name, function):
+        result = shared / f"{name}.pickle"
+        with filelock.FileLock(shared / f"{name}.lock"):
+            if not result.exists():
+                made = function(shared / name)
+                result.write_bytes(pickle.dumps(made))
+        return pickle.loads(result.read_bytes())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toys(launch, once):
     """Table 1 of all models of `small`, audited: (folder, flags, process). Only to be read."""
-    workdir = tmp_path_factory.mktemp("toys") / "table1"
-    flags = (f"--models={','.join(small.TITLES)}", f"--image_ids={','.join(small.SCENES)}")
-    flags = (*flags, *small.STEPS, f"--workdir={workdir}")
-    return workdir, flags, launch("table1", *flags)
+
+    def make(folder):
+        workdir = folder / "table1"
+        flags = (f"--models={','.join(small.TITLES)}", f"--image_ids={','.join(small.SCENES)}")
+        flags = (*flags, *small.STEPS, f"--workdir={workdir}")
+        return workdir, flags, launch("table1", *flags)
+
+    return once("toys", make)
 
 
 @pytest.fixture(scope="session")

@@ -318,11 +318,14 @@ MORE = (f"--models={SEGMENTER}", *small.STEPS, "--limit=4", "--noaudit")
 
 
 @pytest.fixture(scope="module")
-def whole(launch, tmp_path_factory):
+def whole(launch, once):
     """A folder that nothing disturbed."""
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    launch("table1", *MORE, f"--workdir={workdir}")
-    return workdir
+
+    def make(workdir):
+        launch("table1", *MORE, f"--workdir={workdir}")
+        return workdir
+
+    return once("whole", make)
 
 
 @pytest.mark.slow
@@ -334,14 +337,14 @@ def test_ten_kills_at_random_moments_lose_nothing(whole, start, launch, tmp_path
         return sum(".tmp-" not in name for name in written(workdir))
 
     for _ in range(10):
-        launched, enough = start("table1", *flags, doomed=True), counts[-1] + draw.randint(1, 6)
+        launched, enough = start("table1", *flags, doomed=True), counts[-1] + draw.randint(1, 4)
         while count() < enough and not launched.ended():
             time.sleep(0.001)
         time.sleep(draw.uniform(0, 0.005))  # in the midst of what comes next
         launched.kill()
         assert launched.wait().returncode in (0, 128 + signal.SIGKILL)
         counts.append(count())
-    assert counts == sorted(counts) and len(set(counts)) > 5, counts
+    assert counts == sorted(counts) and len(set(counts)) > 3, counts
     launch("table1", *flags)
     assert everything(workdir) == everything(whole)
 

@@ -25,9 +25,11 @@ FLAGS = (f"--sums={BOTH},{ACROSS}", f"--black_boxes={UNSEEN}", "--sets=50")
 
 
 @pytest.fixture(scope="module")
-def run(launch, toys, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("transfer") / "run"
-    return workdir, launch("transfer", f"--run={toys[0]}", *FLAGS, f"--workdir={workdir}")
+def run(launch, toys, once):
+    def make(workdir):
+        return workdir, launch("transfer", f"--run={toys[0]}", *FLAGS, f"--workdir={workdir}")
+
+    return once("transfer", make)
 
 
 def cells_of(workdir):
