@@ -38,8 +38,8 @@ COCO_NAMES = tuple(
         "tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, "
         "sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, "
         "potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard, "
-        "cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, hair drier, "
-        "toothbrush"
+        "cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, "
+        "teddy bear, hair drier, toothbrush"
     ).split(", ")
 )
 # Those that small VOC folders are made of; scores on photographs are given for these, too.
