@@ -68,8 +68,7 @@ class Layer(nn.Module):
         size, channels = self.kernel_size, x.shape[1]
         if size:
             shape = (size, size, channels // self.groups, self.features)
-            he = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-            kernel = self.param("kernel", he, shape)
+            kernel = self.param("kernel", _he, shape)
             if size == 1:
                 x = planes.pointwise(x, kernel, groups=self.groups)
             elif self.groups == channels == self.features:
@@ -87,12 +86,30 @@ class Layer(nn.Module):
         return x
 
 
+_he = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
 def _quarter(key, shape):
     return jnp.full(shape, 0.25)
 
 
 def _planes(numbers):
     return numbers[None, :, None, None]
+
+
+class Kernel(nn.Module):
+    """A kernel by itself.
+
+    Attributes:
+      shape: [K, K, C / groups, D].
+    """
+
+    shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self):
+        """Return the kernel."""
+        return self.param("kernel", _he, self.shape)
 
 
 class Activation(nn.Module):
@@ -181,26 +198,23 @@ class Pyramid(nn.Module):
     def __call__(self, x):
         """Map f32[B, C, h, w] to f32[B, features, h, w]."""
         x = Layer(self.narrow, name="project")(x)
+        sides, shape = x.shape[2:], (3, 3, 1, self.narrow)
         views = []
         for index, scale in enumerate(_SCALES):
-            layer = Layer(
-                self.narrow, 3, self.narrow, bias=False, slope=False, name=f"scale{index}"
-            )
-            sides = x.shape[2:]
+            kernel = Kernel(shape, name=f"scale{index}")()
             there = tuple(max(math.ceil(side * scale), _LEAST) for side in sides)
-            up, down = planes.corners_matrix, planes.average_matrix
-            first, second = (up, down) if scale > 1 else (down, up)
-            if scale == 1:
-                views.append(layer(x))
+            if scale > 1:
+                views.append(planes.correlate_enlarged(x, kernel, there))
                 continue
-            y = planes.resize(x, *map(first, there, sides))
-            views.append(planes.resize(layer(y), *map(second, sides, there)))
+            y = x if there == sides else planes.resize(x, *map(planes.average_matrix, there, sides))
+            y = planes.depthwise(y, kernel)
+            if there != sides:
+                y = planes.resize(y, *map(planes.corners_matrix, sides, there))
+            views.append(y)
         y = Layer(len(views) * self.narrow, 0, name="norm")(jnp.concatenate(views, axis=1))
-        # The authors shuffle channels, so that one group has what all scales say of a channel.
-        batch, channels, *sides = y.shape
-        y = y.reshape(batch, len(views), self.narrow, *sides).swapaxes(1, 2)
-        y = y.reshape(batch, channels, *sides)
-        y = Layer(self.narrow, 3, self.narrow, name="merge")(y)
+        # Each channel of the result is of that channel at all scales: the authors shuffle channels
+        # for it.
+        y = Layer(self.narrow, 3, self.narrow, name="merge")(planes.shuffle(y, len(views)))
         return Layer(self.features, slope=self.slope, name="expand")(y)
 
 

@@ -9,6 +9,7 @@ its gradient more.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,45 +19,94 @@ from jax import lax
 _TAPS = tuple(np.ndindex(3, 3))
 
 
-def _per_plane(numbers):
-    """Return [C] as [C, 1, 1]."""
-    return numbers[:, None, None]
+class _Term(NamedTuple):
+    """A summand of `_sum`: weights times one of the arrays, moved."""
+
+    source: int
+    weights: jax.Array  # of each plane, or to be broadcast to the planes
+    rows: int
+    columns: int
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _depthwise(x, kernel, dilation):
-    height, width = x.shape[2:]
-    around = ((dilation, dilation),) * 2
-    padded = jnp.pad(x, ((0, 0), (0, 0), *around))
-    return sum(
-        padded[..., i * dilation :, j * dilation :][..., :height, :width]
-        * kernel[i, j][None, :, None, None]
-        for i, j in _TAPS
-    )
+def _sum(sources, terms, shape):
+    """Return the sum of terms: weights[c] source[c, y + rows, x + columns], zero beyond the border.
+
+    Args:
+      sources: arrays f32[..., H, W].
+      terms: `_Term`s.
+      shape: (H', W') of the result.
+    """
+    reach = max(max(abs(term.rows), abs(term.columns)) for term in terms)
+    # Without the barrier XLA fuses the padding into the sum, and tests each cell for the border;
+    # what comes before it would be computed anew for each term.
+    padding = [(0, 0)] * (sources[0].ndim - 2) + [(reach, reach)] * 2
+    sources = lax.optimization_barrier([jnp.pad(source, padding) for source in sources])
+    total = None
+    for source, weights, row, column in terms:
+        rows, columns = (slice(reach + at, reach + at + n) for at, n in zip((row, column), shape))
+        part = sources[source][..., rows, columns] * weights[..., None, None]
+        total = part if total is None else total + part
+    return total
 
 
-def _depthwise_forward(x, kernel, dilation):
-    return _depthwise(x, kernel, dilation), (x, kernel)
+def _split(x, stride):
+    """Return the parts of f32[B, C, H, W] at each remainder of row and column by the stride."""
+    if stride == 1:
+        return [x]
+    batch, channels, height, width = x.shape
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, -height % stride), (0, -width % stride)))
+    x = x.reshape(batch, channels, -(-height // stride), stride, -(-width // stride), stride)
+    x = x.transpose(3, 5, 0, 1, 2, 4)
+    return [x[row, column] for row, column in np.ndindex(stride, stride)]
 
 
-def _depthwise_backward(dilation, residuals, cotangent):
-    # The transposed sum of slices, as XLA has it from JAX, tests each cell for the padding.
+def _interleave(parts, stride, shape):
+    """Undo `_split`."""
+    if stride == 1:
+        return parts[0]
+    batch, channels, height, width = parts[0].shape
+    x = jnp.stack(parts).reshape(stride, stride, batch, channels, height, width)
+    x = x.transpose(2, 3, 4, 0, 5, 1).reshape(batch, channels, height * stride, width * stride)
+    return x[..., : shape[0], : shape[1]]
+
+
+def _places(dilation, stride):
+    """Return (tap, part, rows, columns): what each tap of a 3x3 kernel reads of `_split`."""
+    places = []
+    for tap in _TAPS:
+        offsets = [divmod((index - 1) * dilation, stride) for index in tap]
+        (rows, first), (columns, second) = offsets
+        places.append((tap, first * stride + second, rows, columns))
+    return places
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise(x, kernel, dilation, stride):
+    parts = _split(x, stride)
+    terms = [
+        _Term(part, kernel[tap], rows, columns)
+        for tap, part, rows, columns in _places(dilation, stride)
+    ]
+    return _sum(parts, terms, parts[0].shape[2:])
+
+
+def _depthwise_forward(x, kernel, dilation, stride):
+    return _depthwise(x, kernel, dilation, stride), (x, kernel)
+
+
+def _depthwise_backward(dilation, stride, residuals, cotangent):
     x, kernel = residuals
-    height, width = x.shape[2:]
-    padded = jnp.pad(x, ((0, 0), (0, 0), *((dilation, dilation),) * 2))
-    kernel_gradient = jnp.stack(
-        [
-            jnp.sum(
-                padded[..., i * dilation :, j * dilation :][..., :height, :width] * cotangent,
-                axis=(0, 2, 3),
-            )
-            for i, j in _TAPS
-        ]
-    )
-    return (
-        _depthwise(cotangent, kernel[::-1, ::-1], dilation),
-        kernel_gradient.reshape(kernel.shape),
-    )
+    parts: list[list[_Term]] = [[] for _ in range(stride * stride)]
+    for tap, part, rows, columns in _places(dilation, stride):
+        parts[part].append(_Term(0, kernel[tap], -rows, -columns))
+    sums = [
+        _sum([cotangent], terms, cotangent.shape[2:]) if terms else jnp.zeros_like(cotangent)
+        for terms in parts
+    ]
+    gradient = _interleave(sums, stride, x.shape[2:])
+    # Only training uses the kernel's gradient; an attack's compiler drops it.
+    _, kernel_vjp = jax.vjp(lambda kernel: _depthwise.fun(x, kernel, dilation, stride), kernel)
+    return gradient, kernel_vjp(cotangent)[0]
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
@@ -74,8 +124,7 @@ def depthwise(x, kernel, *, dilation: int = 1, stride: int = 1):
     Returns:
       f32[B, C, ceil(H / stride), ceil(W / stride)].
     """
-    y = _depthwise(x, kernel[:, :, 0], dilation)
-    return y[..., ::stride, ::stride]
+    return _depthwise(x, kernel[:, :, 0], dilation, stride)
 
 
 def pointwise(x, kernel, *, groups: int = 1):
@@ -89,7 +138,7 @@ def pointwise(x, kernel, *, groups: int = 1):
     Returns:
       f32[B, D, H, W].
     """
-    batch, channels, height, width = x.shape
+    batch, _, height, width = x.shape
     each, features = kernel.shape[2:]
     kernel = kernel.reshape(each, groups, features // groups).transpose(1, 2, 0)
     cells = x.reshape(batch, groups, each, height * width)
@@ -109,21 +158,65 @@ def convolve(x, kernel, *, groups: int = 1, stride: int = 1):
     Returns:
       f32[B, D, ceil(H / stride), ceil(W / stride)].
     """
-    height, width = x.shape[2:]
-    padded = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    return sum(
-        pointwise(
-            padded[..., i : i + height : stride, j : j + width : stride],
-            kernel[i : i + 1, j : j + 1],
-            groups=groups,
-        )
-        for i, j in _TAPS
-    )
+    if groups == 1:  # as one product, of what all taps read
+        parts = [jnp.pad(part, ((0, 0), (0, 0), (1, 1), (1, 1))) for part in _split(x, stride)]
+        height, width = (side - 2 for side in parts[0].shape[2:])
+        patches = [
+            parts[part][..., 1 + row : 1 + row + height, 1 + column : 1 + column + width]
+            for _, part, row, column in _places(1, stride)
+        ]
+        features = kernel.shape[-1]
+        return pointwise(jnp.concatenate(patches, axis=1), kernel.reshape(1, 1, -1, features))
+    return _grouped(x, kernel, groups)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _grouped(x, kernel, groups):
+    batch, channels, *sides = x.shape
+    each, features = channels // groups, kernel.shape[-1]
+    x = x.reshape(batch, groups, each, *sides)
+    kernel = kernel.reshape(3, 3, each, groups, features // groups)
+    # Channels of a group, one after the other, against all of its features at once.
+    terms = [
+        _Term(channel, kernel[(*tap, channel)], tap[0] - 1, tap[1] - 1)
+        for channel in range(each)
+        for tap in _TAPS
+    ]
+    sources = [x[:, :, channel, None] for channel in range(each)]
+    return _sum(sources, terms, sides).reshape(batch, features, *sides)
+
+
+def _grouped_forward(x, kernel, groups):
+    return _grouped(x, kernel, groups), (x, kernel)
+
+
+def _grouped_backward(groups, residuals, cotangent):
+    x, kernel = residuals
+    each, features = kernel.shape[2:]
+    flipped = kernel[::-1, ::-1].reshape(3, 3, each, groups, features // groups)
+    flipped = flipped.transpose(0, 1, 4, 3, 2).reshape(3, 3, features // groups, groups * each)
+    _, kernel_vjp = jax.vjp(lambda kernel: _grouped.fun(x, kernel, groups), kernel)
+    return _grouped(cotangent, flipped, groups), kernel_vjp(cotangent)[0]
+
+
+_grouped.defvjp(_grouped_forward, _grouped_backward)
 
 
 def prelu(x, slope):
     """Return max(x, 0) + slope min(x, 0) of f32[B, C, H, W] and f32[C]."""
     return x * jnp.where(x > 0, jnp.float32(1), slope[None, :, None, None])
+
+
+def shuffle(x, groups: int):
+    """Put the first channel of each group first, then the second of each, and so on.
+
+    Args:
+      x: f32[B, C, H, W].
+      groups: G, of which C is a multiple.
+    """
+    batch, channels, height, width = x.shape
+    x = x.reshape(batch, groups, channels // groups, height, width).swapaxes(1, 2)
+    return x.reshape(batch, channels, height, width)
 
 
 def resize(x, rows, columns):
@@ -189,3 +282,76 @@ def nearest_corners_matrix(pixels: int, size: int, cells: int, extent):
     matrix = jnp.where(cell == first[:, None], 1 - rest[:, None], 0)
     matrix += jnp.where(cell == first[:, None] + 1, rest[:, None], 0)
     return jnp.where(pixel[:, None] < extent, matrix, 0)
+
+
+@functools.lru_cache(maxsize=64)
+def _bands(side, there, transposed):
+    """Return what one axis of `correlate_enlarged` does, as bands of matrices.
+
+    Returns:
+      (NumPy f32[3, side, bands], cells): for each tap along the axis, how much of cell x + band -
+      cells goes into cell x.
+    """
+    up = corners_matrix(there, side).astype(np.float64)
+    down = average_matrix(side, there).astype(np.float64)
+    matrices = np.stack([down @ np.eye(there, k=tap) @ up for tap in (-1, 0, 1)])
+    if transposed:
+        matrices = matrices.swapaxes(1, 2)
+    row, column = np.nonzero(matrices.any(axis=0))
+    first, last = (column - row).min(), (column - row).max()
+    padded = np.pad(matrices, ((0, 0), (0, 0), (max(0, -first), max(0, last))))
+    cells = np.arange(side)[:, None] + np.arange(first, last + 1) + max(0, -first)
+    return padded[:, np.arange(side)[:, None], cells].astype(np.float32), -int(first)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _correlate_enlarged(x, kernel, there, transposed):
+    sides = x.shape[2:]
+    for axis, (side, more) in enumerate(zip(sides, there, strict=True)):
+        bands, before = _bands(side, more, transposed)
+        count = bands.shape[2]
+        padding = [(0, 0)] * x.ndim
+        padding[axis - 2] = (before, count - 1 - before)
+        x = lax.optimization_barrier(jnp.pad(x, padding))
+        views = [lax.slice_in_dim(x, band, band + side, axis=axis - 2) for band in range(count)]
+        if axis == 0:  # what each column of the kernel makes of the rows
+            weights = jnp.einsum("ijc,ihd->jdch", kernel, bands)[..., None]
+            x = jnp.stack(
+                [sum(v * weights[j, band] for band, v in enumerate(views)) for j in range(3)]
+            )
+        else:
+            x = sum(v[j] * bands[j, :, band] for band, v in enumerate(views) for j in range(3))
+    return x
+
+
+def _enlarged_forward(x, kernel, there, transposed):
+    return _correlate_enlarged(x, kernel, there, transposed), (x, kernel)
+
+
+def _enlarged_backward(there, transposed, residuals, cotangent):
+    x, kernel = residuals
+
+    def plain(kernel):
+        return _correlate_enlarged.fun(x, kernel, there, transposed)
+
+    x_gradient = _correlate_enlarged(cotangent, kernel, there, not transposed)
+    return x_gradient, jax.vjp(plain, kernel)[1](cotangent)[0]
+
+
+_correlate_enlarged.defvjp(_enlarged_forward, _enlarged_backward)
+
+
+def correlate_enlarged(x, kernel, there: tuple[int, int]):
+    """Correlate planes at a larger size: resize by `corners_matrix`, `depthwise`, average back.
+
+    All three are linear, and a cell of the result depends on few of `x`: nothing is enlarged.
+
+    Args:
+      x: f32[B, C, H, W].
+      kernel: f32[3, 3, 1, C].
+      there: (H', W'), not below H and W.
+
+    Returns:
+      f32[B, C, H, W].
+    """
+    return _correlate_enlarged(x, kernel[:, :, 0], there, False)
