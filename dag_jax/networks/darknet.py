@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from dag_jax.errors import UserError
 from dag_jax.networks import depthwise, operations
 from dag_jax.weights import darknet
 
@@ -92,12 +91,7 @@ class Darknet(nn.Module):
 
         Returns:
           List of f32[*B, h, w, A (5 + classes)].
-
-        Raises:
-          ValueError: for an image of another shape.
         """
-        if image.shape[-3:] != (*self.cfg.shape, 3):
-            raise UserError(f"image has shape {image.shape}, the network reads {self.cfg.shape}")
         maps, heads = [image], []  # the image is before the first layer, and the maps' own after it
         for index, layer in enumerate(self.cfg.layers):
             x = maps[-1]

@@ -9,6 +9,7 @@ Shapes: `*B` no axis or one batch axis, `H W` cells, `C` channels, `K` kernel si
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -59,25 +60,23 @@ def _backward(stride, padding, dilation, residuals, cotangent):
     before = -(-reach // stride)
     sides = zip(blocks, cotangent.shape[-3:-1], strict=True)
     spread = _pad(cotangent, *((before, block - cells) for block, cells in sides))
-    starts = [
-        [(before + (rest - dilation * i) // stride, i) for i in range(size)
-         if (rest - dilation * i) % stride == 0]
-        for rest in range(stride)
-    ]  # fmt: skip
-    parts = [
-        [
-            _shifted(
-                spread, kernel, [(r, c, (i, j)) for r, i in rows for c, j in columns], blocks, 1
-            )
-            for columns in starts
-        ]
-        for rows in starts
-    ]
+    taps: list[list] = [[] for _ in range(stride)]  # (first of `spread`, place) by remainder
+    for rest, i in np.ndindex(stride, size):
+        block, more = divmod(rest - dilation * i, stride)
+        if not more:
+            taps[rest].append((before + block, i))
     shape = (*x.shape[:-3], *blocks, x.shape[-1])
-    parts = [jnp.stack([jnp.broadcast_to(part, shape) for part in row], axis=-2) for row in parts]
-    gradient = jnp.stack(parts, axis=-4)
-    rows, columns = (block * stride for block in blocks)
-    gradient = gradient.reshape(*x.shape[:-3], rows, columns, x.shape[-1])
+    rows = []
+    for down in taps:
+        columns = []
+        for right in taps:
+            places = [(row, column, (i, j)) for row, i in down for column, j in right]
+            part = _shifted(spread, kernel, places, blocks, 1)
+            columns.append(jnp.broadcast_to(part, shape))
+        rows.append(jnp.stack(columns, axis=-2))
+    gradient = jnp.stack(rows, axis=-4)
+    sides = (block * stride for block in blocks)
+    gradient = gradient.reshape(*x.shape[:-3], *sides, x.shape[-1])
     gradient = gradient[..., padding : padding + x.shape[-3], padding : padding + x.shape[-2], :]
     # Only training uses the kernel's gradient; an attack's compiler drops it.
     _, pull = jax.vjp(lambda weights: _correlate(x, weights, stride, padding, dilation), kernel)

@@ -338,7 +338,9 @@ def _mix_backward(axis, residuals, cotangent):
     # Here the product is as fast as a sum into the cells, whose order a GPU would not keep.
     cells = jnp.arange(cells.size)[:, None]
     weights = zip(pairs, (1 - share, share), strict=True)
-    matrix = sum(jnp.where(place == cells, weight, 0) for place, weight in weights)
+    matrix = sum(
+        jnp.where(place[None, :] == cells, weight[None, :], 0) for place, weight in weights
+    )
     cotangent = jnp.moveaxis(cotangent, axis, 0)
     x = matrix @ cotangent.reshape(cotangent.shape[0], -1)
     return jnp.moveaxis(x.reshape(-1, *cotangent.shape[1:]), 0, axis), None, None

@@ -1,7 +1,8 @@
 """YOLO: a `Detector` from any network of darknet's with [yolo] or [region] heads.
 
-An image is scaled to the network's own size whatever its shape, as darknet and OpenCV do it (bilinearly,
-without a blur; without OpenCV's rounding to whole grey levels), and divided by 255.
+An image is stretched to the network's own size whatever its shape, as darknet and OpenCV do by
+default: as cv2.resize does it bilinearly, but for the rounding to whole grey levels. It is RGB, and
+divided by 255.
 
 Each anchor of each cell may hold an object: p = sigmoid(o) q, of its score o of an object and its
 probability q = sigmoid(c) of each class (of a [region] q = softmax(c), whose logit is c less the
