@@ -264,7 +264,7 @@ def test_rounding_attacks_and_scores_the_saved_image(call, tmp_path):
         (("--dataset=voc",), "voc needs data_dir"),
         (("--dataset=voc", "--split=voc2012_seg_val", "--data_dir=/nowhere"), "does not exist"),
         (("--data_dir=/nowhere",), "scenes are rendered, they are not read from data_dir"),
-        (("--nominiature", "--models=fcn_alex"), "--nominiature needs --weights_dir"),
+        (("--nominiature", "--models=fcn_alex"), "at full size needs --weights_dir"),
         (("--weights_dir=/nowhere", "--models=fcn_alex"), "/nowhere/fcn_alex.safetensors"),
         (("--limits=3",), "Unknown command line flag 'limits'"),
         (("more",), "unexpected argument(s): more"),

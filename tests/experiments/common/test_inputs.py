@@ -91,7 +91,7 @@ def test_what_a_module_itself_lacks_is_its_own_fault(of_models):
 
 def test_a_full_size_network_needs_weights(of_models):
     of_models("--nominiature")
-    with pytest.raises(app.UsageError, match="--nominiature needs --weights_dir"):
+    with pytest.raises(app.UsageError, match="at full size needs --weights_dir"):
         inputs.load_model("fcn_alex")
 
 
