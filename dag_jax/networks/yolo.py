@@ -1,4 +1,4 @@
-"""YOLO: a `Detector` from any network of darknet's with [yolo] or [region] heads.
+r"""YOLO: a `Detector` from any network of darknet's with [yolo] or [region] heads.
 
 An image is stretched to the network's own size whatever its shape, as darknet and OpenCV do by
 default: as cv2.resize does it bilinearly, but for the rounding to whole grey levels. It is RGB, and
@@ -15,8 +15,8 @@ The threshold is the one that detections have, darknet's for mAP: what a higher 
 detected, and all of it counts. With that, the paper's own rule is enough: every anchor, the classes
 that the image has, margin 0. On 30 photographs of a training list, attacked rounded,
 
-    python -m experiments.table1 --nominiature --models=yolov3_nano_voc,yolo_fastest_voc \\
-        --weights_dir=<files> --dataset=voc --data_dir=<VOCdevkit> --rounded \\
+    python -m experiments.table1 --nominiature --models=yolov3_nano_voc,yolo_fastest_voc \
+        --weights_dir=<files> --dataset=voc --data_dir=<VOCdevkit> --rounded \
         --split=voc2012_main_train --limit=30
 
 gives YOLOv3-Nano ORIG 72.35, ADVR and its PNGs 0.00, PERM 72.59, p 2.2e-3, 23 steps, and
