@@ -23,8 +23,8 @@ from dag_jax.networks import planes
 from dag_jax.networks.grids import pixels, poison
 
 # Of ImageNet's RGB from 0 to 1, as torchvision rounds them.
-MEAN = np.float32([0.485, 0.456, 0.406])
-STD = np.float32([0.229, 0.224, 0.225])
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+STD = np.array([0.229, 0.224, 0.225], np.float32)
 WIDTHS = {  # channels of the maps at strides 2, 4, 8 and 16
     0.5: (16, 32, 64, 128),
     1.0: (32, 64, 128, 256),

@@ -115,7 +115,7 @@ def register(kind: type[Network]) -> type[Network]:
 
 @register
 class SegmentationNetwork(Network):
-    """An FCN: a `Segmenter`."""
+    """An FCN, or another network that scores pixels: a `Segmenter`."""
 
     def scores(self, image, extent=None):
         """Return the pre-softmax scores of each pixel.
@@ -150,6 +150,8 @@ class SegmentationNetwork(Network):
           ValueError: where the image is smaller than the network can see.
         """
         height, width = shape[:2]
+        if hasattr(self.module, "size"):  # which every image is scaled to: they share one shape
+            return self, raised((height, width), 4 * BUCKET)
         if min(height, width) < BUCKET:
             _check_size(self.module, (height, width))
         return self, raised((height, width), BUCKET)

@@ -43,8 +43,9 @@ def _sum(sources, terms, shape):
     sources = lax.optimization_barrier([jnp.pad(source, padding) for source in sources])
     total = None
     for source, weights, row, column in terms:
-        rows, columns = (slice(reach + at, reach + at + n) for at, n in zip((row, column), shape))
-        part = sources[source][..., rows, columns] * weights[..., None, None]
+        first, second = reach + row, reach + column
+        part = sources[source][..., first : first + shape[0], second : second + shape[1]]
+        part = part * weights.reshape(1, *weights.shape, 1, 1)
         total = part if total is None else total + part
     return total
 
@@ -315,12 +316,13 @@ def _correlate_enlarged(x, kernel, there, transposed):
         x = lax.optimization_barrier(jnp.pad(x, padding))
         views = [lax.slice_in_dim(x, band, band + side, axis=axis - 2) for band in range(count)]
         if axis == 0:  # what each column of the kernel makes of the rows
-            weights = jnp.einsum("ijc,ihd->jdch", kernel, bands)[..., None]
+            weights = jnp.einsum("ijc,ihd->jdch", kernel, bands)[:, :, None, ..., None]
             x = jnp.stack(
                 [sum(v * weights[j, band] for band, v in enumerate(views)) for j in range(3)]
             )
         else:
-            x = sum(v[j] * bands[j, :, band] for band, v in enumerate(views) for j in range(3))
+            weights = bands.transpose(0, 2, 1)[:, :, None, None, None]
+            x = sum(v[j] * weights[j, band] for band, v in enumerate(views) for j in range(3))
     return x
 
 

@@ -33,6 +33,7 @@ from dag_jax.networks.faster_rcnn import FasterRCNN
 from dag_jax.networks.fcn import DilatedFcn, Fcn
 from dag_jax.networks.network import DetectionNetwork, Facts, Network, SegmentationNetwork
 from dag_jax.networks.resnet import ResNet
+from dag_jax.networks.rfcn import RFCN
 from dag_jax.weights import store
 
 PRECISIONS = ("float32", "bfloat16")
@@ -233,6 +234,13 @@ ENTRIES = {
     ),
     "fr_resnet": _FASTER_RCNN(
         "FR-ResNet", paper=_RESNET, build=_fr_resnet, miniature=_small_fr_resnet
+    ),
+    "rfcn_resnet50": _FASTER_RCNN(
+        "R-FCN-ResNet-50",
+        paper="Dai, Li, He and Sun, NIPS 2016",
+        build=lambda: RFCN(ResNet(stride=16, caffe=True)),
+        score=_MAP.format(77.6),
+        precisions=("float32",),
     ),
     "espnetv2_20_384": _espnetv2(2.0, 384, 67.01),
     "espnetv2_20_256": _espnetv2(2.0, 256, 63.36),

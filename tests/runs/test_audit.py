@@ -24,6 +24,7 @@ COUNT = 10  # images
 PNG, GROWS = "saved PNGs score as the table says", "success grows with steps"
 PERMUTED, STOPS = "permuted noise does worse", "no attack ends at a zero or non-finite gradient"
 SLOPES = "gradients are the slopes of the scores"
+pytestmark = pytest.mark.slow  # it attacks two models, again and again
 WAVES, HUES = "waves", "hues"  # models that see by the one more than by the other
 
 
@@ -77,7 +78,7 @@ def test_rows_of_healthy_models_pass_every_check(healthy):
     assert "3 of 3 images, such as scene_08_000000: scores of" in findings[0].said
 
 
-@pytest.mark.slow  # it compiles a whole network; the README audits an FCN, Table 1 the others
+# The README audits an FCN, Table 1 the others.
 def test_a_healthy_detector_passes_every_check_of_a_model(cache):
     network = networks.load("fr_zf_07", miniature=True)
     examples = datasets.load_examples("scenes", network.split, cache_dir=cache, limit=1)
