@@ -1,7 +1,7 @@
 """Dense Adversary Generation (DAG) in JAX: adversarial examples for segmentation and detection.
 
-The engine is imported at once; what needs more packages (networks, datasets, runs, report) when it
-is first named.
+The engine is imported at once; what needs more packages (adapters, networks, datasets, runs,
+report) when it is first named.
 """
 
 import importlib
@@ -29,8 +29,11 @@ from dag_jax.models import Candidates, Detector, Segmenter
 
 __version__ = "0.2.0"
 
-_PACKAGES = ("datasets", "networks", "report", "runs")
-_LAZY = {"detector_targets": "dag_jax.runs.targets"}
+_PACKAGES = ("adapters", "datasets", "networks", "report", "runs")
+_LAZY = {
+    "attack_rounds": "dag_jax.runs.rounds",
+    "detector_targets": "dag_jax.runs.targets",
+}
 
 __all__ = [
     "Attack",
@@ -48,8 +51,10 @@ __all__ = [
     "UserError",
     "absent_labels",
     "active_targets",
+    "adapters",
     "attack",
     "attack_batch",
+    "attack_rounds",
     "attack_stream",
     "audit",
     "check",

@@ -15,6 +15,9 @@ A model may also say, where the defaults of its task are not right:
                  padded to H' x W', so that images of many sizes share few compiled shapes. Its
                  methods then take the image's own i32[2] (H, W) as a last argument
 
+Parameters that JAX does not see, another framework's, are no leaves: the part of the model that has
+them says `weights_sha256`, a SHA-256 that changes with them, by which run folders know it again.
+
 Shapes: `H W` pixels of the user's image, `h w` cells of a map, `N` candidates, `C` classes, `K`
 detections. Boxes are f32 [x0, y0, x1, y1] in pixels of the user's image, 0-based, corners
 inclusive.

@@ -1,12 +1,13 @@
-r"""Download the published weights of networks and convert them.
+"""Download published weights, check them and convert them.
 
     python -m experiments.fetch_weights --networks=fcn_alex,fcn_vgg
-    python -m experiments.fetch_weights --list        # what is published of each network, and where
+    python -m experiments.fetch_weights --list        # what each network is, its licence, its files
 
 Checkpoints go to --workdir, runs/weights, as <network>.safetensors; the files as they are published
-to downloads/ there, and a download goes on where it broke off. The addresses are those of the
-authors' own scripts, some of them ten years old. Where one is gone, get the file in another way and
-run `python -m experiments.convert_weights`, which does the rest.
+to downloads/ there, each with a <file>.json of its address and SHA-256. Every known address is
+tried in turn, some of them ten years old, and each one that fails is said in a line. A download
+goes on where it broke off. Where every address fails, get the file in another way and run
+`python -m experiments.convert_weights`, which does the rest.
 """
 
 from absl import flags
@@ -18,9 +19,17 @@ from experiments.common import console
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("networks", [], "Which networks to fetch.")
-flags.DEFINE_bool("list", False, "Print what is published of each network, as Markdown.")
+flags.DEFINE_bool(
+    "list",
+    False,
+    "Print of each network what it is, its paper, licence, published score, classes and files.",
+)
 flags.DEFINE_string("workdir", "runs/weights", "Where to write.")
-flags.DEFINE_list("address", [], "Addresses to use instead of the published ones: a mirror.")
+flags.DEFINE_list(
+    "address",
+    [],
+    "Addresses instead of the published ones: of a file, or of a folder, with / at the end.",
+)
 flags.DEFINE_bool("miniature", False, "The small networks, of files of your own: for tests.")
 
 
@@ -28,7 +37,7 @@ def main(argv):
     """Fetch what the flags name."""
     console.start(argv)
     if FLAGS.list:
-        print(fetching.table(), end="")
+        print(fetching.listing(), end="")
         return
     console.check_names("networks", FLAGS.networks, published.ORIGINS)
     failures = []

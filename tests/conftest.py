@@ -89,7 +89,7 @@ optax.warmup_cosine_decay_schedule = _schedule_with_standard_promotion(
 
 
 # Where public functions are checked; an int will do for a float, as for type checkers.
-_CHECKED = ("datasets", "detection", "engine", "methods", "metrics", "models", "runs")
+_CHECKED = ("adapters", "datasets", "detection", "engine", "methods", "metrics", "models", "runs")
 _TYPES = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 _seen = {"dag_jax.engine.feed", "dag_jax.engine.lanes"}  # a stream's own, tested with stand-ins
 

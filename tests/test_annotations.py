@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import dag_jax
-from dag_jax import datasets, detection, metrics, runs
+from dag_jax import adapters, datasets, detection, metrics, runs
 from dag_jax.engine import objective
 
 IMAGE = np.full((4, 5, 3), 100, np.float32)
@@ -18,7 +18,8 @@ IMAGE = np.full((4, 5, 3), 100, np.float32)
 
 def public():
     """Yield (name, function) of what a user is offered."""
-    for package in (dag_jax, dag_jax.methods, dag_jax.models, datasets, detection, metrics, runs):
+    packages = (dag_jax, dag_jax.methods, dag_jax.models)
+    for package in (*packages, adapters, datasets, detection, metrics, runs):
         for name in getattr(package, "__all__", dir(package)):
             value = inspect.unwrap(getattr(package, name))
             inside = isinstance(value, types.FunctionType) and not name.startswith("_")

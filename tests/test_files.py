@@ -122,6 +122,7 @@ def contents(path, reader):
         return None
 
 
+@pytest.mark.slow
 @each_reader
 def test_damage_is_noticed_or_changes_nothing(tmp_path, make, reader):
     path, answers = make(tmp_path), []

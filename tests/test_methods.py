@@ -117,6 +117,7 @@ def twin(name, weights, bias, image, labels, adversarial, valid):
     return iterates, counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_equals_numpy_iterate_by_iterate(problem, name):
     iterates, counts = twin(name, *problem)
@@ -161,6 +162,7 @@ def test_adversarial_labels_do_not_matter_where_none_are_asked_for(problem, name
     jax.tree.map(np.testing.assert_array_equal, result, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_what_stands_where_there_is_no_target_does_not_matter(problem, name):
     score_fn, image, targets = of_engine(problem)
@@ -260,6 +262,7 @@ def test_margins_are_logits_by_which_the_adversarial_label_leads_the_release():
     np.testing.assert_array_equal(active(scores, targets, 1.5), [True, True])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["release", "momentum", "segpgd", "cospgd"])
 def test_a_stream_gives_what_attack_gives(rng, problem, name):
     score_fn, _, targets = of_engine(problem)

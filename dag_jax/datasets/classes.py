@@ -1,4 +1,4 @@
-"""The classes of PASCAL VOC, by index, and the colours that its development kit gives them."""
+"""The classes of PASCAL VOC and of COCO, by index, and the colours that VOC's kit gives them."""
 
 import numpy as np
 from jaxtyping import UInt8
@@ -27,6 +27,20 @@ CLASS_NAMES = (
     "sofa",
     "train",
     "tvmonitor",
+)
+# The objects of COCO that have boxes, in the order of their numbers there.
+COCO_NAMES = tuple(
+    (
+        "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, "
+        "fire hydrant, stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, "
+        "elephant, bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee, "
+        "skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, "
+        "tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, "
+        "sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, "
+        "potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard, "
+        "cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, "
+        "teddy bear, hair drier, toothbrush"
+    ).split(", ")
 )
 # Those that small VOC folders are made of; scores on photographs are given for these, too.
 FREQUENT = ("background", "cat", "cow", "dog", "horse", "person", "sheep")

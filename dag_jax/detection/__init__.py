@@ -8,8 +8,17 @@ from dag_jax.detection.assign import (
     jitter_boxes,
     region_targets,
 )
-from dag_jax.detection.boxes import clip_boxes, decode_boxes, encode_boxes, iou
+from dag_jax.detection.boxes import (
+    boxes_from_centres,
+    boxes_from_edges,
+    clip_boxes,
+    decode_boxes,
+    encode_boxes,
+    iou,
+    scale_boxes,
+)
 from dag_jax.detection.nms import nms, nms_per_class
+from dag_jax.detection.ps_roi import ps_roi_vote
 from dag_jax.detection.roi_pool import max_windows, pool_windows, roi_max_pool
 
 __all__ = [
@@ -17,6 +26,8 @@ __all__ = [
     "AnchorTargets",
     "RegionTargets",
     "anchor_targets",
+    "boxes_from_centres",
+    "boxes_from_edges",
     "clip_boxes",
     "decode_boxes",
     "encode_boxes",
@@ -27,7 +38,9 @@ __all__ = [
     "nms",
     "nms_per_class",
     "pool_windows",
+    "ps_roi_vote",
     "region_targets",
     "roi_max_pool",
+    "scale_boxes",
     "tile_anchors",
 ]

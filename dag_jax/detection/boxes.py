@@ -130,3 +130,61 @@ def clip_boxes(
     x0, x1 = (jnp.clip(x, 0, right) for x in (x0, x1))
     y0, y1 = (jnp.clip(y, 0, bottom) for y in (y0, y1))
     return jnp.stack([x0, y0, x1, y1], axis=-1)
+
+
+def scale_boxes(
+    boxes: Float[Array, "*S 4"], shape: Sequence[int | Integer[Array, ""]]
+) -> Float[jax.Array, "*S 4"]:
+    """Return boxes that are parts of an image's sides, 0..1, in pixels of the image.
+
+    Args:
+      boxes: f32[*S, 4], x before y, of any convention.
+      shape: pixels (H, W) of the image.
+
+    Returns:
+      f32[*S, 4], of the same convention.
+
+    Raises:
+      ValueError: where `boxes` is no list of boxes.
+    """
+    _check("boxes", boxes)
+    height, width = shape
+    sides = jnp.stack([jnp.float32(side) for side in (width, height) * 2])
+    return jnp.asarray(boxes) * jnp.broadcast_to(sides, boxes.shape)
+
+
+def boxes_from_edges(boxes: Float[Array, "*S 4"]) -> Float[jax.Array, "*S 4"]:
+    """Return boxes whose last corner is exclusive, such as torchvision's, with it inclusive.
+
+    Pixel i goes from edge i to edge i + 1, so a box of one pixel is [i, i, i + 1, i + 1] there and
+    [i, i, i, i] here.
+
+    Args:
+      boxes: f32[*S, 4], the edges [x0, y0, x1, y1] in pixels, of width x1 - x0.
+
+    Returns:
+      f32[*S, 4], inclusive corners of the same boxes.
+
+    Raises:
+      ValueError: where `boxes` is no list of boxes.
+    """
+    _check("boxes", boxes)
+    return jnp.concatenate([boxes[..., :2], boxes[..., 2:] - 1], axis=-1)
+
+
+def boxes_from_centres(boxes: Float[Array, "*S 4"]) -> Float[jax.Array, "*S 4"]:
+    """Return boxes that are given by centre and size, such as DETR's and YOLO's, by corners.
+
+    Args:
+      boxes: f32[*S, 4], [x, y, width, height] in pixels, the centre between edges as in
+        `boxes_from_edges`.
+
+    Returns:
+      f32[*S, 4], inclusive corners of the same boxes.
+
+    Raises:
+      ValueError: where `boxes` is no list of boxes.
+    """
+    _check("boxes", boxes)
+    centres, half = boxes[..., :2], 0.5 * boxes[..., 2:]
+    return boxes_from_edges(jnp.concatenate([centres - half, centres + half], axis=-1))

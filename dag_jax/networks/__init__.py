@@ -1,6 +1,7 @@
 """The project's own networks: `load` one by name; it is a model of `dag_jax.models`."""
 
 from dag_jax.networks.network import DetectionNetwork, Network, SegmentationNetwork
+from dag_jax.networks.yolo import YoloNetwork, load_darknet
 from dag_jax.networks.zoo import (
     BLACK_BOX,
     ENTRIES,
@@ -23,7 +24,9 @@ __all__ = [
     "DetectionNetwork",
     "Network",
     "SegmentationNetwork",
+    "YoloNetwork",
     "build",
     "facts",
     "load",
+    "load_darknet",
 ]

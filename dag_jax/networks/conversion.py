@@ -15,7 +15,7 @@ from etils import epath
 
 from dag_jax import files
 from dag_jax.errors import MissingError, UserError, reading
-from dag_jax.weights import caffe, convert, store, torch
+from dag_jax.weights import caffe, convert, darknet, store, torch
 
 # NumPy's names of safetensors' dtypes; others keep the name that they have there.
 _SAFETENSORS_TYPES = {
@@ -61,14 +61,7 @@ def parameters_of(name, module, sources, *, layout=None, offsets_folded=True):
         "dense": list(converted.dense),
         "offsets_folded": offsets_folded,
         "partial": converted.partial,
-        "sources": [
-            {
-                "name": source.name,
-                "bytes": source.stat().length,
-                "sha256": files.sha256_of(source),
-            }
-            for source in sources
-        ],
+        "sources": _record_of(sources),
     }
     return converted.parameters, record
 
@@ -92,6 +85,38 @@ def read_network(name, module, sources, **options):
     if record.get("dense"):  # upsamplings of an FCN that are not bilinear
         module = module.clone(dense=tuple(record["dense"]))
     return module, parameters, record
+
+
+def read_darknet(name, module, sources):
+    """Return a network of darknet's as files hold it.
+
+    Args:
+      name: of the network, for the record and for messages.
+      module: the network.
+      sources: a checkpoint of ours, the `.weights`, or that and the `.cfg`.
+
+    Returns:
+      As `read_network`.
+
+    Raises:
+      UserError: where a source does not exist, cannot be read or is of another network.
+    """
+    sources = _existing([sources] if isinstance(sources, str | os.PathLike) else sources)
+    if len(sources) == 1 and _is_safetensors(sources[0]):
+        return module, *store.load(sources[0])
+    cfgs = [source for source in sources if source.suffix == ".cfg"]
+    weights = [source for source in sources if source.suffix != ".cfg"]
+    if len(weights) != 1 or len(cfgs) > 1:
+        raise UserError(
+            f"{', '.join(map(str, sources))}: a network of darknet's is a .weights file, and the "
+            ".cfg beside it if you like"
+        )
+    for path in cfgs:
+        if darknet.parse(darknet.read_cfg(path), path.name) != module.cfg:
+            raise UserError(f"{path} describes another network than {name}")
+    parameters = darknet.fold(darknet.read(weights[0], module.cfg))
+    record = {"network": name, "layout": "darknet", "dense": [], "partial": False}
+    return module, parameters, record | {"sources": _record_of(sources)}
 
 
 def convert_files(name, module, sources, output, *, read=read_network) -> dict:
@@ -128,6 +153,13 @@ def describe(output, record) -> str:
     if record["partial"]:
         text += "; a classifier's layers, to train from with experiments.train --initial"
     return text
+
+
+def _record_of(sources):
+    return [
+        {"name": source.name, "bytes": source.stat().length, "sha256": files.sha256_of(source)}
+        for source in sources
+    ]
 
 
 def _existing(sources):

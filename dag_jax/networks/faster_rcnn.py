@@ -172,7 +172,11 @@ class FasterRCNN(nn.Module):
                 shape = self.canvas_shape
             image = start.cut(operations.resize(image, shape, ratios=ratios, extent=extent_read))
             image = poison(image, start)  # the canvas of another bucket
-        return self.backbone(image, train, start)["stage5"]
+        return self.shared(self.backbone(image, train, start))
+
+    def shared(self, maps):
+        """Return the `Map` that proposals and heads share, of those that the backbone gives."""
+        return maps["stage5"]
 
     def rpn(self, features, train: bool = False):
         """Return what the region proposal network says at each anchor.

@@ -1,32 +1,43 @@
 """Published weights of networks, from their addresses to checkpoints of ours."""
 
-import http.client
 import pathlib
 
-from dag_jax.errors import MissingError, UserError
+from dag_jax.errors import MissingError, StorageError, UserError
 from dag_jax.networks import conversion, zoo
-from dag_jax.weights import published
-from dag_jax.weights.published import ORIGINS, Published, Trained
+from dag_jax.weights import downloads
+from dag_jax.weights.published import ORIGINS
 
 
-def table() -> str:
-    """Return Markdown that says of each network what is published, and where."""
-    lines = ["| network | published score | classes | weights |", "|---|---|---|---|"]
-    for name, origin in ORIGINS.items():
-        trained = isinstance(origin, Trained)
-        file = origin.initial if trained else origin
-        text = " and ".join(f"`{member}`" for member in file.members) + " of " * bool(file.members)
-        text += f"[{file.file}]({file.addresses[0]})"
-        text += f", {file.checksum.replace(':', ' ', 1)}" if file.checksum else ""
-        text += f", {file.licence}" if file.licence else ""
-        text += f"; from {file.page}"
-        if trained:
-            text = f"never published; ImageNet's {text}, and then `{origin.command}`"
-        entry = zoo.ENTRIES[name]
-        classes = f"{len(entry.classes)}: {entry.classes[0]} to {entry.classes[-1]}"
-        title = f"{entry.title} (`{name}`; {entry.paper})"
-        lines.append(f"| {title} | {entry.score} | {classes} | {text} |")
-    return "\n".join(lines) + "\n"
+def listing() -> str:
+    """Return text that says of each network what it is and where its weights come from."""
+    return "\n".join(map(_paragraph, zoo.ENTRIES))
+
+
+def _paragraph(name):
+    entry, origin = zoo.ENTRIES[name], ORIGINS.get(name)
+    classes = entry.classes
+    shown = classes if len(classes) < 6 else (*classes[:3], "...", classes[-1])
+    lines = [
+        f"{name}: {entry.title}, {entry.task}; {entry.paper}",
+        f"  published score: {entry.score}",
+        f"  classes: {len(classes)} ({', '.join(shown)})",
+        f"  image: {entry.size}",
+    ]
+    if not origin:
+        return "\n".join([*lines, "  weights: none are published", ""])
+    if origin.command:
+        lines += [
+            "  weights: never published; those of an ImageNet classifier can be fetched, and then",
+            f"    {origin.command}",
+        ]
+    lines += [f"  licence: {origin.licence}", f"  authors: {origin.page}"]
+    for file in origin.files:
+        size = f"{file.size:,} bytes" if file.size else "size not stated"
+        lines.append(f"  file: {file.name}, {size}, {file.checksum or 'no checksum was published'}")
+        lines += [f"    {address}" for address in file.addresses]
+        for member, checksum in file.members.items():
+            lines.append(f"    in it {member}" + f", {checksum}" * bool(checksum))
+    return "\n".join([*lines, ""])
 
 
 def weights_in(folder, name) -> list[pathlib.Path]:
@@ -42,9 +53,9 @@ def weights_in(folder, name) -> list[pathlib.Path]:
     """
     folder = pathlib.Path(folder)
     ours, origin = folder / f"{name}.safetensors", ORIGINS.get(name)
-    if ours.is_file() or not isinstance(origin, Published):
+    if ours.is_file() or not origin or origin.command:
         return [ours]
-    paths = [folder / member for member in origin.members or (origin.file,)]
+    paths = [folder / source for source in _sources(origin)]
     if not all(path.is_file() for path in paths):
         raise MissingError(
             f"{ours}: no such checkpoint file, nor {' and '.join(map(str, paths))}; `python -m "
@@ -53,13 +64,18 @@ def weights_in(folder, name) -> list[pathlib.Path]:
     return paths
 
 
+def _sources(origin):
+    """Return what a network is read from: files, or files in archives."""
+    return [source for file in origin.files for source in file.members or [file.name]]
+
+
 def fetch(name, workdir, *, addresses=(), miniature=False) -> pathlib.Path:
     """Download and convert the weights of one network, or of what its training starts from.
 
     Args:
       name: one of `published.ORIGINS`.
       workdir: folder of the checkpoints, and of downloads/.
-      addresses: to use instead of the published ones.
+      addresses: as of `downloads.get`.
       miniature: whether they are of the small network.
 
     Returns:
@@ -69,37 +85,54 @@ def fetch(name, workdir, *, addresses=(), miniature=False) -> pathlib.Path:
       UserError: with what to do by hand, where the weights cannot be had.
     """
     origin, workdir = ORIGINS[name], pathlib.Path(workdir)
-    trained = isinstance(origin, Trained)
-    if trained:
+    if origin.command:
         print(f"{name} was never published; what its training starts from can be fetched")
-    release = origin.initial if trained else origin
-    output = workdir / f"{name}{'_imagenet' * trained}.safetensors"
+    output = workdir / f"{name}{'_imagenet' * bool(origin.command)}.safetensors"
     if output.exists():
         print(f"{output} is there already, and is kept")
         return output
-    file = workdir / "downloads" / release.file
-    failures = []
-    for address in () if file.exists() else addresses or release.addresses:
+    folder = workdir / "downloads"
+    for release in origin.files:
         try:
-            published.download(address, file, checksum=release.checksum)
-            break
-        except (UserError, OSError, http.client.HTTPException) as error:
-            failures.append(f"{type(error).__name__}: {error}")
-    members, known = release.members, release.checksum
-    if not file.exists():
-        names = ",".join(pathlib.PurePosixPath(m).name for m in members or [file.name])
-        raise UserError(
-            f"{file.name} could not be fetched:\n  "
-            + "\n  ".join(failures)
-            + "\nIf the connection broke, the same command goes on. If the file is gone, get it in "
-            f"another way (its authors: {release.page}), put it at {file} and start again, or "
-            f"run\n  python -m experiments.convert_weights --network={name} --source={names} "
-            f"--output={output}"
-        )
-    if known and (actual := published.checksum_of(file, known)) != known:
-        raise UserError(f"{file} has {actual}, published is {known}; remove it")
-    sources = published.unpack(file, members, file.parent / name) if members else [file]
-    print(conversion.describe(output, zoo.convert(name, sources, output, miniature=miniature)))
-    if trained:
+            record = downloads.get(release, folder, addresses=addresses)
+        except StorageError:
+            raise
+        except UserError as error:
+            raise UserError(f"{error}\n{_by_hand(name, folder, output)}") from error
+        print(_line(release, record))
+    sources: list[pathlib.Path] = []
+    try:
+        for release in origin.files:
+            file = folder / release.name
+            members = release.members
+            sources += downloads.unpack(file, members, folder / name) if members else [file]
+        print(conversion.describe(output, zoo.convert(name, sources, output, miniature=miniature)))
+    except StorageError:
+        raise
+    except UserError as error:
+        removed = [file.name for file in origin.files if downloads.discard(file, folder)]
+        again = f"\n{', '.join(removed)} was removed: the same command fetches it again"
+        raise UserError(f"{error}{again * bool(removed)}") from error
+    if origin.command:
         print(f"train {name} with\n  {origin.command}")
     return output
+
+
+def _line(release, record):
+    vouched = f"as published ({release.checksum})" if release.checksum else "CHECKSUM UNKNOWN"
+    if release.checksum == record["file_checksum"]:
+        vouched = "as published"
+    return (
+        f"{release.name}: {record['bytes']} bytes, {record['file_checksum']}, {vouched}, from "
+        f"{record['address']}"
+    )
+
+
+def _by_hand(name, folder, output):
+    sources = [pathlib.PurePosixPath(source).name for source in _sources(ORIGINS[name])]
+    return (
+        "If the connection broke, the same command goes on. If the file is gone, get it in another "
+        f"way (its authors: {ORIGINS[name].page}), put it into {folder} and start again, or run\n"
+        f"  python -m experiments.convert_weights --network={name} --source={','.join(sources)} "
+        f"--output={output}"
+    )

@@ -98,6 +98,22 @@ class Network:
         return self.module.apply({"params": self.parameters}, *arguments, method=method, **options)
 
 
+def _flatten(network):
+    static = _Static(network.name, network.module, network.miniature, network.facts)
+    return (network.parameters,), static
+
+
+def register(kind: type[Network]) -> type[Network]:
+    """Make a kind of `Network` a pytree whose leaves are its parameters."""
+
+    def unflatten(static, leaves):
+        return kind(static.name, static.module, leaves[0], static.miniature, static.facts)
+
+    jax.tree_util.register_pytree_node(kind, _flatten, unflatten)
+    return kind
+
+
+@register
 class SegmentationNetwork(Network):
     """An FCN, or another network that scores pixels: a `Segmenter`."""
 
@@ -135,12 +151,13 @@ class SegmentationNetwork(Network):
         """
         height, width = shape[:2]
         if hasattr(self.module, "size"):  # which every image is scaled to: they share one shape
-            return self, _raised((height, width), 4 * BUCKET)
+            return self, raised((height, width), 4 * BUCKET)
         if min(height, width) < BUCKET:
             _check_size(self.module, (height, width))
-        return self, _raised((height, width), BUCKET)
+        return self, raised((height, width), BUCKET)
 
 
+@register
 class DetectionNetwork(Network):
     """A Faster R-CNN: a `Detector`, whose candidates' handles are their boxes."""
 
@@ -208,29 +225,15 @@ class DetectionNetwork(Network):
         """
         height, width = shape[:2]
         if self.module.resize is None:
-            return self, _raised((height, width), BUCKET)
+            return self, raised((height, width), BUCKET)
         (canvas, _), long = self.module.canvas((height, width, 3)), self.module.resize[1]
-        module = self.module.clone(canvas_shape=_raised(canvas, long // 5))
+        module = self.module.clone(canvas_shape=raised(canvas, long // 5))
         # Only the canvas costs: images of any shape share one.
-        return dataclasses.replace(self, module=module), _raised((height, width), 4 * BUCKET)
+        return dataclasses.replace(self, module=module), raised((height, width), 4 * BUCKET)
 
 
-def _flatten(network):
-    static = _Static(network.name, network.module, network.miniature, network.facts)
-    return (network.parameters,), static
-
-
-for _kind in (SegmentationNetwork, DetectionNetwork):
-    jax.tree_util.register_pytree_node(
-        _kind,
-        _flatten,
-        lambda static, leaves, kind=_kind: kind(  # type: ignore[misc]
-            static.name, static.module, leaves[0], static.miniature, static.facts
-        ),
-    )
-
-
-def _raised(sides, step):
+def raised(sides, step: int) -> tuple[int, ...]:
+    """Return sides, each raised to the next multiple of a step."""
     return tuple(-(-side // step) * step for side in sides)
 
 

@@ -23,15 +23,17 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dag_jax.datasets.classes import CLASS_NAMES
+from dag_jax.datasets.classes import CLASS_NAMES, COCO_NAMES
 from dag_jax.errors import UserError
 from dag_jax.models import DETECTION, MARGINS, MAX_STEPS, SEGMENTATION
-from dag_jax.networks import backbones, conversion
+from dag_jax.networks import backbones, conversion, mobilenet_yolo, yolo
+from dag_jax.networks.darknet import Darknet
 from dag_jax.networks.espnetv2 import EspNetV2
 from dag_jax.networks.faster_rcnn import FasterRCNN
 from dag_jax.networks.fcn import DilatedFcn, Fcn
 from dag_jax.networks.network import DetectionNetwork, Facts, Network, SegmentationNetwork
 from dag_jax.networks.resnet import ResNet
+from dag_jax.networks.rfcn import RFCN
 from dag_jax.weights import store
 
 PRECISIONS = ("float32", "bfloat16")
@@ -57,6 +59,8 @@ class Entry(NamedTuple):
       classes: names of its classes by index.
       precisions: of `PRECISIONS`, those that it can multiply in.
       proposals: the most proposals of a detector that are attacked, full size and miniature.
+      margin: logits by which a label must have lost before its target rests; None: its task's.
+      kind: what it is; None: its task's.
     """
 
     title: str
@@ -71,6 +75,8 @@ class Entry(NamedTuple):
     classes: tuple[str, ...] = CLASS_NAMES
     precisions: tuple[str, ...] = PRECISIONS
     proposals: tuple[int, int] = (0, 0)
+    margin: float | None = None
+    kind: type[Network] | None = None
 
 
 def _fcn_alex(**norm):
@@ -180,6 +186,28 @@ def _espnetv2(width, size, score):
     )
 
 
+def _yolo(title, score, heads, classes, anchors, **options):
+    def build():
+        return Darknet(mobilenet_yolo.cfg(heads, len(classes), anchors, **options))
+
+    return Entry(
+        title,
+        DETECTION,
+        "voc07_test",
+        "dog-qiuqiu, MobileNet-Yolo, 2020",
+        build,
+        read=conversion.read_darknet,
+        size="320 x 320 pixels",
+        score=score,
+        classes=classes,
+        precisions=("float32",),
+        margin=yolo.MARGIN,
+        kind=yolo.YoloNetwork,
+    )
+
+
+_VOC_OBJECTS = CLASS_NAMES[1:]  # YOLO has no background
+
 ENTRIES = {
     "fcn_alex": _FCN(
         "FCN-Alex", build=_fcn_alex, miniature=_small_fcn_alex, score=_MIOU.format(48.04)
@@ -207,10 +235,39 @@ ENTRIES = {
     "fr_resnet": _FASTER_RCNN(
         "FR-ResNet", paper=_RESNET, build=_fr_resnet, miniature=_small_fr_resnet
     ),
+    "rfcn_resnet50": _FASTER_RCNN(
+        "R-FCN-ResNet-50",
+        paper="Dai, Li, He and Sun, NIPS 2016",
+        build=lambda: RFCN(ResNet(stride=16, caffe=True)),
+        score=_MAP.format(77.6),
+        precisions=("float32",),
+    ),
     "espnetv2_20_384": _espnetv2(2.0, 384, 67.01),
     "espnetv2_20_256": _espnetv2(2.0, 256, 63.36),
     "espnetv2_10_384": _espnetv2(1.0, 384, 60.22),
     "espnetv2_05_384": _espnetv2(0.5, 384, 47.18),
+    "yolov3_nano_voc": _yolo(
+        "YOLOv3-Nano",
+        _MAP.format(65.27),
+        mobilenet_yolo.NANO,
+        _VOC_OBJECTS,
+        mobilenet_yolo.VOC_ANCHORS,
+    ),
+    "yolo_fastest_voc": _yolo(
+        "YOLO-Fastest",
+        _MAP.format(46.55),
+        mobilenet_yolo.FASTEST,
+        _VOC_OBJECTS,
+        mobilenet_yolo.VOC_ANCHORS,
+        width=0.5,
+    ),
+    "yolov3_nano_coco": _yolo(
+        "YOLOv3-Nano-COCO",
+        "mAP 30.13 at IoU 0.5 on COCO",
+        mobilenet_yolo.NANO,
+        COCO_NAMES,
+        mobilenet_yolo.COCO_ANCHORS,
+    ),
 }
 TASKS = {name: entry.task for name, entry in ENTRIES.items()}
 BLACK_BOX = ("fcn_resnet", "fr_resnet")
@@ -236,7 +293,8 @@ def facts(name: str, *, miniature: bool = False) -> Facts:
       ValueError: for an unknown name, and for a miniature that does not exist.
     """
     entry = _entry(name, miniature)
-    numbers = MARGINS[entry.task], MAX_STEPS[entry.task], entry.proposals[miniature]
+    margin = MARGINS[entry.task] if entry.margin is None else entry.margin
+    numbers = margin, MAX_STEPS[entry.task], entry.proposals[miniature]
     return Facts(entry.title, entry.classes, entry.split, *numbers)
 
 
@@ -337,5 +395,5 @@ def load(
         shapes = jax.eval_shape(module.init, jax.random.key(seed), image)["params"]
         store.check(parameters, shapes)
         parameters = jax.tree.map(jnp.asarray, parameters)
-    kind = _KINDS[entry.task]
+    kind = entry.kind or _KINDS[entry.task]
     return kind(name, module, parameters, miniature, facts(name, miniature=miniature))

@@ -28,6 +28,7 @@ FILE = "audit.json"
 CHECKS = (
     audit_checks.model,
     audit_checks.stops,
+    audit_checks.stands,
     audit_checks.grows,
     audit_checks.goes_on,
     audit_checks.permuted,

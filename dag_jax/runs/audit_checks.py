@@ -31,6 +31,7 @@ LEFT_OFF = 0.01  # of an image's targets, by which a stored perturbation may mis
 # network in the end (Athalye et al., ICML 2018, section 3.1).
 LOST = 0.5
 NOT_LESS = 0.01  # of all targets, by which success may fall while steps grow
+STANDING = 0.05  # of the images: right detections on so many may have no target
 OTHERWISE = 1e-3  # of an image's pixels, or in a detection's score: what another kernel may change
 ROUNDED = 5.0  # points by which PNGs may score above the images that were attacked
 
@@ -129,6 +130,42 @@ def stops(row: Row) -> Finding:
         "what is said of gradients above; without it, find the layer that saturates on these "
         "images (--image_ids), and attack with a margin, so that targets rest later",
     )
+
+
+def stands(row: Row) -> list[Finding]:
+    """Where a detector is right about an object, something of the image is a target.
+
+    An attack without a target leaves the image as it is, and the score with it. Of a segmenter
+    there is no finding: the pixels that it gets right are its targets.
+    """
+    if not row.plan.subject.about.detects:
+        return []
+    idle = [i for i, one in enumerate(row.records) if one["status"] == Status.NO_TARGETS.name]
+    found = row.evidence("orig")
+    stands = [place for place in idle if _is_right(row, place, found[place])]
+    share = len(stands) / max(len(row.examples), 1)
+    said = f"{len(idle)} of {len(row.examples)} images have no active target"
+    if stands:
+        said += (
+            f", and on {len(stands)} of them, such as {row.examples[stands[0]]['image_id']}, there "
+            f"are right detections all the same ({STANDING:.0%} of the images are the most)"
+        )
+    return [
+        Finding(
+            "what is detected is a target",
+            share <= STANDING,
+            said,
+            "what is attacked is not what the model detects: of a sigmoid head, scores are "
+            "f32[N, C, 2], the logit of each class and that of its threshold, and candidates are "
+            "all anchors; of a softmax head, `scores` and `detect` have to agree about a box",
+        )
+    ]
+
+
+def _is_right(row, place, found) -> bool:
+    """Return whether a detection of an image is one of its objects."""
+    score = evaluation.score_evidence(row.plan.subject, [row.examples[place]], [found])
+    return bool(score > 0)
 
 
 def grows(row: Row) -> Finding:

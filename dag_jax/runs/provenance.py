@@ -30,7 +30,8 @@ LEFT_OUT = (
     "runs/layout.py",
     "runs/manifest.py",
     "runs/provenance.py",
-    "weights/published.py",  # downloads; a checkpoint has a digest of its own
+    "weights/downloads.py",  # a checkpoint has a digest of its own
+    "weights/published.py",
 )
 
 

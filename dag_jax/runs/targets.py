@@ -29,7 +29,7 @@ from dag_jax.runs import buckets
 from dag_jax.runs.subject import Subject
 
 _FEWEST_BOXES = 8  # rows that lists of ground-truth boxes have, doubled as often as needed
-_FEWEST_TARGETS = 128  # rows that lists of targets have, four times as many as often as needed
+FEWEST_TARGETS = 128  # rows that lists of targets have, four times as many as often as needed
 
 
 def detector_targets(
@@ -66,6 +66,12 @@ def detector_targets(
 
     Reference: Xie et al., ICCV 2017, section 3.3; the authors' release.
     """
+    targets, handle = targets_and_handle(model, image, truths, key, iou, confidence)
+    return targets, models.score_fn(model, handle)
+
+
+def targets_and_handle(model, image, truths, key, iou, confidence):
+    """Return `detector_targets`, but the handle of its candidates for the score function."""
     about = models.about(model)
     if not about.detects:
         raise UserError(f"{about.title} segments: make_targets(mask, ...) has its targets")
@@ -86,7 +92,7 @@ def detector_targets(
         {},
         kind=kind_of(model),
     )
-    return targets, models.score_fn(model, handle)
+    return targets, handle
 
 
 @functools.partial(jax.jit, static_argnames=("counts", "kind"))
@@ -129,7 +135,7 @@ def _pixel_targets(key, mask, num_classes, void):
     return make_targets(mask, permute_labels(key, mask, num_classes), void=void)
 
 
-def _length(count, fewest, factor):
+def padded_length(count, fewest=FEWEST_TARGETS, factor=4):
     """Return the least of fewest, fewest * factor, ... that is no less than count.
 
     A list's length depends on nothing but the image, and each length is a compilation.
@@ -142,7 +148,7 @@ def _length(count, fewest, factor):
 def _padded(boxes, labels):
     """Return (boxes, labels, which are there), padded to one of few lengths."""
     count = len(labels)
-    rows = _length(count, _FEWEST_BOXES, 2)
+    rows = padded_length(count, _FEWEST_BOXES, 2)
     more = rows - count
     padded = np.pad(boxes, [(0, more), (0, 0)]), np.pad(labels, (0, more))
     return *padded, np.arange(rows) < count
@@ -198,7 +204,7 @@ def paper_targets(subject: Subject, group, example, seed, **options):
     if subject.about.detects:
         targets, handle, _ = candidate_targets(subject, group, example, seed, **options)
         rows = targets.valid.reshape(len(targets.valid), -1).any(axis=1).sum()
-        keep = slice(_length(rows, _FEWEST_TARGETS, 4))
+        keep = slice(padded_length(rows))
         return jax.tree.map(operator.itemgetter(keep), (targets, (handle,)))
     key = image_key(seed, example["image_id"])
     void = subject.examples.void

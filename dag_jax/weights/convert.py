@@ -176,7 +176,7 @@ def _join(layers, joins):
 
     Normalisation is folded into a kernel, and is else "scale" and "bias"; a PReLU is "slope".
     """
-    joined = {}
+    joined, caffes = {}, set()
     for name, arrays in layers.items():
         arrays = {part: leaf for part, leaf in arrays.items() if part != "num_batches_tracked"}
         matches = ((re.fullmatch(pattern, name), target) for pattern, target in joins)
@@ -188,6 +188,9 @@ def _join(layers, joins):
         if arrays.keys() == {"kernel"}:
             layer["slope"] = arrays["kernel"]
             continue
+        if "blob 2" in arrays or target in caffes:  # Caffe's BatchNorm, and the Scale after it
+            arrays = _caffe_norm(arrays)
+            caffes.add(target)
         if lacking := [part for part in _NORM if part not in arrays]:
             raise UserError(f"{name} is no batch normalisation: it has no {', '.join(lacking)}")
         gain = arrays["kernel"] / np.sqrt(arrays["running_var"] + _EPSILON)
@@ -198,6 +201,19 @@ def _join(layers, joins):
         else:
             layer |= {"scale": gain, "bias": shift}
     return joined
+
+
+def _caffe_norm(arrays):
+    """Return the blobs of a BatchNorm, or of the Scale after it, as torch names such arrays."""
+    first, second = arrays["kernel"].reshape(-1), arrays["bias"].reshape(-1)
+    ones, zeros = np.ones_like(first), np.zeros_like(first)
+    if "blob 2" not in arrays:
+        still = ones - np.float32(_EPSILON)  # its root, with epsilon, is 1
+        return {"kernel": first, "bias": second, "running_mean": zeros, "running_var": still}
+    factor = arrays["blob 2"].reshape(-1)  # sums were stored, not means; 0: nothing was summed
+    scale = np.divide(1, factor, out=np.zeros_like(factor), where=factor != 0)
+    statistics = {"running_mean": first * scale, "running_var": second * scale}
+    return {"kernel": ones, "bias": zeros, **statistics}
 
 
 def _tell(layers):

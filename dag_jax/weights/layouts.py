@@ -57,6 +57,8 @@ _EESP_LAYERS = (
     ("conv_1x1_exp\\.conv", "expand"),
 )
 
+_RESNET_LAYERS = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}
+
 LAYOUTS = {
     # fcn.berkeleyvision.org; the alternatives are names of the older files (V1 layers).
     "caffe_fcn": Layout(
@@ -84,6 +86,22 @@ LAYOUTS = {
             Rule(r"cls_score", "cls_score", "dense"),
             Rule(r"bbox_pred", "bbox_pred", "offsets"),
         ),
+    ),
+    # py-R-FCN; Caffe's BatchNorm and Scale are layers of their own.
+    "py_rfcn": Layout(
+        r"rfcn_cls",
+        (
+            Rule(r"conv1", "backbone/conv1", "conv"),
+            *(
+                Rule(rf"res([2-5]){letter}_branch{old}", rf"backbone/stage\1_{block}/{new}", "conv")
+                for block, letter in enumerate("abcdef", start=1)
+                for old, new in _RESNET_LAYERS.items()
+            ),
+            Rule(r"rpn_conv/3x3", "rpn_conv", "conv"),
+            Rule(r"rpn_cls_score|rpn_bbox_pred|rfcn_cls|rfcn_bbox", r"\g<0>", "conv"),
+            Rule(r"conv_new_1", "conv_new", "conv"),
+        ),
+        joins=((r"(?:bn|scale)_conv1", "conv1"), (r"(?:bn|scale)(\d\w_branch\w+)", r"res\1")),
     ),
     "py_faster_rcnn": Layout(
         r"rpn_cls_score",

@@ -2,7 +2,15 @@ import jax
 import numpy as np
 import pytest
 
-from dag_jax.detection import clip_boxes, decode_boxes, encode_boxes, iou
+from dag_jax.detection import (
+    boxes_from_centres,
+    boxes_from_edges,
+    clip_boxes,
+    decode_boxes,
+    encode_boxes,
+    iou,
+    scale_boxes,
+)
 
 
 def random_boxes(rng, count, extent=100):
@@ -106,3 +114,35 @@ def test_wrong_shapes_are_named():
         iou(np.zeros((7, 5), np.float32), np.zeros((2, 4), np.float32))
     with pytest.raises(ValueError, match="deltas"):
         decode_boxes(np.zeros((2, 4), np.float32), np.zeros((2, 84), np.float32))
+
+
+def test_a_box_of_other_conventions_is_the_same_pixels():
+    # Pixels 2, 3, 4 across and 1, 2 down, of an image of 8 x 16 (rows x columns).
+    ours = np.float32([2, 1, 4, 2])
+    edges = np.float32([2, 1, 5, 3])
+    centre = np.float32([3.5, 2, 3, 2])
+    parts = np.float32([3.5 / 16, 2 / 8, 3 / 16, 2 / 8])
+    np.testing.assert_array_equal(boxes_from_edges(edges), ours)
+    np.testing.assert_array_equal(boxes_from_centres(centre), ours)
+    np.testing.assert_array_equal(boxes_from_centres(scale_boxes(parts, (8, 16))), ours)
+
+
+def test_conversions_keep_overlaps_and_work_compiled_on_batches(rng):
+    edges = random_boxes(rng, 12) + np.float32([0, 0, 1, 1])
+    whole = np.zeros((12, 200, 200), bool)
+    for mask, (x0, y0, x1, y1) in zip(whole, edges.astype(int), strict=True):
+        mask[y0:y1, x0:x1] = True  # Python's slices are edges
+    pixels = whole.reshape(12, -1).astype(np.float64)
+    shared = pixels @ pixels.T
+    union = pixels.sum(1)[:, None] + pixels.sum(1)[None] - shared
+    ours = boxes_from_edges(edges)
+    np.testing.assert_allclose(iou(ours, ours), shared / union, rtol=1e-5)
+    centres = np.concatenate([(edges[:, :2] + edges[:, 2:]) / 2, edges[:, 2:] - edges[:, :2]], 1)
+    batched = jax.jit(boxes_from_centres)(centres.reshape(3, 4, 4))
+    np.testing.assert_allclose(batched.reshape(12, 4), ours, atol=1e-4)
+
+
+@pytest.mark.parametrize("convert", [boxes_from_edges, boxes_from_centres])
+def test_what_is_no_list_of_boxes_is_not_converted(convert):
+    with pytest.raises(ValueError, match="its last axis should be 4 long"):
+        convert(np.zeros((4, 3), np.float32))

@@ -110,6 +110,7 @@ def test_order_changes_nothing(rng):
     np.testing.assert_array_equal(order[shuffled], kept(*compiled(boxes, scores, 0.5, 50)))
 
 
+@pytest.mark.slow
 def test_nothing_valid_and_nothing_at_all(rng):
     boxes, scores = scattered(rng, 5), np.ones(5, np.float32)
     _, valid = nms(boxes, scores, threshold=0.5, max_outputs=5, valid=np.zeros(5, bool))

@@ -245,6 +245,7 @@ def bfloat16_scores(weights, image):
     return (image - 128).astype(jnp.bfloat16) @ weights.astype(jnp.bfloat16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "whole"),
     [
@@ -288,6 +289,7 @@ def numbers_near(share, total):
     return sorted(number for number in near if 0 <= number <= total)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", SHARES)
 def test_at_most_is_the_comparison_in_python(share):
     totals = [1, 2, 3, 22, 100, 1000, 65535, 65536, 10**6, 2**24 + 1, 2**31 - 22, 2**31 - 1]

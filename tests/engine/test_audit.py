@@ -57,6 +57,7 @@ def verdicts(*problem, **options):
     return {one.check: one for one in findings}
 
 
+@pytest.mark.slow
 def test_a_healthy_network_passes_every_check(problem):
     findings = verdicts(*problem)
     assert all(one.passed is True for one in findings.values()), findings

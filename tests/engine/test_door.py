@@ -374,6 +374,7 @@ def attack_in_double():
     print("all equal")
 
 
+@pytest.mark.slow
 def test_with_64_bit_numbers_on_a_numpy_step_size_is_a_number():
     root = pathlib.Path(dag_jax.__file__).parents[1]
     code = (

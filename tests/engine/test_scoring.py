@@ -133,6 +133,7 @@ def constant_of(channels, value):
     return jax.tree_util.register_dataclass(kind, ["value"], [])(value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [WEIGHTS, jnp.tanh])
 def test_a_class_is_never_taken_for_another_of_the_same_fields(value):
     # JAX 0.10 takes them for equal, and one time in some dozens runs one's program for the other.

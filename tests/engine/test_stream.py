@@ -58,6 +58,7 @@ def assert_same(result, alone):
     assert all(isinstance(leaf, np.ndarray | np.generic) for leaf in jax.tree.leaves(result))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [

@@ -67,6 +67,14 @@ for line in sys.stdin:
 """
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark as slow what starts launches, or reads what one has made."""
+    for item in items:
+        if "launcher" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def launcher():
     """The process that launches are forked from."""

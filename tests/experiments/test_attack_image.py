@@ -114,6 +114,7 @@ def test_the_folder_belongs_to_this_attack(run, call, refuse, capsys):
     assert {path: path.read_bytes() for path in workdir.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_drawing_is_what_is_to_be_seen_and_its_void_is_left_alone(call, photograph, tmp_path):
     drawing = np.full((128, 96), datasets.VOID, np.uint8)
     drawing[:, :48] = 4
@@ -158,7 +159,7 @@ def test_nothing_found_is_nothing_to_attack(refuse, tmp_path):
         (("--target={tmp}/wide.png",), "of no class, the first 7 at"),
         ((f"--models={DETECTOR}", "--target={tmp}/map.png"), "a segmentation, TwoStage detects"),
         ((f"--models={SIGMOID}", "--target=tv"), "made to lose an object, not to see it as anoth"),
-        (("--models=fcn_alex", "--nominiature"), "--nominiature needs --weights_dir"),
+        (("--models=fcn_alex", "--nominiature"), "at full size needs --weights_dir"),
         (("--canvas=47",), "--canvas=47: must be 0, or 48 to 16384 pixels"),
         (("--step_size=0",), "--step_size=0.0: must be finite and above 0"),
     ],

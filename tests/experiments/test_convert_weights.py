@@ -106,7 +106,9 @@ def test_a_file_of_torch_is_told_too(shared):
     path = shared / "weights" / "espnetv2_s_0.5_pascal_384x384.pth"
     if not path.is_file():
         pytest.skip(f"no weights/{path.name} in the folder named shared")
-    with pytest.raises(UserError, match="of no known layout .*base_net.level1.conv"):
+    with pytest.raises(
+        UserError, match="do not fit the network:\n  left over: base_net.level1.conv"
+    ):
         conversion.parameters_of("fcn_vgg", module, path)
 
 

@@ -95,7 +95,7 @@ def test_more_settings_join_and_are_compared(run, call, tmp_path):
             (f"--models={TWO_STAGE}",),
             "its propose takes no max_proposals and no nms_threshold",
         ),
-        (("--nominiature", "--models=fr_zf_07"), "--nominiature needs --weights_dir"),
+        (("--nominiature", "--models=fr_zf_07"), "at full size needs --weights_dir"),
         (("--step_size=-1",), "--step_size=-1.0: must be finite and above 0"),
     ],
 )

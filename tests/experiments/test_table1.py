@@ -139,6 +139,7 @@ def growing(call, tmp_path_factory):
     return workdir, flags, stages
 
 
+@pytest.mark.slow
 def test_a_larger_limit_adds_images_and_touches_no_other(growing):
     workdir, _, stages = growing
     (small_times, small_rows), (times, rows), _ = stages
@@ -214,6 +215,7 @@ def alter_version(manifest):
     files.write_json(manifest, content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["", folder(SEGMENTER)])
 def test_another_version_is_refused_or_accepted_and_the_table_says_so(copied, refuse, call, name):
     workdir, flags = copied
@@ -231,6 +233,7 @@ def test_another_version_is_refused_or_accepted_and_the_table_says_so(copied, re
     call("table1", *flags)  # it is known now
 
 
+@pytest.mark.slow
 def test_rounding_attacks_and_scores_the_saved_image(call, tmp_path):
     flags = (f"--models={SEGMENTER}", f"--image_ids={small.SCENES[0]}", "--rounded", "--noaudit")
     call("table1", *small.STEPS, *flags, f"--workdir={tmp_path / 'run'}")
@@ -261,7 +264,7 @@ def test_rounding_attacks_and_scores_the_saved_image(call, tmp_path):
         (("--dataset=voc",), "voc needs data_dir"),
         (("--dataset=voc", "--split=voc2012_seg_val", "--data_dir=/nowhere"), "does not exist"),
         (("--data_dir=/nowhere",), "scenes are rendered, they are not read from data_dir"),
-        (("--nominiature", "--models=fcn_alex"), "--nominiature needs --weights_dir"),
+        (("--nominiature", "--models=fcn_alex"), "at full size needs --weights_dir"),
         (("--weights_dir=/nowhere", "--models=fcn_alex"), "/nowhere/fcn_alex.safetensors"),
         (("--limits=3",), "Unknown command line flag 'limits'"),
         (("more",), "unexpected argument(s): more"),

@@ -125,7 +125,7 @@ def scenes(rng, num_images, quality):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quality", [0.75, 0.2])
+@pytest.mark.parametrize("quality", [0.75])
 def test_intervals_of_a_mean_average_precision_have_the_truth_in_them(quality):
     """A sample of 100 images has a higher precision than all images: nominal is not reached."""
     rng = np.random.default_rng(0)
@@ -138,7 +138,7 @@ def test_intervals_of_a_mean_average_precision_have_the_truth_in_them(quality):
     truth = metrics.mean_ap_of_sets(matches(range(1000)), np.ones((1, 1000), int))[0]
 
     inside = []
-    for seed in range(60):
+    for seed in range(50):
         some = matches(rng.integers(0, 1000, 100))
         scores = metrics.mean_ap_of_sets(some, metrics.draw_images(seed, 100, 200))
         found = metrics.interval(scores, within=(0, 1))

@@ -79,6 +79,7 @@ def test_maps_have_caffes_sizes():
     assert shapes(ALEX, 227, 227)[1]["stage5"].cells.shape == (6, 6, 256)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(224, 224), (375, 500), (129, 130)])
 def test_a_residual_map_is_as_fine_as_asked(size):
     for stride in (4, 8, 16, 32):
@@ -172,6 +173,7 @@ def grid_of(module, stage):
     return grids[stage]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "stage", "stack"), GEOMETRIES)
 def test_a_cell_is_centred_where_the_geometry_says(module, stage, stack):
     grid = grid_of(module, stage)

@@ -135,6 +135,7 @@ def assert_is_recorded(name, width, parameters):
             assert np.abs(ours[::16, ::16] - theirs).max() <= 1e-4 * np.ptp(theirs), kind
 
 
+@pytest.mark.slow
 def test_random_weights_give_what_pytorch_gives():
     converted = convert.convert(EspNetV2(0.5, SIZE), [random_checkpoint()])
     assert converted.layout == "edgenets_espnetv2" and not converted.partial
@@ -145,13 +146,15 @@ def test_random_weights_give_what_pytorch_gives():
     "name", [name if "05" in name else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 )
 def test_published_weights_give_what_pytorch_gives(name, shared):
-    path = shared / "weights" / published.ORIGINS[name].file
-    assert f"sha256:{files.sha256_of(path)}" == published.ORIGINS[name].checksum
+    (file,) = published.ORIGINS[name].files
+    path = shared / "weights" / file.name
+    assert f"sha256:{files.sha256_of(path)}" == file.checksum
     network = networks.load(name, checkpoint=path)
     assert network.module.size == (int(name[-3:]),) * 2
     assert_is_recorded(name, network.module.width, network.parameters)
 
 
+@pytest.mark.slow
 def test_padding_changes_no_score():
     size = 32, 48
     module = EspNetV2(0.5, size)

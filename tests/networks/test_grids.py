@@ -30,6 +30,7 @@ def test_grids_by_hand():
     assert pool4.cropped(5, score) == (16, score.origin, 34, 31)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["convolved", "pooled"])
 @pytest.mark.parametrize(
     ("size", "stride", "padding"), [(3, 2, 1), (2, 2, 0), (3, 2, 0), (5, 3, 2)]
@@ -215,6 +216,7 @@ def test_an_extent_needs_somewhere_to_lie():
         network.detect(np.zeros((90, 90, 3), np.float32), np.int32([50, 50]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("extent", "message"),
     [

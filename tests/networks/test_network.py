@@ -45,6 +45,7 @@ def everything(network, image, boxes=None):
     return network.scores(image, boxes), network.detect(image), proposals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", networks.MINIATURES)
 def test_every_network_implements_its_protocol(name):
     network = random_miniature(name)

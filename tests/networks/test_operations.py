@@ -302,6 +302,7 @@ def resize_by_loop(x, shape, ratios, extent):
     return y
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "shape", "ratios", "extent"),
     [

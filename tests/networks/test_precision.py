@@ -52,6 +52,7 @@ def test_bfloat16_is_close(name, cosine):
     assert a @ b > cosine * np.sqrt((a @ a) * (b @ b))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "wide"), [("fcn_vgg", 3), ("fr_zf_07", 2), ("fcn_resnet", 2)])
 def test_the_products_are_of_bfloat16(name, wide):
     # But for the image's own: forward, backward and, where it is padded far, the border's.
@@ -128,5 +129,7 @@ def test_each_layer_is_close_and_keeps_its_dtype(name, rng):
 
 
 def test_an_unknown_precision_is_named():
-    with pytest.raises(ValueError, match="unknown precision 'half'; .* float32, bfloat16"):
+    with pytest.raises(
+        ValueError, match="precision 'half' of fcn_vgg; .* float32, bfloat16"
+    ):
         networks.load("fcn_vgg", miniature=True, precision="half")

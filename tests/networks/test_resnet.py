@@ -148,6 +148,7 @@ def torch_scores(torch, image, variables):
     return x[0].permute(1, 2, 0)
 
 
+@pytest.mark.slow
 def test_scores_and_gradient_equal_pytorchs(variables, example):
     torch = pytest.importorskip("torch", reason="PyTorch, the second opinion, is not installed")
     image, weights, own_scores, own_gradient = example

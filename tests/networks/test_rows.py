@@ -38,6 +38,7 @@ def assert_close(found, expected):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 4, 11, 12, 40])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_chunks_change_nothing(rng, shared, chunk, share):

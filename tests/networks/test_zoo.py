@@ -73,6 +73,7 @@ TOTALS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY_NAME)
 def test_full_size_has_the_published_number_of_parameters(name):
     params = parameter_shapes(name, False)
@@ -127,6 +128,7 @@ def call(function, *arguments):
     return function(*arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("miniature", [False, True])
 @pytest.mark.parametrize("name", EVERY_NAME)
 def test_scores_have_their_shapes_at_both_sizes(name, miniature):
@@ -154,6 +156,7 @@ def test_a_miniature_is_the_same_module_with_other_numbers(name):
     assert count(small) < 0.02 * count(full)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY_NAME)
 def test_training_with_batch_normalisation_leaves_the_same_network(name):
     module = networks.build(name, miniature=True, batch_norm=True)

@@ -104,6 +104,7 @@ def test_names_of_boxes_stay_on_the_panel_and_those_at_one_place_are_all_read():
     assert not (first.overlaps(second) or first.overlaps(third) or second.overlaps(third))
 
 
+@pytest.mark.slow
 def test_the_figure_has_a_row_per_attack_and_a_legend_of_the_classes_present(rng, tmp_path):
     before = np.zeros((40, 60), int)
     before[5:30, 5:30] = 5

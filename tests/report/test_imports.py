@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 import dag_jax
 
 IMPORTS = """
@@ -20,6 +22,7 @@ print("matplotlib" in sys.modules, "matplotlib.pyplot" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_only_those_who_draw_import_matplotlib_and_nobody_pyplot():
     command = [sys.executable, "-c", IMPORTS]
     process = subprocess.run(command, capture_output=True, text=True, check=False)

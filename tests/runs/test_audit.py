@@ -24,6 +24,7 @@ COUNT = 10  # images
 PNG, GROWS = "saved PNGs score as the table says", "success grows with steps"
 PERMUTED, STOPS = "permuted noise does worse", "no attack ends at a zero or non-finite gradient"
 SLOPES = "gradients are the slopes of the scores"
+pytestmark = pytest.mark.slow  # it attacks two models, again and again
 WAVES, HUES = "waves", "hues"  # models that see by the one more than by the other
 
 
@@ -72,12 +73,12 @@ def verdict(findings, check):
 def test_rows_of_healthy_models_pass_every_check(healthy):
     subject, rival = healthy.values()
     findings, ran = audit.of_row(subject, {WAVES: rival.run})
-    assert ran and len(findings) == 14
+    assert ran and len(findings) == 15
     assert not [finding for finding in findings if finding.passed is not True]
     assert "3 of 3 images, such as scene_08_000000: scores of" in findings[0].said
 
 
-@pytest.mark.slow  # it compiles a whole network; the README audits an FCN, Table 1 the others
+# The README audits an FCN, Table 1 the others.
 def test_a_healthy_detector_passes_every_check_of_a_model(cache):
     network = networks.load("fr_zf_07", miniature=True)
     examples = datasets.load_examples("scenes", network.split, cache_dir=cache, limit=1)
@@ -120,6 +121,33 @@ def test_a_model_whose_gradient_is_masked(make, healthy, tmp_path):
         assert verdict(findings, check).passed is False, check
     assert f"more harm by {WAVES}" in verdict(findings, audit_checks.WHITE_BOX).said
     assert verdict(findings, PNG).passed is True
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Argmax(toy_models.OneStage):
+    """A detector with a sigmoid head that is scored as a softmax head with a sure background."""
+
+    classes = (*toy_models.OneStage.classes, "background")
+
+    def scores(self, image, handle):
+        """Return f32[N, 21], which no class wins."""
+        logits = super().scores(image, handle)[..., 0]
+        return jnp.concatenate([logits, jnp.full_like(logits[:, :1], 100.0)], axis=1)
+
+    def detect(self, image):
+        """Return `Detections`, as a sigmoid head has them."""
+        return toy_models.OneStage(self.gains).detect(image)
+
+
+def test_detections_that_stand_where_nothing_is_attacked(make, healthy, tmp_path):
+    row = make(tmp_path / "run", Argmax(jnp.float32([2, 2])), 2, 2.0)
+    assert {record["status"] for record in row.records} == {"NO_TARGETS"}
+    assert audit_checks.stops(row).passed is True  # nothing else would say it
+    (finding,) = audit_checks.stands(row)
+    assert finding.passed is False and "right detections all the same" in finding.said
+    (right,) = audit_checks.stands(healthy[HUES])
+    assert right.passed is True and right.said == "1 of 10 images have no active target"
 
 
 def test_a_model_whose_gradient_is_detached(make, examples, tmp_path):

@@ -61,6 +61,7 @@ def contents(folder, *but):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPARED)
 def test_the_attack_lowers_the_score_of_any_model(attacked, toys, name):
     row, folder = attacked(name)
@@ -123,6 +124,7 @@ def test_a_finished_folder_is_read_and_not_made_again(attacked, attack, toys, sc
     assert times == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_an_interrupted_call_goes_on_to_the_same_bytes(attack, toys, scenes, tmp_path):
     global stops_at
     run = functools.partial(attack, toys["segmenter"], scenes(3), SHORT, targets_of=stopping)

@@ -77,6 +77,7 @@ WORDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edit", WORDS.values(), ids=WORDS)
 def test_words_change_no_digest(changes, edit):
     assert not changes(*edit)

@@ -500,6 +500,7 @@ print(json.dumps([runs, sorted(set(known))]))
 """
 
 
+@pytest.mark.slow
 def test_killed_at_a_hundred_random_moments(whole, tmp_path):
     runs, known = child(RANDOM_KILLS, tmp_path)
     folders = sorted(tmp_path.glob("run*"))
@@ -537,6 +538,7 @@ print(moment)
 """
 
 
+@pytest.mark.slow
 def test_killed_before_each_change_of_a_file(tmp_path):
     moments = child(KILLS_BETWEEN, tmp_path)
     assert 20 < moments < 199
@@ -647,6 +649,7 @@ print(json.dumps([finished, error.errno, str(error), left, kept]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trouble", "number", "reason"),
     [

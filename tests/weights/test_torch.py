@@ -502,6 +502,7 @@ DAMAGED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_damage_is_refused_or_harmless(tmp_path, kind):
     state, expected = small_checkpoint()

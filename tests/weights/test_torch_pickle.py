@@ -146,6 +146,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_take_little_time_and_memory(name):
     start = time.process_time()
@@ -159,6 +160,7 @@ def test_bombs_take_little_time_and_memory(name):
     assert time.process_time() - start < 4 and peak < 40 * 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", [b"(", b"}", b"N\x94", b"](", b"N\x85"])
 def test_a_byte_of_a_program_makes_a_bounded_number_of_bytes(run):
     program = (run * 2**17)[: 2**17]

@@ -91,10 +91,11 @@ def test_what_a_module_itself_lacks_is_its_own_fault(of_models):
 
 def test_a_full_size_network_needs_weights(of_models):
     of_models("--nominiature")
-    with pytest.raises(app.UsageError, match="--nominiature needs --weights_dir"):
+    with pytest.raises(app.UsageError, match="at full size needs --weights_dir"):
         inputs.load_model("fcn_alex")
 
 
+@pytest.mark.slow
 def test_examples_are_of_the_split_that_the_model_declares(of_models):
     of_models("--limit=2")
     model, _ = inputs.load_model("made_up_models:Half")

@@ -11,6 +11,7 @@ from experiments.measure import kernels, naive
 SHRINK = 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", kernels.kernels(SHRINK), ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize("looped", [False, True])
 def test_both_forms_have_equal_values_and_gradients(kernel, looped):
@@ -42,6 +43,7 @@ def test_a_naive_pool_splits_no_tie_and_keeps_the_last_cells():
     np.testing.assert_array_equal(gradient, [[0, 1, 1], [0, 0, 0], [1, 0, 1]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stride", "size", "offset"), [(2, 4, 0), (8, 16, 31), (32, 63, 18)])
 def test_a_naive_upsampling_equals_ours(rng, stride, size, offset):
     x = jnp.asarray(rng.standard_normal((2, 6, 5, 3)), jnp.float32)

@@ -1,0 +1,267 @@
+"""PyTorch's modules as ours: PyTorch itself runs forward and backward, JAX calls it.
+
+What is compiled calls back to the host, once for scores and once for their gradient, so that any
+module of any version goes in as it is, and the gradient is PyTorch's to the last bit. Preparing
+the image is done in PyTorch, too. A module on a GPU works there, but the image goes through the
+host; on a TPU callbacks need a host that has PyTorch.
+
+Shapes: `H W` pixels of the user's image, `h w` cells of a map, `C` classes.
+"""
+
+import hashlib
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, PyTree
+
+from dag_jax.adapters import checks
+from dag_jax.adapters.functions import FunctionSegmenter, class_names, from_function
+from dag_jax.arrays import Array
+from dag_jax.errors import UserError
+
+Output = str | int | None
+
+
+class TorchFunction:
+    """A function of an image that a PyTorch module computes; a pytree without leaves.
+
+    JAX tells it from others by its identity.
+
+    Attributes:
+      title: what tables call the module.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        layout: str,
+        output: Output | tuple[Output, ...],
+        size: tuple[int, int] | None,
+        take: Callable,
+        title: str,
+    ):
+        """Keep what `from_torch` was given.
+
+        `take` is a function of an output and of the pixels (H, W) that the module saw.
+        """
+        self.title = title
+        self._torch = importlib.import_module("torch")
+        self._module, self._layout, self._size, self._take = module, layout, size, take
+        self._mean, self._std = (
+            np.asarray(values, np.float32).reshape(1, 3, 1, 1) for values in (mean, std)
+        )
+        self._picks, self._single = (
+            (output, False) if isinstance(output, tuple) else ((output,), True)
+        )
+        self._shapes_of: dict[tuple[int, ...], list] = {}
+        self._call = jax.custom_vjp(self._scores)
+        self._call.defvjp(lambda image: (self._scores(image), image), self._pull)
+
+    def __call__(self, image: Float[Array, "H W 3"]) -> PyTree[Float[Array, "..."]]:
+        """Return the module's output, or the tuple of those that were named, as float32.
+
+        Args:
+          image: f32[H, W, 3], RGB grey levels.
+
+        Raises:
+          ValueError: where the module is in training mode, or returns anything else than it did.
+        """
+        outputs = self._call(jnp.asarray(image).astype(jnp.float32))
+        return outputs[0] if self._single else tuple(outputs)
+
+    @property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the module's parameters and buffers as they are now, mean, std and size."""
+        digest = hashlib.sha256(f"{self._size} {self._picks} {self._layout}\n".encode())
+        digest.update(self._mean.tobytes() + self._std.tobytes())
+        for name, tensor in self._module.state_dict().items():
+            if not isinstance(tensor, self._torch.Tensor):  # a module's extra state
+                digest.update(f"{name} {tensor!r}\n".encode())
+                continue
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(self._torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def try_out(self, image: Float[np.ndarray, "H W 3"]) -> list[np.ndarray]:
+        """Run forward and backward once, and return the outputs.
+
+        Raises:
+          ValueError: for a module in training mode, without a named output, or without a gradient.
+        """
+        self._check_mode()
+        x, outputs = self._forward(image)
+        rng = np.random.default_rng(0)
+        for index, each in zip(self._picks, outputs, strict=True):
+            title = self.title if self._single else f"output {index!r} of {self.title}"
+            if not each.is_floating_point():
+                raise UserError(
+                    f"{title} is {each.dtype}, such as the classes that win; it must be scores"
+                )
+            weights = rng.normal(size=tuple(each.shape)).astype(np.float32)
+            gradient = self._gradient(x, [each], [weights], retain_graph=True)
+            checks.check_gradient(gradient, title)
+        return [self._as_numpy(each) for each in outputs]
+
+    def _check_mode(self):
+        for name, part in self._module.named_modules():
+            if part.training:
+                which = f"its {name} is" if name else "it is"
+                raise UserError(
+                    f"{self.title} is to be attacked as it predicts, and {which} in training mode: "
+                    "call module.eval() first"
+                )
+
+    def _forward(self, image):
+        """Return (tensor of the image that the gradient is of, list of outputs)."""
+        torch = self._torch
+        like = next((p for p in self._module.parameters() if p.is_floating_point()), None)
+        leaf = torch.from_numpy(np.array(image, np.float32))  # a copy: JAX's memory is its own
+        leaf.requires_grad_()
+        with torch.enable_grad():
+            x = leaf.permute(2, 0, 1)[None]
+            x = x if like is None else x.to(like.device, like.dtype)
+            if self._size is not None and tuple(x.shape[2:]) != self._size:
+                x = torch.nn.functional.interpolate(
+                    x, self._size, mode="bilinear", align_corners=False
+                )
+            mean, std = (torch.from_numpy(values).to(x) for values in (self._mean, self._std))
+            x, seen = (x / 255 - mean) / std, x.shape[2:]
+            outputs = self._module(x if self._layout == "nchw" else x.permute(0, 2, 3, 1))
+            outputs = [checks.pick(outputs, index, self.title) for index in self._picks]
+            return leaf, [self._take(each, seen) for each in outputs]
+
+    def _gradient(self, x, outputs, cotangents, **options):
+        """Return f32[H, W, 3], or None where no output depends on the image by autograd."""
+        torch = self._torch
+        pairs = [
+            (each, torch.from_numpy(np.array(weights)).to(each))
+            for each, weights in zip(outputs, cotangents, strict=True)
+            if each.requires_grad
+        ]
+        if not pairs:
+            return None
+        tensors, weights = zip(*pairs, strict=True)
+        (gradient,) = torch.autograd.grad(tensors, x, weights, allow_unused=True, **options)
+        return None if gradient is None else gradient.numpy()
+
+    def _as_numpy(self, tensor):
+        return np.asarray(tensor.detach().to("cpu", self._torch.float32).numpy())
+
+    # What JAX traces, and what it calls back.
+
+    def _shapes(self, shape):
+        """Return the shapes of the outputs of an image, by running the module once a shape."""
+        if shape not in self._shapes_of:
+            self._check_mode()
+            outputs = self._forward(np.zeros(shape, np.float32))[1]
+            self._shapes_of[shape] = [
+                jax.ShapeDtypeStruct(tuple(each.shape), jnp.float32) for each in outputs
+            ]
+        return self._shapes_of[shape]
+
+    def _scores(self, image):
+        shapes = self._shapes(image.shape)
+        return jax.pure_callback(self._run, shapes, image, vmap_method="sequential")
+
+    def _run(self, image):
+        return [self._as_numpy(each) for each in self._forward(image)[1]]
+
+    def _pull(self, image, cotangents):
+        shape = jax.ShapeDtypeStruct(image.shape, jnp.float32)
+        pulled = jax.pure_callback(
+            self._run_back, shape, image, cotangents, vmap_method="sequential"
+        )
+        return (pulled,)
+
+    def _run_back(self, image, cotangents):
+        gradient = self._gradient(*self._forward(image), cotangents)
+        return np.zeros(image.shape, np.float32) if gradient is None else gradient
+
+
+jax.tree_util.register_pytree_node(
+    TorchFunction, lambda function: ((), function), lambda function, _: function
+)
+
+
+def from_torch(
+    module: Any,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    classes: Sequence[str] | None = None,
+    layout: str = "nchw",
+    output: Output | tuple[Output, ...] = None,
+    size: tuple[int, int] | None = None,
+    title: str | None = None,
+) -> FunctionSegmenter | TorchFunction:
+    """Return a PyTorch module as a segmenter, or as a function of an image.
+
+    The module sees (resize(image) / 255 - mean) / std. It is run as it is, on its own device and in
+    its own dtype, and tried once on noise. Weights that change later are used at once, and run
+    folders tell them apart.
+
+    Args:
+      module: a torch.nn.Module in evaluation mode, of one image [1, 3, h, w] as its argument.
+      mean: of R, G and B, of images in 0..1.
+      std: likewise.
+      classes: names of the C classes of each pixel; None for what segments no image.
+      layout: "nchw" or "nhwc", of the module's images and scores.
+      output: which of its outputs are scores, a key of a dict or an index of a tuple; None where
+        there is one. Without classes also a tuple of these.
+      size: pixels (h, w) that the image is resized to, bilinearly; None leaves it as it is.
+      title: what tables call it; None is the module's class.
+
+    Returns:
+      With classes a segmenter, `models.Segmenter`. Else a `TorchFunction`, image f32[H, W, 3] ->
+      the output as the module shapes it, less its first axis of 1; a tuple of them where `output`
+      is one. Both are pytrees; they work in `jit`, `vmap`, `grad` and `shard_map`.
+
+    Raises:
+      ValueError: without PyTorch; for a module in training mode; for scores that are not there, of
+        another number of classes, of a strange size, probabilities, or without a gradient.
+    """
+    try:
+        torch = importlib.import_module("torch")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise UserError("from_torch needs PyTorch: pip install 'dag-jax[torch]'") from error
+    if not isinstance(module, torch.nn.Module):
+        raise UserError(f"module is a {type(module).__name__}; it must be a torch.nn.Module")
+    checks.check_normalisation(mean, std)
+    checks.check_layout(layout)
+    title = title or type(module).__name__
+    if classes is not None and isinstance(output, tuple):
+        raise UserError(f"output is {output!r:.80}; of a segmenter it names one")
+    names = None if classes is None else class_names(classes)
+
+    def as_map(scores, seen):
+        checks.check_map(scores.shape, seen, layout, len(names), title)
+        return scores[0].permute(1, 2, 0) if layout == "nchw" else scores[0]
+
+    def without_batch(tensor, _):
+        return tensor[0] if tensor.ndim and len(tensor) == 1 else tensor
+
+    function = TorchFunction(
+        module,
+        mean=mean,
+        std=std,
+        layout=layout,
+        output=output,
+        size=size,
+        take=without_batch if names is None else as_map,
+        title=title,
+    )
+    outputs = function.try_out(checks.noise(size))
+    if names is None:
+        return function
+    checks.check_scores(outputs[0], title)
+    return from_function(function, classes=names, title=title)

@@ -1,0 +1,133 @@
+"""An attack that proposes again on what it has made, and goes on from there.
+
+The targets of a detector are fixed while it is attacked. Where they have lost their object, another
+anchor, query or proposal may have taken it over: those are found on the attacked image, join the
+targets, and the attack goes on from the perturbation that it had.
+
+Shapes: `H W` pixels, `N` candidates of all rounds.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Num, PRNGKeyArray
+
+from dag_jax import models
+from dag_jax.arrays import Array
+from dag_jax.engine.algorithm import Attack, Status
+from dag_jax.engine.door import attack
+from dag_jax.engine.method import Method
+from dag_jax.engine.targets import Targets
+from dag_jax.errors import UserError
+from dag_jax.metrics import Truths
+from dag_jax.runs.dataset import paper_method
+from dag_jax.runs.targets import padded_length, targets_and_handle
+
+
+class Round(NamedTuple):
+    """What a round did."""
+
+    new: int  # candidates with targets that are new, on the image as the round before left it
+    targets: int  # theirs, and those of all rounds before
+    active: int  # when it began
+    left: int  # active when it ended
+    num_steps: int
+    status: Status
+
+
+class Rounds(NamedTuple):
+    """An attack in rounds, finished.
+
+    Attributes:
+      attack: the last round's: its perturbation is that of all rounds, its number of steps not.
+      targets: `Targets` of that round, [N] or [N, C] of a sigmoid head, with padding.
+      rounds: what each did.
+      settled: whether the last look found no target that is active; False where rounds ran out.
+    """
+
+    attack: Attack
+    targets: Targets
+    rounds: tuple[Round, ...]
+    settled: bool
+
+
+def attack_rounds(
+    model: models.Detector,
+    image: Num[Array, "H W 3"],
+    truths: Truths,
+    method: Method | None = None,
+    *,
+    key: PRNGKeyArray,
+    rounds: int = 5,
+    iou: float = 0.1,
+    confidence: float = 0.1,
+) -> Rounds:
+    """Attack a detector, look what it proposes then, and go on until nothing new turns up.
+
+    The first round is `detector_targets` and `attack`. Each later one proposes and labels on the
+    attacked image, adds what is new to the targets, and attacks with `start=` the perturbation so
+    far. A candidate is new where no target has its handle and labels.
+
+    Args:
+      model: a `models.Detector`.
+      image: f32[H, W, 3], RGB grey levels.
+      truths: `metrics.Truths`, the objects and their classes, indices of the model's.
+      method: the attack, `max_steps` being those of a round; None is `paper_method`.
+      key: JAX key of the permutation of classes, the same in all rounds.
+      rounds: the most rounds, at least 1.
+      iou: as in `detector_targets`.
+      confidence: as in `detector_targets`.
+
+    Raises:
+      ValueError: as `detector_targets` and `attack` say; for less than one round.
+    """
+    if rounds < 1:
+        raise UserError(f"rounds is {rounds}; it must be 1 or more")
+    method = paper_method(model) if method is None else method
+    rows: dict[bytes, tuple] = {}  # (targets, handle) of each candidate with a target, on the host
+    history: list[Round] = []
+    result: Attack | None = None
+    settled = False
+    for _ in range(rounds):
+        seen = image if result is None else result.adversarial
+        found = jax.device_get(targets_and_handle(model, seen, truths, key, iou, confidence))
+        before = len(rows)
+        for row in _rows_with_targets(found):
+            rows.setdefault(_bytes_of(row), row)
+        if result is not None and len(rows) == before:
+            settled = history[-1].left == 0
+            break
+        joined, handle = _stacked(list(rows.values()), found)
+        start = None if result is None else result.perturbation
+        attacked = attack(models.score_fn(model, handle), image, joined, method, start=start)
+        if result is not None and int(attacked.status) == Status.NO_TARGETS:
+            settled = True
+            break
+        result, targets = attacked, joined
+        reached = np.asarray(result.active_counts)
+        reached = reached[reached >= 0]
+        counts = len(rows) - before, int(targets.valid.sum()), int(reached[0]), int(reached[-1])
+        history.append(Round(*counts, int(result.num_steps), Status(int(result.status))))
+    assert result is not None  # there is at least one round
+    return Rounds(result, targets, tuple(history), settled)
+
+
+def _rows_with_targets(found):
+    """Yield (targets, handle) of each candidate that has a target."""
+    valid = found[0].valid
+    for index in np.flatnonzero(valid.reshape(len(valid), -1).any(axis=1)):
+        yield jax.tree.map(lambda leaf, i=index: leaf[i], found)
+
+
+def _bytes_of(row):
+    return b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(row))
+
+
+def _stacked(rows, found):
+    """Return rows as (targets, handle) of one of few lengths; the padding has no targets."""
+    padding = jax.tree.map(lambda leaf: leaf[0], found)
+    padding = dataclasses.replace(padding[0], valid=np.zeros_like(padding[0].valid)), padding[1]
+    rows = rows + [padding] * (padded_length(len(rows)) - len(rows))
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)

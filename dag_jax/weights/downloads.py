@@ -1,0 +1,311 @@
+"""Published files from the first address that has them, whole and as their checksum says."""
+
+import errno
+import hashlib
+import http.client
+import pathlib
+import re
+import sys
+import tarfile
+import urllib.error
+import urllib.parse
+import urllib.request
+import zipfile
+
+from dag_jax import files
+from dag_jax.errors import DamagedError, MissingError, StorageError, UserError, reading, writing
+from dag_jax.progress import progress
+
+_SECONDS = 60  # without a byte, after which a server counts as gone
+_BLOCK = 1 << 20
+_MOST = 1 << 30  # bytes of a file in an archive; VGG-16's detectors have half of that
+BY_HAND = "by hand"  # the address of a file that was put where it is by somebody
+
+
+def get(release, folder, *, addresses=()) -> dict:
+    """Get a published file; one that is there already is kept.
+
+    An address that fails is said in a line on stderr, and the next one tried. Beside the file lies
+    <name>.json with what is returned. A file without a published checksum is compared with that.
+
+    Args:
+      release: `published.Published`.
+      folder: where to put it.
+      addresses: to be tried instead of the published ones; one that ends with "/" is a folder.
+
+    Returns:
+      {"address": where it came from, or `BY_HAND`; "bytes"; "file_checksum": "sha256:...";
+      "published": the checksum that it was compared with, or None}.
+
+    Raises:
+      UserError: where every address fails, each with its reason; where the file that is there is
+        another one.
+    """
+    path = pathlib.Path(folder) / release.name
+    if path.exists():
+        return _kept(release, path)
+    reasons = []
+    for address in addresses or release.addresses:
+        if address.endswith("/"):
+            address += urllib.parse.quote(release.name)
+        try:
+            last = download(address, path, checksum=release.checksum, size=release.size)
+        except StorageError:
+            raise
+        except (UserError, OSError, http.client.HTTPException) as error:
+            reasons.append(_reason(address, error))
+            _say(reasons[-1])
+        else:
+            return _record(release, path, address, plainly=last.startswith("http:"))
+    raise UserError(
+        f"{release.name} could not be fetched from any of {len(reasons)} addresses:\n  "
+        + "\n  ".join(reasons)
+    )
+
+
+def _reason(address, error):
+    if isinstance(error, UserError):
+        return str(error)
+    reason = getattr(error, "reason", None) or str(error) or "no reason given"
+    return f"{address}: {type(error).__name__}: {reason}"
+
+
+def _say(text):
+    print(text, file=sys.stderr)
+
+
+def _record(release, path, address, *, plainly=False):
+    """Write and return what is known of a file; say loudly where nothing vouches for it."""
+    with reading(path):
+        size = path.stat().st_size
+    record = {
+        "address": address,
+        "bytes": size,
+        "file_checksum": checksum_of(path, "sha256:"),
+        "published": release.checksum,
+    }
+    files.write_json(_record_of(path), record)
+    if not release.checksum:
+        source = address if address == BY_HAND else f"from {address}"
+        source += ", over plain http, which anybody on the way can change" * plainly
+        _say(
+            f"WARNING: no checksum of {release.name} was ever published, so nothing tells whether "
+            f"this is the authors' file. It came {source}: {size} bytes, "
+            f"{record['file_checksum']}, which {_record_of(path)} keeps"
+        )
+    return record
+
+
+def _record_of(path):
+    return path.with_name(path.name + ".json")
+
+
+def _kept(release, path):
+    if release.checksum:
+        actual = checksum_of(path, release.checksum)
+        if actual != release.checksum:
+            raise UserError(f"{path} has {actual}, published is {release.checksum}; remove it")
+    try:
+        record = files.load_json(_record_of(path), digest=True)
+    except MissingError:
+        return _record(release, path, BY_HAND)
+    if not release.checksum:
+        actual = checksum_of(path, "sha256:")
+        if actual != record["file_checksum"]:
+            raise UserError(
+                f"{path} has {actual}, and what came from {record['address']} had "
+                f"{record['file_checksum']}; remove it, or {_record_of(path)} if that is right"
+            )
+    return record
+
+
+def discard(release, folder) -> bool:
+    """Remove a file that proved to be useless, where nothing but its address vouched for it.
+
+    Returns:
+      Whether it was removed: not where it has its published checksum or came by hand.
+    """
+    path = pathlib.Path(folder) / release.name
+    try:
+        useless = not release.checksum and files.load_json(_record_of(path))["address"] != BY_HAND
+    except (MissingError, DamagedError):
+        return False
+    if useless:
+        files.remove(path)
+        files.remove(_record_of(path))
+    return useless
+
+
+def download(address: str, path, *, checksum=None, size=None) -> str:
+    """Download a file; what an earlier call left in <path>.part is not fetched again.
+
+    Args:
+      address: http or https.
+      path: the file, which is there only when it is whole.
+      checksum: "sha256:...", "sha1:..." or "md5:..." that it has to have, or None.
+      size: bytes that it has to have, or None.
+
+    Returns:
+      The address that the last redirection led to.
+
+    Raises:
+      UserError: where the server has no such file, gives a web page instead, or the file has
+        another checksum or size.
+      OSError: where the server cannot be reached, or the connection breaks.
+    """
+    path = pathlib.Path(path)
+    files.make_folder(path.parent)
+    part = path.with_name(path.name + ".part")
+    note = path.with_name(path.name + ".part.json")  # of what file it is a part
+    left = _left(part, note, address)
+    start = part.stat().st_size if left else 0
+
+    def anew():
+        files.remove(part)
+        files.remove(note)
+        return download(address, path, checksum=checksum, size=size)
+
+    try:
+        response = urllib.request.urlopen(_request(address, left, start), timeout=_SECONDS)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and left:  # nothing is left to fetch
+            return anew()
+        raise UserError(f"{address} answers {error.code} {error.reason}") from error
+    except (ValueError, http.client.InvalidURL) as error:
+        raise UserError(f"{address} is no address, or leads to none: {error}") from error
+    with response:
+        if response.headers.get_content_type() == "text/html":
+            raise UserError(f"{address} answers with a web page, not with the file")
+        length = response.headers.get("Content-Length", "")
+        total = int(length) if re.fullmatch("[0-9]+", length) else None
+        if response.status == 206:
+            if not left:
+                raise UserError(f"{address} answers with a part of the file, asked for all of it")
+            if not _continues(response, left, start):
+                response.close()
+                return anew()
+            total = left["total"]
+        else:
+            start = 0
+        if None not in (size, total) and total != size:
+            raise UserError(f"{address}: the file has {total} bytes, published has {size}")
+        if not start:
+            files.remove(note)
+            if _version(response) and total:
+                content = {"address": address, "version": _version(response), "total": total}
+                files.write_json(note, content)
+        bar = progress(total=total, initial=start, desc=path.name, unit="B", unit_scale=True)
+        with writing(part):
+            file = open(part, "ab" if start else "wb")
+        with bar, file:
+            while block := response.read(_BLOCK):
+                if not file.tell() and re.match(rb"\s*<(!doctype )?html", block[:200].lower()):
+                    files.remove(part)
+                    files.remove(note)
+                    raise UserError(f"{address} answers with a web page, not with the file")
+                with writing(part):
+                    file.write(block)
+                bar.update(len(block))
+        last = response.geturl()
+    came = part.stat().st_size
+    if total is not None and came != total:
+        raise ConnectionError(f"broke off after {came} of {total} bytes")
+    problem = ""
+    if size is not None and came != size:
+        problem = f"{came} bytes, published has {size}"
+    elif checksum and (actual := checksum_of(part, checksum)) != checksum:
+        problem = f"{actual}, published is {checksum}"
+    files.remove(note)
+    if problem:
+        files.remove(part)
+        raise UserError(f"{address}: the file has {problem}")
+    with writing(path):
+        part.replace(path)
+    return last
+
+
+def _request(address, left, start):
+    if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
+        raise UserError(f"{address} is no address of http or https")
+    request = urllib.request.Request(address, headers={"User-Agent": "dag-jax"})
+    if left:
+        request.add_header("Range", f"bytes={start}-")
+        request.add_header("If-Range", left["version"])  # else the whole file comes
+    return request
+
+
+def _left(part, note, address):
+    """Return the note on the part that an earlier call left; None where it is of no use here."""
+    try:
+        left = files.load_json(note, digest=True)
+    except (MissingError, DamagedError):
+        return None
+    # Another address may have another file under the same version.
+    return left if part.exists() and left["address"] == address else None
+
+
+def _version(response):
+    version = response.headers.get("ETag") or response.headers.get("Last-Modified")
+    # A weak tag does not promise the same bytes.
+    return None if version and version.startswith("W/") else version
+
+
+def _continues(response, left, start):
+    """Tell whether an answer 206 is the rest of the file that `left` is of, from byte `start`."""
+    wanted = f"bytes {start}-{left['total'] - 1}/{left['total']}"
+    same = _version(response) in (None, left["version"])
+    return same and response.headers.get("Content-Range", "").strip() == wanted
+
+
+def checksum_of(path, like: str) -> str:
+    """Return the checksum of a file, of the kind of another one: "sha256:...", say."""
+    kind = like.partition(":")[0]
+    with reading(path), open(path, "rb") as file:
+        return f"{kind}:{hashlib.file_digest(file, kind).hexdigest()}"
+
+
+def unpack(archive, members, folder) -> list[pathlib.Path]:
+    """Take files, each of at most a GiB, out of a .zip or .tgz archive.
+
+    Args:
+      archive: the archive.
+      members: {end of the name of each file: its checksum, or None}.
+      folder: where to put them, each under its own last name.
+
+    Returns:
+      The files.
+
+    Raises:
+      UserError: where the archive is damaged, has not exactly one such file, or has another one.
+    """
+    folder = pathlib.Path(folder)
+    files.make_folder(folder)
+    unpacked = []
+    try:
+        zipped = zipfile.is_zipfile(archive)
+        with zipfile.ZipFile(archive) if zipped else tarfile.open(archive) as opened:
+            if zipped:
+                sizes = {entry.filename: entry.file_size for entry in opened.infolist()}
+            else:
+                sizes = {entry.name: entry.size for entry in opened if entry.isreg()}
+            for member, checksum in members.items():
+                matches = [name for name in sizes if f"/{name}".endswith(f"/{member}")]
+                if len(matches) != 1:
+                    raise UserError(f"{archive} has {len(matches)} files named {member}")
+                if sizes[matches[0]] > _MOST:
+                    raise UserError(f"{member} of {archive} has more than {_MOST} bytes")
+                target = folder / pathlib.PurePosixPath(member).name
+                with opened.open(matches[0]) if zipped else opened.extractfile(matches[0]) as file:
+                    files.write(target, file.read())
+                if checksum and (actual := checksum_of(target, checksum)) != checksum:
+                    raise UserError(f"{target} has {actual}, published is {checksum}")
+                unpacked.append(target)
+    except UserError:
+        raise
+    except Exception as error:  # what zipfile and tarfile raise differs by what is damaged
+        # The disk's errors have a number; EINVAL is of a place before the archive's first byte.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            with reading(archive):
+                raise
+        raise DamagedError(archive, error) from error
+    return unpacked
