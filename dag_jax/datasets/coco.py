@@ -79,8 +79,8 @@ def open_coco(folder: PathLike, split: str) -> FileExamples:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a whole JSON file: {error}") from error
-    masks = [folder / "stuffthingmaps" / split, folder / "annotations/stuffthingmaps" / split]
-    masks = next((place for place in masks if place.is_dir()), None)
+    places = [folder / "stuffthingmaps" / split, folder / "annotations/stuffthingmaps" / split]
+    masks = next((place for place in places if place.is_dir()), None)
     try:
         photos, table, classes, has_outlines = _listed(content, photographs, masks)
     except UserError as error:
