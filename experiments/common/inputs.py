@@ -58,7 +58,10 @@ def load_model(name: str, *, miniature=None, weights_dir=None, precision=None):
         )
     paths = fetching.weights_in(folder, name)
     model = networks.load(
-        name, miniature=miniature, checkpoint=paths, precision=precision or FLAGS.precision
+        name,
+        miniature=miniature,
+        checkpoint=paths[0] if len(paths) == 1 else paths,
+        precision=precision or FLAGS.precision,
     )
     return model, files.sha256_of(paths[0]) if len(paths) == 1 else weights_digest(model)
 

@@ -79,7 +79,7 @@ def test_more_settings_join_and_are_compared(run, call, tmp_path):
         (workdir / "proposals.md").read_text()
     )
     # The detector itself is looked at once.
-    assert [len(findings) for findings in content["audit"].values()] == [12, 6, 6, 6, 6]
+    assert [len(findings) for findings in content["audit"].values()] == [13, 7, 7, 7, 7]
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_models_of_the_same_classes_share_a_picture(toys):
 
 def test_the_audit_is_printed_and_kept(toys):
     workdir, _, process = toys
-    assert "## Audit\n\n42 checks of 3 rows: " in process.stdout
+    assert "## Audit\n\n44 checks of 3 rows: " in process.stdout
     audited = json.loads((workdir / "table1.json").read_text())["audit"]
     assert audited.keys() == small.TITLES.keys()
     for name, findings in audited.items():

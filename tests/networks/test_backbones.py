@@ -83,7 +83,7 @@ def test_maps_have_caffes_sizes():
 @pytest.mark.parametrize("size", [(224, 224), (375, 500), (129, 130)])
 def test_a_residual_map_is_as_fine_as_asked(size):
     for stride in (4, 8, 16, 32):
-        (stage,) = shapes(ResNet(stride=stride), *size)[1].values()
+        stage = shapes(ResNet(stride=stride), *size)[1]["stage5"]
         # Each layer with a stride rounds up: 7 x 7 cells of the classifier's 224 pixels.
         assert stage.cells.shape == (*(math.ceil(side / stride) for side in size), 2048)
     with pytest.raises(ValueError, match=r"stride is 10; it must be one of \(4, 8, 16, 32\)"):
