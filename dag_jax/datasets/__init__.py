@@ -1,11 +1,11 @@
-"""Images with ground truth: PASCAL VOC as downloaded, and rendered scenes that need no files.
+"""Images with ground truth: PASCAL VOC, COCO, plain folders, scenes that need no files.
 
 TFDS is imported when a dataset is opened, and not before.
 """
 
 import importlib
 
-from dag_jax.datasets.classes import CLASS_NAMES, FREQUENT, VOID, VOID_COLOUR, palette
+from dag_jax.datasets.classes import CLASS_NAMES, COCO_NAMES, FREQUENT, VOID, VOID_COLOUR, palette
 from dag_jax.datasets.selection import ExampleSet, resize
 
 _LAZY = {
@@ -13,6 +13,9 @@ _LAZY = {
     "open_dataset": "opening",
     "load_examples": "opening",
     "Examples": "examples",
+    "FileExamples": "examples",
+    "open_coco": "coco",
+    "open_plain_folder": "folder",
     "PAPER_LISTS": "paper_lists",
     "Scenes": "scenes",
     "scenes_config": "scenes",
@@ -21,8 +24,8 @@ _LAZY = {
     "voc_splits": "voc",
 }
 
-__all__ = ["CLASS_NAMES", "FREQUENT", "VOID", "VOID_COLOUR", "ExampleSet", "palette", "resize"]
-__all__ += sorted(_LAZY)
+__all__ = ["CLASS_NAMES", "COCO_NAMES", "FREQUENT", "VOID", "VOID_COLOUR", "ExampleSet"]
+__all__ += ["palette", "resize", *sorted(_LAZY)]
 
 
 def __getattr__(name):

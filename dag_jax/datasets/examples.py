@@ -5,12 +5,15 @@ Shapes: H W pixels, N objects.
 
 import io
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
+
+from dag_jax.datasets.classes import CLASS_NAMES, VOID
+from dag_jax.datasets.photographs import to_rgb
 
 
 class ExampleBuilder(  # type: ignore[call-arg]
@@ -84,7 +87,14 @@ class Examples(Sequence):
         boxes: float32 [N, 4], [x0, y0, x1, y1] in pixels, 0-based, inclusive corners.
         label: int32 [N], class, 1 and up.
         difficult: bool [N], objects that an evaluation leaves out.
+
+    Attributes:
+      classes: names of the classes by index.
+      void: the label of pixels that are of no class; None where all have one.
     """
+
+    classes: tuple[str, ...] = CLASS_NAMES
+    void: int | None = VOID
 
     def __init__(self, builder: Any, split: str):
         # Pillow decodes, here as everywhere: TFDS takes OpenCV where that is installed, and the
@@ -105,7 +115,7 @@ class Examples(Sequence):
         objects = raw["objects"]
         return {
             "image_id": raw["image_id"].decode(),
-            "image": np.array(Image.open(io.BytesIO(raw["image"])).convert("RGB")),
+            "image": np.array(to_rgb(Image.open(io.BytesIO(raw["image"])))),
             "mask": np.array(Image.open(io.BytesIO(raw["mask"])))[:, :, None],
             "has_mask": bool(raw["has_mask"]),
             "objects": {
@@ -114,6 +124,35 @@ class Examples(Sequence):
                 "difficult": np.asarray(objects["difficult"], np.bool_),
             },
         }
+
+
+class FileExamples(Sequence):
+    """Files of a split, by index; each example is read when it is asked for, as `Examples` has it.
+
+    Masks are integers of the dataset's own classes; labels of objects start at 0.
+
+    Args:
+      rows: what is known of each example.
+      read: function of a row that returns the example.
+      classes: names of the classes by index.
+      void: the label of pixels that are of no class; None where all have one.
+    """
+
+    def __init__(
+        self, rows: Sequence, read: Callable, classes: Sequence[str], void: int | None
+    ) -> None:
+        self._rows, self._read = rows, read
+        self.classes, self.void = tuple(classes), void
+
+    def __len__(self):
+        """Return the number of examples."""
+        return len(self._rows)
+
+    def __getitem__(self, index):
+        """Return one example; negative indices count from the end. A slice reads nothing yet."""
+        if isinstance(index, slice):
+            return FileExamples(self._rows[index], self._read, self.classes, self.void)
+        return self._read(self._rows[index])
 
 
 def _png(array):

@@ -4,21 +4,29 @@ import contextlib
 import io
 import logging
 import pathlib
+import re
 import sys
 from collections.abc import Collection
 
 import tensorflow_datasets as tfds
 
-from dag_jax.datasets.classes import CLASS_NAMES, VOID
-from dag_jax.datasets.examples import Examples
+from dag_jax.datasets.coco import open_coco
+from dag_jax.datasets.examples import Examples, FileExamples
+from dag_jax.datasets.folder import open_plain_folder
 from dag_jax.datasets.scenes import Scenes, scenes_config
 from dag_jax.datasets.selection import ExampleSet, resize
 from dag_jax.datasets.voc import VocDevkit, voc_config
 from dag_jax.errors import UserError
 from dag_jax.files import PathLike
 
-DATASETS = ("scenes", "voc")
+DATASETS = ("scenes", "voc", "coco", "folder")
 DEFAULT_CACHE = "~/.cache/dag_jax/tfds"
+# What is read from its files whenever it is asked for, and what `data_dir` then is.
+_READ = {
+    "coco": (open_coco, "a folder with annotations/instances_<split>.json and <split>/"),
+    "folder": (open_plain_folder, "a folder with images/, masks/ or annotations/, and classes.txt"),
+}
+_SLICE = re.compile(r"([^\[]*)(?:\[(\d{0,9}):(\d{0,9})\])?")
 
 
 def open_dataset(
@@ -28,8 +36,8 @@ def open_dataset(
     data_dir: PathLike | None = None,
     cache_dir: PathLike | None = None,
     progress: bool = False,
-) -> Examples:
-    """Open a split for random access, preparing it on its first use.
+) -> Examples | FileExamples:
+    """Open a split for random access, preparing scenes and voc on their first use.
 
     The prepared copy is kept under `cache_dir`; nothing is written to `data_dir`. Only the split
     that was asked for is prepared. A VOC folder must stay where it is: it is looked at each time,
@@ -37,22 +45,26 @@ def open_dataset(
     numbers are logged as a warning.
 
     Args:
-      name: 'scenes' (rendered, needs no files) or 'voc'.
+      name: 'scenes' (rendered, needs no files), 'voc', 'coco' or 'folder' (see these modules).
       split: a split's name, optionally sliced: 'voc2012_seg_val', 'voc2012_seg_val[:50]'.
         PAPER_LISTS names those of the paper, which both datasets have; `voc_splits` lists the
-        others of a VOC folder.
+        others of a VOC folder; those of COCO are like 'val2017[:50]', those of a folder are its
+        lists and subfolders.
       data_dir: for 'voc', an extracted VOCdevkit, or the folder that holds it, SBD, or their
-        archives as downloaded.
+        archives as downloaded; for 'coco' and 'folder', the folder.
       cache_dir: where prepared copies lie; by default ~/.cache/dag_jax/tfds.
       progress: show TFDS's bar on stderr while a copy is prepared.
 
     Returns:
-      An `Examples`: len(), [index], iteration.
+      An `Examples`, or a `FileExamples`: len(), [index], iteration, `classes`, `void`.
 
     Raises:
       ValueError: for an unknown name or split, and for a VOC folder that is missing or incomplete:
-        with what is missing and where it can be had, before anything is written.
+        with what is missing and where it can be had, before anything is written. For what
+        `open_coco` and `open_plain_folder` name.
     """
+    if name in _READ:
+        return _read(name, split, data_dir)
     base = split.split("[")[0]
     cache = pathlib.Path(cache_dir or DEFAULT_CACHE).expanduser().resolve()
     if name == "scenes":
@@ -77,6 +89,18 @@ def open_dataset(
         known = ", ".join(sorted(builder.info.splits))
         raise UserError(f"{name} has no split {base}; it has {known}")
     return Examples(builder, split)
+
+
+def _read(name, split, data_dir):
+    open_files, layout = _READ[name]
+    if data_dir is None:
+        raise UserError(f"{name} needs data_dir: {layout}")
+    parts = _SLICE.fullmatch(split)
+    if parts is None:
+        raise UserError(f"split {split!r} of {name} is neither a name nor name[first:last]")
+    base, first, last = parts.groups()
+    examples = open_files(data_dir, base)
+    return examples[int(first or 0) : int(last) if last else None]
 
 
 def _prepare(builder):
@@ -122,9 +146,9 @@ def load_examples(
     """Read examples of a split.
 
     Args:
-      dataset: 'scenes' or 'voc'.
+      dataset: one of DATASETS.
       split: name of a split.
-      data_dir: folder of VOC.
+      data_dir: as of `open_dataset`.
       cache_dir: where prepared datasets lie.
       limit: the most examples to read; None for all.
       canvas: pixels of the square to scale to; None leaves images as they are.
@@ -154,4 +178,4 @@ def load_examples(
         raise UserError(f"{dataset} {split} has no image {', '.join(missing)}")
     if not examples:
         raise UserError(f"{dataset} {split} has no example to use")
-    return ExampleSet(examples, CLASS_NAMES, void=VOID)
+    return ExampleSet(examples, source.classes, void=source.void)

@@ -12,6 +12,7 @@ import pathlib
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from dag_jax.datasets.annotations import stored_levels
 from dag_jax.datasets.classes import CLASS_NAMES, VOID, VOID_COLOUR, palette
 from dag_jax.errors import UserError
 
@@ -49,7 +50,7 @@ def read_photograph(path) -> Photograph:
     content = _bytes(path)
     with _opened(path, content) as image:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)  # a TIFF's goes on loading
-        pixels = np.array(_rgb(ImageOps.exif_transpose(image)))
+        pixels = np.array(to_rgb(ImageOps.exif_transpose(image)))
     height, width = pixels.shape[:2]
     if min(height, width) < MIN_SIDE:
         raise UserError(
@@ -61,10 +62,26 @@ def read_photograph(path) -> Photograph:
     )
 
 
+def read_stored(path) -> np.ndarray:
+    """Read the pixels of a dataset's image as they lie in the file, which is how boxes count them.
+
+    Like `read_photograph`, but EXIF does not turn the image, and its sides may be short.
+
+    Returns:
+      u8[H, W, 3] RGB.
+
+    Raises:
+      UserError: where the file is missing, damaged or no image.
+    """
+    content = _bytes(path)
+    with _opened(path, content) as image:
+        return np.array(to_rgb(image))
+
+
 def read_class_map(path, *, classes=CLASS_NAMES, void=VOID) -> tuple[np.ndarray, str]:
     """Read a drawn segmentation.
 
-    A grey image, of 8 or 16 bits, holds class indices; one in colours, or with a palette, holds
+    A grey image, of 1 to 16 bits, holds class indices; one in colours, or with a palette, holds
     those of the VOC kit (`classes.palette`), as the figures and VOC's own masks do.
 
     Args:
@@ -80,8 +97,8 @@ def read_class_map(path, *, classes=CLASS_NAMES, void=VOID) -> tuple[np.ndarray,
     """
     content = _bytes(path)
     with _opened(path, content) as image:
-        grey = image.mode == "L" or image.mode.startswith("I")
-        pixels = np.array(image if grey else _rgb(image))
+        grey = image.mode in ("1", "L") or image.mode.startswith("I")
+        pixels = stored_levels(image, content) if grey else np.array(to_rgb(image))
     indices = list(range(len(classes))) + [void] * (void is not None)
     if grey:
         known = dict(zip(indices, indices, strict=True))
@@ -127,8 +144,8 @@ def _bytes(path):
     return path.read_bytes()
 
 
-def _rgb(image):
-    """Return an image as RGB, on white where it is transparent."""
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image as RGB, on white where it is transparent, 16-bit grey scaled to 8 bits."""
     if image.mode.startswith("I") or image.mode == "F":
         image = _eight_bits(image)
     if image.has_transparency_data:

@@ -114,21 +114,23 @@ _SHARED = {
     "dataset": _Shared(
         flags.DEFINE_enum,
         "scenes",
-        "Where images come from: rendered scenes, or photographs of PASCAL VOC.",
+        "Where images come from: rendered scenes, photographs of PASCAL VOC or COCO, a folder of "
+        "images with masks or boxes.",
         more={"enum_values": datasets.DATASETS},
     ),
     "split": _Shared(
         flags.DEFINE_string,
         None,
         f"Split to take: of scenes, one of {', '.join(scenes.SPLITS)}; of voc, a list that its "
-        "folder has, such as voc2012_seg_val.",
+        "folder has, such as voc2012_seg_val; of coco, such as val2017; of a folder, a list or "
+        "subfolder, or all.",
         "{split}",
         not_empty,
     ),
     "data_dir": _Shared(
         flags.DEFINE_string,
         None,
-        "Folder of VOC and SBD, extracted or not; photographs (voc) need it.",
+        "Folder of VOC and SBD, extracted or not; of COCO; or of images, masks and classes.txt.",
         check=not_empty,
     ),
     "cache_dir": _Shared(

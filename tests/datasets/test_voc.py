@@ -215,8 +215,8 @@ def test_folders_that_are_no_voc_are_named(tmp_path):
 
 
 def test_unknown_names_are_named_with_the_known_ones(voc):
-    with pytest.raises(ValueError, match="unknown dataset 'coco'; the known ones are scenes, voc"):
-        open_dataset("coco", "train")
+    with pytest.raises(ValueError, match="unknown dataset 'ade'; the known ones are scenes, voc"):
+        open_dataset("ade", "train")
     with pytest.raises(ValueError, match="has no split voc2012_seg_test; it has voc2007_main_test"):
         open_voc(voc, "voc2012_seg_test")
     with pytest.raises(ValueError, match="voc needs data_dir"):

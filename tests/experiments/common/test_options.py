@@ -35,7 +35,7 @@ def parse(*given):
         ("--weights_dir=", "must not be empty"),
         ("--image_ids=", "must not be empty"),
         ("--image_ids=a,,b", "must not be empty"),
-        ("--dataset=coco", "value should be one of <scenes|voc>"),
+        ("--dataset=ade", "value should be one of <scenes|voc|coco|folder>"),
         ("--models=", "must not be empty"),
         ("--models=fcn_vgg,my.load", "'my.load' is neither a network's name nor package.module:"),
         ("--models=my package:load", "is neither a network's name"),
