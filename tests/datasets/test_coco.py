@@ -18,7 +18,7 @@ IDS = [number for number in range(1, 91) if number not in GAPS]
 PERSON, TRAIN, TOOTHBRUSH = 1, 7, 90
 # By pycocotools 2.0.11.
 # Rows 0 to 19, and from row 25 on the columns from 10 on.
-RUNS = "0d0d" + "0" * 20 + "A?" + "0" * 80 + "\\O"
+RUNS = "0d0d" + "0" * 20 + "A?" + "0" * 77 + "\\O"
 POLYGON = [2.3, 1.7, 15.2, 3.1, 17.6, 12.4, 9.9, 8.2, 4.1, 13.3]
 POLYGON_ROWS = """
 ....................
