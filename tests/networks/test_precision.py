@@ -129,7 +129,5 @@ def test_each_layer_is_close_and_keeps_its_dtype(name, rng):
 
 
 def test_an_unknown_precision_is_named():
-    with pytest.raises(
-        ValueError, match="precision 'half' of fcn_vgg; .* float32, bfloat16"
-    ):
+    with pytest.raises(ValueError, match="precision 'half' of fcn_vgg; .* float32, bfloat16"):
         networks.load("fcn_vgg", miniature=True, precision="half")
