@@ -149,3 +149,115 @@ def compiled(module):
         return jnp.sum(scores * weights.astype(np.float32)), scores
 
     return jax.jit(jax.value_and_grad(total, has_aux=True))
+
+
+# Of the range. Where a ReLU's input is within float32's rounding of 0, its slope is either: these
+# are twice what torchvision's own float32 gradients differ by from its float64 ones, or 1e-4.
+GRADIENTS = {
+    **{LRASPP: 1.1e-2, "deeplabv3_mobilenet_v3_large": 1e-4},
+    **{"fcn_resnet50": 1e-4, "deeplabv3_resnet50": 1.1e-2},
+}
+
+
+def difference(ours, name):
+    with np.load(RECORDED) as recorded:
+        theirs = recorded[name]
+    return np.abs(ours - theirs).max() / np.ptp(theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "tolerance"), GRADIENTS.items())
+def test_random_weights_give_what_torchvision_gives(name, tolerance):
+    parameters = converted(name).parameters
+    (_, scores), gradient = compiled(small(name))(look(), parameters)
+    assert difference(scores[::48, ::48], f"{name}_scores") <= 1e-4
+    assert difference(gradient[::16, ::16], f"{name}_gradient") <= tolerance
+
+
+def test_padding_changes_no_score():
+    weights = converted(LRASPP)
+    assert weights.layout == "torchvision_lraspp" and not weights.partial
+    network = networks.SegmentationNetwork(
+        LRASPP, small(LRASPP), weights.parameters, False, networks.facts(LRASPP)
+    )
+    bucketed, shape = network.bucket(SIZE)
+    assert shape == (500, 1000) and bucketed.module.canvas_shape == (36, 642)
+    padding = (0, 2), (0, 10), (0, 0)
+    padded = np.pad(look(), padding, constant_values=77)
+    scores = jax.jit(type(network).scores)(bucketed, padded, np.int32(SIZE))
+    assert difference(scores[:48:48, :960:48], f"{LRASPP}_scores") <= 1e-4
+    assert not scores[48:].any() and not scores[:, 960:].any()
+
+
+# In torchvision's own tables of weights, auxiliary heads included.
+COUNTS = {
+    **{LRASPP: 3_221_538, "deeplabv3_mobilenet_v3_large": 11_029_328},
+    **{"fcn_resnet50": 35_322_218, "fcn_resnet101": 54_314_346},
+    **{"deeplabv3_resnet50": 42_004_074, "deeplabv3_resnet101": 60_996_202},
+}
+
+
+@pytest.mark.parametrize("name", torchvision.SEGMENTERS)
+def test_each_has_the_published_number_of_weights(name):
+    sizes = {key: int(np.prod(shape)) for key, shape in names_and_shapes(name) if shape}
+    means = {key: size for key, size in sizes.items() if key.endswith("running_mean")}
+    assert sum(sizes.values()) - 2 * sum(means.values()) == COUNTS[name]
+    # Folded, a normalisation leaves one number of a channel; ours have no auxiliary head.
+    kept = sum(size for key, size in sizes.items() if not key.startswith("aux"))
+    kept -= 3 * sum(size for key, size in means.items() if not key.startswith("aux"))
+    image = jax.ShapeDtypeStruct((32, 48, 3), jnp.float32)
+    module = networks.build(name)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fcn_resnet101", "deeplabv3_resnet101"])
+def test_every_name_of_the_deepest_has_its_place(name):
+    arrays = {key: np.zeros(shape, np.float32) for key, shape in names_and_shapes(name)}
+    weights = convert.convert(networks.build(name), [arrays])
+    assert weights.layout == f"torchvision_{name.partition('_')[0]}" and not weights.partial
+
+
+@pytest.mark.parametrize(("extent", "scaled"), [(500, 384), (96, 520)])
+def test_what_is_scaled_may_lie_in_a_larger_array(extent, scaled):
+    matrix = planes.antialiased_matrix(scaled + 7, extent + 9, jnp.int32(extent), jnp.int32(scaled))
+    plain = planes.antialiased_matrix(scaled, extent, extent)
+    np.testing.assert_allclose(matrix[:scaled, :extent], plain, atol=1e-6)
+    assert not matrix[scaled:].any() and not matrix[:, extent:].any()
+
+
+@pytest.mark.parametrize("size", [(375, 500), (500, 333), (520, 520), (33, 100)])
+def test_the_shorter_side_is_scaled_to_520(size):
+    module = networks.build(LRASPP)
+    canvas = module.canvas(*size)
+    short, long = min(size), max(size)
+    assert sorted(canvas) == [520, int(520 * long / short)]
+    assert module.canvas(*map(jnp.int32, size)) == canvas
+
+
+def test_what_is_said_of_each_and_what_cannot_be_had():
+    network = jax.eval_shape(lambda: networks.load(LRASPP, random=True))
+    assert isinstance(network, models.Segmenter)
+    assert models.about(network).background == 0 and len(network.classes) == 21
+    bucketed, shape = network.bucket((375, 500, 3))
+    assert bucketed.module.canvas_shape == (520, 728) and shape == (500, 500)
+    image = jax.ShapeDtypeStruct((*shape, 3), jnp.float32)
+    extent = jax.ShapeDtypeStruct((2,), jnp.int32)
+    scores = jax.eval_shape(type(network).scores, bucketed, image, extent)
+    assert scores.shape == (500, 500, 21)
+    with pytest.raises(UserError, match="an extent needs a network with a canvas_shape"):
+        jax.eval_shape(type(network).scores, network, image, extent)
+    with pytest.raises(UserError, match="has no miniature"):
+        networks.load(LRASPP, miniature=True)
+
+
+def test_a_checksum_of_first_digits_tells_files_apart(tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"weights")
+    digits = downloads.checksum_of(path, "sha256:")[: len("sha256:") + 8]
+    release = published.Published(path.name, ("http://127.0.0.1:9/",), digits)
+    assert downloads.get(release, tmp_path)["published"] == digits
+    path.write_bytes(b"other weights")
+    with pytest.raises(UserError, match=f"published is {digits}"):
+        downloads.get(release, tmp_path)
