@@ -197,7 +197,13 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("name", torchvision.SEGMENTERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if "101" in name else name
+        for name in torchvision.SEGMENTERS
+    ],
+)
 def test_each_has_the_published_number_of_weights(name):
     sizes = {key: int(np.prod(shape)) for key, shape in names_and_shapes(name) if shape}
     means = {key: size for key, size in sizes.items() if key.endswith("running_mean")}
