@@ -4,19 +4,29 @@
 #   make table1 ARGS="--models=fcn_vgg --limit=4"       flags of the launch
 #   make test ARGS="tests/test_attack.py -x"            arguments of pytest
 #   make test PYTHON=python3.12 VENV=.venv312           another interpreter, beside the first
+#   make real VOC=/data/VOCdevkit ARGS="--limit=16"     published networks on photographs of PASCAL VOC 2012
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+VOC ?= VOCdevkit
+WEIGHTS ?= runs/weights
+REAL := espnetv2_20_384,espnetv2_20_256,espnetv2_10_384,espnetv2_05_384,yolov3_nano_voc,yolo_fastest_voc
 
 IN_VENV := $(VENV)/bin/python
 INSTALL := $(IN_VENV) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: table1 test lint format
+.PHONY: table1 real test lint format
 .NOTPARALLEL:  # two installs into one environment would disturb each other
 
 table1: $(VENV)/.installed
 	@$(IN_VENV) -m experiments.table1 $(ARGS)
+
+real: $(VENV)/.installed | $(WEIGHTS)
+	@$(IN_VENV) -m experiments.table1 --nominiature --models=$(REAL) --weights_dir=$(WEIGHTS) --dataset=voc \
+		--data_dir=$(VOC) --split=voc2012_seg_val --limit=0 --workdir=runs/real $(ARGS)
+	@$(IN_VENV) -m experiments.transfer --run=runs/real --weights_dir=$(WEIGHTS) --data_dir=$(VOC) \
+		--black_boxes= --workdir=runs/real_transfer
 
 test: $(VENV)/.installed-test
 	@$(IN_VENV) -m pytest -n 2 --dist worksteal $(ARGS)
@@ -29,6 +39,9 @@ lint: $(VENV)/.installed-test
 format: $(VENV)/.installed-test
 	@$(IN_VENV) -m ruff check --fix .
 	@$(IN_VENV) -m ruff format .
+
+$(WEIGHTS): | $(VENV)/.installed
+	@$(IN_VENV) -m experiments.fetch_weights --networks=$(REAL) --workdir=$@
 
 # pip is the last thing that venv puts in place, so a creation cut short is taken up again.
 $(VENV)/bin/pip:

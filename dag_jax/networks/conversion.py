@@ -15,7 +15,7 @@ from etils import epath
 
 from dag_jax import files
 from dag_jax.errors import MissingError, UserError, reading
-from dag_jax.weights import caffe, convert, darknet, store, torch
+from dag_jax.weights import caffe, convert, darknet, darknet_cfg, store, torch
 
 # NumPy's names of safetensors' dtypes; others keep the name that they have there.
 _SAFETENSORS_TYPES = {
@@ -112,7 +112,7 @@ def read_darknet(name, module, sources):
             ".cfg beside it if you like"
         )
     for path in cfgs:
-        if darknet.parse(darknet.read_cfg(path), path.name) != module.cfg:
+        if darknet_cfg.parse(darknet_cfg.read_cfg(path), path.name) != module.cfg:
             raise UserError(f"{path} describes another network than {name}")
     parameters = darknet.fold(darknet.read(weights[0], module.cfg))
     record = {"network": name, "layout": "darknet", "dense": [], "partial": False}

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax import lax
 
 from dag_jax.networks import depthwise, operations
-from dag_jax.weights import darknet
+from dag_jax.weights import darknet_cfg
 
 _ACTIVATIONS = {
     "linear": lambda x: x,
@@ -30,7 +30,7 @@ _ACTIVATIONS = {
 class Convolution(nn.Module):
     """One of a network's convolutions."""
 
-    layer: darknet.Convolution
+    layer: darknet_cfg.Convolution
 
     @nn.compact
     def __call__(self, x):
@@ -80,7 +80,7 @@ class Darknet(nn.Module):
       cfg: its layers.
     """
 
-    cfg: darknet.Cfg
+    cfg: darknet_cfg.Cfg
 
     @nn.compact
     def __call__(self, image):
@@ -96,12 +96,12 @@ class Darknet(nn.Module):
         for index, layer in enumerate(self.cfg.layers):
             x = maps[-1]
             match layer:
-                case darknet.Convolution():
+                case darknet_cfg.Convolution():
                     x = Convolution(layer, name=f"conv{index}")(x)
-                case darknet.Shortcut():
+                case darknet_cfg.Shortcut():
                     x = functools.reduce(operator.add, (maps[i + 1] for i in layer.sources))
                     x = _ACTIVATIONS[layer.activation](x)
-                case darknet.Route():
+                case darknet_cfg.Route():
                     x = jnp.concatenate(
                         [
                             jnp.split(maps[i + 1], layer.parts, axis=-1)[layer.part]
@@ -109,11 +109,11 @@ class Darknet(nn.Module):
                         ],
                         axis=-1,
                     )
-                case darknet.Upsample():
+                case darknet_cfg.Upsample():
                     x = _upsample(x, layer.stride)
-                case darknet.MaxPool():
+                case darknet_cfg.MaxPool():
                     x = _max_pool(x, layer)
-                case darknet.Head():
+                case darknet_cfg.Head():
                     heads.append(x)
             maps.append(x)
         return heads

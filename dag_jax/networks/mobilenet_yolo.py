@@ -3,7 +3,7 @@
 Reference: https://github.com/dog-qiuqiu/MobileNet-Yolo; Sandler et al., MobileNetV2, CVPR 2018.
 """
 
-from dag_jax.weights import darknet
+from dag_jax.weights import darknet_cfg
 
 # (channels, stride) of each block at full width; a block widens sixfold what it reads.
 _BLOCKS = (
@@ -16,7 +16,7 @@ VOC_ANCHORS = "26,48, 67,84, 72,175, 189,126, 137,236, 265,259"
 COCO_ANCHORS = "12,18, 37,49, 52,132, 115,74, 119,199, 243,238"
 
 
-def cfg(heads, classes: int, anchors: str, *, width: float = 1.0) -> darknet.Cfg:
+def cfg(heads, classes: int, anchors: str, *, width: float = 1.0) -> darknet_cfg.Cfg:
     """Return the layers of a network.
 
     Args:
@@ -72,4 +72,4 @@ def cfg(heads, classes: int, anchors: str, *, width: float = 1.0) -> darknet.Cfg
         convolve(filters)
     convolve(**outputs)
     add("yolo", mask="0,1,2", scale_x_y=1.05, **common)
-    return darknet.parse("\n".join(lines))
+    return darknet_cfg.parse("\n".join(lines))

@@ -37,8 +37,8 @@ def _sum(sources, terms, shape):
       shape: (H', W') of the result.
     """
     reach = max(max(abs(term.rows), abs(term.columns)) for term in terms)
-    # Without the barrier XLA fuses the padding into the sum, and tests each cell for the border;
-    # what comes before it would be computed anew for each term.
+    # Without the barriers XLA fuses the padding into the sum, and tests each cell for the border;
+    # and the sum into all that reads it, which computes it anew, cell by cell.
     padding = [(0, 0)] * (sources[0].ndim - 2) + [(reach, reach)] * 2
     sources = lax.optimization_barrier([jnp.pad(source, padding) for source in sources])
     total = None
@@ -47,7 +47,7 @@ def _sum(sources, terms, shape):
         part = sources[source][..., first : first + shape[0], second : second + shape[1]]
         part = part * weights.reshape(1, *weights.shape, 1, 1)
         total = part if total is None else total + part
-    return total
+    return lax.optimization_barrier(total)
 
 
 def _split(x, stride):
@@ -113,6 +113,8 @@ def _depthwise_backward(dilation, stride, residuals, cotangent):
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
+# Compiled as a part of what calls it: blocks that repeat are then traced once.
+@functools.partial(jax.jit, static_argnames=("dilation", "stride"))
 def depthwise(x, kernel, *, dilation: int = 1, stride: int = 1):
     """Correlate each plane with a 3x3 kernel of its own; the border is padded by zeros.
 
@@ -147,6 +149,7 @@ def pointwise(x, kernel, *, groups: int = 1):
     return (kernel @ cells).reshape(batch, features, height, width)
 
 
+@functools.partial(jax.jit, static_argnames=("groups", "stride"))
 def convolve(x, kernel, *, groups: int = 1, stride: int = 1):
     """Correlate planes with a 3x3 kernel, group by group; the border is padded by zeros.
 
@@ -160,31 +163,32 @@ def convolve(x, kernel, *, groups: int = 1, stride: int = 1):
       f32[B, D, ceil(H / stride), ceil(W / stride)].
     """
     if groups == 1:  # as one product, of what all taps read
-        parts = [jnp.pad(part, ((0, 0), (0, 0), (1, 1), (1, 1))) for part in _split(x, stride)]
-        height, width = (side - 2 for side in parts[0].shape[2:])
-        patches = [
-            parts[part][..., 1 + row : 1 + row + height, 1 + column : 1 + column + width]
-            for _, part, row, column in _places(1, stride)
-        ]
+        parts = [jnp.pad(part, _AROUND) for part in _split(x, stride)]
+        patches = [_moved(parts[part], *place) for _, part, *place in _places(1, stride)]
         features = kernel.shape[-1]
         return pointwise(jnp.concatenate(patches, axis=1), kernel.reshape(1, 1, -1, features))
     return _grouped(x, kernel, groups)
 
 
+_AROUND = ((0, 0), (0, 0), (1, 1), (1, 1))
+
+
+def _moved(x, row, column):
+    """Return the cells of a map, which has one more on each side, that are so far off."""
+    height, width = (side - 2 for side in x.shape[-2:])
+    return x[..., 1 + row : 1 + row + height, 1 + column : 1 + column + width]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _grouped(x, kernel, groups):
-    batch, channels, *sides = x.shape
-    each, features = channels // groups, kernel.shape[-1]
-    x = x.reshape(batch, groups, each, *sides)
-    kernel = kernel.reshape(3, 3, each, groups, features // groups)
-    # Channels of a group, one after the other, against all of its features at once.
-    terms = [
-        _Term(channel, kernel[(*tap, channel)], tap[0] - 1, tap[1] - 1)
-        for channel in range(each)
-        for tap in _TAPS
-    ]
-    sources = [x[:, :, channel, None] for channel in range(each)]
-    return _sum(sources, terms, sides).reshape(batch, features, *sides)
+    each, features = kernel.shape[2:]
+    # What each tap makes of each cell, as one product, and then their sum.
+    kernel = kernel.reshape(9, each, groups, features // groups).transpose(1, 2, 0, 3)
+    taps = pointwise(jnp.pad(x, _AROUND), kernel.reshape(1, 1, each, -1), groups=groups)
+    batch, _, *sides = taps.shape
+    taps = taps.reshape(batch, groups, 9, features // groups, *sides)
+    y = sum(_moved(taps[:, :, index], i - 1, j - 1) for index, (i, j) in enumerate(_TAPS))
+    return y.reshape(batch, features, *x.shape[2:])
 
 
 def _grouped_forward(x, kernel, groups):
@@ -194,10 +198,15 @@ def _grouped_forward(x, kernel, groups):
 def _grouped_backward(groups, residuals, cotangent):
     x, kernel = residuals
     each, features = kernel.shape[2:]
-    flipped = kernel[::-1, ::-1].reshape(3, 3, each, groups, features // groups)
-    flipped = flipped.transpose(0, 1, 4, 3, 2).reshape(3, 3, features // groups, groups * each)
+    batch, _, *sides = x.shape
+    padded = jnp.pad(cotangent, _AROUND)
+    taps = jnp.stack([_moved(padded, 1 - i, 1 - j) for i, j in _TAPS], axis=1)
+    taps = taps.reshape(batch, 9, groups, features // groups, *sides).swapaxes(1, 2)
+    flipped = kernel.reshape(9, each, groups, features // groups).transpose(0, 3, 2, 1)
+    flipped = flipped.reshape(1, 1, -1, groups * each)
+    gradient = pointwise(taps.reshape(batch, -1, *sides), flipped, groups=groups)
     _, kernel_vjp = jax.vjp(lambda kernel: _grouped.fun(x, kernel, groups), kernel)
-    return _grouped(cotangent, flipped, groups), kernel_vjp(cotangent)[0]
+    return gradient, kernel_vjp(cotangent)[0]
 
 
 _grouped.defvjp(_grouped_forward, _grouped_backward)
@@ -327,7 +336,7 @@ def _correlate_enlarged(x, kernel, there, transposed):
         else:
             weights = bands.transpose(0, 2, 1)[:, :, None, None, None]
             x = sum(v[j] * weights[j, band] for band, v in enumerate(views) for j in range(3))
-    return x
+    return lax.optimization_barrier(x)
 
 
 def _enlarged_forward(x, kernel, there, transposed):
@@ -347,6 +356,7 @@ def _enlarged_backward(there, transposed, residuals, cotangent):
 _correlate_enlarged.defvjp(_enlarged_forward, _enlarged_backward)
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def correlate_enlarged(x, kernel, there: tuple[int, int]):
     """Correlate planes at a larger size: resize by `corners_matrix`, `depthwise`, average back.
 

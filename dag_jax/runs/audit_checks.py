@@ -135,15 +135,13 @@ def stops(row: Row) -> Finding:
 def stands(row: Row) -> list[Finding]:
     """Where a detector is right about an object, something of the image is a target.
 
-    An attack without a target leaves the image as it is, and the score with it. Of a segmenter
-    there is no finding: the pixels that it gets right are its targets.
+    Of a segmenter there is no finding: the pixels that it gets right are its targets.
     """
     if not row.plan.subject.about.detects:
         return []
     idle = [i for i, one in enumerate(row.records) if one["status"] == Status.NO_TARGETS.name]
     found = row.evidence("orig")
     stands = [place for place in idle if _is_right(row, place, found[place])]
-    share = len(stands) / max(len(row.examples), 1)
     said = f"{len(idle)} of {len(row.examples)} images have no active target"
     if stands:
         said += (
@@ -153,7 +151,7 @@ def stands(row: Row) -> list[Finding]:
     return [
         Finding(
             "what is detected is a target",
-            share <= STANDING,
+            len(stands) <= STANDING * len(row.examples),
             said,
             "what is attacked is not what the model detects: of a sigmoid head, scores are "
             "f32[N, C, 2], the logit of each class and that of its threshold, and candidates are "

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from dag_jax import models, networks
+from dag_jax.datasets import CLASS_NAMES
 from dag_jax.errors import UserError
 from dag_jax.networks import darknet as darknet_networks
 from dag_jax.networks import yolo
-from dag_jax.weights import darknet
+from dag_jax.weights import darknet, darknet_cfg
 from tests.weights.test_darknet import PUBLISHED, draw, write
 
 cv2 = pytest.importorskip("cv2")
@@ -93,7 +94,7 @@ def both(request, tmp_path_factory, image):
     folder, rng = tmp_path_factory.mktemp("darknet"), np.random.default_rng(3)
     path = folder / f"{request.param}.cfg"
     path.write_text(text_of(NETWORKS[request.param]))
-    cfg = darknet.parse(darknet.read_cfg(path))
+    cfg = darknet_cfg.parse(darknet_cfg.read_cfg(path))
     arrays = draw(cfg, rng)
     weights = write(path.with_suffix(".weights"), arrays)
     load = functools.partial(networks.load_darknet, path, weights, ("cat", "dog", "cow"))
@@ -120,7 +121,7 @@ def say(network, image):
 def places_of(cfg):
     """Return which layers are heads."""
     layers = enumerate(cfg.layers)
-    return [place for place, layer in layers if isinstance(layer, darknet.Head)]
+    return [place for place, layer in layers if isinstance(layer, darknet_cfg.Head)]
 
 
 def raw_of(network, net, image):
@@ -200,7 +201,7 @@ def smooth(tmp_path_factory):
         if kind not in ("maxpool", "shortcut")
     ]
     layers[-2] = LAST(24, stride=2)
-    cfg = darknet.parse(text_of(layers))
+    cfg = darknet_cfg.parse(text_of(layers))
     folder = tmp_path_factory.mktemp("smooth")
     (folder / "net.cfg").write_text(text_of(layers))
     weights = write(folder / "net.weights", draw(cfg, np.random.default_rng(1)))
@@ -263,7 +264,7 @@ def test_activations_are_their_definitions():
         "mish": x * np.tanh(np.log1p(np.exp(x))),
         "swish": x * sigmoid,
     }
-    assert expected.keys() == darknet_networks._ACTIVATIONS.keys() == set(darknet.ACTIVATIONS)
+    assert expected.keys() == darknet_networks._ACTIVATIONS.keys() == set(darknet_cfg.ACTIVATIONS)
     for name, values in expected.items():
         np.testing.assert_allclose(darknet_networks._ACTIVATIONS[name](x), values, atol=1e-5)
 
@@ -316,6 +317,13 @@ def test_files_of_another_network_are_refused(fastest, tmp_path):
         networks.load("yolov3_nano_voc", checkpoint=fastest[0])
     with pytest.raises(UserError, match="a network of darknet's is a .weights file"):
         networks.load("yolov3_nano_voc", checkpoint=[fastest[0], fastest[0]])
+
+
+def test_cocos_names_are_vocs_too():
+    name = "yolov3_nano_coco"
+    network = networks.YoloNetwork(name, networks.build(name), {}, False, networks.facts(name))
+    shared = models.share_classes(models.about(network), CLASS_NAMES)
+    assert len(network.classes) == 80 and len(shared.of_model) == 20 and not shared.only_dataset
 
 
 @pytest.mark.slow

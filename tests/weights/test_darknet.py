@@ -7,7 +7,7 @@ import pytest
 
 from dag_jax import networks
 from dag_jax.errors import MissingError, UserError
-from dag_jax.weights import caffe, darknet
+from dag_jax.weights import caffe, darknet, darknet_cfg
 
 PUBLISHED = {
     "yolov3_nano_voc": "MobileNetV2-YOLOv3-Nano-voc",
@@ -73,20 +73,20 @@ def draw(cfg, rng):
 
 
 def test_a_cfg_is_layers_that_know_their_channels():
-    cfg = darknet.parse(TEXT)
+    cfg = darknet_cfg.parse(TEXT)
     first, second, last = cfg.convolutions.values()
     assert list(cfg.convolutions) == ["conv0", "conv1", "conv2"]
-    assert first == darknet.Convolution(3, 8, 3, 2, 1, 1, 1, True, "leaky")
+    assert first == darknet_cfg.Convolution(3, 8, 3, 2, 1, 1, 1, True, "leaky")
     assert (second.channels, second.groups, second.batch_norm) == (8, 4, False)
     assert (last.channels, last.padding) == (16, 0)
     (head,) = cfg.heads
     anchors = ((4 / 32, 6 / 16), (20 / 32, 12 / 16))
-    assert head == darknet.Head((8, 16), anchors, 2, 1.0, False)
+    assert head == darknet_cfg.Head((8, 16), anchors, 2, 1.0, False)
 
 
 @pytest.mark.parametrize("header", [(0, 1, 0), (0, 2, 0), (0, 2, 5), (1, 0, 0)])
 def test_arrays_come_back_from_each_version_of_the_header(tmp_path, rng, header):
-    cfg = darknet.parse(TEXT)
+    cfg = darknet_cfg.parse(TEXT)
     arrays = draw(cfg, rng)
     path = tmp_path / "net.weights"
     # Version 1.0 counts images in 64 bits, too.
@@ -103,7 +103,7 @@ def test_arrays_come_back_from_each_version_of_the_header(tmp_path, rng, header)
 
 
 def test_folded_batch_norm_is_batch_norm(rng):
-    arrays = draw(darknet.parse(TEXT), rng)
+    arrays = draw(darknet_cfg.parse(TEXT), rng)
     folded = darknet.fold(arrays)
     x = rng.normal(size=(3, 3, 3))
     first, plain = arrays["conv0"], folded["conv0"]
@@ -128,7 +128,7 @@ def test_folded_batch_norm_is_batch_norm(rng):
     ],
 )
 def test_weights_that_do_not_fit_are_refused(tmp_path, rng, spoil, message):
-    cfg = darknet.parse(TEXT)
+    cfg = darknet_cfg.parse(TEXT)
     path = write(tmp_path / "net.weights", draw(cfg, rng))
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(UserError, match=message):
@@ -157,28 +157,28 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, rng, spoil, message):
 )
 def test_a_cfg_that_is_not_understood_is_refused_with_its_line(old, new, message):
     with pytest.raises(UserError, match=message):
-        darknet.parse(TEXT.replace(old, new, 1))
+        darknet_cfg.parse(TEXT.replace(old, new, 1))
 
 
 def test_a_cfg_without_a_head_is_no_detector():
     with pytest.raises(UserError, match=r"neither a \[yolo\] nor a \[region\]"):
-        darknet.parse(TEXT[: TEXT.index("[yolo]")])
+        darknet_cfg.parse(TEXT[: TEXT.index("[yolo]")])
 
 
 def test_files_that_are_not_there_or_no_text_are_refused(tmp_path):
     with pytest.raises(MissingError, match=r"no such \.cfg file"):
-        darknet.read_cfg(tmp_path / "none.cfg")
+        darknet_cfg.read_cfg(tmp_path / "none.cfg")
     with pytest.raises(MissingError, match=r"no such \.weights file"):
-        darknet.read(tmp_path / "none.weights", darknet.parse(TEXT))
+        darknet.read(tmp_path / "none.weights", darknet_cfg.parse(TEXT))
     (tmp_path / "net.cfg").write_bytes(b"\0\1")
     with pytest.raises(UserError, match=r"is no \.cfg file"):
-        darknet.read_cfg(tmp_path / "net.cfg")
+        darknet_cfg.read_cfg(tmp_path / "net.cfg")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_zoos_layers_are_those_of_the_published_cfg(shared, name):
     path = shared / "weights" / f"{PUBLISHED[name]}.cfg"
-    assert networks.build(name).cfg == darknet.parse(darknet.read_cfg(path))
+    assert networks.build(name).cfg == darknet_cfg.parse(darknet_cfg.read_cfg(path))
 
 
 def test_the_published_caffemodel_holds_the_same_numbers(shared):
