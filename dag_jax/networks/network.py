@@ -152,6 +152,11 @@ class SegmentationNetwork(Network):
         height, width = shape[:2]
         if hasattr(self.module, "size"):  # which every image is scaled to: they share one shape
             return self, raised((height, width), 4 * BUCKET)
+        if hasattr(self.module, "canvas_shape"):  # only the canvas costs
+            canvas = raised(self.module.canvas(height, width), self.module.short_side // 5)
+            module = self.module.clone(canvas_shape=canvas)
+            network = dataclasses.replace(self, module=module)
+            return network, raised((height, width), 4 * BUCKET)
         if min(height, width) < BUCKET:
             _check_size(self.module, (height, width))
         return self, raised((height, width), BUCKET)

@@ -259,22 +259,26 @@ def average_matrix(size: int, cells: int):
     return (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def antialiased_matrix(size: int, cells: int, extent):
+def antialiased_matrix(size: int, cells: int, extent, scaled=None):
     """Return f32[size, cells] of Pillow's bilinear resize, which blurs where it shrinks.
 
     Args:
-      size: of the result.
+      size: of the array of the result.
       cells: of the array that is read.
       extent: int or i32[], how many of them are the image.
+      scaled: int or i32[], how many of the result are; None for all. Rows beyond them are zero.
     """
     extent = jnp.asarray(extent, jnp.int32)
+    scaled = jnp.asarray(size if scaled is None else scaled, jnp.int32)
     cell = jnp.arange(cells, dtype=jnp.int32)[None, :]
-    # Twice the distance of (cell + 1/2) size from (out + 1/2) extent, in whole numbers.
-    away = (2 * cell + 1) * size - ((2 * jnp.arange(size, dtype=jnp.int32) + 1) * extent)[:, None]
-    reach = 2 * jnp.maximum(extent, size)
+    out = jnp.arange(size, dtype=jnp.int32)[:, None]
+    # Twice the distance of (cell + 1/2) scaled from (out + 1/2) extent, in whole numbers.
+    away = (2 * cell + 1) * scaled - (2 * out + 1) * extent
+    reach = 2 * jnp.maximum(extent, scaled)
     weight = jnp.maximum(0, 1 - jnp.abs(away).astype(jnp.float32) / reach.astype(jnp.float32))
-    weight = jnp.where(cell < extent, weight, 0)
-    return weight / jnp.sum(weight, axis=1, keepdims=True)
+    weight = jnp.where((cell < extent) & (out < scaled), weight, 0)
+    total = jnp.sum(weight, axis=1, keepdims=True)
+    return weight / jnp.where(out < scaled, total, 1)
 
 
 def nearest_corners_matrix(pixels: int, size: int, cells: int, extent):

@@ -8,8 +8,8 @@ fc6), in its anchors and in its number of residual blocks. Full-size figures are
 deploy files, for the black box those of torchvision (ResNet-50) and, of the detector's head, of
 detectron2's R50-DC5.
 
-The others are small networks of other authors, whose weights are free to use. They are what is
-published: none has a miniature.
+The others are networks of other authors, whose weights are free to use, and torchvision's. They are
+what is published: none has a miniature.
 
 Where the weights of a network are published, and under which licence, `weights.published` says.
 """
@@ -26,7 +26,7 @@ from flax import linen as nn
 from dag_jax.datasets.classes import CLASS_NAMES, COCO_NAMES
 from dag_jax.errors import UserError
 from dag_jax.models import DETECTION, MARGINS, MAX_STEPS, SEGMENTATION
-from dag_jax.networks import backbones, conversion, mobilenet_yolo, yolo
+from dag_jax.networks import backbones, conversion, mobilenet_yolo, torchvision, yolo
 from dag_jax.networks.darknet import Darknet
 from dag_jax.networks.espnetv2 import EspNetV2
 from dag_jax.networks.faster_rcnn import FasterRCNN
@@ -206,7 +206,22 @@ def _yolo(title, score, heads, classes, anchors, **options):
     )
 
 
-_VOC_OBJECTS = CLASS_NAMES[1:]  # YOLO has no background
+_VOC = CLASS_NAMES[1:], mobilenet_yolo.VOC_ANCHORS  # YOLO has no background
+_COCO = COCO_NAMES, mobilenet_yolo.COCO_ANCHORS
+
+
+def _torchvision(title, paper, score, backbone, head):
+    return Entry(
+        title,
+        SEGMENTATION,
+        "voc2012_seg_val",
+        paper,
+        functools.partial(torchvision.Segmenter, backbone, head),
+        size="520 pixels the short side",
+        score=f"mIoU {score} on COCO val2017, of VOC's classes",
+        precisions=("float32",),
+    )
+
 
 ENTRIES = {
     "fcn_alex": _FCN(
@@ -246,28 +261,14 @@ ENTRIES = {
     "espnetv2_20_256": _espnetv2(2.0, 256, 63.36),
     "espnetv2_10_384": _espnetv2(1.0, 384, 60.22),
     "espnetv2_05_384": _espnetv2(0.5, 384, 47.18),
-    "yolov3_nano_voc": _yolo(
-        "YOLOv3-Nano",
-        _MAP.format(65.27),
-        mobilenet_yolo.NANO,
-        _VOC_OBJECTS,
-        mobilenet_yolo.VOC_ANCHORS,
-    ),
+    "yolov3_nano_voc": _yolo("YOLOv3-Nano", _MAP.format(65.27), mobilenet_yolo.NANO, *_VOC),
     "yolo_fastest_voc": _yolo(
-        "YOLO-Fastest",
-        _MAP.format(46.55),
-        mobilenet_yolo.FASTEST,
-        _VOC_OBJECTS,
-        mobilenet_yolo.VOC_ANCHORS,
-        width=0.5,
+        "YOLO-Fastest", _MAP.format(46.55), mobilenet_yolo.FASTEST, *_VOC, width=0.5
     ),
     "yolov3_nano_coco": _yolo(
-        "YOLOv3-Nano-COCO",
-        "mAP 30.13 at IoU 0.5 on COCO",
-        mobilenet_yolo.NANO,
-        COCO_NAMES,
-        mobilenet_yolo.COCO_ANCHORS,
+        "YOLOv3-Nano-COCO", "mAP 30.13 at IoU 0.5 on COCO", mobilenet_yolo.NANO, *_COCO
     ),
+    **{name: _torchvision(*row) for name, row in torchvision.SEGMENTERS.items()},
 }
 TASKS = {name: entry.task for name, entry in ENTRIES.items()}
 BLACK_BOX = ("fcn_resnet", "fr_resnet")

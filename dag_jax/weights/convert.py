@@ -76,7 +76,7 @@ def convert(
     layout = layout or _tell(layers)
     if layout not in LAYOUTS:
         raise UserError(f"unknown layout {layout!r}; the known ones are {', '.join(LAYOUTS)}")
-    layers = _join(layers, LAYOUTS[layout].joins)
+    layers = _join(layers, LAYOUTS[layout])
     expected, upsamplings = _expected(module)
     given, dense, problems = {}, [], []
     for name, arrays in layers.items():
@@ -171,7 +171,7 @@ def _merge(sources):
     return merged
 
 
-def _join(layers, joins):
+def _join(layers, layout):
     """Return layers, with normalisations and PReLUs joined to those before them.
 
     Normalisation is folded into a kernel, and is else "scale" and "bias"; a PReLU is "slope".
@@ -179,7 +179,7 @@ def _join(layers, joins):
     joined, caffes = {}, set()
     for name, arrays in layers.items():
         arrays = {part: leaf for part, leaf in arrays.items() if part != "num_batches_tracked"}
-        matches = ((re.fullmatch(pattern, name), target) for pattern, target in joins)
+        matches = ((re.fullmatch(pattern, name), target) for pattern, target in layout.joins)
         target = next((match.expand(target) for match, target in matches if match), None)
         if target is None:
             joined.setdefault(name, {}).update(arrays)
@@ -193,7 +193,9 @@ def _join(layers, joins):
             caffes.add(target)
         if lacking := [part for part in _NORM if part not in arrays]:
             raise UserError(f"{name} is no batch normalisation: it has no {', '.join(lacking)}")
-        gain = arrays["kernel"] / np.sqrt(arrays["running_var"] + _EPSILON)
+        others = (epsilon for pattern, epsilon in layout.epsilons if re.fullmatch(pattern, name))
+        epsilon = np.float32(next(others, _EPSILON))
+        gain = arrays["kernel"] / np.sqrt(arrays["running_var"] + epsilon)
         shift = arrays["bias"] - arrays["running_mean"] * gain
         if "kernel" in layer:
             layer["kernel"] = layer["kernel"] * gain[:, None, None, None]

@@ -103,7 +103,7 @@ def _record_of(path):
 def _kept(release, path):
     if release.checksum:
         actual = checksum_of(path, release.checksum)
-        if actual != release.checksum:
+        if not actual.startswith(release.checksum):
             raise UserError(f"{path} has {actual}, published is {release.checksum}; remove it")
     try:
         record = files.load_json(_record_of(path), digest=True)
@@ -142,7 +142,8 @@ def download(address: str, path, *, checksum=None, size=None) -> str:
     Args:
       address: http or https.
       path: the file, which is there only when it is whole.
-      checksum: "sha256:...", "sha1:..." or "md5:..." that it has to have, or None.
+      checksum: "sha256:...", "sha1:..." or "md5:...", the first digits at least, that it has to
+        have, or None.
       size: bytes that it has to have, or None.
 
     Returns:
@@ -213,7 +214,7 @@ def download(address: str, path, *, checksum=None, size=None) -> str:
     problem = ""
     if size is not None and came != size:
         problem = f"{came} bytes, published has {size}"
-    elif checksum and (actual := checksum_of(part, checksum)) != checksum:
+    elif checksum and not (actual := checksum_of(part, checksum)).startswith(checksum):
         problem = f"{actual}, published is {checksum}"
     files.remove(note)
     if problem:

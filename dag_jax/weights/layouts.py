@@ -32,12 +32,15 @@ class Layout(NamedTuple):
       covers: pattern of the layers of ours that such a file has to give.
       joins: (pattern of a name, name of another layer): normalisations and PReLUs, which have names
         of their own, and the layer that they are a part of. It comes first in the file, or is none.
+      epsilons: (pattern of a normalisation's name, what it adds to the variance), of those that add
+        another number than torch's usual 1e-5.
     """
 
     sign: str
     rules: tuple[Rule, ...]
     covers: str = ".*"
     joins: tuple[tuple[str, str], ...] = ()
+    epsilons: tuple[tuple[str, float], ...] = ()
 
 
 _TRUNK = Rule(r"conv[1-5](_[1-3])?", r"backbone/\g<0>", "conv")
@@ -57,6 +60,34 @@ _EESP_LAYERS = (
     ("conv_1x1_exp\\.conv", "expand"),
 )
 
+# torchvision's trunks, and the joins of their normalisations.
+_TORCHVISION_TRUNKS = (
+    Rule(r"backbone\.conv1", r"backbone/conv1", "conv"),
+    *(
+        Rule(rf"backbone\.layer{stage - 1}\.{block}\.{old}", path + new, "conv")
+        for stage in range(2, 6)
+        for block in range(23)
+        for path in [f"backbone/stage{stage}_{block + 1}/"]
+        for old, new in ((r"(conv[1-3])", r"\1"), (r"downsample\.0", "shortcut"))
+    ),
+    Rule(r"backbone\.0\.0", "backbone/conv1", "conv"),
+    Rule(r"backbone\.16\.0", "backbone/last", "conv"),
+    # The first block expands nothing.
+    Rule(r"backbone\.1\.block\.0\.0", "backbone/block1/depthwise", "conv"),
+    Rule(r"backbone\.1\.block\.1\.0", "backbone/block1/project", "conv"),
+    Rule(r"backbone\.(\d+)\.block\.0\.0", r"backbone/block\1/expand", "conv"),
+    Rule(r"backbone\.(\d+)\.block\.1\.0", r"backbone/block\1/depthwise", "conv"),
+    Rule(r"backbone\.(\d+)\.block\.2\.fc1", r"backbone/block\1/squeeze", "conv"),
+    Rule(r"backbone\.(\d+)\.block\.2\.fc2", r"backbone/block\1/excite", "conv"),
+    Rule(r"backbone\.(\d+)\.block\.[23]\.0", r"backbone/block\1/project", "conv"),
+    Rule(r"aux_classifier\..*", None),  # which only training uses
+)
+_TORCHVISION_JOINS = (
+    (r"(backbone\..*)bn([1-3])", r"\1conv\2"),
+    (r"(backbone\.layer.*\.downsample)\.1", r"\1.0"),
+    (r"(backbone\.(?:\d+|\d+\.block\.\d))\.1", r"\1.0"),
+)
+_TORCHVISION_EPSILONS = ((r"backbone\.\d+\..*", 1e-3),)  # MobileNetV3's
 _RESNET_LAYERS = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}
 
 LAYOUTS = {
@@ -165,5 +196,43 @@ LAYOUTS = {
             (r"(.*)\.br\.br\.[01]", r"\1.merge_layer.3"),
             (r"(bu_br_l[2-4])\.[01]", r"\1"),
         ),
+    ),
+    "torchvision_deeplabv3": Layout(
+        r"classifier\.0\.project\.0",
+        (
+            *_TORCHVISION_TRUNKS,
+            Rule(r"classifier\.0\.convs\.([0-3])\.0", r"head/view\1", "conv"),
+            Rule(r"classifier\.0\.convs\.4\.1", "head/whole", "conv"),
+            Rule(r"classifier\.0\.project\.0", "head/project", "conv"),
+            Rule(r"classifier\.1", "head/conv", "conv"),
+            Rule(r"classifier\.4", "head/score", "conv"),
+        ),
+        joins=(
+            *_TORCHVISION_JOINS,
+            (r"(classifier\.0\.(?:convs\.[0-3]|project))\.1", r"\1.0"),
+            (r"classifier\.0\.convs\.4\.2", "classifier.0.convs.4.1"),
+            (r"classifier\.2", "classifier.1"),
+        ),
+        epsilons=_TORCHVISION_EPSILONS,
+    ),
+    "torchvision_lraspp": Layout(
+        r"classifier\.cbr\.0",
+        (
+            *_TORCHVISION_TRUNKS,
+            Rule(r"classifier\.cbr\.0", "head/conv", "conv"),
+            Rule(r"classifier\.scale\.1", "head/weigh", "conv"),
+            Rule(r"classifier\.(low|high)_classifier", r"head/score_\1", "conv"),
+        ),
+        joins=(*_TORCHVISION_JOINS, (r"classifier\.cbr\.1", "classifier.cbr.0")),
+        epsilons=_TORCHVISION_EPSILONS,
+    ),
+    "torchvision_fcn": Layout(
+        r"backbone\.layer4\.0\.conv1",
+        (
+            *_TORCHVISION_TRUNKS,
+            Rule(r"classifier\.0", "head/conv", "conv"),
+            Rule(r"classifier\.4", "head/score", "conv"),
+        ),
+        joins=(*_TORCHVISION_JOINS, (r"classifier\.1", "classifier.0")),
     ),
 }

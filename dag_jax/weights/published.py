@@ -13,7 +13,8 @@ class Published:
     Attributes:
       name: its name.
       addresses: where it lies, to be tried in turn: those that are known to be kept come first.
-      checksum: "sha256:...", "sha1:..." or "md5:..." of its bytes; None where none is known.
+      checksum: "sha256:...", "sha1:..." or "md5:..." of its bytes, or as many of its first digits
+        as are published; None where none is known.
       size: bytes, or None where nobody says.
       members: {end of the name of a file in this archive: its checksum, or None}; empty where the
         file is no archive.
@@ -142,6 +143,18 @@ def _mobilenet_yolo(folder, name, checksum, size):
     )
 
 
+def _torchvision(kind, digits, checksum=None, size=None):
+    # The file's name ends with the first digits of its SHA-256.
+    name = f"{kind}-{digits}.pth"
+    address = f"https://download.pytorch.org/models/{name}"
+    return Origin(
+        (Published(name, (address,), f"sha256:{checksum or digits}", size),),
+        f"https://docs.pytorch.org/vision/stable/models/{kind.partition('_')[0]}.html",
+        "BSD 3-Clause, the repository's; its weights may be bound by the terms of what they were "
+        "trained on, ImageNet and COCO",
+    )
+
+
 def _star(name, classifier):
     # Photographs come from ImageNet: no weight against background, no noise, unlike scenes.
     return dataclasses.replace(
@@ -232,4 +245,15 @@ ORIGINS = {  # by the network's name in the zoo
         "60a6c2a86735fd39ff54d61f9a16f3ac3fe24a8b2e0d7740585bf2b54a5db81a",
         3_564_300,
     ),
+    "lraspp_mobilenet_v3_large": _torchvision("lraspp_mobilenet_v3_large", "d234d4ea"),
+    "deeplabv3_mobilenet_v3_large": _torchvision("deeplabv3_mobilenet_v3_large", "fc3c493d"),
+    "fcn_resnet50": _torchvision(
+        "fcn_resnet50_coco",
+        "1167a1af",
+        "1167a1affa42e1e62858f8d3fac12d109e0108327ffc91c5855a324b11683c36",
+        141_567_418,
+    ),
+    "fcn_resnet101": _torchvision("fcn_resnet101_coco", "7ecb50ca"),
+    "deeplabv3_resnet50": _torchvision("deeplabv3_resnet50_coco", "cd0a2569"),
+    "deeplabv3_resnet101": _torchvision("deeplabv3_resnet101_coco", "586e9e4e"),
 }
