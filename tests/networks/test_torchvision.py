@@ -151,9 +151,9 @@ def compiled(module):
     return jax.jit(jax.value_and_grad(total, has_aux=True))
 
 
-# Of the range, of gradients in float32: where a ReLU's input is within rounding of 0, its slope is
-# either. Measured: 5.4e-3, 1.2e-2, 9.5e-4 for the first three; torchvision's own float32 against its
-# float64: 5.4e-3, 8.5e-6, 2.9e-5, 5.3e-3.
+# Of the range, of gradients in float32: where a ReLU's input is within rounding of 0, its slope
+# is either. Measured: 5.4e-3, 1.2e-2, 9.5e-4 for the first three; torchvision's own float32
+# against its float64: 5.4e-3, 8.5e-6, 2.9e-5, 5.3e-3.
 GRADIENTS = {
     **{LRASPP: 1.1e-2, "deeplabv3_mobilenet_v3_large": 2e-2},
     **{"fcn_resnet50": 2e-3, "deeplabv3_resnet50": 1.1e-2},
