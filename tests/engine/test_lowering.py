@@ -35,10 +35,9 @@ def whole_network(name):
     "name",
     [
         *("fcn_alex", "fr_zf_07", "fcn_resnet"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("fcn_vgg", "fr_vgg_07")),
-        pytest.param("fr_resnet", marks=pytest.mark.slow),
+        pytest.param("fcn_vgg", marks=pytest.mark.slow),
     ],
-)  # of each architecture one
+)  # of each kind of layer one
 def test_the_compiled_engine_lowers_for_tpu_and_cuda(name):
     network = whole_network(name)
     detects = isinstance(network, networks.DetectionNetwork)

@@ -489,7 +489,7 @@ def check_detector(pair, image, scale=1.0):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fcn_alex", "fr_zf_07"])  # VGG-16 as wide takes a minute
+@pytest.mark.parametrize("name", ["fr_zf_07"])  # VGG-16 as wide takes a minute
 def test_full_size_equals_caffe(tmp_path, write_caffemodel, rng, name):
     options = {"resize": None} if name.startswith("fr") else {}
     path = tmp_path / "net.caffemodel"
