@@ -82,6 +82,15 @@ def remove(path: epath.Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_drafts(folder: epath.Path) -> None:
+    """Remove what killed writers left in a folder. Nobody may be writing into it.
+
+    Raises `StorageError`.
+    """
+    for name in filter(TEMPORARY.fullmatch, names_in(folder)):
+        remove(folder / name)
+
+
 def write(path, content: str | bytes) -> None:
     """Write a file at once or not at all.
 

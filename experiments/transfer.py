@@ -166,6 +166,7 @@ def write(workdir, matrix, started):
         remedy=audit_report.table1_remedy(stored.folder),
     )
     text, lines = f"{shown}\n{section}", crosstable.records(cells, sizes, lookers)
+    files.remove_drafts(workdir)
     files.write(workdir / "transfer.md", text)
     files.write(workdir / "transfer.csv", crosstable.as_csv(lines))
     files.write(workdir / "transfer.tex", crosstable.latex(blocks))

@@ -239,6 +239,14 @@ def test_what_fails_in_between_leaves_the_old_file(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
 
 
+def test_drafts_of_killed_writers_are_removed_and_nothing_else(tmp_path):
+    names = {"a.json.tmp-0123abcd", "b.png.tmp-00000000", "a.json", "c.tmp-0123abcd.json", "tmp-1"}
+    for name in names:
+        (tmp_path / name).write_text("x")
+    files.remove_drafts(epath.Path(tmp_path))
+    assert files.names_in(epath.Path(tmp_path)) == {"a.json", "c.tmp-0123abcd.json", "tmp-1"}
+
+
 def test_json_of_one_form():
     assert files.canonical_json({"b": [1.5, None], "a": "é"}) == '{"a":"\\u00e9","b":[1.5,null]}'
     with pytest.raises(ValueError, match="JSON"):

@@ -76,6 +76,7 @@ def write(workdir, name, report, content, *, findings, titles, remedy="--audit")
       OSError: where the files cannot be written.
     """
     text = f"{report}\n{section(findings, titles, remedy=remedy)}"
+    files.remove_drafts(workdir)
     files.write(workdir / f"{name}.md", text)
     content = {**content, "audit": as_json(findings)}
     files.write(workdir / f"{name}.json", json.dumps(content, indent=2) + "\n")

@@ -290,8 +290,7 @@ class Results:
                 "command goes on with them"
             )
         if self.process == 0:  # every process is past its manifest
-            for name in filter(files.TEMPORARY.fullmatch, files.names_in(self.folder)):
-                files.remove(self.folder / name)
+            files.remove_drafts(self.folder)
         return [
             self._records.get(index)
             or layout.load(self.folder, layout.CHANGES, key, ())[0]["record"]

@@ -115,6 +115,7 @@ def test_stored_perturbations_and_images_give_the_row_again(toys, scenes):
 def test_the_same_command_touches_no_image_and_no_row(toys, call, capsys, tmp_path):
     workdir = shutil.copytree(toys[0], tmp_path / "run")
     before = written(workdir)
+    (workdir / "table1.json.tmp-0123abcd").write_text("what a killed launch left")
     call("table1", *toys[1][:-1], f"--workdir={workdir}")
     after = written(workdir)
     assert (workdir / "table1.md").read_text() in capsys.readouterr().out
