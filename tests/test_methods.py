@@ -134,6 +134,7 @@ def test_equals_numpy_iterate_by_iterate(problem, name):
     assert counts[0] >= 6 > counts[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOUNDED)
 def test_a_bounded_attack_stays_in_its_ball_and_in_the_range(problem, name):
     score_fn, image, targets = of_engine(problem)
@@ -231,6 +232,7 @@ def test_the_release_lets_what_is_seen_as_the_background_of_a_detector_rest():
     np.testing.assert_array_equal(driven, [-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16])
 @pytest.mark.parametrize("name", METHODS)
 def test_losses_of_scores_of_any_precision_are_float32(name, dtype):
@@ -278,6 +280,7 @@ def test_a_stream_gives_what_attack_gives(rng, problem, name):
         np.testing.assert_allclose(results[key].perturbation, alone.perturbation, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_arguments_compile_once(caplog, problem):
     score_fn, image, targets = problem = of_engine(problem)
     examples = [(0, np.asarray(image), jax.tree.map(np.asarray, targets))]

@@ -212,6 +212,7 @@ def test_a_score_function_is_a_pytree_of_the_model_s_arrays():
     assert leaf is COARSE.weight
 
 
+@pytest.mark.slow
 def test_a_detector_s_scores_are_of_the_candidates_that_are_given():
     model, handle = toy_models.sigmoid(), jnp.arange(5)
     free, fixed = models.score_fn(model), models.score_fn(model, handle)

@@ -33,6 +33,7 @@ def blocks():
             yield pytest.param(code, id=title)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", list(blocks()))
 def test_a_recipe_makes_a_model_that_can_be_attacked(code):
     for package in re.findall(r"^(?:import|from) (\w+)", code, re.M):

@@ -310,6 +310,7 @@ def two_scores(weights, image):
     return {"a": scores(weights, image), "b": scores(-weights[:3], image)}
 
 
+@pytest.mark.slow
 def test_a_joint_attack_comes_in_batches_too(rng, weights):
     both = jax.tree_util.Partial(two_scores, weights)
     images = rng.uniform(28, 228, (2, H, W, 3)).astype(np.float32)

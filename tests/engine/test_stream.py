@@ -83,6 +83,7 @@ def test_results_equal_attack_one_by_one(score_fn, examples, method):
         assert len({int(result.num_steps) for result in results.values()}) > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("slots", "chunk", "reverse"), [(1, 4, False), (9, 1, True), (3, 100, True)]
 )

@@ -250,7 +250,9 @@ def refuse(call):
             with console._in_one_line():
                 call(name, *given)
         if ended.value.code == 2:
-            text, _, hint = stderr.getvalue().partition("\n")
+            shown = stderr.getvalue()
+            # A dataset that no test has prepared yet is, with a bar.
+            text, _, hint = shown[max(shown.find("error: "), 0) :].partition("\n")
             assert hint == "(--help lists the flags)\n"
         else:  # Python prints it, and the code is 1
             text = ended.value.code

@@ -49,6 +49,7 @@ def test_the_stream_and_lockstep_batches_take_the_same_steps(run):
     assert plots == {"speed_against_slots.png", "busy_over_time.png"}
 
 
+@pytest.mark.slow
 def test_every_curve_has_its_plot(tmp_path):
     point = {"network": "A", "seconds": 0.1, "flops": 1e9, "temporaries_mib": 3.0}
     busy = {"A": {"stream": [(4, 2.0), (8, 1.0)], "lockstep": [(5, 2.0), (9, 1.0)]}}

@@ -65,6 +65,7 @@ def test_scores_are_those_of_the_saved_image(run, cache):
     np.testing.assert_allclose(found, expected, atol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", ["fr_zf_07,fr_vgg_07", "fcn_alex,fcn_vgg", "fcn_alex"])
 def test_the_figure_is_of_one_that_segments_and_one_that_detects(refuse, tmp_path, names):
     workdir = tmp_path / "run"

@@ -145,6 +145,7 @@ class Dots(toy_models.TwoStage):
         return jnp.stack([jnp.full_like(grey, 255.0), grey], axis=-1)
 
 
+@pytest.mark.slow
 def test_a_detector_has_as_many_proposals_as_are_asked_for(photograph):
     options = {"steps": 1, "seed": 0, "label": "case"}
     model = Dots(jnp.float32([2, 2]))

@@ -151,6 +151,7 @@ def test_a_larger_limit_adds_images_and_touches_no_other(growing):
     assert rundir.read(workdir / folder(SEGMENTER)).keys == [f"scene_08_{i:06d}" for i in range(4)]
 
 
+@pytest.mark.slow
 def test_a_launch_with_another_model_adds_its_row(growing):
     _, _, (_, (before, rows), (after, more)) = growing
     assert list(rows) == [SEGMENTER] and list(more) == [SEGMENTER, TWO_STAGE]
@@ -201,6 +202,7 @@ def test_damage_is_named_before_anything_is_written(copied, refuse, name, damage
     assert ("Put it back as it was" in text) == ("manifest" in name)
 
 
+@pytest.mark.slow
 def test_what_is_damaged_may_be_deleted_and_is_made_anew(copied, growing, call):
     workdir, flags = copied
     for name in ("row.json", "perturbations/scene_08_000001.safetensors"):

@@ -83,6 +83,7 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_law():
     assert found.high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
 
 
+@pytest.mark.slow
 def test_intervals_of_a_mean_iou_have_the_truth_in_them():
     """100 images of 20 classes in three: sets lack classes, and score lower than they should."""
     rng = np.random.default_rng(0)

@@ -90,6 +90,7 @@ def test_a_residual_map_is_as_fine_as_asked(size):
         shapes(ResNet(stride=10), *size)
 
 
+@pytest.mark.slow
 def test_batch_and_single_image_have_the_same_maps():
     for module in (VGG, ALEX, ZF, RESNET):
         _, single = shapes(module, 96, 64)

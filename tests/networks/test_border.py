@@ -172,6 +172,7 @@ def test_a_border_has_a_cell_of_every_kind():
         assert not read[0].any() and not read[:, 6:].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "stride", "padding"), [(3, 1, 1), (2, 2, 0), (3, 2, 0), (5, 1, 2), (11, 4, 9)]
 )

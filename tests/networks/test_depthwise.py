@@ -21,6 +21,7 @@ def grouped(x, kernel, stride, padding, dilation):
     )[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "stride", "padding", "dilation", "shape"),
     [

@@ -169,6 +169,7 @@ def test_padding_changes_no_score():
     assert not ours[40:].any() and not ours[:, 70:].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("extent", "size"), [(500, 384), (333, 384), (75, 32), (96, 96)])
 def test_images_are_scaled_as_pillow_scales(extent, size, rng):
     image = rng.uniform(0, 255, (extent, 7)).astype(np.float32)
@@ -206,6 +207,7 @@ def test_what_cannot_be_had_is_said():
         networks.load("espnetv2_20_384", random=True, precision="bfloat16")
 
 
+@pytest.mark.slow
 def test_random_weights_and_what_is_said_of_each():
     network = jax.eval_shape(lambda: networks.load("espnetv2_05_384", random=True))
     assert isinstance(network, models.Segmenter)
@@ -220,6 +222,7 @@ def test_random_weights_and_what_is_said_of_each():
     assert 0.78e6 < sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) < 0.80e6
 
 
+@pytest.mark.slow
 def test_names_that_do_not_fit_are_listed():
     arrays = random_checkpoint()
     module = EspNetV2(0.5, SIZE)

@@ -34,6 +34,7 @@ def random_variables(module, image, rng):
     return jax.tree.map(draw, tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "published"),
     [

@@ -210,6 +210,7 @@ def test_a_traced_canvas_is_the_known_one(resize):
         np.testing.assert_allclose(found_factor, factor, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_extent_needs_somewhere_to_lie():
     network = narrow("fr_zf_07")
     with pytest.raises(ValueError, match="canvas_shape"):

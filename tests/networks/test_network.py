@@ -84,6 +84,7 @@ def test_a_detector_scores_detects_and_proposes():
     assert proposals.handle is proposals.boxes or (proposals.handle == proposals.boxes).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DETECTORS)
 def test_proposals_have_as_many_rows_as_asked(name):
     network = random_miniature(name)

@@ -22,6 +22,7 @@ def assert_are_equal(ours, theirs, x, kernel):
         np.testing.assert_allclose(our, their, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("channels", "features", "groups", "stride", "dilation"),
     [
@@ -50,6 +51,7 @@ def test_a_convolution_is_xlas(channels, features, groups, stride, dilation, sha
     assert_are_equal(jax.jit(ours), jax.jit(theirs), x, kernel)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("there", [(12, 16), (18, 24), (24, 32), (13, 17)])
 def test_correlating_enlarged_is_all_three_steps(there, rng):
     x = rng.normal(size=(2, 3, 12, 16)).astype(np.float32)

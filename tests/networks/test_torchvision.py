@@ -175,6 +175,7 @@ def test_random_weights_give_what_torchvision_gives(name, tolerance):
     assert difference(gradient[::16, ::16], f"{name}_gradient") <= tolerance
 
 
+@pytest.mark.slow
 def test_padding_changes_no_score():
     weights = converted(LRASPP)
     assert weights.layout == "torchvision_lraspp" and not weights.partial
@@ -226,6 +227,7 @@ def test_every_name_of_the_deepest_has_its_place(name):
     assert weights.layout == f"torchvision_{name.partition('_')[0]}" and not weights.partial
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("extent", "scaled"), [(500, 384), (96, 520)])
 def test_what_is_scaled_may_lie_in_a_larger_array(extent, scaled):
     matrix = planes.antialiased_matrix(scaled + 7, extent + 9, jnp.int32(extent), jnp.int32(scaled))
@@ -243,6 +245,7 @@ def test_the_shorter_side_is_scaled_to_520(size):
     assert module.canvas(*map(jnp.int32, size)) == canvas
 
 
+@pytest.mark.slow
 def test_what_is_said_of_each_and_what_cannot_be_had():
     network = jax.eval_shape(lambda: networks.load(LRASPP, random=True))
     assert isinstance(network, models.Segmenter)

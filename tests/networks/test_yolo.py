@@ -225,6 +225,7 @@ def test_the_gradient_is_the_slope_of_the_scores(smooth, image, rng):
         assert float(slope) == pytest.approx(float((gradient * direction).sum()), rel=0.02)
 
 
+@pytest.mark.slow
 def test_an_image_is_scaled_as_opencv_scales_it(smooth, image, rng):
     large = rng.uniform(0, 255, (75, 61, 3)).astype(np.float32)
     scaled = cv2.resize(large, SHAPE[::-1], interpolation=cv2.INTER_LINEAR)
@@ -293,6 +294,7 @@ def fastest(tmp_path_factory):
     return write(path, arrays), darknet.fold(arrays)
 
 
+@pytest.mark.slow
 def test_a_network_loads_by_its_name_from_its_weights_and_from_our_conversion(fastest, tmp_path):
     path, arrays = fastest
     network = networks.load("yolo_fastest_voc", checkpoint=path)

@@ -82,6 +82,7 @@ def test_full_size_has_the_published_number_of_parameters(name):
     assert total is None or count(params) == total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fc6"),
     [
@@ -144,6 +145,7 @@ def test_scores_have_their_shapes_at_both_sizes(name, miniature):
     assert scores.dtype == jnp.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY_NAME)
 def test_a_miniature_is_the_same_module_with_other_numbers(name):
     full, small = (networks.build(name, miniature=flag) for flag in (False, True))
@@ -231,6 +233,7 @@ def test_random_weights_are_those_of_their_seed(monkeypatch):
     assert set(load(miniature=True).parameters) == {"kernel", "bias"}  # not what ships
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY_NAME)
 def test_a_trained_miniature_ships_with_its_record(name):
     network = networks.load(name, miniature=True)

@@ -117,6 +117,7 @@ def test_a_rounded_attack_s_png_fools_where_it_says_so(attack):
     assert record["fooled"] and record["fooled_png"] and record["active_png"] == 0
 
 
+@pytest.mark.slow
 def test_images_of_many_sizes_go_through_one_bucket(attack, tmp_path):
     sizes = {"a": (8, 8), "b": (5, 7), "c": (8, 4)}
     several = plan(Padded, *(example(name, size) for name, size in sizes.items()))

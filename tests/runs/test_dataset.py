@@ -76,6 +76,7 @@ def test_the_attack_lowers_the_score_of_any_model(attacked, toys, name):
     assert json.loads((folder / "row.json").read_text()).items() >= row.items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPARED)
 def test_the_row_says_which_classes_were_compared(attacked, toys, name):
     row, _ = attacked(name)

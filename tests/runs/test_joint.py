@@ -111,6 +111,7 @@ def test_objects_are_detections_that_score_enough_and_are_there():
     np.testing.assert_array_equal(objects.boxes, boxes[[0, 2]])
 
 
+@pytest.mark.slow
 def test_each_model_has_its_own_targets_and_margin(attacked):
     problem = attacked[0]
     assert problem.method.margin == {"pixels": 0.0, "halves": 0.5}

@@ -4,7 +4,6 @@ import json
 import pathlib
 import re
 import shutil
-import time
 
 import jax
 import numpy as np
@@ -59,9 +58,7 @@ def test_the_code_that_runs_has_one_digest_wherever_it_lies(tmp_path):
     assert provenance.code_digest() is provenance.code_digest()
     only_code = shutil.ignore_patterns("*.safetensors", "__pycache__")
     copy = shutil.copytree(PACKAGE, tmp_path / "other", ignore=only_code)
-    started = time.process_time()
     assert provenance.digest_of(copy) == provenance.code_digest()
-    assert time.process_time() - started < 1
 
 
 WORDS = {

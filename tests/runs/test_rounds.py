@@ -49,6 +49,7 @@ def sees(detector, image):
     return [i for i, score in enumerate(found.scores) if score >= 0.5]
 
 
+@pytest.mark.slow
 def test_one_round_leaves_the_object_to_the_query_that_takes_it_over(detector):
     assert sees(detector, IMAGE) == [0]
     targets, score_fn = detector_targets(detector, IMAGE, TRUTHS, key=KEY)

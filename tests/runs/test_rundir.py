@@ -565,6 +565,7 @@ print(5)
 """
 
 
+@pytest.mark.slow
 def test_three_processes_write_at_the_same_time(whole, tmp_path):
     for number in range(child(AT_ONCE, tmp_path)):
         assert bytes_of(tmp_path / f"run{number}") == bytes_of(whole)
@@ -601,6 +602,7 @@ print(json.dumps(errors))
 """
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_now_is_not_to_be_deleted(tmp_path):
     errors = child(UNREADABLE, tmp_path / "run")
     for kind, reason in (("memory", "Cannot allocate memory"), ("permission", "Permission denied")):

@@ -287,6 +287,7 @@ def test_a_list_of_targets_has_one_of_few_lengths(toys, scenes):
     assert len(found.valid) == len(handle) == 64 and found.valid.any()
 
 
+@pytest.mark.slow
 def test_what_is_active_at_a_stride_is_what_is_predicted(toys, scenes):
     """The engine's scores of coarse cells and the model's own labels never disagree."""
     one = subject_of(toys["segmenter"], scenes(1))

@@ -460,6 +460,7 @@ def test_the_real_file_truncated_is_refused(real, assert_refused, share):
     )
 
 
+@pytest.mark.slow
 def test_flipped_bits_in_the_headers_of_the_real_file(real, read, rng):
     contents = real.read_bytes()
     whole = shapes(caffe.read(real))

@@ -159,6 +159,7 @@ def test_a_pair_that_shares_no_features_is_refused(rng, caffe_blobs):
         convert.convert(DETECTOR, [proposals, detection])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [VGG8, ALEX, DETECTOR])
 def test_imagenet_classifiers_of_caffe_give_a_start(rng, caffe_blobs, module):
     tree = random_tree(module, rng)

@@ -104,6 +104,7 @@ def test_examples_are_of_the_split_that_the_model_declares(of_models):
     assert inputs.examples_of(model).ids == ids and len(ids) == 2
 
 
+@pytest.mark.slow
 def test_a_detector_s_examples_are_of_its_task_s_split(of_models):
     of_models("--limit=1", "--canvas=64")
     detector, _ = inputs.load_model("fr_zf_07")
