@@ -172,6 +172,21 @@ def test_a_byte_of_a_program_makes_a_bounded_number_of_bytes(run):
     assert peak < 120 * len(program)
 
 
+@pytest.mark.slow
+def test_the_longest_program_is_bounded():
+    for run in (b"N\x94", b"}", b"(", tensor() + b"q\x00" + b"h\x00" * 20):
+        start = time.process_time()
+        with pytest.raises(ValueError, match="goes on after 800000 pieces|ends too early"):
+            load((run * LARGEST)[:LARGEST])
+        assert time.process_time() - start < 6
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="goes on after"):
+        load(b"N" + b"\x94" * LARGEST)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 110 << 20
+
+
 def test_a_program_beyond_the_limit_is_refused():
     with pytest.raises(ValueError, match=f"ends too early, or after {LARGEST} bytes"):
         load(b"B" + (2 * LARGEST).to_bytes(4, "little") + bytes(2 * LARGEST) + b".")
