@@ -198,6 +198,8 @@ def load(path, names=None):
       MissingError: where it is not there.
       DamagedError: where it does not match its digests.
       StorageError: where it cannot be read now, whatever is in it.
+
+    In memory are at most 40 times the header's bytes, and twice those of the arrays asked for.
     """
     with parsing(path):
         texts, arrays = _load_ranges(epath.Path(path), names)
@@ -234,11 +236,14 @@ def _load_ranges(path, names):
             size = file.seek(0, os.SEEK_END)
         start = 8 + int.from_bytes(read(0, 8), "little")
         header, arrays = json.loads(read(8, start)), {}
-        texts = header.pop("__metadata__")
-        if size != max(
-            [start + tensor["data_offsets"][1] for tensor in header.values()] or [start]
-        ):
-            raise ValueError(f"it has {size} bytes, and its header says another number")
+        texts, at = header.pop("__metadata__"), 0
+        # Arrays lie one after another, as the format has it: none is read twice.
+        for begin, end in sorted(tensor["data_offsets"] for tensor in header.values()):
+            if begin != at or operator.index(end) < begin:
+                raise ValueError(f"its arrays overlap or leave gaps at byte {start + at}")
+            at = end
+        if size != start + at:
+            raise ValueError(f"it has {size} bytes, and its header says {start + at}")
         for name in header if names is None else names:
             begin, end = header[name]["data_offsets"]
             head = json.dumps({name: {**header[name], "data_offsets": [0, end - begin]}}).encode()

@@ -15,7 +15,7 @@ from etils import epath
 
 from dag_jax import files
 from dag_jax.errors import MissingError, UserError, reading
-from dag_jax.weights import caffe, convert, darknet, darknet_cfg, store, torch
+from dag_jax.weights import caffe, convert, darknet, darknet_cfg, kinds, store, torch
 
 # NumPy's names of safetensors' dtypes; others keep the name that they have there.
 _SAFETENSORS_TYPES = {
@@ -82,9 +82,12 @@ def read_network(name, module, sources, **options):
       UserError: as `parameters_of` says.
     """
     parameters, record = parameters_of(name, module, sources, **options)
-    if record.get("dense"):  # upsamplings of an FCN that are not bilinear
-        module = module.clone(dense=tuple(record["dense"]))
-    return module, parameters, record
+    dense = record.get("dense") or []  # upsamplings of an FCN that are not bilinear
+    if not isinstance(dense, list) or not all(isinstance(path, str) for path in dense):
+        raise UserError(f"the record of {sources} has no list of names as dense: {dense!r:.80}")
+    if unknown := set(dense) - set(getattr(module, "upsamplings", tuple)()):
+        raise UserError(f"{sources} has upsamplings that {name} has not: {sorted(unknown)}")
+    return module.clone(dense=tuple(dense)) if dense else module, parameters, record
 
 
 def read_darknet(name, module, sources):
@@ -164,6 +167,8 @@ def _record_of(sources):
 
 def _existing(sources):
     paths = [epath.Path(source) for source in sources]
+    for path in [path for path in paths if path.is_dir()]:
+        raise UserError(f"{path} is {kinds.what(path) or 'a folder; name the file in it'}")
     if missing := [str(path) for path in paths if not path.is_file()]:
         raise MissingError(f"{', '.join(missing)}: no such checkpoint file")
     return paths

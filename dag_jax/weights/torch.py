@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dag_jax.errors import MissingError, UserError, reading
-from dag_jax.weights import torch_pickle
+from dag_jax.weights import kinds, torch_pickle
 
 _ZIP = b"PK\x03\x04"
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -33,7 +33,7 @@ _DEEPEST = 64
 _LONGEST_NAME = 500
 _MOST_TENSORS = 10_000
 _MOST_RECORDS = _MOST_TENSORS + 100
-_MOST_CONTAINERS = 40_000
+_MOST_PENDING = 50_000  # tensors and containers in one
 _MOST_ENTRIES = 1 << 18  # of containers; a history of losses may be long
 _CONTAINERS = (dict, list, tuple)
 
@@ -88,6 +88,8 @@ def read(path):
         with reading(path):
             raise
     except Exception as error:  # zipfile's exceptions differ by what is damaged
+        if known := kinds.what(path):
+            raise UserError(f"{path} is {known}") from error
         own = isinstance(error, UserError)
         reason = str(error) if own else f"{type(error).__name__}: {error}"
         raise UserError(
@@ -195,7 +197,7 @@ def _read_legacy(data):
 
 def _named_tensors(tree):
     """Flatten nested containers to {dotted name: tensor}."""
-    tensors, entries, containers = {}, 0, 0
+    tensors, entries = {}, 0
     pending = [("", 0, tree)]
     while pending:
         name, depth, node = pending.pop()
@@ -215,12 +217,11 @@ def _named_tensors(tree):
             items = list(node.items() if isinstance(node, dict) else enumerate(node))
             for key, child in reversed(items):
                 if isinstance(child, (torch_pickle.Tensor, *_CONTAINERS)):
-                    containers += isinstance(child, _CONTAINERS)
-                    if containers > _MOST_CONTAINERS or len(pending) > 2 * _MOST_CONTAINERS:
-                        raise UserError("its containers are within each other too deep or too often")
                     path = f"{name}.{key}" if depth else str(key)
                     if len(path) > _LONGEST_NAME:
                         raise UserError(f"{path!r:.80}... is a name of {len(path)} characters")
+                    if len(pending) > _MOST_PENDING:
+                        raise UserError(f"it has more than {_MOST_PENDING} tensors and containers")
                     pending.append((path, depth + 1, child))
     if not tensors:
         raise UserError("no tensor is in it")
