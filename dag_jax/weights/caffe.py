@@ -30,7 +30,7 @@ from google.protobuf.message import Message
 from dag_jax.errors import MissingError, StorageError, UserError, reading
 from dag_jax.weights import kinds
 
-_MAX_BYTES = 2**31 - 1  # of one message, for protobuf and for Caffe (util/io.cpp)
+_MAX_BYTES = 2**31 - 1  # of a message, for protobuf and for Caffe (util/io.cpp)
 _MOST_FIELDS = 100_000  # of all messages, ten times a deep network's
 _MAX_AXES = 32  # kMaxBlobAxes in Caffe's blob.hpp
 _LEGACY = ("num", "channels", "height", "width")
@@ -216,10 +216,7 @@ def _kind(path, head):
 
 
 def _check_lengths(contents, kind):
-    """Follow the lengths of all fields, before the parser makes objects of them.
-
-    So a download that broke off is named, and many tiny fields are refused.
-    """
+    """Follow the lengths of all fields: a download that broke off is named, tiny ones counted."""
     fields, pending = 0, [("Net", 0, len(contents))]
     while pending:
         message, at, end = pending.pop()
@@ -227,10 +224,10 @@ def _check_lengths(contents, kind):
             fields += 1
             if fields > _MOST_FIELDS:
                 raise UserError(f"it has more than {_MOST_FIELDS} fields, so it holds no network")
-            if message == "Blob" and contents[at] in _RUNS:
-                if numbers := _RUNS[contents[at]].match(contents, at, end):
-                    at = numbers.end()
-                    continue
+            run = _RUNS.get(contents[at]) if message == "Blob" else None
+            if run and (numbers := run.match(contents, at, end)):
+                at = numbers.end()
+                continue
             head = contents[at : min(at + 20, end)]  # a tag and a number, 10 bytes each at most
             tag, first = _varint(head, 0)
             number, wire_type = tag >> 3, tag & 7
@@ -269,7 +266,7 @@ def _layers(net):
     for number, message in enumerate(net.layer or net.layers):
         found.append(_layer(message, f"layer {number}"))
         if found[-1].blobs and found[-1].name in weighted:
-            raise UserError(f"two layers with blobs are named {found[-1].name!r}")  # or not at all
+            raise UserError(f"two layers with blobs are named {found[-1].name!r}")
         if found[-1].blobs:
             weighted.add(found[-1].name)
     if not weighted:
