@@ -1,18 +1,15 @@
 """Published files from the first address that has them, whole and as their checksum says."""
 
-import errno
 import hashlib
 import http.client
 import pathlib
 import re
 import sys
-import tarfile
 import urllib.error
 import urllib.parse
 import urllib.request
-import zipfile
 
-from dag_jax import files
+from dag_jax import archives, files
 from dag_jax.errors import DamagedError, MissingError, StorageError, UserError, reading, writing
 from dag_jax.progress import progress
 
@@ -266,10 +263,10 @@ def checksum_of(path, like: str) -> str:
 
 
 def unpack(archive, members, folder) -> list[pathlib.Path]:
-    """Take files, each of at most a GiB, out of a .zip or .tgz archive.
+    """Take files, each of at most a GiB and within `archives`' bounds, out of an archive.
 
     Args:
-      archive: the archive.
+      archive: a zip, or a tar that may be compressed.
       members: {end of the name of each file: its checksum, or None}.
       folder: where to put them, each under its own last name.
 
@@ -281,32 +278,20 @@ def unpack(archive, members, folder) -> list[pathlib.Path]:
     """
     folder = pathlib.Path(folder)
     files.make_folder(folder)
-    unpacked = []
-    try:
-        zipped = zipfile.is_zipfile(archive)
-        with zipfile.ZipFile(archive) if zipped else tarfile.open(archive) as opened:
-            if zipped:
-                sizes = {entry.filename: entry.file_size for entry in opened.infolist()}
-            else:
-                sizes = {entry.name: entry.size for entry in opened if entry.isreg()}
-            for member, checksum in members.items():
-                matches = [name for name in sizes if f"/{name}".endswith(f"/{member}")]
-                if len(matches) != 1:
-                    raise UserError(f"{archive} has {len(matches)} files named {member}")
-                if sizes[matches[0]] > _MOST:
-                    raise UserError(f"{member} of {archive} has more than {_MOST} bytes")
-                target = folder / pathlib.PurePosixPath(member).name
-                with opened.open(matches[0]) if zipped else opened.extractfile(matches[0]) as file:
-                    files.write(target, file.read())
-                if checksum and (actual := checksum_of(target, checksum)) != checksum:
-                    raise UserError(f"{target} has {actual}, published is {checksum}")
-                unpacked.append(target)
-    except UserError:
-        raise
-    except Exception as error:  # what zipfile and tarfile raise differs by what is damaged
-        # The disk's errors have a number; EINVAL is of a place before the archive's first byte.
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            with reading(archive):
-                raise
-        raise DamagedError(archive, error) from error
-    return unpacked
+    there, targets = list(archives.entries(archive)), {}
+    for member, checksum in members.items():
+        matches = [entry for entry in there if f"/{entry.name}".endswith(f"/{member}")]
+        if len(matches) != 1:
+            raise UserError(f"{archive} has {len(matches)} files named {member}")
+        if matches[0].size > _MOST:
+            raise UserError(f"{member} of {archive} has more than {_MOST} bytes")
+        targets[matches[0].name] = folder / pathlib.PurePosixPath(member).name, checksum
+    for entry in archives.entries(archive):
+        if entry.name in targets:
+            target, checksum = targets[entry.name]
+            with files.replacing(target) as file:
+                for piece in entry.pieces():
+                    file.write(piece)
+            if checksum and (actual := checksum_of(target, checksum)) != checksum:
+                raise UserError(f"{target} has {actual}, published is {checksum}")
+    return [target for target, _ in targets.values()]
