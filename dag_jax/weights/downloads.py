@@ -16,6 +16,7 @@ from dag_jax.progress import progress
 _SECONDS = 60  # without a byte, after which a server counts as gone
 _BLOCK = 1 << 20
 _MOST = 1 << 30  # bytes of a file in an archive; VGG-16's detectors have half of that
+_LARGEST = 1 << 32  # bytes of a download; archives of several networks have 1.5 GB
 BY_HAND = "by hand"  # the address of a file that was put where it is by somebody
 
 
@@ -49,7 +50,7 @@ def get(release, folder, *, addresses=()) -> dict:
             last = download(address, path, checksum=release.checksum, size=release.size)
         except StorageError:
             raise
-        except (UserError, OSError, http.client.HTTPException) as error:
+        except (UserError, OSError) as error:
             reasons.append(_reason(address, error))
             _say(reasons[-1])
         else:
@@ -107,11 +108,11 @@ def _kept(release, path):
     except MissingError:
         return _record(release, path, BY_HAND)
     if not release.checksum:
-        actual = checksum_of(path, "sha256:")
-        if actual != record["file_checksum"]:
+        actual, then = checksum_of(path, "sha256:"), record.get("file_checksum")
+        if actual != then:
             raise UserError(
-                f"{path} has {actual}, and what came from {record['address']} had "
-                f"{record['file_checksum']}; remove it, or {_record_of(path)} if that is right"
+                f"{path} has {actual}, and what came from {record.get('address')} had "
+                f"{then}; remove it, or {_record_of(path)} if that is right"
             )
     return record
 
@@ -124,9 +125,10 @@ def discard(release, folder) -> bool:
     """
     path = pathlib.Path(folder) / release.name
     try:
-        useless = not release.checksum and files.load_json(_record_of(path))["address"] != BY_HAND
+        record = files.load_json(_record_of(path), digest=True)
     except (MissingError, DamagedError):
         return False
+    useless = not release.checksum and record.get("address", BY_HAND) != BY_HAND
     if useless:
         files.remove(path)
         files.remove(_record_of(path))
@@ -150,7 +152,16 @@ def download(address: str, path, *, checksum=None, size=None) -> str:
       UserError: where the server has no such file, gives a web page instead, or the file has
         another checksum or size.
       OSError: where the server cannot be reached, or the connection breaks.
+
+    In memory is a piece of a MiB; at most 4 GiB are fetched, and no more than `size`.
     """
+    try:
+        return _download(address, path, checksum=checksum, size=size)
+    except http.client.HTTPException as error:
+        raise ConnectionError(f"no answer of HTTP: {type(error).__name__}: {error}") from error
+
+
+def _download(address, path, *, checksum, size):
     path = pathlib.Path(path)
     files.make_folder(path.parent)
     part = path.with_name(path.name + ".part")
@@ -161,7 +172,7 @@ def download(address: str, path, *, checksum=None, size=None) -> str:
     def anew():
         files.remove(part)
         files.remove(note)
-        return download(address, path, checksum=checksum, size=size)
+        return _download(address, path, checksum=checksum, size=size)
 
     try:
         response = urllib.request.urlopen(_request(address, left, start), timeout=_SECONDS)
@@ -175,7 +186,7 @@ def download(address: str, path, *, checksum=None, size=None) -> str:
         if response.headers.get_content_type() == "text/html":
             raise UserError(f"{address} answers with a web page, not with the file")
         length = response.headers.get("Content-Length", "")
-        total = int(length) if re.fullmatch("[0-9]+", length) else None
+        total = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
         if response.status == 206:
             if not left:
                 raise UserError(f"{address} answers with a part of the file, asked for all of it")
@@ -187,6 +198,8 @@ def download(address: str, path, *, checksum=None, size=None) -> str:
             start = 0
         if None not in (size, total) and total != size:
             raise UserError(f"{address}: the file has {total} bytes, published has {size}")
+        if (most := total or size or _LARGEST) > _LARGEST:
+            raise UserError(f"{address}: the file has {total} bytes, more than any of weights")
         if not start:
             files.remove(note)
             if _version(response) and total:
@@ -201,6 +214,10 @@ def download(address: str, path, *, checksum=None, size=None) -> str:
                     files.remove(part)
                     files.remove(note)
                     raise UserError(f"{address} answers with a web page, not with the file")
+                if file.tell() + len(block) > most:
+                    files.remove(part)
+                    files.remove(note)
+                    raise UserError(f"{address} sends more than the {most} bytes of the file")
                 with writing(part):
                     file.write(block)
                 bar.update(len(block))
@@ -224,7 +241,10 @@ def download(address: str, path, *, checksum=None, size=None) -> str:
 
 def _request(address, left, start):
     if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
-        raise UserError(f"{address} is no address of http or https")
+        raise UserError(
+            f"{address} is no address of http or https; a file that is here is converted by "
+            "experiments.convert_weights"
+        )
     request = urllib.request.Request(address, headers={"User-Agent": "dag-jax"})
     if left:
         request.add_header("Range", f"bytes={start}-")
@@ -238,8 +258,10 @@ def _left(part, note, address):
         left = files.load_json(note, digest=True)
     except (MissingError, DamagedError):
         return None
+    kinds = {"address": str, "version": str, "total": int}
+    whole = all(isinstance(left.get(name), kind) for name, kind in kinds.items())
     # Another address may have another file under the same version.
-    return left if part.exists() and left["address"] == address else None
+    return left if whole and part.exists() and left["address"] == address else None
 
 
 def _version(response):
