@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import resource
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -178,6 +179,24 @@ def test_a_pixel_that_another_program_changed_is_noticed(tmp_path):
 def test_a_file_that_is_not_there_is_named(tmp_path, make, reader):
     with pytest.raises(MissingError, match=r"nothing: no such file"):
         reader(epath.Path(tmp_path) / "nothing")
+
+
+def test_an_image_that_nobody_attacks_is_not_decoded(tmp_path):
+    path = epath.Path(tmp_path) / "large.png"
+    Image.new("1", (9000, 9000)).save(path)  # 10 KB
+    tracemalloc.start()
+    with pytest.raises(DamagedError, match="it has 9000 x 9000 pixels"):
+        files.load_image(path, "ab")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_json_has_the_keys_that_are_asked_for(tmp_path):
+    path = json_file(tmp_path)
+    assert files.load_json(path, keys=("orig", "name"))["orig"] == 61.25
+    with pytest.raises(DamagedError, match=r"row\.json is damaged \(it has no a, b: another"):
+        files.load_json(path, keys=("a", "orig", "b"))
 
 
 def cannot(path, reader, *numbers):
