@@ -218,7 +218,7 @@ def load(path, names=None):
         for name, array in arrays.items():
             if sha256(array) != header["arrays"][name]:
                 raise ValueError(f"{name!r} does not match its SHA-256")
-    return header["content"], arrays
+        return header["content"], arrays
 
 
 def _load_ranges(path, names):

@@ -175,7 +175,7 @@ def parse(text: str, name="the .cfg") -> Cfg:
     for section in others:
         if section.kind not in _PARSERS:
             known = ", ".join(f"[{kind}]" for kind in _PARSERS)
-            raise section.wrong(f"[{section.kind}] is not known; known are {known}")
+            raise section.wrong(f"[{section.kind:.50}] is not known; known are {known}")
         before = [*shapes, (*shape, 3)]  # the last one is that of the layer before the first, too
         layer, map_shape = _PARSERS[section.kind](section, len(layers), before)
         if min(map_shape) < 1 or max(map_shape) > _LARGEST:
@@ -201,7 +201,7 @@ class _Section:
 
     def wrong(self, what, option=None):
         line = self.options[option][0] if option in self.options else self.line
-        return UserError(f"{self.name}, line {line}: {what}")
+        return UserError(f"{self.name}, line {line}: {what:.300}")
 
     def text(self, option, default=None):
         if option not in self.options and default is None:

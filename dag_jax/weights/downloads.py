@@ -179,9 +179,10 @@ def _download(address, path, *, checksum, size):
     except urllib.error.HTTPError as error:
         if error.code == 416 and left:  # nothing is left to fetch
             return anew()
-        raise UserError(f"{address} answers {error.code} {error.reason}") from error
+        reason = " ".join(str(error.reason).split())
+        raise UserError(f"{address} answers {error.code} {reason:.200}") from error
     except (ValueError, http.client.InvalidURL) as error:
-        raise UserError(f"{address} is no address, or leads to none: {error}") from error
+        raise UserError(f"{address} is no address, or leads to none: {error!r:.200}") from error
     with response:
         if response.headers.get_content_type() == "text/html":
             raise UserError(f"{address} answers with a web page, not with the file")

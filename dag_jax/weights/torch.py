@@ -91,7 +91,7 @@ def read(path):
         if known := kinds.what(path):
             raise UserError(f"{path} is {known}") from error
         own = isinstance(error, UserError)
-        reason = str(error) if own else f"{type(error).__name__}: {error}"
+        reason = str(error) if own else f"{type(error).__name__}: {error!s:.200}"
         raise UserError(
             f"{path} ({len(data)} bytes) is not a readable PyTorch checkpoint: {reason}. It is "
             f"truncated, damaged or of another kind; right would be a whole file of tensors in "
