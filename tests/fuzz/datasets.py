@@ -140,7 +140,7 @@ def _images():
     rng = np.random.default_rng(0)
     colours = Image.fromarray(rng.integers(0, 256, (32, 40, 3), np.uint8))
     exif = colours.getexif()
-    exif[0x0112], exif[0x011A] = 6, (72, 1)
+    exif[0x0112], exif[0x011A] = 6, 72.0
     others = [
         _saved(colours, kind, **options)
         for kind, options in [
