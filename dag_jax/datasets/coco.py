@@ -24,9 +24,9 @@ import pathlib
 import numpy as np
 from jaxtyping import Bool
 
-from dag_jax.datasets.annotations import read_indices
+from dag_jax.datasets.annotations import is_outside
 from dag_jax.datasets.examples import FileExamples
-from dag_jax.datasets.photographs import read_stored
+from dag_jax.datasets.photographs import printable, read_indices, read_stored
 from dag_jax.errors import UserError
 from dag_jax.files import PathLike
 
@@ -101,7 +101,7 @@ def open_coco(folder: PathLike, split: str) -> FileExamples:
             mask = _draw(photo, background, void, path) if has_outlines else None
         return _example(photo, pixels, mask, void)
 
-    return FileExamples(photos, read, classes, void)
+    return FileExamples([photo.image_id for photo in photos], photos, read, classes, void)
 
 
 def _example(photo, pixels, mask, void):
@@ -109,7 +109,6 @@ def _example(photo, pixels, mask, void):
     mask = np.full(photo.shape, void) if mask is None else mask
     labels, boxes, crowds, _ = zip(*photo.objects, strict=True) if photo.objects else [()] * 4
     return {
-        "image_id": photo.image_id,
         "image": pixels,
         "mask": mask.astype(np.uint8 if void == 255 else np.int32)[:, :, None],
         "has_mask": has_mask,
@@ -196,7 +195,7 @@ def _photo(entry, photographs, masks):
         raise UserError(f"image {entry['id']} has height and width {shape}")
     path = photographs / name.lstrip("/")
     mask_path = None if masks is None else masks / f"{path.stem}.png"
-    return _Photo(path.stem, path, shape, mask_path)
+    return _Photo(printable(path.stem), path, shape, mask_path)
 
 
 def _corners(box, shape):
@@ -207,9 +206,10 @@ def _corners(box, shape):
     x, y, width, height = numbers
     if width <= 0 or height <= 0:
         raise UserError(f"bbox {box} has no area")
-    if x >= shape[1] or y >= shape[0] or x + width <= 0 or y + height <= 0:
+    corners = [x, y, x + width - 1, y + height - 1]
+    if is_outside(corners, shape):
         raise UserError(f"bbox {box} lies outside of its {shape[1]} x {shape[0]} pixels")
-    return [x, y, x + width - 1, y + height - 1]
+    return corners
 
 
 def _finite(values):

@@ -27,10 +27,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from dag_jax.datasets import examples, paper_lists
-from dag_jax.datasets.annotations import open_image, read_mask, read_objects
+from dag_jax.datasets.annotations import read_mask, read_objects
 from dag_jax.datasets.archives import Member
 from dag_jax.datasets.classes import CLASS_NAMES, VOID
 from dag_jax.datasets.devkit import LAYOUT, Devkit, where
+from dag_jax.datasets.photographs import read_stored
 from dag_jax.errors import UserError
 from dag_jax.files import PathLike
 
@@ -63,17 +64,44 @@ class VocDevkit(examples.ExampleBuilder):
         }
 
     def _generate_examples(self, files):
-        for number, (image_id, image_file, xml_file, mask_file) in enumerate(files):
-            image = image_file.read_bytes()
-            width, height = open_image(image, image_file).size
-            mask = np.full((height, width), VOID, np.uint8)
-            if mask_file is not None:
-                mask = read_mask(mask_file, mask.shape)
-            objects = read_objects(xml_file)
+        for number, (image_id, *row) in enumerate(files):
+            example = _read(row)
+            image, mask = row[0].read_bytes(), example["mask"][:, :, 0]
+            has_mask = example["has_mask"]
             yield (
                 number,
-                examples.encode(image_id, image, mask, objects, has_mask=mask_file is not None),
+                examples.encode(image_id, image, mask, example["objects"], has_mask=has_mask),
             )
+
+
+def open_voc(folder: PathLike, split: str) -> examples.FileExamples:
+    """Open a split of a VOC folder: nothing is written, files are read when asked for.
+
+    Args:
+      folder: as of `voc_config`.
+      split: a name from `voc_splits` or of `paper_lists.PAPER_LISTS`.
+
+    Raises:
+      UserError: as `voc_config`. Photographs, masks and boxes are looked into when they are read.
+    """
+    rows = voc_config(folder, splits=[split]).files[split]
+    ids = [row[0] for row in rows]
+    return examples.FileExamples(ids, [row[1:] for row in rows], _read, CLASS_NAMES, VOID)
+
+
+def _read(row):
+    """Return an example, without its id, of (JPEG, XML, mask or None)."""
+    image_file, xml_file, mask_file = row
+    image = read_stored(image_file)
+    mask = np.full(image.shape[:2], VOID, np.uint8)
+    if mask_file is not None:
+        mask = read_mask(mask_file, mask.shape)
+    return {
+        "image": image,
+        "mask": mask[:, :, None],
+        "has_mask": mask_file is not None,
+        "objects": read_objects(xml_file, mask.shape),
+    }
 
 
 def voc_config(
