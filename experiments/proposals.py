@@ -66,7 +66,17 @@ options.check(options.whole_numbers, "proposals")
 options.define(
     __name__,
     *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "weights_dir", "miniature"),
-    *("image_ids", "limit", "max_steps", "step_size", "margin", "rounded", "precision", "seed"),
+    *(
+        "image_ids",
+        "skip_bad",
+        "limit",
+        "max_steps",
+        "step_size",
+        "margin",
+        "rounded",
+        "precision",
+        "seed",
+    ),
     *("slots", "audit", "accept_version", "workdir"),
     tasks=(DETECTION,),
     models=["fr_vgg_07"],

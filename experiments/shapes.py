@@ -70,7 +70,7 @@ flags.DEFINE_float(
 options.define(
     __name__,
     *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "weights_dir", "miniature"),
-    *("image_ids", "limit", "max_steps", "step_size", "precision", "slots", "audit"),
+    *("image_ids", "skip_bad", "limit", "max_steps", "step_size", "precision", "slots", "audit"),
     *("accept_version", "workdir"),
     tasks=(SEGMENTATION,),
     models=["fcn_vgg"],

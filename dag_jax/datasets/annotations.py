@@ -32,13 +32,13 @@ def is_outside(box, shape) -> bool:
     return x0 >= shape[1] or y0 >= shape[0] or x1 <= -1 or y1 <= -1
 
 
-def read_objects(file, shape, classes=CLASS_NAMES):
+def read_objects(file, classes=CLASS_NAMES, shape=None):
     """Read the objects of one VOC annotation.
 
     Args:
       file: the XML file. Its boxes are 1-based, as VOC has them: one from 5 to 5 is a pixel wide.
-      shape: (H, W) of the photograph.
       classes: names of the classes by index; "background" has no objects.
+      shape: (H, W) of the photograph, which boxes are compared with; None where it is not known.
 
     Returns:
       dict of boxes float32 [N, 4] (0-based inclusive pixels), label int32 [N], difficult bool [N].
@@ -67,7 +67,7 @@ def read_objects(file, shape, classes=CLASS_NAMES):
             if not np.isfinite(box).all() or box[2] < box[0] or box[3] < box[1]:
                 raise UserError(f"box {box} of {name!r} must be finite, its least corner first")
             boxes.append([side - 1 for side in box])
-            if is_outside(boxes[-1], shape):
+            if shape is not None and is_outside(boxes[-1], shape):
                 raise UserError(f"box {box} lies outside of its {shape[1]} x {shape[0]} pixels")
             flag = item.findtext("difficult", "0").strip().lower()
             if flag not in _FLAGS:

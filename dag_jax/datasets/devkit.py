@@ -149,7 +149,9 @@ def read_lines(file) -> list[str]:
     try:
         lines = data.decode(encoding).splitlines()
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not in {encoding.removesuffix('-sig').upper()}: {error}") from error
+        raise UserError(
+            f"{file} is not in {encoding.removesuffix('-sig').upper()}: {error}"
+        ) from error
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -75,7 +75,7 @@ def open_plain_folder(folder: PathLike, split: str) -> FileExamples:
             mask = _read_mask(row["masks"], image.shape[:2], classes, void)
         objects = {"boxes": np.zeros((0, 4)), "label": [], "difficult": []}
         if "annotations" in row:
-            objects = read_objects(row["annotations"], image.shape[:2], classes)
+            objects = read_objects(row["annotations"], classes, image.shape[:2])
         types = {"boxes": np.float32, "label": np.int32, "difficult": np.bool_}
         return {
             "image": image,

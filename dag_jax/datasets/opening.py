@@ -182,8 +182,10 @@ def load_examples(
     if bad and not skip_bad:
         more = f"\n  and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
         raise UserError(
-            f"{len(bad):,} images of {dataset} {split} cannot be used; skip_bad goes on without "
-            "them:" + "".join(f"\n  {text}" for text in bad[:_NAMED]) + more
+            f"{len(bad):,} images of {dataset} {split} cannot be used; --skip_bad "
+            "(skip_bad=True) goes on without them:"
+            + "".join(f"\n  {text}" for text in bad[:_NAMED])
+            + more
         )
     missing = sorted(set(image_ids or ()) - seen)
     if missing and (limit is None or len(examples) < limit):

@@ -100,7 +100,7 @@ def _read(row):
         "image": image,
         "mask": mask[:, :, None],
         "has_mask": mask_file is not None,
-        "objects": read_objects(xml_file, mask.shape),
+        "objects": read_objects(xml_file, shape=mask.shape),
     }
 
 

@@ -268,7 +268,9 @@ def test_every_bad_file_is_named_at_once(tmp_path):
     with pytest.raises(ValueError) as error:
         load_examples("folder", "all", data_dir=tmp_path)
     head, first, second = str(error.value).split("\n  ")
-    assert head == "2 images of folder all cannot be used; skip_bad goes on without them:"
+    assert head == (
+        "2 images of folder all cannot be used; --skip_bad (skip_bad=True) goes on without them:"
+    )
     assert "images/b.png (" in first and "truncated" in first
     assert "masks/d.png holds [9]" in second
     with pytest.raises(ValueError, match=r"1 images of folder .*\n.*b.png"):

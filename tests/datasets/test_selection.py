@@ -62,11 +62,17 @@ def test_nothing_is_an_object_where_none_is_given():
         ({"objects": OBJECTS | {"label": [1.0, 2.0]}}, r"its labels are float64\[2\]; .* integers"),
         ({"objects": OBJECTS | {"boxes": np.zeros((4, 2))}}, r"its boxes are float32\[4, 2\]"),
         ({"objects": OBJECTS | {"boxes": np.full((2, 4), np.nan)}}, "must be finite"),
-        ({"objects": OBJECTS | {"boxes": [[1, 1, 2, 2], [2, 0, 0, 1]]}}, "its box .2.0, 0.0, 0.0, 1"),
+        (
+            {"objects": OBJECTS | {"boxes": [[1, 1, 2, 2], [2, 0, 0, 1]]}},
+            "its box .2.0, 0.0, 0.0, 1",
+        ),
         ({"objects": OBJECTS | {"boxes": [[1, 1, 2, 2], [1, 1, 0, 1]]}}, "has no pixel of 3 x 2;"),
         ({"objects": OBJECTS | {"boxes": [[1, 1, 2, 2], [3, 0, 4, 1]]}}, "has no pixel of 3 x 2;"),
         ({"objects": OBJECTS | {"boxes": [[0, -2, 2, -1], [0, 0, 1, 1]]}}, "has no pixel of 3 x 2"),
-        ({"objects": OBJECTS | {"difficult": [0, 2]}}, r"difficult is \[0, 2\], which must be true"),
+        (
+            {"objects": OBJECTS | {"difficult": [0, 2]}},
+            r"difficult is \[0, 2\], which must be true",
+        ),
         ({"objects": OBJECTS | {"difficult": [True]}}, "2 boxes, 2 labels, 1 difficult flags"),
     ],
 )

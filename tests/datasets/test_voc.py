@@ -191,7 +191,9 @@ def test_a_truncated_file_is_named_and_makes_no_copy(voc, tmp_path, file, messag
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match=message):
         open_voc(voc, "voc2012_seg_val")[0]
-    builder = VocDevkit(data_dir=tmp_path / "own", config=voc_config(voc, splits=["voc2012_seg_val"]))
+    builder = VocDevkit(
+        data_dir=tmp_path / "own", config=voc_config(voc, splits=["voc2012_seg_val"])
+    )
     with pytest.raises(ValueError, match=message):
         builder.download_and_prepare(file_format="array_record")
     assert not list((tmp_path / "own").rglob("*array_record*"))
@@ -240,16 +242,16 @@ def test_annotations_of_unknown_classes_are_refused(tmp_path):
     box = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>3.5</xmax><ymax>4</ymax></bndbox>"
     text = f"<annotation><object><name>cat</name>{box}</object></annotation>"
     path.write_text(text)
-    objects = read_objects(path, (9, 9))
+    objects = read_objects(path)
     np.testing.assert_array_equal(objects["boxes"], [[0, 1, 2.5, 3]])
     assert objects["label"] == [8] and objects["difficult"] == [False]
     for broken in (text.replace("cat", "background"), text.replace("cat", "unicorn")):
         path.write_text(broken)
         with pytest.raises(ValueError, match="a.xml is not a whole VOC annotation: unknown class"):
-            read_objects(path, (9, 9))
+            read_objects(path)
     path.write_text(text.replace("<xmax>3.5</xmax>", ""))
     with pytest.raises(ValueError, match="a.xml is not a whole VOC annotation"):
-        read_objects(path, (9, 9))
+        read_objects(path)
 
 
 def test_real_photographs(shared, tmp_path):
@@ -448,8 +450,7 @@ def test_real_photographs_in_a_tar(shared, tmp_path):
     archive(kit, tmp_path / "tar" / "VOC.tar")
     for split, count in (("voc2012_seg_train_aug", 6), ("fcn_star_train", 6), ("voc07_test", 3)):
         folder, tar = (
-            open_dataset("voc", split, data_dir=tmp_path / name)
-            for name in ("folder", "tar")
+            open_dataset("voc", split, data_dir=tmp_path / name) for name in ("folder", "tar")
         )
         assert len(folder) == count
         assert_same(folder, tar)
