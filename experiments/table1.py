@@ -55,18 +55,8 @@ FLAGS = flags.FLAGS
 options.define(
     __name__,
     *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "weights_dir", "miniature"),
-    *(
-        "image_ids",
-        "skip_bad",
-        "limit",
-        "max_steps",
-        "step_size",
-        "margin",
-        "rounded",
-        "precision",
-        "seed",
-    ),
-    *("slots", "audit", "accept_version", "workdir"),
+    *("image_ids", "limit", "max_steps", "step_size", "margin", "rounded", "precision", "seed"),
+    *("skip_bad", "slots", "audit", "accept_version", "workdir"),
     models=list(networks.NAMES),
     workdir="runs/table1",
 )

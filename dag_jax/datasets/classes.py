@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import UInt8
 
-from dag_jax.metrics.segmentation import VOID
+from dag_jax.metrics.segmentation import VOID as VOID
 
 VOID_COLOUR = (224, 224, 192)  # RGB, of these pixels
 CLASS_NAMES = (

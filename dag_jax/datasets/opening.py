@@ -160,11 +160,11 @@ def load_examples(
     bad: list[str] = []
     seen: set[str] = set()
     source = open_dataset(dataset, split, data_dir=data_dir, cache_dir=cache_dir, progress=True)
-    ids = source.ids if isinstance(source, FileExamples) else [None] * len(source)
-    for index, image_id in enumerate(ids):
+    known = source.ids if isinstance(source, FileExamples) else None
+    for index in range(len(source)):
         if limit is not None and len(examples) + len(bad) * (not skip_bad) >= limit:
             break
-        if None not in (image_ids, image_id) and image_id not in image_ids:
+        if known and image_ids is not None and known[index] not in image_ids:
             continue
         try:
             example = source[index]
@@ -172,7 +172,7 @@ def load_examples(
             raise
         except UserError as error:
             bad.append(str(error))
-            seen.add(image_id)
+            seen |= {known[index]} if known else set()
             continue
         if image_ids is not None and example["image_id"] not in image_ids:
             continue
@@ -180,12 +180,10 @@ def load_examples(
         if example["has_mask"] or not with_mask:
             examples.append(resize(example, canvas) if canvas else example)
     if bad and not skip_bad:
-        more = f"\n  and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
+        lines = bad[:_NAMED] + [f"and {len(bad) - _NAMED:,} more"] * (len(bad) > _NAMED)
         raise UserError(
             f"{len(bad):,} images of {dataset} {split} cannot be used; --skip_bad "
-            "(skip_bad=True) goes on without them:"
-            + "".join(f"\n  {text}" for text in bad[:_NAMED])
-            + more
+            "(skip_bad=True) goes on without them:\n  " + "\n  ".join(lines)
         )
     missing = sorted(set(image_ids or ()) - seen)
     if missing and (limit is None or len(examples) < limit):

@@ -145,8 +145,8 @@ def read_class_map(path, *, classes=CLASS_NAMES, void=VOID) -> tuple[np.ndarray,
         codes, places = pixels, indices
     else:
         pixels[..., 3] = 0
-        colours = [*palette(len(classes)), *[VOID_COLOUR] * (void is not None)]
-        colours = np.pad(np.array(colours, np.uint8), [(0, 0), (0, 1)])
+        drawn = [*palette(len(classes)), *[VOID_COLOUR] * (void is not None)]
+        colours = np.pad(np.array(drawn, np.uint8), [(0, 0), (0, 1)])
         codes, places = (array.view("<u4")[..., 0] for array in (pixels, colours))
     table = np.full(2**16 if grey else 2**24, _NO_CLASS, np.int32)
     fits = (places >= 0) & (places < len(table))  # a void below 0 is no grey level

@@ -82,9 +82,9 @@ def open_voc(folder: PathLike, split: str) -> examples.FileExamples:
       split: a name from `voc_splits` or of `paper_lists.PAPER_LISTS`.
 
     Raises:
-      UserError: as `voc_config`. Photographs, masks and boxes are looked into when they are read.
+      UserError: as `voc_config`. What is in a file is looked into when it is read.
     """
-    rows = voc_config(folder, splits=[split]).files[split]
+    rows = _rows(folder, [split], "voc")[split]
     ids = [row[0] for row in rows]
     return examples.FileExamples(ids, [row[1:] for row in rows], _read, CLASS_NAMES, VOID)
 
@@ -133,6 +133,18 @@ def voc_config(
     """
     if masks not in ("voc", "aug"):
         raise UserError(f"masks must be 'voc' or 'aug', got {masks!r}")
+    files = _rows(folder, splits, masks)
+    stamps = [
+        [file and _stamp(file) for file in row[1:]] for rows in files.values() for row in rows
+    ]
+    identity = json.dumps([masks, [[s, [r[0] for r in rows]] for s, rows in files.items()], stamps])
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    label = next(iter(files)) if len(files) == 1 else "several"
+    return VocConfig(name=f"{label}-{masks}-{fingerprint}", version=VocDevkit.VERSION, files=files)
+
+
+def _rows(folder, splits, masks):
+    """Return split -> list of (image id, JPEG, XML, mask or None)."""
     kit = Devkit(folder)
     lists = _lists(kit)
     names = sorted(lists) if splits is None else list(splits)
@@ -142,19 +154,12 @@ def voc_config(
             f"{folder} has no split {', '.join(unknown)}; it has {', '.join(sorted(lists))}; the "
             f"lists of the paper are {', '.join(paper_lists.PAPER_LISTS)}"
         )
-    files = {
+    return {
         name: _files(kit, _of_list(kit, lists[name], masks))
         if name in lists
         else _files(kit, paper_lists.derive(kit, name))
         for name in names
     }
-    stamps = [
-        [file and _stamp(file) for file in row[1:]] for rows in files.values() for row in rows
-    ]
-    identity = json.dumps([masks, [[s, [r[0] for r in rows]] for s, rows in files.items()], stamps])
-    fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    label = next(iter(files)) if len(files) == 1 else "several"
-    return VocConfig(name=f"{label}-{masks}-{fingerprint}", version=VocDevkit.VERSION, files=files)
 
 
 def voc_splits(folder: PathLike) -> dict[str, str]:

@@ -39,7 +39,7 @@ def map_targets(function: Callable, targets: PyTree[Targets], *trees: PyTree) ->
     return jax.tree.map(function, targets, *trees, is_leaf=is_targets)
 
 
-def _classes(name, values):
+def _classes(name: str, values) -> jax.Array:
     """Return labels as i32; UserError for what is no integer, as 7.6 is no class 7."""
     if not isinstance(values, jax.Array):
         values, limits = np.asarray(values), np.iinfo(np.int32)
@@ -77,22 +77,22 @@ def make_targets(
         and there are classes above it.
     """
     labels = _classes("labels", labels)
-    adversarial = _classes("adversarial", adversarial)
-    for array in (labels, adversarial):
+    other = _classes("adversarial", adversarial)
+    for array in (labels, other):
         if void == VOID and not isinstance(array, jax.core.Tracer) and np.any(array > VOID):
             raise UserError(
-                f"there is a class {array.max()}, so {VOID} is a class, too: give void=None, or the "
-                "label that is no class"
+                f"there is a class {array.max()}, so {VOID} is a class, too: give void=None, or "
+                "the label that is no class"
             )
     valid = jnp.asarray(valid, bool)
-    for name, array in (("adversarial", adversarial), ("valid", valid)):
+    for name, array in (("adversarial", other), ("valid", valid)):
         if array.shape not in ((), labels.shape):
             raise UserError(f"{name} has shape {array.shape}, labels have {labels.shape}")
-    adversarial = jnp.broadcast_to(adversarial, labels.shape)
-    valid = valid & (labels != adversarial)
+    other = jnp.broadcast_to(other, labels.shape)
+    valid = valid & (labels != other)
     if void is not None:
-        valid = valid & (labels != void) & (adversarial != void)
-    return Targets(jnp.where(valid, labels, 0), jnp.where(valid, adversarial, 0), valid)
+        valid = valid & (labels != void) & (other != void)
+    return Targets(jnp.where(valid, labels, 0), jnp.where(valid, other, 0), valid)
 
 
 def label_proposals(
@@ -147,8 +147,8 @@ def label_proposals(
     strange = truth_valid & ~is_class
     if not isinstance(strange, jax.core.Tracer) and np.any(strange):
         raise UserError(
-            f"truth_labels hold {truth_labels[np.argmax(strange)]}, and the scores have the classes "
-            f"0 to {scores.shape[1] - 1}: labels are their columns, not ids of a dataset"
+            f"truth_labels hold {truth_labels[np.argmax(strange)]}, and the scores have the "
+            f"classes 0 to {scores.shape[1] - 1}: labels are their columns, not ids of a dataset"
         )
     truth_valid = truth_valid & is_class
     overlap = boxlib.iou(boxes, truth_boxes)

@@ -6,7 +6,15 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from dag_jax.datasets import CLASS_NAMES, VOID, VocDevkit, open_dataset, voc_config, voc_splits
+from dag_jax.datasets import (
+    CLASS_NAMES,
+    VOID,
+    VocDevkit,
+    load_examples,
+    open_dataset,
+    voc_config,
+    voc_splits,
+)
 from dag_jax.datasets.voc import read_objects
 
 
@@ -172,10 +180,14 @@ def test_a_missing_file_is_named_before_any_is_read(voc, remove, message):
         open_voc(voc, "voc2012_seg_val")
 
 
-def test_an_empty_file_is_named_before_any_is_read(voc):
+def test_an_empty_file_is_named(voc):
     (voc / "VOCdevkit/VOC2012/JPEGImages/2007_000002.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match="2007_000002.jpg is empty"):
-        open_voc(voc, "voc2012_seg_val")
+        voc_config(voc, splits=["voc2012_seg_val"])
+    options = {"data_dir": voc, "skip_bad": True}
+    examples = load_examples("voc", "voc2012_main_train", **options)
+    assert examples.ids == ["2007_000003", "2007_000001"]
+    assert "2007_000002.jpg (0 bytes) is no image" in examples.skipped[0]
 
 
 @pytest.mark.parametrize(
