@@ -199,7 +199,7 @@ def _opened(content, name):
     except Exception as error:  # Pillow's exceptions differ by format and damage
         raise UserError(
             f"{size} is truncated, damaged or of a kind that is not read here "
-            f"({error or type(error).__name__})"
+            f"({str(error) or type(error).__name__})"
         ) from error
 
 
