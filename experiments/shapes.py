@@ -106,7 +106,9 @@ class Drawing(NamedTuple):
             {**example, "mask": masks[example["image"].shape[:2]][:, :, None]}
             for example in subject.examples
         ]
-        return dataclasses.replace(subject, examples=ExampleSet(drawn, about.classes, void=void))
+        skipped = subject.examples.skipped
+        examples = ExampleSet(drawn, about.classes, void=void, skipped=skipped)
+        return dataclasses.replace(subject, examples=examples)
 
 
 def foreground(shape_of, inside, outside):

@@ -14,7 +14,7 @@ import numpy as np
 
 from dag_jax.datasets.classes import CLASS_NAMES, VOID
 from dag_jax.datasets.photographs import LARGEST, read_indices
-from dag_jax.errors import UserError
+from dag_jax.errors import UserError, reading
 
 # What tools write for `difficult`, beside VOC's 0 and 1.
 _FLAGS = {"0": False, "1": True, "": False, "0.0": False, "1.0": True, "false": False, "true": True}
@@ -49,8 +49,10 @@ def read_objects(file, classes=CLASS_NAMES, shape=None):
         the photograph.
     """
     boxes, labels, difficult = [], [], []
+    with reading(file):
+        data = file.read_bytes()
     try:
-        root = ElementTree.fromstring(file.read_bytes())
+        root = ElementTree.fromstring(data)
         if root.tag != "annotation":
             raise UserError(f"its root is <{root.tag}>, not <annotation>")
         items = root.findall("object")
@@ -109,8 +111,9 @@ def _read_sbd(file):
 
     Reference: MAT-File Format, The MathWorks; SciPy's reader dies of damaged files.
     """
-    try:
+    with reading(file):
         data = file.read_bytes()
+    try:
         order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
         if order is None:
             raise UserError("it is no MATLAB file of version 5")

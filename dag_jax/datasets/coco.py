@@ -131,7 +131,7 @@ def _listed(content, photographs, masks):
     for number, name in names.items():
         if not isinstance(number, int) or not isinstance(name, str) or not name.strip():
             raise UserError(f"category {number!r} is called {name!r}: a number and a name are due")
-    classes = [names[number].strip() for number in sorted(names)]
+    classes = [printable(names[number].strip()) for number in sorted(names)]
     if repeated := sorted({name for name in classes if classes.count(name) > 1}):
         raise UserError(f"several categories are called {repeated[0]!r}")
     table = {number: label for label, number in enumerate(sorted(names))}

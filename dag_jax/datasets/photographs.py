@@ -185,7 +185,8 @@ def _opened(content, name):
     size = f"{name} ({len(content)} bytes)"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is refused here, or harms nothing
+            warnings.simplefilter("ignore")  # of what harms nothing
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # an image in an icon
             with Image.open(io.BytesIO(content)) as image:
                 if image.width * image.height > LARGEST:
                     raise Image.DecompressionBombError
@@ -194,7 +195,7 @@ def _opened(content, name):
         raise
     except UnidentifiedImageError as error:
         raise UserError(f"{size} is no image of a format that Pillow reads") from error
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{size} has more than {LARGEST:,} pixels: scale it down") from error
     except Exception as error:  # Pillow's exceptions differ by format and damage
         raise UserError(

@@ -73,8 +73,8 @@ def make_targets(
       Targets of shape *T; labels and adversarial are 0 where there is no target.
 
     Raises:
-      ValueError: where the shapes differ, for labels that are no integers, and where 255 is void
-        and there are classes above it.
+      ValueError: where the shapes differ, for labels that are no integers, a `valid` of floats,
+        and where 255 is void and there are classes above it.
     """
     labels = _classes("labels", labels)
     other = _classes("adversarial", adversarial)
@@ -84,6 +84,8 @@ def make_targets(
                 f"there is a class {array.max()}, so {VOID} is a class, too: give void=None, or "
                 "the label that is no class"
             )
+    if jnp.issubdtype(jnp.result_type(valid), jnp.inexact):
+        raise UserError(f"valid is {jnp.result_type(valid)}, neither true nor false")
     valid = jnp.asarray(valid, bool)
     for name, array in (("adversarial", other), ("valid", valid)):
         if array.shape not in ((), labels.shape):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from dag_jax.datasets import load_examples, open_dataset
 from dag_jax.datasets.photographs import read_class_map
+from dag_jax.errors import MissingError, StorageError
 
 CLASSES = ("sky", "road", "lorry")
 LINES = "sky\nroad\n\nlorry\nvoid = 255\n"
@@ -253,6 +254,18 @@ def test_names_that_are_not_utf_8_are_read_and_become_text(tmp_path):
     for path in (tmp_path / "images/a.png", tmp_path / "masks/a.png"):
         path.rename(path.with_name(f"{stem}.png"))
     assert load_examples("folder", "all", data_dir=tmp_path).ids == [r"caf\udce9"]
+
+
+def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path):
+    write(tmp_path, ("a",))
+    write_box(tmp_path, "a")
+    examples = open_folder(tmp_path)
+    (tmp_path / "annotations/a.xml").unlink()
+    with pytest.raises(MissingError, match="a.xml: no such file"):
+        examples[0]
+    (tmp_path / "annotations/a.xml").mkdir()
+    with pytest.raises(StorageError, match="a.xml cannot be read now"):
+        examples[0]
 
 
 def spoil(tmp_path):

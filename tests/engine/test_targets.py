@@ -50,10 +50,11 @@ def test_make_targets_leaves_out_the_void_that_a_dataset_has():
     [
         (np.zeros((3, 4), int), True, r"adversarial has shape \(3, 4\), labels have \(4, 3\)"),
         (np.zeros(3, int), True, r"adversarial has shape \(3,\)"),
+        (1, np.full((4, 3), np.nan), "valid is float.*, neither true nor false"),
         (1, np.ones(4, bool), r"valid has shape \(4,\), labels have \(4, 3\)"),
     ],
 )
-def test_make_targets_refuses_other_shapes(adversarial, valid, message):
+def test_make_targets_refuses_what_does_not_fit(adversarial, valid, message):
     with pytest.raises(ValueError, match=message):
         dag_jax.make_targets(np.zeros((4, 3), int), adversarial, valid)
 
