@@ -60,12 +60,12 @@ def read_objects(file, classes=CLASS_NAMES, shape=None):
         if tags.count("object") != len(items):
             raise UserError("it has objects in a place, or a namespace, where VOC has none")
         for item in items:
-            name = item.findtext("name").strip()
+            name = _text(item, "name")
             if name not in classes or name == "background":
                 raise UserError(f"unknown class {name!r}")
             labels.append(classes.index(name))
-            corners = item.find("bndbox")
-            box = [float(corners.findtext(side)) for side in ("xmin", "ymin", "xmax", "ymax")]
+            sides = ("xmin", "ymin", "xmax", "ymax")
+            box = [float(_text(item, f"bndbox/{side}")) for side in sides]
             if not np.isfinite(box).all() or box[2] < box[0] or box[3] < box[1]:
                 raise UserError(f"box {box} of {name!r} must be finite, its least corner first")
             boxes.append([side - 1 for side in box])
@@ -75,13 +75,20 @@ def read_objects(file, classes=CLASS_NAMES, shape=None):
             if flag not in _FLAGS:
                 raise UserError(f"difficult is {flag!r}, neither 0 nor 1")
             difficult.append(_FLAGS[flag])
-    except (ElementTree.ParseError, AttributeError, TypeError, ValueError, LookupError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise UserError(f"{file} is not a whole VOC annotation: {error}") from error
     return {
         "boxes": np.array(boxes, np.float32).reshape(-1, 4),
         "label": np.array(labels, np.int32),
         "difficult": np.array(difficult, np.bool_),
     }
+
+
+def _text(item, path):
+    text = item.findtext(path)
+    if text is None:
+        raise UserError(f"an object has no {path}")
+    return text.strip()
 
 
 def read_mask(file, shape):

@@ -34,6 +34,7 @@ _BACKGROUND = "background"
 _LAYOUT = (
     "COCO is extracted as annotations/instances_val2017.json beside a folder val2017 of photographs"
 )
+_NAMED = 5  # wrong annotations of an image that an error lists
 _UNLABELLED = 255  # in COCO-Stuff's PNGs
 _LARGEST = 1e9  # pixels: no image is as large
 _LAST_STUFF = 181  # in COCO-Stuff's PNGs, which hold categories less 1
@@ -48,6 +49,7 @@ class _Photo:
     shape: tuple[int, int]
     mask_path: pathlib.Path | None
     objects: list = dataclasses.field(default_factory=list)  # (label, box, crowd, outline)
+    faults: list = dataclasses.field(default_factory=list)  # what is wrong with others
 
 
 def open_coco(folder: PathLike, split: str) -> FileExamples:
@@ -58,9 +60,10 @@ def open_coco(folder: PathLike, split: str) -> FileExamples:
       split: 'val2017' for annotations/instances_val2017.json.
 
     Raises:
-      UserError: for files that are missing and for what cannot be right in the JSON (boxes without
-        an area, not finite or outside of the image, unknown categories and images, repeated ids),
-        with the file and the value. Masks, outlines and photographs are looked into when read.
+      UserError: for files that are missing and for what cannot be right in the JSON (unknown
+        images, repeated ids), with the file and the value. Photographs, masks and objects (boxes
+        without an area, not finite or outside of the image; unknown categories) are looked into
+        when read: of COCO's own train2017 one box has no area.
     """
     folder = pathlib.Path(folder).expanduser().resolve()
     if not folder.is_dir():
@@ -89,6 +92,8 @@ def open_coco(folder: PathLike, split: str) -> FileExamples:
     background = classes.index(_BACKGROUND)
 
     def read(photo):
+        if photo.faults:
+            raise UserError(f"{path}: {photo.path.name}: {'; '.join(photo.faults[:_NAMED])}")
         pixels = read_stored(photo.path)
         shape = pixels.shape[:2]
         if shape != photo.shape:
@@ -151,20 +156,22 @@ def _listed(content, photographs, masks):
 
     has_outlines = False
     for number, entry in annotations.items():
-        for kind, known in (("image_id", images), ("category_id", categories)):
-            value = entry.get(kind)
-            if not _is_id(value) or value not in known:
-                raise UserError(f"annotation {number} has {kind} {value!r}, which is not listed")
-        photo, crowd = photos[entry["image_id"]], entry.get("iscrowd", 0)
-        if crowd not in (0, 1):
-            raise UserError(f"annotation {number} has iscrowd {crowd!r}, neither 0 nor 1")
-        try:
-            box = _corners(entry.get("bbox"), photo.shape)
-        except UserError as error:
-            raise UserError(f"annotation {number} of {photo.path.name}: {error}") from error
+        image_id, category = entry.get("image_id"), entry.get("category_id")
+        if not _is_id(image_id) or image_id not in images:
+            raise UserError(f"annotation {number} has image_id {image_id!r}, which is not listed")
+        photo, crowd = photos[image_id], entry.get("iscrowd", 0)
         outline = entry.get("segmentation") or None
         has_outlines |= outline is not None
-        photo.objects.append((table[entry["category_id"]], box, bool(crowd), outline))
+        try:
+            if not _is_id(category) or category not in categories:
+                raise UserError(f"has category_id {category!r}, which is not listed")
+            if crowd not in (0, 1):
+                raise UserError(f"has iscrowd {crowd!r}, neither 0 nor 1")
+            box = _corners(entry.get("bbox"), photo.shape)
+        except UserError as error:
+            photo.faults.append(f"annotation {number} {error}")
+            continue
+        photo.objects.append((table[category], box, bool(crowd), outline))
     return list(photos.values()), table, classes, has_outlines
 
 
@@ -202,13 +209,13 @@ def _corners(box, shape):
     """Return inclusive corners of [x, y, width, height], whose last pixel is x + width - 1."""
     numbers = _finite(box)
     if numbers is None or len(numbers) != 4:
-        raise UserError(f"bbox {box!r:.80} is not [x, y, width, height], finite numbers")
+        raise UserError(f"has bbox {box!r:.80}, not [x, y, width, height], finite numbers")
     x, y, width, height = numbers
     if width <= 0 or height <= 0:
-        raise UserError(f"bbox {box} has no area")
+        raise UserError(f"has bbox {box}, which has no area")
     corners = [x, y, x + width - 1, y + height - 1]
     if is_outside(corners, shape):
-        raise UserError(f"bbox {box} lies outside of its {shape[1]} x {shape[0]} pixels")
+        raise UserError(f"has bbox {box}, outside of its {shape[1]} x {shape[0]} pixels")
     return corners
 
 
