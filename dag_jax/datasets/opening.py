@@ -90,8 +90,10 @@ def _read(name, split, data_dir):
     if parts is None:
         raise UserError(f"split {split!r} of {name} is neither a name nor name[first:last]")
     base, first, last = parts.groups()
-    examples = open_files(data_dir, base)
-    return examples[int(first or 0) : int(last) if last else None]
+    examples = open_files(data_dir, base)[int(first or 0) : int(last) if last else None]
+    if not len(examples):
+        raise UserError(f"{split!r} is no part of {base} that holds an example, as {base}[:50] is")
+    return examples
 
 
 def _prepare(builder):

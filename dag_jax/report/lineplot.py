@@ -8,9 +8,7 @@ import warnings
 
 import matplotlib
 from etils import epath
-from matplotlib import font_manager
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 COLOURS = matplotlib.color_sequences["petroff10"]  # told apart by colour-blind readers, too
@@ -128,6 +126,9 @@ def save(figure, path):
     A letter that matplotlib's own font lacks comes from another that is installed here; where none
     has it, a box stands for it.
     """
+    from matplotlib import font_manager
+    from matplotlib.text import Text
+
     installed = font_manager.get_font_names()
     fonts = [name for name in _FONTS if name in installed]
     for text in figure.findobj(Text):

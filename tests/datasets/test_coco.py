@@ -229,8 +229,12 @@ def test_splits_can_be_cut(folder):
     assert len(open_coco(folder, "val2017[:2]")) == 2 and open_coco(folder)[-1]["has_mask"]
     with pytest.raises(ValueError, match="neither a name nor name"):
         open_coco(folder, "val2017[:10%]")
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="example 3 of 3"):
         open_coco(folder)[3]
+    assert [e["image_id"] for e in open_coco(folder, "val2017[-1:]")] == ["000005"]
+    for part in ("2:1", "3:", ":0"):
+        with pytest.raises(ValueError, match="is no part of val2017 that holds an example"):
+            open_coco(folder, f"val2017[{part}]")
 
 
 def changed(kind, index, **entries):
