@@ -40,7 +40,7 @@ def _read_run(root):
     for key in run.keys:
         run.perturbation(key), run.image(key), run.get("orig", key)
     assert len(run.records) == len(run.keys)
-    stored = Stored(root, None)
+    stored = Stored(root, dict)
     stored.sources([])
     results = rundir.Results(run.folder, _settings(run.manifest), _KEYS)
     assert len(list(map(results.timing, range(2)))) == 2
