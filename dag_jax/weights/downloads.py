@@ -210,7 +210,7 @@ def _download(address, path, *, checksum, size):
         with writing(part):
             file = open(part, "ab" if start else "wb")
         with bar, file:
-            while block := response.read(_BLOCK):
+            for block in _blocks(response):
                 if not file.tell() and re.match(rb"\s*<(!doctype )?html", block[:200].lower()):
                     files.remove(part)
                     files.remove(note)
@@ -238,6 +238,14 @@ def _download(address, path, *, checksum, size):
     with writing(path):
         part.replace(path)
     return last
+
+
+def _blocks(response):
+    try:
+        while block := response.read(_BLOCK):
+            yield block
+    except ValueError as error:  # Python takes a piece's length to be below 0
+        raise ConnectionError(f"no answer of HTTP: {error}") from error
 
 
 def _request(address, left, start):

@@ -53,6 +53,9 @@ class Files(http.server.BaseHTTPRequestHandler):
             self.send_header(f"X-{number}", "1")
         if not odd.get("endless"):
             self.send_header("Content-Length", odd.get("length", str(len(content) - start)))
+        if "chunk" in odd:
+            self.send_header("Transfer-Encoding", "chunked")
+            content = odd["chunk"]
         if status == 206:
             end = f"{start}-{len(content) - 1}/{len(content)}"
             self.send_header("Content-Range", odd.get("range", f"bytes {end}"))
@@ -191,6 +194,7 @@ def test_what_is_not_the_file_is_refused(server, tmp_path):
         ({"length": "9" * 15}, {}, UserError, "has 999999999999999 bytes, more than any"),
         ({"endless": True}, {"size": 2000}, UserError, "sends more than the 2000 bytes"),
         ({"length": "-5"}, {"size": 2000}, UserError, "sends more than the 2000 bytes"),
+        ({"endless": True, "chunk": b"-5\r\nab"}, {}, ConnectionError, "no answer of HTTP"),
         ({"silly": True}, {}, ConnectionError, "no answer of HTTP: HTTPException: got more than"),
     ],
 )
