@@ -149,8 +149,10 @@ def convert_files(name, module, sources, output, *, read=read_network) -> dict:
     output = pathlib.Path(output)
     if output.exists():
         raise UserError(f"{output} exists already; name another --output, or remove it")
-    if ours := [str(source) for source in _existing(sources) if _is_safetensors(source)]:
-        raise UserError(f"{', '.join(ours)}: `networks.load` reads safetensors of ours as they are")
+    for source in filter(_is_safetensors, _existing(sources)):
+        if known := kinds.what(source):
+            raise UserError(f"{source} is {known}")
+        raise UserError(f"{source}: `networks.load` reads safetensors of ours as they are")
     _, parameters, record = read(name, module, sources)
     store.save(output, parameters, record)
     return store.load(output)[1]

@@ -10,6 +10,7 @@ import safetensors.numpy
 
 from dag_jax.errors import UserError
 from dag_jax.networks import conversion
+from dag_jax.weights import store
 
 
 def archive(names):
@@ -71,6 +72,16 @@ def test_a_kind_that_is_not_read_is_named(tmp_path, write, message):
         conversion.parameters_of("fcn_vgg", None, path)
     assert "not read here" in str(error.value) or "name the file" in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_no_safetensors_are_converted(tmp_path):
+    for write, message in (
+        (KINDS["safetensors"][0], "is a safetensors file of another program"),
+        (lambda path: store.save(path, {"w": np.zeros(3, np.float32)}, {}), "reads safetensors of"),
+    ):
+        write(tmp_path / "a")
+        with pytest.raises(UserError, match=message):
+            conversion.convert_files("fcn_vgg", None, [tmp_path / "a"], tmp_path / "b")
 
 
 def test_a_solver_s_state_is_no_onnx(tmp_path):
