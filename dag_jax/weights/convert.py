@@ -162,8 +162,8 @@ def _part(source, layout, part):
     """Return (what a file holds of a network, the first names of what else it holds)."""
     if any(isinstance(value, list) for value in source.values()):  # Caffe's, of a network alone
         return source, []
-    # A module that torch.compile has compiled is the same.
-    names = {name: ".".join(p for p in name.split(".") if p != "_orig_mod") for name in source}
+    # A part that torch.compile has compiled is the same.
+    names = {name: re.sub(r"(?<=\.)_orig_mod\.", "", name) for name in source}
     prefix = _prefix(names.values(), layout) if part is None else f"{part.rstrip('.')}."
     chosen = {new: source[name] for name, new in names.items() if new.startswith(prefix)}
     if part is not None and not chosen:

@@ -234,6 +234,12 @@ def test_the_network_of_a_training_checkpoint_is_taken(rng):
     assert_same(converted.parameters, alone)
     assert converted.left_out == ("optimizer", "best_acc1")
 
+    compiled = {f"_orig_mod.{name}": leaf for name, leaf in state.items()} | {"best_acc1": score}
+    compiled["_orig_mod.classifier._orig_mod.0.bias"] = compiled.pop("_orig_mod.classifier.0.bias")
+    converted = convert.convert(VGG8, [compiled])
+    assert_same(converted.parameters, alone)
+    assert converted.left_out == ("best_acc1",)
+
     # Beside the network, in the same container, may lie what it needs.
     with pytest.raises(UserError, match=r"left over: best_acc1 \(\)$"):
         convert.convert(VGG8, [state | {"best_acc1": score}])
