@@ -158,8 +158,7 @@ def download(address: str, path, *, checksum=None, size=None) -> str:
     try:
         return _download(address, path, checksum=checksum, size=size)
     except http.client.HTTPException as error:
-        reason = f"{type(error).__name__}: {error!s:.200}"
-        raise ConnectionError(f"no answer of HTTP: {reason}") from error
+        raise ConnectionError(f"no answer of HTTP: {error!r:.200}") from error
 
 
 def _download(address, path, *, checksum, size):

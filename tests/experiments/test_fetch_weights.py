@@ -195,7 +195,7 @@ def test_what_is_not_the_file_is_refused(server, tmp_path):
         ({"endless": True}, {"size": 2000}, UserError, "sends more than the 2000 bytes"),
         ({"length": "-5"}, {"size": 2000}, UserError, "sends more than the 2000 bytes"),
         ({"endless": True, "chunk": b"-5\r\nab"}, {}, ConnectionError, "no answer of HTTP"),
-        ({"silly": True}, {}, ConnectionError, "no answer of HTTP: HTTPException: got more than"),
+        ({"silly": True}, {}, ConnectionError, "no answer of HTTP: HTTPException"),
     ],
 )
 def test_lengths_that_cannot_be(server, tmp_path, rng, odd, options, error, text):
