@@ -4,6 +4,7 @@ import contextlib
 import functools
 import gzip
 import json
+import math
 import os
 import socket
 import threading
@@ -98,7 +99,10 @@ def _conversions():
         try:
             for name, shapes in json.loads(data).items():
                 blobs = isinstance(shapes, list) and shapes and isinstance(shapes[0], list)
-                arrays = [np.ones(shape, np.float32) for shape in (shapes if blobs else [shapes])]
+                shapes = shapes if blobs else [shapes]
+                if max(map(math.prod, shapes)) > 1 << 20:  # no file of this size has as many
+                    raise ValueError
+                arrays = [np.ones(shape, np.float32) for shape in shapes]
                 source[name] = arrays if blobs else arrays[0]
         except (ValueError, TypeError, AttributeError, RecursionError, MemoryError) as error:
             raise UserError("no arrays") from error
