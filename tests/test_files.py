@@ -1,5 +1,6 @@
 """Files that are whole or not there; folders of them are tested in runs/test_rundir.py."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -190,6 +191,31 @@ def test_an_image_that_nobody_attacks_is_not_decoded(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1 << 20
+
+
+@pytest.mark.parametrize("piece", ["[],", "{},", '"a",', "1.5,", '[[""]],'])
+def test_json_takes_a_bounded_room(tmp_path, piece):
+    text = '{"a": [' + piece * (120_000 // len(piece)) + "0]}"
+    (tmp_path / "a.json").write_text(text)
+    head = (text[:-1] + "}").encode()
+    (tmp_path / "a").write_bytes(len(head).to_bytes(8, "little") + head)
+    for read in (lambda: files.load_json(tmp_path / "a.json"), lambda: files.load(tmp_path / "a")):
+        tracemalloc.start()
+        with contextlib.suppress(DamagedError):
+            read()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 40 * len(text) + (1 << 20)
+
+
+def test_arrays_take_twice_their_bytes(tmp_path):
+    path = packed(tmp_path, {name: np.zeros(1 << 18, np.float32) for name in "abcd"})
+    for names, most in ((None, 8), (["b"], 2), ((), 0)):
+        tracemalloc.start()
+        files.load(path, names)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < (most << 20) + (1 << 20)
 
 
 def test_json_has_the_keys_that_are_asked_for(tmp_path):

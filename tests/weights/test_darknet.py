@@ -2,6 +2,7 @@
 
 import struct
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -101,6 +102,16 @@ def test_arrays_come_back_from_each_version_of_the_header(tmp_path, rng, header)
         assert found[name].keys() == parts.keys()
         for part, array in parts.items():
             np.testing.assert_array_equal(found[name][part], array)
+
+
+def test_reading_takes_twice_the_file(tmp_path, rng):
+    cfg = darknet_cfg.parse(TEXT.replace("filters=16", "filters=16000"))
+    path = write(tmp_path / "net.weights", draw(cfg, rng))
+    tracemalloc.start()
+    darknet.read(path, cfg)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2.2 * path.stat().st_size + (1 << 18)
 
 
 def test_folded_batch_norm_is_batch_norm(rng):

@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -157,6 +158,16 @@ def test_arrays_that_overlap_are_not_read(tmp_path):
         (tmp_path / "a").write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
         message = "'sha256'" if offsets == [0, 4] else "overlap or leave gaps"
         assert_refused(tmp_path / "a", message)
+
+
+def test_loading_takes_a_bounded_room(tmp_path):
+    kernel = np.zeros(1 << 19, np.float32)
+    store.save(tmp_path / "a", {name: kernel for name in "abcd"}, {}, half=True)
+    tracemalloc.start()
+    store.load(tmp_path / "a")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * (tmp_path / "a").stat().st_size
 
 
 def test_the_format_before_0_2_says_how_to_make_a_new_one(tmp_path):
