@@ -80,9 +80,9 @@ def _archive(path):
         if number not in (None, errno.EINVAL):
             with reading(path):
                 raise
-        size = path.stat().st_size
+        size, reason = path.stat().st_size, " ".join(str(error).split())
         raise UserError(
-            f"{path} is not a whole archive: {error!s:.200}. It has {size:,} bytes; was it "
+            f"{path} is not a whole archive: {reason:.200}. It has {size:,} bytes; was it "
             "downloaded to its end?"
         ) from error
 
@@ -141,7 +141,7 @@ def _tar_pieces(path, stream, info):
         while left:
             piece = stream.read(min(left, _PIECE))
             if not piece:
-                raise tarfile.ReadError(f"{info.name} lacks {left:,} bytes")
+                raise tarfile.ReadError(f"{info.name!r:.80} lacks {left:,} bytes")
             left -= len(piece)
             yield piece
 
@@ -159,14 +159,14 @@ def _zip_pieces(path, archive, info, budget):
     with _archive(path):
         if info.compress_type not in _METHODS or info.flag_bits & 1:
             raise UserError(
-                f"{info.filename} of {path} is encrypted, or compressed otherwise than by deflate: "
-                "zip it anew"
+                f"{info.filename!r:.80} of {path} is encrypted, or compressed otherwise than by "
+                "deflate: zip it anew"
             )
         budget[0] -= info.file_size
         if budget[0] < 0:
             raise UserError(
-                f"{info.filename} of {path} has {info.file_size:,} bytes, out of proportion to the "
-                "archive's size"
+                f"{info.filename!r:.80} of {path} has {info.file_size:,} bytes, out of proportion "
+                "to the archive's size"
             )
         with archive.open(info) as file:
             while piece := file.read(_PIECE):

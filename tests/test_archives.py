@@ -161,7 +161,7 @@ def test_an_encrypted_zip_is_named(path):
     contents = bytearray(zip_bytes({"a": b"1"}))
     contents[6] |= 1
     contents[contents.index(b"PK\x01\x02") + 8] |= 1
-    with pytest.raises(UserError, match="a of .*archive is encrypted, or"):
+    with pytest.raises(UserError, match="'a' of .*archive is encrypted, or"):
         read(path, contents)
 
 
