@@ -64,14 +64,22 @@ def parse_size(text):
 
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("images", None, "Photographs: JPEG, PNG, anything that Pillow reads.")
+options.strings("images", None, "Photographs: JPEG, PNG, anything that Pillow reads.")
 flags.mark_flag_as_required("images")
-flags.DEFINE_list("proposals", ["300", "3000"], "The most proposals of a detector, one case each.")
-flags.DEFINE_string(
-    "segmenter_size", "375x500", "HxW: scale to these pixels for a segmenter; 0: as it is."
+options.strings(
+    "proposals",
+    ["300", "3000"],
+    "The most proposals of a detector, one case each.",
+    options.whole_numbers,
 )
-flags.DEFINE_string("detector_size", "600x1000", "The same for a detector.")
-flags.DEFINE_integer("steps", 20, "Iterations to time, which are the steps of the attack.", 1)
+options.string(
+    "segmenter_size",
+    "375x500",
+    "HxW: scale to these pixels for a segmenter; 0: as it is.",
+    parse_size,
+)
+options.string("detector_size", "600x1000", "The same for a detector.", parse_size)
+options.integer("steps", 20, "Iterations to time, which are the steps of the attack.")
 options.define(
     __name__,
     *("models", "weights_dir", "miniature", "precision", "seed", "workdir"),
@@ -79,10 +87,7 @@ options.define(
     miniature=False,
     workdir="runs/full_size",
 )
-flags.DEFINE_string("case", None, "For the launch's own use: measure this case, print its rows.")
-options.check(options.not_empty, "images")
-options.check(options.whole_numbers, "proposals")
-options.check(parse_size, "segmenter_size", "detector_size")
+options.string("case", None, "For the launch's own use: measure this case, print its rows.")
 
 
 def is_random(name):

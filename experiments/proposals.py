@@ -34,6 +34,7 @@ from absl import app, flags
 
 from dag_jax import metrics
 from dag_jax.engine.method import Method
+from dag_jax.errors import UserError
 from dag_jax.models import DETECTION
 from dag_jax.networks.network import ATTACK_NMS
 from dag_jax.progress import progress
@@ -50,19 +51,32 @@ MOST = {True: ["100", "300"], False: ["300", "1000", "3000"]}  # proposals kept,
 # Flags that change no row.
 UNRECORDED = ("models", "thresholds", "proposals", *options.UNRECORDED)
 
+
+def parse_thresholds(texts) -> list[float]:
+    """Return the numbers of --thresholds, sorted; UserError where one is none."""
+    try:
+        numbers = sorted({float(text) for text in texts})
+    except ValueError:
+        numbers = []
+    if not numbers or not all(0 < number <= 1 for number in numbers):
+        raise UserError("numbers above 0, up to 1, are such as 0.7,0.9")
+    return numbers
+
+
 FLAGS = flags.FLAGS
-flags.DEFINE_list(
+options.strings(
     "thresholds",
     ["0.5", "0.6", "0.7", "0.8", "0.9", "0.95"],
     "IoU above which the lower of two proposals goes, in the attack: one setting each.",
+    parse_thresholds,
 )
-flags.DEFINE_list(
+options.strings(
     "proposals",
     None,
     f"The most proposals kept, in the attack: one setting each. Default: {','.join(MOST[True])} of "
     f"a miniature, {','.join(MOST[False])} of a full-size network.",
+    options.whole_numbers,
 )
-options.check(options.whole_numbers, "proposals")
 options.define(
     __name__,
     *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "weights_dir", "miniature"),
@@ -72,19 +86,6 @@ options.define(
     models=["fr_vgg_07"],
     workdir="runs/proposals",
 )
-
-
-def parse_thresholds(texts) -> list[float]:
-    """Return the numbers of --thresholds."""
-    try:
-        numbers = sorted({float(text) for text in texts})
-    except ValueError:
-        numbers = []
-    if not numbers or not all(0 < number <= 1 for number in numbers):
-        raise app.UsageError(
-            f"--thresholds={','.join(texts)}: numbers above 0, up to 1, are such as 0.7,0.9"
-        )
-    return numbers
 
 
 def detector(name):

@@ -51,21 +51,20 @@ COLUMNS_SCORED = ("orig", "advr_uint8")
 UNRECORDED = ("models", "shape", "word", "mask", *options.UNRECORDED)
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list(
+options.strings(
     "shape",
     None,
     f"What to draw, some of {', '.join(KINDS)}. Default: the first four, and file where there is a "
     "--mask.",
 )
-flags.DEFINE_string("word", "DAG", "The word of --shape=word.")
-flags.DEFINE_string("mask", None, "PNG of --shape=file: class indices, or in the colours of VOC.")
-flags.DEFINE_string("class_name", "person", "The class inside the shape, one of the model's.")
-flags.DEFINE_float(
+options.string("word", "DAG", "The word of --shape=word.")
+options.string("mask", None, "PNG of --shape=file: class indices, or in the colours of VOC.")
+options.string("class_name", "person", "The class inside the shape, one of the model's.")
+options.number(
     "stop_fraction",
     0.01,
     "Share of the pixels that may have another class than drawn.",
-    0.0,
-    0.999,
+    options.share,
 )
 options.define(
     __name__,

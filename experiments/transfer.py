@@ -43,7 +43,7 @@ from dag_jax.runs.stored import Stored, default_sums
 from experiments.common import console, inputs, options
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("run", "runs/table1", "Folder of experiments.table1: where perturbations are.")
+options.string("run", "runs/table1", "Folder of experiments.table1: where perturbations are.")
 flags.DEFINE_list("black_boxes", list(networks.BLACK_BOX), "Models that look and no attack saw.")
 flags.DEFINE_list(
     "sums", None, "Sums, as fcn_alex+fcn_vgg. Default: the paper's, those of --run's models."
@@ -54,9 +54,8 @@ options.define(
     models=None,
     workdir="runs/transfer",
 )
-flags.DEFINE_integer("sets", 1000, "Sets of images drawn for the intervals.", 1, 10**6)
-flags.DEFINE_integer("seed", 0, "Seed of the bootstrap (--sets).", 0, options.LARGEST)
-options.check(options.not_empty, "run")
+options.integer("sets", 1000, "Sets of images drawn for the intervals.", 1, 10**6)
+options.integer("seed", 0, "Seed of the bootstrap (--sets).", 0)
 # What decides no cell: cells of other models and sums join those that are there.
 UNRECORDED = (
     *("run", "models", "black_boxes", "sums", "sets", "seed"),

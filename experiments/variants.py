@@ -59,16 +59,25 @@ BOUNDED = ("fgsm", "pgd", "segpgd", "cospgd")
 UNRECORDED = ("models", "variants", *options.UNRECORDED)
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list(
+options.strings(
     "variants",
     None,
     f"Which attacks, some of {', '.join(TITLES)}. Default: all; of a detector, all but "
     f"{', '.join(OF_PIXELS)}.",
 )
-flags.DEFINE_float("epsilon", 8.0, "Largest change of fgsm, pgd, segpgd, cospgd, in grey levels.")
-flags.DEFINE_integer("bounded_steps", 40, "Steps of pgd, segpgd and cospgd.", 1)
-flags.DEFINE_float("bounded_step_size", 2.0, "Length of each of these, in grey levels.")
-options.check(options.positive, "epsilon", "bounded_step_size")
+options.number(
+    "epsilon",
+    8.0,
+    "Largest change of fgsm, pgd, segpgd, cospgd, in grey levels.",
+    options.grey_levels,
+)
+options.integer("bounded_steps", 40, "Steps of pgd, segpgd and cospgd.")
+options.number(
+    "bounded_step_size",
+    2.0,
+    "Length of each of these, in grey levels.",
+    options.grey_levels,
+)
 options.define(
     __name__,
     *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "weights_dir", "miniature"),

@@ -11,11 +11,18 @@ from tqdm import tqdm
 
 from dag_jax import files
 from dag_jax.errors import UserError
+from experiments.common import options
 
 _NEEDED = re.compile(r"--(\w+)=None: Flag --\1 must have a value other than None\.")
 
+
+def _address(text):
+    if not re.fullmatch(r"\S+:\d{1,5}", text):
+        raise UserError("must be host:port")
+
+
 FLAGS = flags.FLAGS
-flags.DEFINE_string(
+options.string(
     "compilation_cache",
     None,
     "Folder to keep compiled programs in: the next launch on such a machine starts at once.",
@@ -27,11 +34,9 @@ flags.DEFINE_bool(
     "(where a launch does so): by itself on TPU, Slurm and Kubernetes, else by --coordinator, "
     "--processes and --process.",
 )
-flags.DEFINE_string("coordinator", None, "host:port of process 0, for --distributed.")
-flags.DEFINE_integer(
-    "processes", None, "Number of processes. Without --distributed they never meet.", 1
-)
-flags.DEFINE_integer("process", None, "This process's number, from 0.", 0)
+options.string("coordinator", None, "host:port of process 0, for --distributed.", _address)
+options.integer("processes", None, "Number of processes. Without --distributed they never meet.")
+options.integer("process", None, "This process's number, from 0.", 0)
 
 
 class _Help(app.HelpFlag):

@@ -161,7 +161,7 @@ def test_nothing_found_is_nothing_to_attack(refuse, tmp_path):
         ((f"--models={SIGMOID}", "--target=tv"), "made to lose an object, not to see it as anoth"),
         (("--models=fcn_alex", "--nominiature"), "at full size needs --weights_dir"),
         (("--canvas=47",), "--canvas=47: must be 0, or 48 to 16384 pixels"),
-        (("--step_size=0",), "--step_size=0.0: must be finite and above 0"),
+        (("--min_score=1",), "--min_score=1.0: must be 0 or more, and below 1"),
     ],
 )
 def test_bad_input_is_named_before_anything_is_written(

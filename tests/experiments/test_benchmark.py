@@ -75,8 +75,9 @@ def test_every_curve_has_its_plot(tmp_path):
         ("--parts=engine,fuel", "unknown fuel"),
         ("--fcns=fr_vgg_07", "unknown fr_vgg_07; known: fcn_vgg, fcn_alex"),
         ("--batches=1,0", "'0' is not a whole number"),
+        ("--size=1", "--size=1: 1 is not an integer in the range [48, 16384]"),
+        ("--case=fuel", "--case=fuel: value should be one of <engine|"),
         ("--sizes=47", "'47' is not a whole number from 48 to"),
-        ("--sizes=", "--sizes=[]: names no number"),
     ],
 )
 def test_a_wrong_flag_is_named(refuse, tmp_path, flag, message):
