@@ -248,7 +248,7 @@ def draw(table) -> None:
 
 def main(argv):
     """Attack by each setting, print the table, draw the plot."""
-    share = console.start(argv)
+    share = console.start_shared(argv)
     mesh = console.open_mesh()
 
     # 1. Everything that can be wrong is read before anything is written.

@@ -305,7 +305,7 @@ def draw(table) -> None:
 
 def main(argv):
     """Attack for each shape, print the table, draw the pictures."""
-    share = console.start(argv)
+    share = console.start_shared(argv)
     mesh = console.open_mesh()
 
     # 1. Everything that can be wrong is read before anything is written.

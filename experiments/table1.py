@@ -191,7 +191,7 @@ def draw(table) -> None:
 
 def main(argv):
     """Attack each model, print the table, write everything."""
-    share = console.start(argv)
+    share = console.start_shared(argv)
     mesh = console.open_mesh()
 
     # 1. Everything that can be wrong is read before anything is written. Rows that the folder has

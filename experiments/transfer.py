@@ -186,7 +186,7 @@ def write(workdir, matrix, started):
 
 def main(argv):
     """Let each model look at what each source makes of the images."""
-    process, processes = console.start(argv)
+    process, processes = console.start_shared(argv)
     mesh = console.open_mesh()
     started = time.monotonic()
 
@@ -222,9 +222,10 @@ def main(argv):
         return
     failures.wait_until(
         lambda: all(map(matrix.is_complete, looking)),
-        lambda: (
-            "what other processes' models see: "
-            + ", ".join(name for name in looking if not matrix.is_complete(name))
+        lambda: " and ".join(
+            f"what {name} sees of process {number % processes}"
+            for number, name in enumerate(looking)
+            if not matrix.is_complete(name)
         ),
         lambda: [text for folder in notes.values() for text in failures.failures(folder)],
     )

@@ -3,7 +3,7 @@
 Nothing connects the processes: of each part of the work that has a folder of notes, a process
 writes down there that it failed, and why. Whoever waits for that part reads them:
 
-    folders = {name: workdir / name / "failed" for name in names}
+    folders = {name: workdir / "failed" / name for name in names}
     forget(folders.values(), process, processes)
     with noted(folders.values(), process):
         for name in names:

@@ -93,13 +93,25 @@ def _in_one_line():
         sys.exit(f"error: {error}")
 
 
-def start(argv) -> tuple[int, int]:
-    """Set up a launch: float32 throughout, quiet logs, no stray arguments, other processes.
+def start(argv) -> None:
+    """Set up a launch that is one process: float32 throughout, quiet logs, no stray arguments.
 
     Accelerators multiply in bfloat16 or TF32 by default, which changes the number of steps.
 
+    Raises:
+      app.UsageError: for a stray argument, or flags of several processes.
+      UserError: where a folder cannot be made.
+    """
+    if FLAGS.distributed or FLAGS.processes not in (None, 1):
+        raise app.UsageError("this launch shares nothing out: it is one process")
+    start_shared(argv)
+
+
+def start_shared(argv) -> tuple[int, int]:
+    """Set up a launch as `start` does, which several processes may share.
+
     Returns:
-      (number of this process, number of processes), which share images out.
+      (number of this process, number of processes).
 
     Raises:
       app.UsageError: for a stray argument, or flags of processes that are incomplete.

@@ -14,6 +14,7 @@ from PIL import Image
 
 import dag_jax
 from dag_jax import files, metrics
+from dag_jax.errors import UserError
 from dag_jax.runs import rundir
 from tests import toy_models
 from tests.experiments import small
@@ -200,6 +201,17 @@ def test_damage_is_named_before_anything_is_written(copied, refuse, name, damage
     text = refuse("table1", *flags, f"--models={SIGMOID}")
     assert text.startswith(f"{workdir / name} is damaged (")
     assert ("Put it back as it was" in text) == ("manifest" in name)
+
+
+def test_a_process_that_is_refused_its_folder_is_not_waited_for(copied, call):
+    workdir, flags = copied
+    kept = workdir / folder(SEGMENTER) / "perturbations"
+    flip_byte(kept / "scene_08_000001.safetensors")
+    (kept / "scene_08_000003.safetensors").unlink()  # so that process 0 has to wait
+    with pytest.raises(UserError, match="is damaged"):
+        call("table1", *flags, "--processes=2", "--process=1")
+    with pytest.raises(UserError, match=r"no row of Streets: process 1: .*000001.* is damaged"):
+        call("table1", *flags, "--processes=2", "--process=0")
 
 
 @pytest.mark.slow

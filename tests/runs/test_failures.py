@@ -19,7 +19,7 @@ from dag_jax.runs.failures import (
 
 @pytest.fixture
 def folder(tmp_path):
-    return tmp_path / "fcn_alex" / "failed"
+    return tmp_path / "failed" / "fcn_alex"
 
 
 def fail(folder, process, error):
@@ -72,7 +72,7 @@ def test_what_a_user_can_mend_shows_no_traceback(folder, capsys):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), SystemExit("bye")])
 def test_what_ends_a_process_is_told_of_every_part(tmp_path, error):
-    folders = [tmp_path / name / "failed" for name in ("fcn_alex", "fr_zf_07")]
+    folders = [tmp_path / "failed" / name for name in ("fcn_alex", "fr_zf_07")]
     with pytest.raises(type(error)), noted(folders, 1):
         raise error
     for folder in folders:
@@ -81,8 +81,7 @@ def test_what_ends_a_process_is_told_of_every_part(tmp_path, error):
 
 
 def test_a_failure_that_cannot_be_written_down_hides_no_error(folder, capsys):
-    folder.parent.mkdir()
-    folder.write_text("a file where the folder would be")
+    folder.parent.write_text("a file where the folder would be")
     assert fail(folder, 1, UserError("no such luck")) == ["FCN-Alex: no such luck"]
     assert "other processes do not know that this one failed" in capsys.readouterr().err
 
