@@ -1,8 +1,12 @@
-"""The device's side of a stream: lanes that advance together, each with an image of its own.
+"""The device's side of a stream: lanes, each with an image of its own.
 
 Three programs, each compiled once for a shape: one puts images into free lanes, one advances all
 lanes, one takes results out. None has a collective: each device owns its lanes, and none waits for
 another inside a program.
+
+An accelerator advances its lanes together, which fills it. A CPU advances one after the other: what
+an image needs stays in its caches, a lane that has stopped costs nothing, and no loop inside a
+model runs as long as its longest lane asks.
 
 Shapes: `D` devices, `L` lanes of each, `S = D L` in all; otherwise as in `dag_jax.attack`.
 """
@@ -19,9 +23,6 @@ from jax.sharding import PartitionSpec as P
 
 from dag_jax.engine.algorithm import Attack, Status, init, step
 
-# A lane alone would be compiled into other kernels than several are, and differ in the last bits.
-_FEWEST_LANES = 2
-
 
 def _on_each(mesh, function, whole, parts):
     """Run a function on each device, on all of the arguments `whole` and its part of `parts`."""
@@ -31,29 +32,60 @@ def _on_each(mesh, function, whole, parts):
     return mapped(*whole, *parts)
 
 
-@functools.partial(jax.jit, static_argnames=("chunk", "mesh"), donate_argnames="states")
-def _advance(score_fn, method, states, targets, inputs, *, chunk, mesh):
+def _together(lane_step, chunk, states, arrays):
+    """Advance lanes as one batch, until the longest has had its share; see `_advance`."""
+
+    def goes_on(carry):
+        count, _, states = carry
+        return (count < chunk) & jnp.any(_is_running(states))
+
+    def body(carry):
+        count, busy, states = carry
+        running = _is_running(states).sum(dtype=jnp.int32)
+        return count + 1, busy + running, jax.vmap(lane_step)(states, *arrays)
+
+    count, busy, states = lax.while_loop(goes_on, body, (jnp.int32(0), jnp.int32(0), states))
+    return states, jnp.stack([count, busy])[None]
+
+
+def _in_turn(lane_step, chunk, states, arrays):
+    """Advance lanes one after the other; see `_advance`."""
+
+    def advance(lane):
+        state, *arrays = lane
+
+        def goes_on(carry):
+            count, state = carry
+            return (count < chunk) & _is_running(state)
+
+        def body(carry):
+            count, state = carry
+            return count + 1, lane_step(state, *arrays)
+
+        return lax.while_loop(goes_on, body, (jnp.int32(0), state))
+
+    counts, states = lax.map(advance, (states, *arrays))
+    return states, jnp.stack([counts.max(), counts.sum(dtype=jnp.int32)])[None]
+
+
+def _is_running(state):
+    return state.attack.status == Status.RUNNING
+
+
+@functools.partial(jax.jit, static_argnames=("chunk", "together", "mesh"), donate_argnames="states")
+def _advance(score_fn, method, states, targets, inputs, *, chunk, together, mesh):
     """Advance all lanes by up to `chunk` iterations; each device's own, until they have stopped.
 
     Returns:
-      The states; i32[D, 2], each device's iterations, and the lanes that ran summed over these.
+      The states; i32[D, 2], the iterations of each device's longest lane, and those of all lanes.
     """
 
     def advance(score_fn, method, states, targets, inputs):
-        def one(state, targets, inputs):
+        def lane_step(state, targets, inputs):
             return step(method, lambda image: score_fn(image, *inputs), state, targets)
 
-        def goes_on(carry):
-            count, _, states = carry
-            return (count < chunk) & jnp.any(states.attack.status == Status.RUNNING)
-
-        def body(carry):
-            count, busy, states = carry
-            running = (states.attack.status == Status.RUNNING).sum(dtype=jnp.int32)
-            return count + 1, busy + running, jax.vmap(one)(states, targets, inputs)
-
-        count, busy, states = lax.while_loop(goes_on, body, (jnp.int32(0), jnp.int32(0), states))
-        return states, jnp.stack([count, busy])[None]
+        advance_lanes = _together if together else _in_turn
+        return advance_lanes(lane_step, chunk, states, (targets, inputs))
 
     return _on_each(mesh, advance, (score_fn, method), (states, targets, inputs))
 
@@ -103,11 +135,11 @@ class Lanes:
     """The lanes of one compiled shape.
 
     Attributes:
-      slots: S, those that may be filled. A device that has one of them has an idle one beside it.
+      slots: S.
       shape: pixels of the images, padding included.
     """
 
-    def __init__(self, score_fn, example, method, *, slots, mesh, chunk):
+    def __init__(self, score_fn, example, method, *, slots, mesh, chunk, together=None):
         """Make room for examples like this one, and compile what moves them in and out.
 
         Args:
@@ -117,12 +149,16 @@ class Lanes:
           slots: S.
           mesh: devices.
           chunk: the most iterations between two looks.
+          together: whether a device's lanes are one batch; None is on all but CPUs.
         """
         self.slots, self.shape = slots, example[0].shape[:2]
-        self._score_fn, self._method, self._chunk = score_fn, method, chunk
+        self._score_fn, self._method = score_fn, method
+        if together is None:
+            together = mesh.devices.flat[0].platform != "cpu"
+        self._options = {"chunk": chunk, "together": together, "mesh": mesh}
         self._mesh, self._devices = mesh, list(mesh.devices.flat)
         self._sharding = NamedSharding(mesh, P(mesh.axis_names))
-        self._per_device = max(slots // mesh.size, _FEWEST_LANES)
+        self._per_device = slots // mesh.size
         self._nothing = [
             jax.tree.map(lambda leaf, to=device: self._put(np.zeros_like(leaf), to), example)
             for device in self._devices
@@ -183,27 +219,20 @@ class Lanes:
         slot = self._slot_array(lanes)
         self._lanes = _insert(self._method, self._lanes, slot, example, mesh=self._mesh)
 
-    def _loop(self):
-        """Return what `_advance` takes."""
-        arguments = self._score_fn, self._method, *self._lanes
-        return arguments, {"mesh": self._mesh, "chunk": self._chunk}
-
     def lower(self) -> jax.stages.Lowered:
         """Return the program of a chunk, for those who want to know what it costs."""
-        arguments, options = self._loop()
-        return _advance.lower(*arguments, **options)
+        return _advance.lower(self._score_fn, self._method, *self._lanes, **self._options)
 
     def advance(self) -> None:
         """Start a chunk on all devices; `wait` waits for it."""
-        arguments, options = self._loop()
-        states, self._used = _advance(*arguments, **options)
+        states, self._used = _advance(self._score_fn, self._method, *self._lanes, **self._options)
         self._lanes = states, *self._lanes[1:]
 
     def wait(self) -> tuple[int, int]:
         """Wait for the chunk.
 
         Returns:
-          (iterations of the device that made most, lanes that ran summed over all iterations).
+          (iterations of the lane that made most, iterations of all lanes).
         """
         used = np.asarray(self._used)
         return int(used[:, 0].max()), int(used[:, 1].sum())

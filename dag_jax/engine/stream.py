@@ -6,8 +6,8 @@ between chunks the finished ones leave and new ones take their slots, without a 
 The host reads, checks and pads the next images meanwhile, and hands out those that are done.
 
 What comes of an image depends on nothing but the image: not on its neighbours, nor on their order,
-nor on the number of slots and devices (to the last bit on a CPU, whose kernels do not differ
-between two lanes and more; lanes are never fewer).
+nor on the number of slots and devices (to the last bit on a CPU, where images of a device advance
+one after the other).
 
 Shapes: `S` slots; otherwise as in `dag_jax.attack`.
 """
@@ -48,8 +48,8 @@ class Chunk(NamedTuple):
     shape: tuple[int, int]  # pixels H W of the images that advanced, padding included
     slots: int  # S
     taken: int  # slots with an image in them
-    iterations: int  # of the device that made most
-    busy: int  # slots with an attack that ran, summed over the iterations
+    iterations: int  # of the slot that made most
+    busy: int  # iterations of all slots
     ended: bool  # whether the input had ended before
 
 

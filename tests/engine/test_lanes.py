@@ -88,22 +88,20 @@ def test_devices_slots_and_order_change_no_bit(name):
     assert in_child(differing, name) == []
 
 
+def lanes_of(model, arrays, devices, **options):
+    mesh = mesh_of(devices)
+    score_fn = lanes.spread(as_callable_pytree(model.scores), mesh, {})
+    method = lanes.spread(Method(max_steps=9), mesh, {})
+    return lanes.Lanes(score_fn, arrays, method, slots=16, mesh=mesh, chunk=4, **options)
+
+
 def programs():
     """Return [flops of a device, collectives] of a detector's compiled loop on 1 and 8 devices."""
-    model = toy_models.two_stage()
     ((_, *arrays),) = examples("fr_zf_07", 1)
+    arrays = jax.tree.map(np.asarray, tuple(arrays))
     costs = []
     for devices in (1, 8):
-        mesh = mesh_of(devices)
-        score_fn = lanes.spread(as_callable_pytree(model.scores), mesh, {})
-        made = lanes.Lanes(
-            score_fn,
-            jax.tree.map(np.asarray, tuple(arrays)),
-            lanes.spread(Method(max_steps=9), mesh, {}),
-            slots=16,
-            mesh=mesh,
-            chunk=4,
-        )
+        made = lanes_of(toy_models.two_stage(), arrays, devices, together=True)
         compiled = made.lower().compile()
         collectives = re.findall(rf"= \S+ ({COLLECTIVES})\S*\(", compiled.as_text())
         costs.append([compiled.cost_analysis()["flops"], collectives])
@@ -118,8 +116,27 @@ def test_no_collective_and_a_share_of_the_work():
         assert flops == pytest.approx(whole / count, rel=0.01)
 
 
+def test_lanes_together_and_in_turn_attack_alike():
+    made = {key: tuple(arrays) for key, *arrays in examples("fr_zf_07", 3)}
+    made = jax.tree.map(np.asarray, made)
+    results = []
+    for together in (True, False):
+        under_way = lanes_of(toy_models.two_stage(), made[0], 1, together=together)
+        under_way.insert(made)
+        counts = []
+        while not under_way.stopped().all():
+            under_way.advance()
+            counts.append(under_way.wait())
+        results.append((under_way.take(made), counts))
+    (batched, batched_counts), (single, single_counts) = results
+    assert batched_counts == single_counts
+    for key in made:
+        for left, right in zip(*map(jax.tree.leaves, (batched[key], single[key])), strict=True):
+            np.testing.assert_allclose(left, right, rtol=0, atol=1e-3)
+
+
 @pytest.mark.slow
-def test_lanes_are_never_alone():
+def test_a_lane_may_be_alone():
     network = networks.load("fcn_alex", miniature=True)
     made = list(examples("fcn_alex", 3))
     score_fn, thrice = network.scores, Method(max_steps=3)
