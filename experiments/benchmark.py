@@ -257,23 +257,23 @@ def main(argv):
     settings = options.settings(__name__, without)
     settings[ENVIRONMENT] = child.call("benchmark", ENVIRONMENT)
     workdir = rundir.claim(FLAGS.workdir, settings)
-    there = [part for part in PARTS if files.exists(workdir / "parts" / f"{part}.json")]
-    parts = [part for part in PARTS if part in FLAGS.parts or part in there]
+    finished = [part for part in PARTS if files.exists(workdir / "parts" / f"{part}.json")]
+    parts = [part for part in PARTS if part in FLAGS.parts or part in finished]
     absent = {part: {"absent": tables.absent(part)} for part in parts if tables.absent(part)}
-    measurable = [part for part in parts if part in there or part not in absent]
+    measurable = [part for part in parts if part in finished or part not in absent]
     # PyTorch and JAX share an accelerator's memory, of which JAX would take most.
     options_of_child = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     done = dict(child.measured("benchmark", workdir / "parts", measurable, **options_of_child))
-    found = {part: done.get(part) or absent[part] for part in parts}
+    contents = {part: done.get(part) or absent[part] for part in parts}
 
     # 4. Tables and plots.
     points = {}
-    for content in found.values():
+    for content in contents.values():
         points |= content.get("points", {})
     plots = curves.draw(points, workdir) if FLAGS.plots else []
-    text = tables.report(found, settings[ENVIRONMENT], plots)
+    text = tables.report(contents, settings[ENVIRONMENT], plots)
     files.write(workdir / "benchmark.md", text)
-    files.write_json(workdir / "benchmark.json", {"settings": settings, "parts": found})
+    files.write_json(workdir / "benchmark.json", {"settings": settings, "parts": contents})
     print(text)
     print(f"results: {workdir}/")
 

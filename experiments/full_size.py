@@ -201,13 +201,13 @@ COLUMNS = (
 def report(rows, settings):
     """Return full_size.md."""
     kind = "miniatures" if settings["miniature"] else "full-size networks"
-    found = settings[ENVIRONMENT]
+    environment = settings[ENVIRONMENT]
     on_cpu = rows[0]["peak_of"] == "process"
     random = None in settings["weights_sha256"].values()
     notes = [
         f"{kind.capitalize()}, {'random weights' if random else 'weights of checkpoints'}. Device: "
-        f"{found['device']}; CPU cores: {found['cores']}; jax {found['versions']['jax']}, Python "
-        f"{found['versions']['python']}.",
+        f"{environment['device']}; CPU cores: {environment['cores']}; jax {environment['versions']['jax']}, Python "
+        f"{environment['versions']['python']}.",
         "active: targets whose gradient is taken; by a margin that no label loses by, these are "
         "all. The second row of a detector: the same program with every twentieth target active.",
         "iteration s: median (range), one iteration a call of the compiled loop. image: its "

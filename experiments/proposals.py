@@ -199,9 +199,9 @@ def compare(table) -> list[dict]:
 
 
 def _advr_of_sets(subject, run):
-    found = [run.get(scores.ADVR, str(key)) for key in subject.ids]
-    images = metrics.draw_images(FLAGS.seed, len(found))
-    return evaluation.score_sets(subject, subject.examples, found, images)
+    detections = [run.get(scores.ADVR, str(key)) for key in subject.ids]
+    images = metrics.draw_images(FLAGS.seed, len(detections))
+    return evaluation.score_sets(subject, subject.examples, detections, images)
 
 
 def line(entry, row) -> str:
@@ -258,12 +258,12 @@ def main(argv):
     finished, entries = rows_in(FLAGS.workdir, "proposals").values(), []
     for name in dict.fromkeys([*(row["network"] for row in finished), *FLAGS.models]):
         subject = detector(name)
-        there = [
+        finished_settings = [
             (row["max_proposals"], row["nms_threshold"])
             for row in finished
             if row["network"] == name
         ]
-        wanted = sorted({*there, *asked * (name in FLAGS.models)})
+        wanted = sorted({*finished_settings, *asked * (name in FLAGS.models)})
         entries += [
             entry_of(subject, threshold, most, first=(most, threshold) == wanted[0])
             for most, threshold in wanted

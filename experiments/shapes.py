@@ -218,8 +218,8 @@ def agreement(results, column, background) -> np.ndarray:
       f64[2, M], the share of pixels as drawn, and the mean IoU of the drawn classes but background.
     """
     shares, overlaps = [], []
-    for found in scores.join(results, column):
-        confusion = found["confusion"]
+    for arrays in scores.join(results, column):
+        confusion = arrays["confusion"]
         drawn = [i for i in np.flatnonzero(confusion.sum(axis=1)) if i != background]
         shares.append(100 * np.trace(confusion) / confusion.sum())
         overlaps.append(100 * metrics.class_iou(confusion)[drawn].mean())
@@ -322,12 +322,12 @@ def main(argv):
         subject = inputs.subject(name)
         if subject.about.detects:
             raise app.UsageError(f"--models: {name} detects, and has no pixels to draw with")
-        there = [
+        finished_shapes = [
             (row["shape"], row.get("word"))
             for row in finished.values()
             if row["network"] == name and row["shape"] != "file"
         ]
-        wanted = dict.fromkeys(there + asked * (name in FLAGS.models))
+        wanted = dict.fromkeys(finished_shapes + asked * (name in FLAGS.models))
         drawn = [drawing_of(*each, subject) for each in wanted]
         entries += [entry_of(each, subject, first=each is drawn[0]) for each in drawn]
     settings = options.settings(__name__, UNRECORDED)

@@ -172,7 +172,7 @@ def _right(entry, results) -> tuple[np.ndarray, np.ndarray]:
     if entry.plan.subject.about.detects:
         counts = [record["active_counts"] for record in results.records()]
         return np.array([each[-1] for each in counts]), np.array([each[0] for each in counts])
-    confusions = [found["confusion"] for found in scores.join(results, scores.ADVR)]
+    confusions = [arrays["confusion"] for arrays in scores.join(results, scores.ADVR)]
     return tuple(
         np.array([function(counts) for counts in confusions], np.int64)
         for function in (np.trace, np.sum)
@@ -265,8 +265,8 @@ def main(argv):
     for name in dict.fromkeys([*(row["network"] for row in finished.values()), *FLAGS.models]):
         subject = inputs.subject(name)
         asked = asked_for(subject.about) if name in FLAGS.models else []
-        there = [variant for variant in TITLES if f"{name} {variant}" in finished]
-        wanted = [variant for variant in TITLES if variant in there or variant in asked]
+        earlier = [variant for variant in TITLES if f"{name} {variant}" in finished]
+        wanted = [variant for variant in TITLES if variant in earlier or variant in asked]
         entries += [entry_of(each, subject, first=each == wanted[0]) for each in wanted]
     settings = options.settings(__name__, UNRECORDED)
     table = Table("variants", entries, settings=settings, share=share)

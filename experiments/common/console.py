@@ -75,7 +75,10 @@ def run(main) -> None:
 
     def parse(argv):
         with _in_one_line():
-            return FLAGS(argv)
+            try:
+                return FLAGS(argv)
+            except ValueError as error:  # of --noflag=value, and of a --flagfile that is no text
+                raise flags.Error(str(error)) from error
 
     app.run(guarded, flags_parser=parse)
 

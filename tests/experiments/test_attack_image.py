@@ -95,12 +95,10 @@ def test_a_detector_is_attacked_on_what_it_finds(run):
     pair = evaluation.predict(model, [clean, saved])
     for name, detections in zip(("before", "after"), pair, strict=True):
         listed = part[f"detections_{name}"]
-        assert [found["class"] for found in listed] == [
+        assert [box["class"] for box in listed] == [
             model.classes[index] for index in detections.classes
         ]
-        np.testing.assert_allclose(
-            [found["score"] for found in listed], detections.scores, atol=2e-3
-        )
+        np.testing.assert_allclose([box["score"] for box in listed], detections.scores, atol=2e-3)
     assert part["objects_before"] == len(unlabelled.objects_in(pair[0]).scores) > 0
     assert part["objects_kept"] <= part["objects_before"] and part["targets"] > 0
 
@@ -144,8 +142,8 @@ def test_a_photograph_and_its_drawing_are_scaled_alike(load_launch):
 def test_nothing_found_is_nothing_to_attack(refuse, tmp_path):
     Image.new("L", (128, 128), 128).save(tmp_path / "grey.png")
     flags = (f"--image={tmp_path / 'grey.png'}", f"--workdir={tmp_path / 'run'}")
-    said = refuse("attack_image", *flags, f"--models={DETECTOR}")
-    assert "TwoStage finds no object in grey.png that scores 0.5" in said
+    text = refuse("attack_image", *flags, f"--models={DETECTOR}")
+    assert "TwoStage finds no object in grey.png that scores 0.5" in text
     assert not (tmp_path / "run").exists()
 
 

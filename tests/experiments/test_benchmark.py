@@ -100,7 +100,7 @@ def test_means_in_windows():
 def test_the_report_says_what_was_left_out_and_leaves_no_gap():
     row = {"case": "a", "iteration": "b", "control": "c", "flops": None, "control_flops": 1e9}
     environment = {"device": "cpu", "cores": 2, "versions": {"jax": "1", "python": "3"}}
-    found = {"work": {"rows": [row]}, "torch": {"absent": "PyTorch is not installed"}}
-    text = tables.report(found, environment, ["one.png"])
+    contents = {"work": {"rows": [row]}, "torch": {"absent": "PyTorch is not installed"}}
+    text = tables.report(contents, environment, ["one.png"])
     assert "| c | 1 | - |" in " ".join(text.split())
     assert "Left out: PyTorch is not installed." in text and "![one.png](one.png)" in text

@@ -51,8 +51,8 @@ def test_a_row_is_what_the_whole_detector_says_of_the_pngs(run, scenes):
     saved = [stored.image(key) for key in small.SCENES]
     clean = evaluation.clean_images(subject.examples)
     for images, score in ((saved, row["advr_uint8"]), (clean, row["orig"])):
-        found = evaluation.predict(subject.model, images)
-        expected = evaluation.score(subject, subject.examples, found)
+        predictions = evaluation.predict(subject.model, images)
+        expected = evaluation.score(subject, subject.examples, predictions)
         assert score == pytest.approx(expected, abs=0.01)
 
 

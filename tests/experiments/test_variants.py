@@ -63,9 +63,9 @@ def test_the_release_drives_to_classes_that_the_image_lacks(run):
     dag, release = (
         rundir.read(run[0] / f"{folder(SEGMENTER)} {name}").records for name in ("dag", "release")
     )
-    for one, other in zip(dag, release, strict=True):
+    for targeted, absent in zip(dag, release, strict=True):
         # It counts what is wrong, but not as asked, too.
-        assert one["active_counts"][0] < other["active_counts"][0]
+        assert targeted["active_counts"][0] < absent["active_counts"][0]
 
 
 def test_a_row_is_what_the_model_says_of_the_stored_perturbations(run, scenes):

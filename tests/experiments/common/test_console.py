@@ -77,6 +77,7 @@ def test_a_stray_argument_is_a_wrong_use(refuse):
     ("flags", "text"),
     [
         (("--do=nothing", "--limit=-1"), "--limit=-1: -1 is not an integer in the range"),
+        (("--do=nothing", "--nodistributed=1"), "--nodistributed=1 does not take an argument"),
         (("--do=nothing", "--no_such"), "Unknown command line flag 'no_such'"),
         (("--limit=3",), "--do is needed"),
         (("--workdir=",), "--do is needed; --workdir=: must not be empty"),
