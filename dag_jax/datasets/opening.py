@@ -16,7 +16,7 @@ from dag_jax.datasets.folder import open_plain_folder
 from dag_jax.datasets.scenes import Scenes, scenes_config
 from dag_jax.datasets.selection import ExampleSet, resize
 from dag_jax.datasets.voc import VocDevkit, voc_config
-from dag_jax.errors import UserError
+from dag_jax.errors import UserError, writing
 from dag_jax.files import PathLike
 
 DATASETS = ("scenes", "voc", "coco", "folder")
@@ -112,7 +112,8 @@ def _prepare(builder):
     except OSError:
         # Another process may have finished the same copy first: then it is there, whole.
         if not builder.data_path.exists():
-            raise
+            with writing(builder.data_path):
+                raise
 
 
 @contextlib.contextmanager

@@ -270,6 +270,7 @@ def test_rounding_attacks_and_scores_the_saved_image(call, tmp_path):
         (("--models=tests.toy_models:STRIDE",), "tests.toy_models:STRIDE is no function"),
         (("--models=a b",), "neither a network's name nor package.module:function"),
         (("--split=voc99",), "scenes have no split 'voc99'"),
+        (("--split=seg11valid[5:2]",), "'seg11valid[5:2]' is no part of seg11valid that holds"),
         (("--image_ids=scene_08_000000,photo",), "no image photo"),
         (("--dataset=voc",), "voc needs data_dir"),
         (("--dataset=voc", "--split=voc2012_seg_val", "--data_dir=/nowhere"), "does not exist"),
