@@ -207,8 +207,8 @@ def report(rows, settings):
     random = None in settings["weights_sha256"].values()
     notes = [
         f"{kind.capitalize()}, {'random weights' if random else 'weights of checkpoints'}. Device: "
-        f"{environment['device']}; CPU cores: {environment['cores']}; jax {versions['jax']}, Python "
-        f"{versions['python']}.",
+        f"{environment['device']}; CPU cores: {environment['cores']}; jax {versions['jax']}, "
+        f"Python {versions['python']}.",
         "active: targets whose gradient is taken; by a margin that no label loses by, these are "
         "all. The second row of a detector: the same program with every twentieth target active.",
         "iteration s: median (range), one iteration a call of the compiled loop. image: its "
