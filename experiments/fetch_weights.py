@@ -10,12 +10,22 @@ goes on where it broke off. Where every address fails, get the file in another w
 `python -m experiments.convert_weights`, which does the rest.
 """
 
+import re
+
 from absl import flags
 
 from dag_jax.errors import UserError
 from dag_jax.networks import fetching
 from dag_jax.weights import published
 from experiments.common import console, options
+
+
+def check_addresses(texts):
+    """Raise UserError for a text that is no address."""
+    for text in texts:
+        if not re.match(r"https?://[^/\s]+/", text):
+            raise UserError(f"{text!r} is no address of http or https")
+
 
 FLAGS = flags.FLAGS
 options.strings("networks", None, "Which networks to fetch.")
@@ -29,6 +39,7 @@ options.strings(
     "address",
     None,
     "Addresses instead of the published ones: of a file, or of a folder, with / at the end.",
+    check_addresses,
 )
 flags.DEFINE_bool("miniature", False, "The small networks, of files of your own: for tests.")
 

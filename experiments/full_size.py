@@ -47,6 +47,7 @@ from experiments.common import console, inputs, options
 from experiments.measure import child, cost
 
 ENVIRONMENT = "environment"  # the --case that measures nothing
+CASE = re.compile(r"(.+)_image([1-9]\d{0,8})(?:_(\d{1,9}))?")  # model, photograph, proposals
 
 
 def parse_size(text):
@@ -61,6 +62,12 @@ def parse_size(text):
     if min(size) < least or max(size) > most:
         raise UserError(f"a network takes {least} to {most} pixels a side")
     return size
+
+
+def check_case(text):
+    """Raise UserError for a --case that is none."""
+    if text != ENVIRONMENT and not CASE.fullmatch(text):
+        raise UserError("is for the launch's own use")
 
 
 FLAGS = flags.FLAGS
@@ -87,7 +94,12 @@ options.define(
     miniature=False,
     workdir="runs/full_size",
 )
-options.string("case", None, "For the launch's own use: measure this case, print its rows.")
+options.string(
+    "case",
+    None,
+    "For the launch's own use: measure this case, print its rows.",
+    check_case,
+)
 
 
 def is_random(name):
@@ -120,7 +132,9 @@ def facts_of(name):
 
 def measure(case, images):
     """Return the rows of a case, a name of `main`'s, as a dict that JSON can hold."""
-    name, number, most = re.fullmatch(r"(.+)_image(\d+)(?:_(\d+))?", case).groups()
+    name, number, most = CASE.fullmatch(case).groups()
+    if int(number) > len(images):
+        raise UserError(f"--case={case} of {len(images)} of --images")
     photograph, (model, _) = images[int(number) - 1], load(name)
     size = FLAGS.detector_size if models.about(model).detects else FLAGS.segmenter_size
     rows = cost.measure(

@@ -30,8 +30,7 @@ import time
 
 from absl import app, flags
 
-from dag_jax import files, models, networks
-from dag_jax.datasets import load_examples
+from dag_jax import datasets, files, models, networks
 from dag_jax.engine.scoring import kind_of
 from dag_jax.errors import UserError
 from dag_jax.progress import progress
@@ -65,7 +64,7 @@ UNRECORDED = (
 
 def read_examples(settings, split, ids):
     """Read the images of a run, as the settings of its launch say."""
-    return load_examples(
+    return datasets.load_examples(
         settings["dataset"],
         split,
         data_dir=FLAGS.data_dir,

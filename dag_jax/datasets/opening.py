@@ -10,6 +10,7 @@ from collections.abc import Collection
 
 import tensorflow_datasets as tfds
 
+from dag_jax.datasets import DATASETS
 from dag_jax.datasets.coco import open_coco
 from dag_jax.datasets.examples import Examples, FileExamples
 from dag_jax.datasets.folder import open_plain_folder
@@ -19,7 +20,6 @@ from dag_jax.datasets.voc import VocDevkit, voc_config
 from dag_jax.errors import UserError, writing
 from dag_jax.files import PathLike
 
-DATASETS = ("scenes", "voc", "coco", "folder")
 DEFAULT_CACHE = "~/.cache/dag_jax/tfds"
 # What is read from its files whenever it is asked for, and what `data_dir` then is.
 _READ = {

@@ -6,8 +6,8 @@ import inspect
 
 from absl import app, flags
 
-from dag_jax import files, models, networks
-from dag_jax.datasets import ExampleSet, load_examples
+from dag_jax import datasets, files, models, networks
+from dag_jax.datasets import ExampleSet
 from dag_jax.errors import UserError
 from dag_jax.models import DETECTION, SEGMENTATION
 from dag_jax.networks import fetching, zoo
@@ -96,7 +96,7 @@ def split_of(model) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _read(dataset, split, data_dir, cache_dir, limit, canvas, image_ids, with_mask) -> ExampleSet:
-    return load_examples(
+    return datasets.load_examples(
         dataset,
         split,
         data_dir=data_dir,

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from absl import flags
 
 from dag_jax import datasets, networks
-from dag_jax.datasets import scenes
+from dag_jax.datasets import rendering
 from dag_jax.errors import UserError
 from dag_jax.networks import zoo
 
@@ -162,7 +162,7 @@ _SHARED = {
     "split": _Shared(
         flags.DEFINE_string,
         None,
-        f"Split to take: of scenes, one of {', '.join(scenes.SPLITS)}; of voc, a list that its "
+        f"Split to take: of scenes, one of {', '.join(rendering.SPLITS)}; of voc, a list that its "
         "folder has, such as voc2012_seg_val; of coco, such as val2017; of a folder, a list or "
         "subfolder, or all.",
         "{split}",
