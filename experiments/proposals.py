@@ -44,7 +44,7 @@ from dag_jax.runs import findings as rules
 from dag_jax.runs.attacks import Plan
 from dag_jax.runs.targets import candidate_targets, paper_targets
 from experiments.common import console, inputs, options
-from experiments.common.table import Entry, Table, rows_in
+from experiments.common.table import Entry, Table, rows_in, starting
 
 PLAIN = 0.7  # the threshold of the evaluation, which the paper's attack raises
 MOST = {True: ["100", "300"], False: ["300", "1000", "3000"]}  # proposals kept, miniature or not
@@ -252,23 +252,24 @@ def main(argv):
     mesh = console.open_mesh()
 
     # 1. Everything that can be wrong is read before anything is written.
-    thresholds = parse_thresholds(FLAGS.thresholds)
-    kept = options.whole_numbers(FLAGS.proposals or MOST[FLAGS.miniature])
-    asked = list(itertools.product(kept, thresholds))
-    finished, entries = rows_in(FLAGS.workdir, "proposals").values(), []
-    for name in dict.fromkeys([*(row["network"] for row in finished), *FLAGS.models]):
-        subject = detector(name)
-        finished_settings = [
-            (row["max_proposals"], row["nms_threshold"])
-            for row in finished
-            if row["network"] == name
-        ]
-        wanted = sorted({*finished_settings, *asked * (name in FLAGS.models)})
-        entries += [
-            entry_of(subject, threshold, most, first=(most, threshold) == wanted[0])
-            for most, threshold in wanted
-        ]
     settings = options.settings(__name__, UNRECORDED)
+    with starting("proposals", settings, share):
+        thresholds = parse_thresholds(FLAGS.thresholds)
+        kept = options.whole_numbers(FLAGS.proposals or MOST[FLAGS.miniature])
+        asked = list(itertools.product(kept, thresholds))
+        finished, entries = rows_in(FLAGS.workdir, "proposals").values(), []
+        for name in dict.fromkeys([*(row["network"] for row in finished), *FLAGS.models]):
+            subject = detector(name)
+            finished_settings = [
+                (row["max_proposals"], row["nms_threshold"])
+                for row in finished
+                if row["network"] == name
+            ]
+            wanted = sorted({*finished_settings, *asked * (name in FLAGS.models)})
+            entries += [
+                entry_of(subject, threshold, most, first=(most, threshold) == wanted[0])
+                for most, threshold in wanted
+            ]
     table = Table("proposals", entries, settings=settings, share=share)
 
     # 2. A setting at a time; images and settings that are finished are kept.

@@ -42,7 +42,7 @@ from dag_jax.runs import audit, audit_checks, evaluation, scores
 from dag_jax.runs.attacks import Plan
 from dag_jax.runs.targets import drawn_targets
 from experiments.common import console, inputs, options
-from experiments.common.table import Entry, Table, rows_in
+from experiments.common.table import Entry, Table, rows_in, starting
 
 DRAWN = {"circle": drawings.circle, "square": drawings.square, "strip": drawings.strip}
 KINDS = (*DRAWN, "word", "file")
@@ -309,28 +309,29 @@ def main(argv):
     mesh = console.open_mesh()
 
     # 1. Everything that can be wrong is read before anything is written.
-    kinds = FLAGS.shape
-    if kinds is None:
-        kinds = [kind for kind in KINDS if kind != "file" or FLAGS.mask]
-    console.check_names("shape", kinds, KINDS)
-    if ("file" in kinds) != (FLAGS.mask is not None):
-        raise app.UsageError("--shape=file and --mask go together")
-    finished = rows_in(FLAGS.workdir, "shapes")
-    asked = [(kind, FLAGS.word if kind == "word" else None) for kind in kinds]
-    entries = []
-    for name in dict.fromkeys([*(row["network"] for row in finished.values()), *FLAGS.models]):
-        subject = inputs.subject(name)
-        if subject.about.detects:
-            raise app.UsageError(f"--models: {name} detects, and has no pixels to draw with")
-        finished_shapes = [
-            (row["shape"], row.get("word"))
-            for row in finished.values()
-            if row["network"] == name and row["shape"] != "file"
-        ]
-        wanted = dict.fromkeys(finished_shapes + asked * (name in FLAGS.models))
-        drawn = [drawing_of(*each, subject) for each in wanted]
-        entries += [entry_of(each, subject, first=each is drawn[0]) for each in drawn]
     settings = options.settings(__name__, UNRECORDED)
+    with starting("shapes", settings, share):
+        kinds = FLAGS.shape
+        if kinds is None:
+            kinds = [kind for kind in KINDS if kind != "file" or FLAGS.mask]
+        console.check_names("shape", kinds, KINDS)
+        if ("file" in kinds) != (FLAGS.mask is not None):
+            raise app.UsageError("--shape=file and --mask go together")
+        finished = rows_in(FLAGS.workdir, "shapes")
+        asked = [(kind, FLAGS.word if kind == "word" else None) for kind in kinds]
+        entries = []
+        for name in dict.fromkeys([*(row["network"] for row in finished.values()), *FLAGS.models]):
+            subject = inputs.subject(name)
+            if subject.about.detects:
+                raise app.UsageError(f"--models: {name} detects, and has no pixels to draw with")
+            finished_shapes = [
+                (row["shape"], row.get("word"))
+                for row in finished.values()
+                if row["network"] == name and row["shape"] != "file"
+            ]
+            wanted = dict.fromkeys(finished_shapes + asked * (name in FLAGS.models))
+            drawn = [drawing_of(*each, subject) for each in wanted]
+            entries += [entry_of(each, subject, first=each is drawn[0]) for each in drawn]
     # The mask of a row of an earlier launch need not be there any more.
     made = {entry.name for entry in entries}
     earlier = [row for name, row in finished.items() if name not in made]

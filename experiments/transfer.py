@@ -190,25 +190,26 @@ def main(argv):
     started = time.monotonic()
 
     # 1. Everything that can be wrong is read before anything is written.
-    stored = Stored(FLAGS.run, read_examples)
-    looking = load_looking(stored)
-    sources = stored.sources(parse_sums(stored))
-    sources += [source._replace(permuted=True) for source in sources if source.members]
-    for split in dict.fromkeys(source.split for source in sources):
-        stored.examples(split)
-    matrix = Matrix(FLAGS.workdir, stored, sources, looking, seed=FLAGS.seed, num_sets=FLAGS.sets)
-    matrix.check_shown()
-    manifest = {
-        "launch": "transfer",
-        "settings": options.settings(__name__, UNRECORDED),
+    about = {"launch": "transfer", "settings": options.settings(__name__, UNRECORDED)}
+    with failures.starting(FLAGS.workdir, about, process, processes):
+        stored = Stored(FLAGS.run, read_examples)
+        looking = load_looking(stored)
+        sources = stored.sources(parse_sums(stored))
+        sources += [source._replace(permuted=True) for source in sources if source.members]
+        for split in dict.fromkeys(source.split for source in sources):
+            stored.examples(split)
+        matrix = Matrix(
+            FLAGS.workdir, stored, sources, looking, seed=FLAGS.seed, num_sets=FLAGS.sets
+        )
+        matrix.check_shown()
+    manifest = about | {
         "run": {"settings": stored.settings},
         "provenance": provenance.environment(),
     }
     workdir = rundir.claim(FLAGS.workdir, manifest, accept_version=FLAGS.accept_version)
 
     # 2. A process makes the cells of its own models and waits for no other; process 0 for all.
-    notes = {name: workdir / "failed" / rundir.folder_name(name) for name in looking}
-    failures.forget(notes.values(), process, processes)
+    notes = {name: failures.notes_of(workdir, name) for name in looking}
     errors, mine = [], list(looking)[process::processes]
     with failures.noted([notes[name] for name in mine], process):
         for name in mine:
@@ -226,7 +227,7 @@ def main(argv):
             for number, name in enumerate(looking)
             if not matrix.is_complete(name)
         ),
-        lambda: [text for folder in notes.values() for text in failures.failures(folder)],
+        lambda: failures.failures(failures.notes_of(workdir), *notes.values()),
     )
 
     # 3. The tables, the claims and the heat-map.

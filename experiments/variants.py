@@ -40,7 +40,7 @@ from dag_jax.runs import audit, audit_checks, scores
 from dag_jax.runs.attacks import Plan
 from dag_jax.runs.targets import absent_targets, paper_targets
 from experiments.common import console, inputs, options
-from experiments.common.table import Entry, Table, rows_in
+from experiments.common.table import Entry, Table, rows_in, starting
 
 FEW = 0.01  # share of targets that may be right in an image that counts as lost
 TITLES = {
@@ -260,15 +260,16 @@ def main(argv):
     mesh = console.open_mesh()
 
     # 1. Everything that can be wrong is read before anything is written.
-    finished = rows_in(FLAGS.workdir, "variants")
-    entries = []
-    for name in dict.fromkeys([*(row["network"] for row in finished.values()), *FLAGS.models]):
-        subject = inputs.subject(name)
-        asked = asked_for(subject.about) if name in FLAGS.models else []
-        earlier = [variant for variant in TITLES if f"{name} {variant}" in finished]
-        wanted = [variant for variant in TITLES if variant in earlier or variant in asked]
-        entries += [entry_of(each, subject, first=each == wanted[0]) for each in wanted]
     settings = options.settings(__name__, UNRECORDED)
+    with starting("variants", settings, share):
+        finished = rows_in(FLAGS.workdir, "variants")
+        entries = []
+        for name in dict.fromkeys([*(row["network"] for row in finished.values()), *FLAGS.models]):
+            subject = inputs.subject(name)
+            asked = asked_for(subject.about) if name in FLAGS.models else []
+            earlier = [variant for variant in TITLES if f"{name} {variant}" in finished]
+            wanted = [variant for variant in TITLES if variant in earlier or variant in asked]
+            entries += [entry_of(each, subject, first=each == wanted[0]) for each in wanted]
     table = Table("variants", entries, settings=settings, share=share)
 
     # 2. A variant at a time; images and rows that are finished are kept.

@@ -1,6 +1,9 @@
 """The skeleton of a launch that makes a table: claim its folder, make its rows, report, audit.
 
-    table = Table("table1", entries, settings=settings, share=console.start_shared(argv))
+    share, settings = console.start_shared(argv), options.settings(__name__)
+    with starting("table1", settings, share):
+        entries = [...]  # everything that can be wrong
+    table = Table("table1", entries, settings=settings, share=share)
     table.make(mesh, lambda entry, row: f"{entry.title}: ADVR {row['advr']:.2f}")
     table.finish(mesh, report, draw)
 
@@ -28,6 +31,12 @@ from dag_jax.runs.dataset import ROW, attack_and_score, join_row
 from experiments.common import console
 
 FLAGS = flags.FLAGS
+
+
+def starting(launch, settings, share):
+    """Return the context of what a launch does before it claims --workdir: see `failures`."""
+    about = {"launch": launch, "settings": settings}
+    return failures.starting(FLAGS.workdir, about, *share)
 
 
 class Entry(NamedTuple):
@@ -93,15 +102,10 @@ class Table:
         self.workdir = rundir.claim(FLAGS.workdir, manifest, **accept)
         parts = {part.name: part for entry in self.entries for part in entry.parts()}
         folders = {name: self.workdir / rundir.folder_name(name) for name in parts}
-        self._notes = {
-            entry.name: self.workdir / "failed" / rundir.folder_name(entry.name)
-            for entry in self.entries
-        }
-        failures.forget(self._notes.values(), self._process, processes)
+        names = [entry.name for entry in self.entries]
+        self._notes = {name: failures.notes_of(self.workdir, name) for name in names}
         self._results = {}
-        # A process that nobody waits for leaves a folder that it refuses as it is.
-        waiting = self._notes.values() if processes > 1 else ()
-        with failures.noted(waiting, self._process):
+        with failures.noted(self._notes.values(), self._process):
             # Those that are there come first: what is wrong with one leaves no folder of another.
             for name in sorted(parts, key=lambda name: not files.exists(folders[name])):
                 part = parts[name]
@@ -157,7 +161,9 @@ class Table:
                 failures.wait_until(
                     lambda entry=entry: self._is_complete(entry),
                     lambda entry=entry: self._lacks(entry),
-                    lambda entry=entry: failures.failures(self._notes[entry.name]),
+                    lambda entry=entry: failures.failures(
+                        failures.notes_of(self.workdir), self._notes[entry.name]
+                    ),
                 )
                 row = self.made[entry.name] = self._row(entry)
                 count = f"{len(self.made)} of {len(self.entries)} rows"

@@ -203,14 +203,20 @@ def test_damage_is_named_before_anything_is_written(copied, refuse, name, damage
     assert ("Put it back as it was" in text) == ("manifest" in name)
 
 
-def test_a_process_that_is_refused_its_folder_is_not_waited_for(copied, call):
+@pytest.mark.parametrize("early", [True, False])
+def test_a_process_that_fails_before_it_attacks_is_not_waited_for(copied, call, early):
+    """Before its folder is claimed, or because of what is in there."""
     workdir, flags = copied
     kept = workdir / folder(SEGMENTER) / "perturbations"
-    flip_byte(kept / "scene_08_000001.safetensors")
     (kept / "scene_08_000003.safetensors").unlink()  # so that process 0 has to wait
-    with pytest.raises(UserError, match="is damaged"):
-        call("table1", *flags, "--processes=2", "--process=1")
-    with pytest.raises(UserError, match=r"no row of Streets: process 1: .*000001.* is damaged"):
+    if early:
+        more, text = ["--models=json:loads"], "json:loads is called without arguments"
+    else:
+        flip_byte(kept / "scene_08_000001.safetensors")
+        more, text = [], "000001.safetensors is damaged"
+    with pytest.raises(UserError, match=text):
+        call("table1", *flags, *more, "--processes=2", "--process=1")
+    with pytest.raises(UserError, match=f"no row of Streets: process 1: .*{text}"):
         call("table1", *flags, "--processes=2", "--process=0")
 
 

@@ -6,13 +6,16 @@ import pytest
 
 from dag_jax.errors import UserError
 from dag_jax.runs import failures as noting
+from dag_jax.runs import rundir
 from dag_jax.runs.failures import (
     OthersFailed,
     failures,
     forget,
     images_of,
     noted,
+    notes_of,
     others_go_on,
+    starting,
     wait_until,
 )
 
@@ -68,6 +71,46 @@ def test_a_fault_of_the_program_is_told_as_well_and_shows_its_traceback(
 def test_what_a_user_can_mend_shows_no_traceback(folder, capsys):
     fail(folder, 1, UserError("no such luck"))
     assert capsys.readouterr().err == ""
+
+
+def test_nobody_waits_for_process_0(folder):
+    assert fail(folder, 0, UserError("no such luck")) == ["FCN-Alex: no such luck"]
+    assert not folder.exists()
+
+
+ABOUT = {"launch": "table1", "settings": {"seed": 0, "models": ("a",)}}
+
+
+def fail_to_start(workdir, process=1, about=ABOUT):
+    with pytest.raises(MemoryError), starting(workdir, about, process, 2):
+        raise MemoryError
+
+
+def test_what_ends_a_process_before_it_has_parts_is_told(tmp_path):
+    """Process 0 may have claimed the folder by then, or claim it later."""
+    fail_to_start(tmp_path / "run", process=0)
+    assert not (tmp_path / "run").exists()
+    fail_to_start(tmp_path / "run")
+    rundir.claim(tmp_path / "run", ABOUT)
+    assert failures(notes_of(tmp_path / "run")) == ["process 1: MemoryError"]
+    fail_to_start(tmp_path / "run")
+    fail(notes_of(tmp_path / "run", "fcn_alex"), 1, UserError("no such luck"))
+    folders = notes_of(tmp_path / "run"), notes_of(tmp_path / "run", "fcn_alex")
+    assert failures(*folders) == ["process 1: MemoryError", "process 1: no such luck"]
+    with starting(tmp_path / "run", ABOUT, 1, 2):
+        assert failures(*folders) == []
+
+
+@pytest.mark.parametrize("kind", ["another launch", "other settings", "something else"])
+def test_a_folder_of_something_else_is_left_alone(tmp_path, kind):
+    if kind == "something else":
+        (tmp_path / "mine.txt").write_text("mine")
+    else:
+        other = {"launch": "shapes"} if kind == "another launch" else {"settings": {"seed": 1}}
+        rundir.claim(tmp_path, ABOUT | other)
+    before = sorted(tmp_path.rglob("*"))
+    fail_to_start(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), SystemExit("bye")])
