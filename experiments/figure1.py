@@ -36,7 +36,8 @@ FLAGS = flags.FLAGS
 options.define(
     __name__,
     *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "weights_dir", "miniature"),
-    *("image_ids", "limit", "max_steps", "step_size", "margin", "precision", "seed", "workdir"),
+    *("image_ids", "limit", "max_steps", "step_size", "margin", "precision", "seed"),
+    *("skip_bad", "workdir"),
     models=["fcn_vgg", "fr_vgg_0712"],
     limit=30,
     workdir="runs/figure1",
@@ -114,7 +115,7 @@ def main(argv):
     subjects = load_subjects(FLAGS.models)
     max_steps = FLAGS.max_steps or max(subject.about.max_steps for subject in subjects)
     plans = [plan_of(subject, max_steps) for subject in subjects]
-    without = ("workdir", "cache_dir", "data_dir", "weights_dir")
+    without = ("workdir", "cache_dir", "data_dir", "weights_dir", "skip_bad")
     settings = options.settings(__name__, without)
     settings["weights_sha256"] = {subject.name: subject.weights_sha256 for subject in subjects}
     workdir = rundir.claim(FLAGS.workdir, settings)

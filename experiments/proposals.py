@@ -81,7 +81,7 @@ options.define(
     __name__,
     *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "weights_dir", "miniature"),
     *("image_ids", "limit", "max_steps", "step_size", "margin", "rounded", "precision", "seed"),
-    *("slots", "audit", "accept_version", "workdir"),
+    *("skip_bad", "slots", "audit", "accept_version", "workdir"),
     tasks=(DETECTION,),
     models=["fr_vgg_07"],
     workdir="runs/proposals",

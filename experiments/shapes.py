@@ -69,7 +69,7 @@ options.number(
 options.define(
     __name__,
     *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "weights_dir", "miniature"),
-    *("image_ids", "limit", "max_steps", "step_size", "precision", "slots", "audit"),
+    *("image_ids", "skip_bad", "limit", "max_steps", "step_size", "precision", "slots", "audit"),
     *("accept_version", "workdir"),
     tasks=(SEGMENTATION,),
     models=["fcn_vgg"],
@@ -105,7 +105,9 @@ class Drawing(NamedTuple):
             {**example, "mask": masks[example["image"].shape[:2]][:, :, None]}
             for example in subject.examples
         ]
-        return dataclasses.replace(subject, examples=ExampleSet(drawn, about.classes, void=void))
+        skipped = subject.examples.skipped
+        examples = ExampleSet(drawn, about.classes, void=void, skipped=skipped)
+        return dataclasses.replace(subject, examples=examples)
 
 
 def foreground(shape_of, inside, outside):

@@ -65,7 +65,7 @@ flags.DEFINE_enum(
 )
 options.define(
     __name__,
-    *("miniature", "dataset", "data_dir", "cache_dir", "canvas", "seed", "workdir"),
+    *("miniature", "dataset", "data_dir", "cache_dir", "canvas", "skip_bad", "seed", "workdir"),
 )
 options.strings("splits", None, "Splits to train on. Default: the network's.")
 options.string("test_split", None, "Split to score on. Default: the network's.")
@@ -260,9 +260,12 @@ def read_examples(splits, canvas, *, with_mask):
             cache_dir=FLAGS.cache_dir,
             canvas=canvas,
             with_mask=with_mask,
+            skip_bad=FLAGS.skip_bad,
         )
         for split in splits
     ]
+    for text in [text for part in parts for text in part.skipped]:
+        console.say(f"left out: {text}")
     whole = [example for part in parts for example in part]
     if len({example["image"].shape for example in whole}) > 1:
         raise UserError(

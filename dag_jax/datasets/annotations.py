@@ -6,61 +6,89 @@ archive.
 Shapes: H W pixels, N objects.
 """
 
-import io
+import struct
 import xml.etree.ElementTree as ElementTree
+import zlib
 
 import numpy as np
-import scipy.io
-from PIL import Image
 
 from dag_jax.datasets.classes import CLASS_NAMES, VOID
-from dag_jax.errors import UserError
+from dag_jax.datasets.photographs import LARGEST, read_indices
+from dag_jax.errors import UserError, reading
 
 # What tools write for `difficult`, beside VOC's 0 and 1.
 _FLAGS = {"0": False, "1": True, "": False, "0.0": False, "1.0": True, "false": False, "true": True}
-_GREY_BITS = 24  # the byte of a PNG that says how many bits a sample has
+
+# Of MATLAB's files, version 5: kinds of elements, and what numbers an element holds by its kind.
+_MATRIX, _COMPRESSED, _STRUCT = 14, 15, 2
+_NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8"}
+_NUMBERS |= {13: "u8"}
+_NUMERIC = range(6, 16)  # classes of matrices that are numbers
 
 
-def read_objects(file, classes=CLASS_NAMES):
+def is_outside(box, shape) -> bool:
+    """Return whether a box, 0-based inclusive, has no pixel of an image of this (H, W)."""
+    x0, y0, x1, y1 = map(float, box)
+    return x0 >= shape[1] or y0 >= shape[0] or x1 <= -1 or y1 <= -1
+
+
+def read_objects(file, classes=CLASS_NAMES, shape=None):
     """Read the objects of one VOC annotation.
 
     Args:
-      file: the XML file. Its boxes are 1-based, as VOC has them.
+      file: the XML file. Its boxes are 1-based, as VOC has them: one from 5 to 5 is a pixel wide.
       classes: names of the classes by index; "background" has no objects.
+      shape: (H, W) of the photograph, which boxes are compared with; None where it is not known.
 
     Returns:
       dict of boxes float32 [N, 4] (0-based inclusive pixels), label int32 [N], difficult bool [N].
 
     Raises:
       ValueError: for XML that does not parse or is no VOC annotation, lacks a field or names an
-        unknown class, and for a box that ends before it starts or is not finite.
+        unknown class, and for a box that ends before it starts, is not finite, or has no pixel of
+        the photograph.
     """
     boxes, labels, difficult = [], [], []
+    with reading(file):
+        data = file.read_bytes()
     try:
-        root = ElementTree.fromstring(file.read_bytes())
+        root = ElementTree.fromstring(data)
         if root.tag != "annotation":
             raise UserError(f"its root is <{root.tag}>, not <annotation>")
-        for item in root.iterfind("object"):
-            name = item.findtext("name").strip()
+        items = root.findall("object")
+        tags = [str(item.tag).rpartition("}")[2].lower() for item in root.iter()]
+        if tags.count("object") != len(items):
+            raise UserError("it has objects in a place, or a namespace, where VOC has none")
+        for item in items:
+            name = _text(item, "name")
             if name not in classes or name == "background":
                 raise UserError(f"unknown class {name!r}")
             labels.append(classes.index(name))
-            corners = item.find("bndbox")
-            box = [float(corners.findtext(side)) for side in ("xmin", "ymin", "xmax", "ymax")]
+            sides = ("xmin", "ymin", "xmax", "ymax")
+            box = [float(_text(item, f"bndbox/{side}")) for side in sides]
             if not np.isfinite(box).all() or box[2] < box[0] or box[3] < box[1]:
                 raise UserError(f"box {box} of {name!r} must be finite, its least corner first")
             boxes.append([side - 1 for side in box])
+            if shape is not None and is_outside(boxes[-1], shape):
+                raise UserError(f"box {box} lies outside of its {shape[1]} x {shape[0]} pixels")
             flag = item.findtext("difficult", "0").strip().lower()
             if flag not in _FLAGS:
                 raise UserError(f"difficult is {flag!r}, neither 0 nor 1")
             difficult.append(_FLAGS[flag])
-    except (ElementTree.ParseError, AttributeError, TypeError, ValueError, LookupError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise UserError(f"{file} is not a whole VOC annotation: {error}") from error
     return {
         "boxes": np.array(boxes, np.float32).reshape(-1, 4),
         "label": np.array(labels, np.int32),
         "difficult": np.array(difficult, np.bool_),
     }
+
+
+def _text(item, path):
+    text = item.findtext(path)
+    if text is None:
+        raise UserError(f"an object has no {path}")
+    return text.strip()
 
 
 def read_mask(file, shape):
@@ -81,55 +109,76 @@ def read_mask(file, shape):
         raise UserError(f"{file} is {mask.shape}, its image is {shape} (height, width)")
     strange = np.setdiff1d(mask, [*range(len(CLASS_NAMES)), VOID])
     if strange.size:
-        raise UserError(f"{file} holds {strange.tolist()}, which are neither classes nor void")
+        raise UserError(f"{file} holds {strange[:5].tolist()}, which are neither classes nor void")
     return mask.astype(np.uint8)
 
 
-def open_image(data, file):
-    """Return a wholly decoded Pillow image of the bytes of a file."""
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except Exception as error:  # Pillow's exceptions differ by format and damage
-        raise UserError(f"{file} is not a whole image file: {error}") from error
-    return image
-
-
-def read_indices(file):
-    """Read a PNG whose grey levels, or places in its palette, are classes: int32 [H, W].
-
-    Of 1 to 16 bits: what the file holds, not what a viewer shows.
-
-    Raises:
-      UserError: for what is no whole PNG of indices.
-    """
-    data = file.read_bytes()
-    image = open_image(data, file)
-    if image.format != "PNG":
-        raise UserError(f"{file} is a {image.format} file; a mask is a palette or grey PNG")
-    if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
-        raise UserError(f"{file} has mode {image.mode}; a mask is a palette or grey PNG")
-    return stored_levels(image, data)
-
-
-def stored_levels(image, data):
-    """Return the samples of a grey or palette image as its file has them: int32 [H, W].
-
-    Args:
-      image: by Pillow, which stretches grey of 2 and 4 bits to 255.
-      data: bytes of its file.
-    """
-    levels = np.array(image).astype(np.int32)
-    if image.format == "PNG" and image.mode == "L":
-        levels //= 255 // (2 ** data[_GREY_BITS] - 1)
-    return levels
-
-
 def _read_sbd(file):
-    """Read GTcls.Segmentation; GTcls also holds outlines, which are sparse and of no use here."""
-    data = file.read_bytes()
+    """Return GTcls.Segmentation [H, W] of a MATLAB file, version 5, of which nothing else is read.
+
+    Reference: MAT-File Format, The MathWorks; SciPy's reader dies of damaged files.
+    """
+    with reading(file):
+        data = file.read_bytes()
     try:
-        content = scipy.io.loadmat(io.BytesIO(data), variable_names=["GTcls"])
-        return np.asarray(content["GTcls"]["Segmentation"][0, 0])
-    except Exception as error:  # of a broken file: of a dozen kinds, from several libraries
-        raise UserError(f"{file} is not a whole annotation of SBD: {error!r}") from error
+        order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
+        if order is None:
+            raise UserError("it is no MATLAB file of version 5")
+        for kind, content in _elements(data[128:], order):
+            if kind == _COMPRESSED:
+                ((kind, content),) = _elements(_inflated(content), order)
+            if kind == _MATRIX:
+                name, fields = _matrix(content, order)
+                if name == "GTcls":
+                    mask = _matrix(fields["Segmentation"], order)[1]
+                    if not isinstance(mask, np.ndarray):
+                        raise UserError("its Segmentation is no matrix of numbers")
+                    return mask
+        raise UserError("it has no GTcls")
+    except (ValueError, LookupError, TypeError, struct.error, zlib.error) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"{file} is not a whole annotation of SBD: {reason}") from error
+
+
+def _elements(data, order):
+    """Yield (kind, content) of the elements that lie one after another."""
+    place = 0
+    while place < len(data):
+        kind, size = struct.unpack_from(order + "II", data, place)
+        place, room, unit = place + 8, len(data) - place - 8, 8
+        if kind >> 16:  # up to four bytes lie in the place of their number
+            kind, size, place, room, unit = kind & 0xFFFF, kind >> 16, place - 4, 4, 4
+        if size > room:
+            raise UserError(f"an element of {size:,} bytes goes beyond what is there")
+        yield kind, data[place : place + size]
+        place += size if kind == _COMPRESSED else -(-size // unit) * unit
+
+
+def _inflated(data):
+    stream = zlib.decompressobj()
+    content = stream.decompress(data, LARGEST)
+    if not stream.eof:
+        raise UserError(f"it is cut short, or holds more than {LARGEST:,} bytes")
+    return content
+
+
+def _matrix(data, order):
+    """Return (name, numbers [H, W]), (name, field -> its matrix's bytes), or (name, None)."""
+    elements = _elements(data, order)
+
+    def numbers():
+        kind, content = next(elements, (None, b""))
+        return np.frombuffer(content, order + _NUMBERS[kind])
+
+    flags, shape, name = numbers(), tuple(numbers().tolist()), numbers().tobytes().decode("ascii")
+    kind = int(flags[0]) & 0xFF
+    if kind == _STRUCT and shape == (1, 1):
+        (width,), names = numbers().tolist(), numbers().tobytes()
+        if width < 1:
+            raise UserError(f"names of {width} bytes")
+        names = [names[at : at + width].split(b"\0")[0] for at in range(0, len(names), width)]
+        matrices = [content for _, content in elements]
+        return name, dict(zip(map(bytes.decode, names), matrices, strict=True))
+    values = numbers() if kind in _NUMERIC else None
+    whole = values is not None and len(shape) == 2 and next(elements, None) is None
+    return name, values.reshape(shape, order="F") if whole else None

@@ -3,7 +3,8 @@
 import numpy as np
 from jaxtyping import UInt8
 
-VOID = 255  # what the kit's masks hold where a pixel is of no class
+from dag_jax.metrics.segmentation import VOID as VOID
+
 VOID_COLOUR = (224, 224, 192)  # RGB, of these pixels
 CLASS_NAMES = (
     "background",

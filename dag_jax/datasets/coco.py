@@ -24,9 +24,9 @@ import pathlib
 import numpy as np
 from jaxtyping import Bool
 
-from dag_jax.datasets.annotations import read_indices
+from dag_jax.datasets.annotations import is_outside
 from dag_jax.datasets.examples import FileExamples
-from dag_jax.datasets.photographs import read_stored
+from dag_jax.datasets.photographs import printable, read_indices, read_stored
 from dag_jax.errors import UserError
 from dag_jax.files import PathLike
 
@@ -34,6 +34,7 @@ _BACKGROUND = "background"
 _LAYOUT = (
     "COCO is extracted as annotations/instances_val2017.json beside a folder val2017 of photographs"
 )
+_NAMED = 5  # wrong annotations of an image that an error lists
 _UNLABELLED = 255  # in COCO-Stuff's PNGs
 _LARGEST = 1e9  # pixels: no image is as large
 _LAST_STUFF = 181  # in COCO-Stuff's PNGs, which hold categories less 1
@@ -48,6 +49,7 @@ class _Photo:
     shape: tuple[int, int]
     mask_path: pathlib.Path | None
     objects: list = dataclasses.field(default_factory=list)  # (label, box, crowd, outline)
+    faults: list = dataclasses.field(default_factory=list)  # what is wrong with others
 
 
 def open_coco(folder: PathLike, split: str) -> FileExamples:
@@ -58,9 +60,10 @@ def open_coco(folder: PathLike, split: str) -> FileExamples:
       split: 'val2017' for annotations/instances_val2017.json.
 
     Raises:
-      UserError: for files that are missing and for what cannot be right in the JSON (boxes without
-        an area, not finite or outside of the image, unknown categories and images, repeated ids),
-        with the file and the value. Masks, outlines and photographs are looked into when read.
+      UserError: for files that are missing and for what cannot be right in the JSON (unknown
+        images, repeated ids), with the file and the value. Photographs, masks and objects (boxes
+        without an area, not finite or outside of the image; unknown categories) are looked into
+        when read: of COCO's own train2017 one box has no area.
     """
     folder = pathlib.Path(folder).expanduser().resolve()
     if not folder.is_dir():
@@ -89,6 +92,8 @@ def open_coco(folder: PathLike, split: str) -> FileExamples:
     background = classes.index(_BACKGROUND)
 
     def read(photo):
+        if photo.faults:
+            raise UserError(f"{path}: {photo.path.name}: {'; '.join(photo.faults[:_NAMED])}")
         pixels = read_stored(photo.path)
         shape = pixels.shape[:2]
         if shape != photo.shape:
@@ -101,7 +106,7 @@ def open_coco(folder: PathLike, split: str) -> FileExamples:
             mask = _draw(photo, background, void, path) if has_outlines else None
         return _example(photo, pixels, mask, void)
 
-    return FileExamples(photos, read, classes, void)
+    return FileExamples([photo.image_id for photo in photos], photos, read, classes, void)
 
 
 def _example(photo, pixels, mask, void):
@@ -109,7 +114,6 @@ def _example(photo, pixels, mask, void):
     mask = np.full(photo.shape, void) if mask is None else mask
     labels, boxes, crowds, _ = zip(*photo.objects, strict=True) if photo.objects else [()] * 4
     return {
-        "image_id": photo.image_id,
         "image": pixels,
         "mask": mask.astype(np.uint8 if void == 255 else np.int32)[:, :, None],
         "has_mask": has_mask,
@@ -132,7 +136,7 @@ def _listed(content, photographs, masks):
     for number, name in names.items():
         if not isinstance(number, int) or not isinstance(name, str) or not name.strip():
             raise UserError(f"category {number!r} is called {name!r}: a number and a name are due")
-    classes = [names[number].strip() for number in sorted(names)]
+    classes = [printable(names[number].strip()) for number in sorted(names)]
     if repeated := sorted({name for name in classes if classes.count(name) > 1}):
         raise UserError(f"several categories are called {repeated[0]!r}")
     table = {number: label for label, number in enumerate(sorted(names))}
@@ -152,20 +156,22 @@ def _listed(content, photographs, masks):
 
     has_outlines = False
     for number, entry in annotations.items():
-        for kind, known in (("image_id", images), ("category_id", categories)):
-            value = entry.get(kind)
-            if not _is_id(value) or value not in known:
-                raise UserError(f"annotation {number} has {kind} {value!r}, which is not listed")
-        photo, crowd = photos[entry["image_id"]], entry.get("iscrowd", 0)
-        if crowd not in (0, 1):
-            raise UserError(f"annotation {number} has iscrowd {crowd!r}, neither 0 nor 1")
-        try:
-            box = _corners(entry.get("bbox"), photo.shape)
-        except UserError as error:
-            raise UserError(f"annotation {number} of {photo.path.name}: {error}") from error
+        image_id, category = entry.get("image_id"), entry.get("category_id")
+        if not _is_id(image_id) or image_id not in images:
+            raise UserError(f"annotation {number} has image_id {image_id!r}, which is not listed")
+        photo, crowd = photos[image_id], entry.get("iscrowd", 0)
         outline = entry.get("segmentation") or None
         has_outlines |= outline is not None
-        photo.objects.append((table[entry["category_id"]], box, bool(crowd), outline))
+        try:
+            if not _is_id(category) or category not in categories:
+                raise UserError(f"has category_id {category!r}, which is not listed")
+            if crowd not in (0, 1):
+                raise UserError(f"has iscrowd {crowd!r}, neither 0 nor 1")
+            box = _corners(entry.get("bbox"), photo.shape)
+        except UserError as error:
+            photo.faults.append(f"annotation {number} {error}")
+            continue
+        photo.objects.append((table[category], box, bool(crowd), outline))
     return list(photos.values()), table, classes, has_outlines
 
 
@@ -196,20 +202,21 @@ def _photo(entry, photographs, masks):
         raise UserError(f"image {entry['id']} has height and width {shape}")
     path = photographs / name.lstrip("/")
     mask_path = None if masks is None else masks / f"{path.stem}.png"
-    return _Photo(path.stem, path, shape, mask_path)
+    return _Photo(printable(path.stem), path, shape, mask_path)
 
 
 def _corners(box, shape):
     """Return inclusive corners of [x, y, width, height], whose last pixel is x + width - 1."""
     numbers = _finite(box)
     if numbers is None or len(numbers) != 4:
-        raise UserError(f"bbox {box!r:.80} is not [x, y, width, height], finite numbers")
+        raise UserError(f"has bbox {box!r:.80}, not [x, y, width, height], finite numbers")
     x, y, width, height = numbers
     if width <= 0 or height <= 0:
-        raise UserError(f"bbox {box} has no area")
-    if x >= shape[1] or y >= shape[0] or x + width <= 0 or y + height <= 0:
-        raise UserError(f"bbox {box} lies outside of its {shape[1]} x {shape[0]} pixels")
-    return [x, y, x + width - 1, y + height - 1]
+        raise UserError(f"has bbox {box}, which has no area")
+    corners = [x, y, x + width - 1, y + height - 1]
+    if is_outside(corners, shape):
+        raise UserError(f"has bbox {box}, outside of its {shape[1]} x {shape[0]} pixels")
+    return corners
 
 
 def _finite(values):

@@ -10,11 +10,12 @@ A process looks through each archive once, for some seconds: where everything is
 archive that lies beside it only costs time.
 """
 
+import collections
 import pathlib
 import re
 
 from dag_jax.datasets.archives import read_archive
-from dag_jax.errors import UserError
+from dag_jax.errors import UserError, reading
 
 LAYOUT = (
     "the original layout is VOCdevkit/VOC2012/{ImageSets,JPEGImages,Annotations,SegmentationClass}"
@@ -91,7 +92,8 @@ class Devkit:
             # The first folder wins, so it comes last.
             for folder in reversed(self._folders(place)):
                 if folder.is_dir():
-                    found |= {path.name: path for path in folder.iterdir()}
+                    # Names with a dot are another system's notes on files: ._val.txt.
+                    found |= {path.name: path for path in folder.glob("[!.]*")}
             self._found[place] = found
         return self._found[place]
 
@@ -108,12 +110,18 @@ class Devkit:
 
         A line may also be '/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png', as
         DeepLab's lists have it.
+
+        Raises:
+          ValueError: for a list that is no text, or names an image twice.
         """
         file = self.find(path)
         if file is None:
             return None
-        lines = [line.split() for line in file.read_bytes().decode().splitlines()]
-        return tuple(line[0].rsplit("/", 1)[-1].removesuffix(".jpg") for line in lines if line)
+        lines = [line.split()[0] for line in read_lines(file)]
+        ids = tuple(line.rsplit("/", 1)[-1].removesuffix(".jpg") for line in lines)
+        if twice := repeated(ids):
+            raise UserError(f"{file} has {twice!r} twice")
+        return ids
 
     def _folders(self, place):
         if place.partition("/")[0] == "SBD":
@@ -122,6 +130,34 @@ class Devkit:
         if place == "VOC2012/SegmentationClassAug":
             folders.append(self.folder / "SegmentationClassAug")
         return folders
+
+
+def read_lines(file) -> list[str]:
+    """Return the lines of a list that are not empty, stripped.
+
+    It is UTF-8, or what its mark says: Windows' editors and shells write UTF-16, too.
+
+    Args:
+      file: a path, or what reads like one.
+
+    Raises:
+      UserError: naming the list, where it is no such text.
+    """
+    with reading(file):
+        data = file.read_bytes()
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        lines = data.decode(encoding).splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{file} is not in {encoding.removesuffix('-sig').upper()}: {error}"
+        ) from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def repeated(names) -> str | None:
+    """Return a name that is there more than once; None without."""
+    return next((name for name, count in collections.Counter(names).items() if count > 1), None)
 
 
 def locate(name):

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from dag_jax.datasets.classes import CLASS_NAMES, VOID
-from dag_jax.datasets.photographs import to_rgb
+from dag_jax.datasets.photographs import decode
 from dag_jax.errors import UserError
 
 
@@ -126,7 +126,7 @@ class Examples(Sequence):
         objects = raw["objects"]
         return {
             "image_id": raw["image_id"].decode(),
-            "image": np.array(to_rgb(Image.open(io.BytesIO(raw["image"])))),
+            "image": decode(raw["image"], raw["image_id"].decode()),
             "mask": np.array(Image.open(io.BytesIO(raw["mask"])))[:, :, None],
             "has_mask": bool(raw["has_mask"]),
             "objects": {
@@ -143,16 +143,22 @@ class FileExamples(Sequence):
     Masks are integers of the dataset's own classes; labels of objects start at 0.
 
     Args:
-      rows: what is known of each example.
+      ids: name of each example.
+      rows: what else is known of each.
       read: function of a row that returns the example.
       classes: names of the classes by index.
       void: the label of pixels that are of no class; None where all have one.
     """
 
     def __init__(
-        self, rows: Sequence, read: Callable, classes: Sequence[str], void: int | None
+        self,
+        ids: Sequence[str],
+        rows: Sequence,
+        read: Callable,
+        classes: Sequence[str],
+        void: int | None,
     ) -> None:
-        self._rows, self._read = rows, read
+        self.ids, self._rows, self._read = list(ids), rows, read
         self.classes, self.void = tuple(classes), void
 
     def __len__(self):
@@ -162,8 +168,11 @@ class FileExamples(Sequence):
     def __getitem__(self, index):
         """Return one example; negative indices count from the end. A slice reads nothing yet."""
         if isinstance(index, slice):
-            return FileExamples(self._rows[index], self._read, self.classes, self.void)
-        return self._read(self._rows[index])
+            ids, rows = self.ids[index], self._rows[index]
+            return FileExamples(ids, rows, self._read, self.classes, self.void)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        return {"image_id": self.ids[index], **self._read(self._rows[index])}
 
 
 def _png(array):

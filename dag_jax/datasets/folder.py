@@ -12,16 +12,16 @@ what lies in images/ itself. Where there is masks/ or annotations/, each image m
 Shapes: H W pixels, N objects.
 """
 
-import collections
 import pathlib
 import re
 
 import numpy as np
 
-from dag_jax.datasets.annotations import read_indices, read_objects
+from dag_jax.datasets.annotations import read_objects
+from dag_jax.datasets.devkit import read_lines, repeated
 from dag_jax.datasets.examples import FileExamples
-from dag_jax.datasets.photographs import read_stored
-from dag_jax.errors import UserError, reading
+from dag_jax.datasets.photographs import printable, read_indices, read_stored
+from dag_jax.errors import UserError
 from dag_jax.files import PathLike
 
 _EVERY = "all"
@@ -75,33 +75,17 @@ def open_plain_folder(folder: PathLike, split: str) -> FileExamples:
             mask = _read_mask(row["masks"], image.shape[:2], classes, void)
         objects = {"boxes": np.zeros((0, 4)), "label": [], "difficult": []}
         if "annotations" in row:
-            objects = _read_boxes(row["annotations"], image.shape[:2], classes)
+            objects = read_objects(row["annotations"], classes, image.shape[:2])
         types = {"boxes": np.float32, "label": np.int32, "difficult": np.bool_}
         return {
-            "image_id": row["image"].stem,
             "image": image,
             "mask": mask.astype(mask_type)[:, :, None],
             "has_mask": "masks" in row,
             "objects": {name: np.asarray(objects[name], kind) for name, kind in types.items()},
         }
 
-    return FileExamples(files, read, classes, void)
-
-
-def _read_lines(path):
-    """Return the lines of a list that are not empty."""
-    with reading(path):
-        data = path.read_bytes()
-    try:
-        lines = data.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not in UTF-8: {error}") from error
-    return [line.strip() for line in lines if line.strip()]
-
-
-def _repeated(names):
-    """Return a name that is there more than once; None without."""
-    return next((name for name, count in collections.Counter(names).items() if count > 1), None)
+    ids = [printable(row["image"].stem) for row in files]
+    return FileExamples(ids, files, read, classes, void)
 
 
 def _read_classes(path):
@@ -109,7 +93,7 @@ def _read_classes(path):
     if not path.is_file():
         raise UserError(f"{path} is missing: the names of the classes by index, one a line")
     names, void = [], None
-    for line in _read_lines(path):
+    for line in read_lines(path):
         stated = _VOID.fullmatch(line)
         if stated is None:
             names.append(line)
@@ -119,8 +103,8 @@ def _read_classes(path):
             void = int(stated[1])
     if not names:
         raise UserError(f"{path} names no class")
-    if repeated := _repeated(names):
-        raise UserError(f"{path} has the class {repeated!r} twice")
+    if twice := repeated(names):
+        raise UserError(f"{path} has the class {twice!r} twice")
     if void is not None and void < len(names):
         raise UserError(f"{path}: void = {void} is the class {names[void]!r}, too")
     return tuple(names), void
@@ -130,7 +114,7 @@ def _listed(folder, split):
     """Return (folder within images/, stems or None for all that are there) of a split."""
     path, part = folder / f"{split}.txt", folder / "images" / split
     lists = [entry.stem for entry in folder.glob("[!.]*.txt") if entry.name != "classes.txt"]
-    parts = [entry.name for entry in (folder / "images").iterdir() if entry.is_dir()]
+    parts = [entry.name for entry in (folder / "images").glob("[!.]*") if entry.is_dir()]
     if split in lists and split in parts:
         raise UserError(f"split {split} is both a list, {path}, and a folder, {part}")
     if split in parts:
@@ -139,10 +123,10 @@ def _listed(folder, split):
         endings = (*_SUFFIXES, ".xml")
         stems = [
             line[: line.rindex(".")] if line.lower().endswith(endings) else line
-            for line in _read_lines(path)
+            for line in read_lines(path)
         ]
-        if repeated := _repeated(stems):
-            raise UserError(f"{path} has {repeated!r} twice")
+        if twice := repeated(stems):
+            raise UserError(f"{path} has {twice!r} twice")
         return "", stems
     if split == _EVERY:
         return "", None
@@ -173,13 +157,3 @@ def _read_mask(path, shape, classes, void):
             f"classes.txt and not {hint}"
         )
     return mask
-
-
-def _read_boxes(path, shape, classes):
-    objects = read_objects(path, classes)
-    height, width = shape
-    for x0, y0, x1, y1 in objects["boxes"]:
-        if x0 >= width or y0 >= height or x1 < 0 or y1 < 0:
-            box = [x0 + 1, y0 + 1, x1 + 1, y1 + 1]
-            raise UserError(f"{path} has the box {box} outside of its {width} x {height} pixels")
-    return objects

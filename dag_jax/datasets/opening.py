@@ -16,17 +16,19 @@ from dag_jax.datasets.examples import Examples, FileExamples
 from dag_jax.datasets.folder import open_plain_folder
 from dag_jax.datasets.scenes import Scenes, scenes_config
 from dag_jax.datasets.selection import ExampleSet, resize
-from dag_jax.datasets.voc import VocDevkit, voc_config
-from dag_jax.errors import UserError, writing
+from dag_jax.datasets.voc import open_voc
+from dag_jax.errors import StorageError, UserError, writing
 from dag_jax.files import PathLike
 
 DEFAULT_CACHE = "~/.cache/dag_jax/tfds"
 # What is read from its files whenever it is asked for, and what `data_dir` then is.
 _READ = {
+    "voc": (open_voc, "a VOCdevkit, or the folder that it or its tar files lie in"),
     "coco": (open_coco, "a folder with annotations/instances_<split>.json and <split>/"),
     "folder": (open_plain_folder, "a folder with images/, masks/ or annotations/, and classes.txt"),
 }
-_SLICE = re.compile(r"([^\[]*)(?:\[(\d{0,9}):(\d{0,9})\])?")
+_NAMED = 100  # examples that cannot be used which an error lists
+_SLICE = re.compile(r"([^\[]*)(?:\[(-?\d{1,9})?:(-?\d{1,9})?\])?")
 
 
 def open_dataset(
@@ -37,17 +39,16 @@ def open_dataset(
     cache_dir: PathLike | None = None,
     progress: bool = False,
 ) -> Examples | FileExamples:
-    """Open a split for random access, preparing scenes and voc on their first use.
+    """Open a split for random access, preparing scenes on their first use.
 
-    The prepared copy is kept under `cache_dir`; nothing is written to `data_dir`. Only the split
-    that was asked for is prepared. A VOC folder must stay where it is: it is looked at each time,
-    and a changed one is prepared anew. Of a list that is shorter or longer than the paper's, both
-    numbers are logged as a warning.
+    The prepared copy is kept under `cache_dir`; only the split that was asked for is prepared.
+    Other datasets are read from their files, example by example: nothing is written. Of a list of
+    VOC that is shorter or longer than the paper's, both numbers are logged as a warning.
 
     Args:
       name: 'scenes' (rendered, needs no files), 'voc', 'coco' or 'folder' (see these modules).
       split: a split's name, optionally sliced: 'voc2012_seg_val', 'voc2012_seg_val[:50]'.
-        PAPER_LISTS names those of the paper, which both datasets have; `voc_splits` lists the
+        PAPER_LISTS names those of the paper, which scenes and voc have; `voc_splits` lists the
         others of a VOC folder; those of COCO are like 'val2017[:50]', those of a folder are its
         lists and subfolders.
       data_dir: for 'voc', an extracted VOCdevkit, or the folder that holds it, SBD, or their
@@ -60,34 +61,24 @@ def open_dataset(
 
     Raises:
       ValueError: for an unknown name or split, and for a VOC folder that is missing or incomplete:
-        with what is missing and where it can be had, before anything is written. For what
-        `open_coco` and `open_plain_folder` name.
+        with what is missing and where it can be had. For what `open_coco` and
+        `open_plain_folder` name. An example that cannot be read raises one that names its file.
     """
     if name in _READ:
         return _read(name, split, data_dir)
     base = split.split("[")[0]
     cache = pathlib.Path(cache_dir or DEFAULT_CACHE).expanduser().resolve()
-    if name == "scenes":
-        if data_dir is not None:
-            raise UserError(f"scenes are rendered, they are not read from data_dir {data_dir}")
-        builder_class, config = Scenes, scenes_config(base)
-    elif name == "voc":
-        if data_dir is None:
-            raise UserError(
-                "voc needs data_dir: a VOCdevkit, or the folder that it or its tar files lie in"
-            )
-        builder_class, config = VocDevkit, voc_config(data_dir, splits=[base])
-    else:
+    if name != "scenes":
         raise UserError(f"unknown dataset {name!r}; the known ones are {', '.join(DATASETS)}")
+    if data_dir is not None:
+        raise UserError(f"scenes are rendered, they are not read from data_dir {data_dir}")
+    config = scenes_config(base)
 
     with _quiet(progress):
-        builder = builder_class(data_dir=cache, config=config)
+        builder = Scenes(data_dir=cache, config=config)
         if not builder.data_path.exists():
             _prepare(builder)
-            builder = builder_class(data_dir=cache, config=config)
-    if base not in builder.info.splits:
-        known = ", ".join(sorted(builder.info.splits))
-        raise UserError(f"{name} has no split {base}; it has {known}")
+            builder = Scenes(data_dir=cache, config=config)
     return Examples(builder, split)
 
 
@@ -99,8 +90,10 @@ def _read(name, split, data_dir):
     if parts is None:
         raise UserError(f"split {split!r} of {name} is neither a name nor name[first:last]")
     base, first, last = parts.groups()
-    examples = open_files(data_dir, base)
-    return examples[int(first or 0) : int(last) if last else None]
+    examples = open_files(data_dir, base)[int(first or 0) : int(last) if last else None]
+    if not len(examples):
+        raise UserError(f"{split!r} is no part of {base} that holds an example, as {base}[:50] is")
+    return examples
 
 
 def _prepare(builder):
@@ -143,6 +136,7 @@ def load_examples(
     canvas: int | None = None,
     image_ids: Collection[str] | None = None,
     with_mask: bool = False,
+    skip_bad: bool = False,
 ) -> ExampleSet:
     """Read examples of a split.
 
@@ -155,28 +149,49 @@ def load_examples(
       canvas: pixels of the square to scale to; None leaves images as they are.
       image_ids: names of the images to use; None for all.
       with_mask: whether to leave out examples that nobody segmented.
+      skip_bad: whether to leave out examples that cannot be read, and take the next ones.
 
     Returns:
-      `ExampleSet`, in the order of the split.
+      `ExampleSet`, in the order of the split; `skipped` says what was wrong with which.
 
     Raises:
-      ValueError: for what `open_dataset` names, for an image that the split has not, and where
-        nothing is left.
+      ValueError: for what `open_dataset` names, for an image that the split has not, where nothing
+        is left, and, all of them at once, for examples that cannot be read.
+      StorageError: where a disk fails.
     """
     examples: list[dict] = []
+    bad: list[str] = []
     seen: set[str] = set()
     source = open_dataset(dataset, split, data_dir=data_dir, cache_dir=cache_dir, progress=True)
-    for example in source:
-        if limit is not None and len(examples) >= limit:
+    known = source.ids if isinstance(source, FileExamples) else None
+    for index in range(len(source)):
+        if limit is not None and len(examples) + len(bad) * (not skip_bad) >= limit:
             break
+        if known and image_ids is not None and known[index] not in image_ids:
+            continue
+        try:
+            example = source[index]
+        except StorageError:
+            raise
+        except UserError as error:
+            bad.append(str(error))
+            seen |= {known[index]} if known else set()
+            continue
         if image_ids is not None and example["image_id"] not in image_ids:
             continue
         seen.add(example["image_id"])
         if example["has_mask"] or not with_mask:
             examples.append(resize(example, canvas) if canvas else example)
+    if bad and not skip_bad:
+        lines = bad[:_NAMED] + [f"and {len(bad) - _NAMED:,} more"] * (len(bad) > _NAMED)
+        raise UserError(
+            f"{len(bad):,} images of {dataset} {split} cannot be used; --skip_bad "
+            "(skip_bad=True) goes on without them:\n  " + "\n  ".join(lines)
+        )
     missing = sorted(set(image_ids or ()) - seen)
     if missing and (limit is None or len(examples) < limit):
         raise UserError(f"{dataset} {split} has no image {', '.join(missing)}")
     if not examples:
-        raise UserError(f"{dataset} {split} has no example to use")
-    return ExampleSet(examples, source.classes, void=source.void)
+        rest = f": {len(bad):,} cannot be used, the first: {bad[0]}" if bad else ""
+        raise UserError(f"{dataset} {split} has no example to use{rest}")
+    return ExampleSet(examples, source.classes, void=source.void, skipped=bad)

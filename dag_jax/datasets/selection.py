@@ -11,6 +11,8 @@ from jaxtyping import Integer
 from PIL import Image
 
 from dag_jax.arrays import Array
+from dag_jax.datasets.annotations import is_outside
+from dag_jax.datasets.classes import VOID
 from dag_jax.errors import UserError
 
 
@@ -33,27 +35,35 @@ class ExampleSet(Sequence):
     Attributes:
       classes: names of the classes by index.
       void: the label of pixels that are of no class; None where all have one.
+      skipped: what was wrong with each example that was left out for it.
 
     Raises:
       ValueError: for a void that is a class; for ids that repeat, arrays of other shapes and labels
         that are no class, named by the example.
     """
 
-    def __init__(self, examples: Iterable[dict], classes: Iterable[str], *, void: int | None = 255):
-        self.classes, self.void = tuple(classes), void
+    def __init__(
+        self,
+        examples: Iterable[dict],
+        classes: Iterable[str],
+        *,
+        void: int | None = VOID,
+        skipped: Iterable[str] = (),
+    ):
+        self.classes, self.void, self.skipped = tuple(classes), void, tuple(skipped)
         if void is not None and 0 <= void < len(self.classes):
             raise UserError(
                 f"void is {void}, which is the class {self.classes[void]!r}: give the label that "
                 "is no class (such as -1), or void=None where every pixel has one"
             )
         self._examples = [_complete(example, len(self.classes), void) for example in examples]
-        counts = collections.Counter(self.ids)
+        counts = collections.Counter(map(str, self.ids))  # 7 and "7" are one name of a file
         if repeated := [name for name, count in counts.items() if count > 1]:
             raise UserError(f"several examples have the image_id {repeated[0]!r}")
 
     def _with(self, examples, classes, void) -> "ExampleSet":
         """Return a set of examples that are known to be complete."""
-        made = ExampleSet((), classes, void=void)
+        made = ExampleSet((), classes, void=void, skipped=self.skipped)
         made._examples = examples
         return made
 
@@ -92,7 +102,7 @@ class ExampleSet(Sequence):
           `ExampleSet`, itself where nothing changes. Its `void` is 255, or -1 where 255 is a class.
         """
         table = np.asarray(table, np.int32)
-        void = 255 if len(classes) <= 255 else -1
+        void = VOID if len(classes) <= VOID else -1
         same = np.array_equal(table, np.arange(len(table))) and self.void == void
         if same and tuple(classes) == self.classes:
             return self
@@ -108,7 +118,7 @@ class ExampleSet(Sequence):
         kept = {name: values[keep] for name, values in objects.items()}
         return {
             **example,
-            "mask": labels.astype(np.uint8 if void == 255 else np.int32),
+            "mask": labels.astype(np.uint8 if void == VOID else np.int32),
             "objects": kept | {"label": table[kept["label"]]},
         }
 
@@ -121,11 +131,11 @@ def _complete(example, num_classes, void):
     try:
         if image.shape[2:] != (3,) or image.dtype != np.uint8 or not image.size:
             raise UserError(f"its image is {_kind(image)}; it must be u8[H, W, 3], RGB grey levels")
-        objects = _complete_objects(example.get("objects"), num_classes)
+        objects = _complete_objects(example.get("objects"), num_classes, image.shape)
         mask = example.get("mask")
         has_mask = mask is not None and bool(example.get("has_mask", True))
         if mask is None:
-            fill = 255 if void is None else void
+            fill = VOID if void is None else void
             mask = np.full(image.shape[:2], fill, np.uint8 if 0 <= fill <= 255 else np.int32)
         mask = _complete_mask(mask, image.shape[:2], has_mask, num_classes, void)
     except UserError as error:
@@ -147,16 +157,24 @@ def _complete_mask(mask, shape, has_mask, num_classes, void):
     return mask
 
 
-def _complete_objects(objects, num_classes):
+def _complete_objects(objects, num_classes, shape):
     if objects is None:
         objects = {"boxes": np.zeros((0, 4)), "label": np.zeros(0, int)}
     if missing := {"boxes", "label"} - set(objects):
         raise UserError(f"its objects have no {', '.join(sorted(missing))}")
     boxes, labels = np.asarray(objects["boxes"], np.float32), np.asarray(objects["label"])
-    difficult = np.asarray(objects.get("difficult", np.zeros(len(labels), bool)), bool)
+    difficult = np.asarray(objects.get("difficult", np.zeros(len(labels), bool)))
+    if not np.isin(difficult, (0, 1)).all():
+        raise UserError(f"its difficult is {difficult.tolist()}, which must be true or false")
     boxes = boxes.reshape(0, 4) if not boxes.size else boxes
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
         raise UserError(f"its boxes are {_kind(boxes)}; they must be finite numbers [G, 4]")
+    for box in boxes:
+        if (box[2:] - box[:2] + 1 <= 0).any() or is_outside(box, shape):
+            raise UserError(
+                f"its box {box.tolist()} has no pixel of {shape[1]} x {shape[0]}; boxes are "
+                "[x0, y0, x1, y1]"
+            )
     if not len(boxes) == len(labels) == len(difficult):
         raise UserError(
             f"{len(boxes)} boxes, {len(labels)} labels, {len(difficult)} difficult flags"
@@ -168,7 +186,7 @@ def _complete_objects(objects, num_classes):
         raise UserError(
             f"an object's label is {strange[0]}, which is none of {num_classes} classes"
         )
-    return {"boxes": boxes, "label": labels.astype(np.int32), "difficult": difficult}
+    return {"boxes": boxes, "label": labels.astype(np.int32), "difficult": difficult.astype(bool)}
 
 
 def _kind(array):

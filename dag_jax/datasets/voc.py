@@ -27,10 +27,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from dag_jax.datasets import examples, paper_lists
-from dag_jax.datasets.annotations import open_image, read_mask, read_objects
+from dag_jax.datasets.annotations import read_mask, read_objects
 from dag_jax.datasets.archives import Member
 from dag_jax.datasets.classes import CLASS_NAMES, VOID
 from dag_jax.datasets.devkit import LAYOUT, Devkit, where
+from dag_jax.datasets.photographs import read_stored
 from dag_jax.errors import UserError
 from dag_jax.files import PathLike
 
@@ -63,17 +64,44 @@ class VocDevkit(examples.ExampleBuilder):
         }
 
     def _generate_examples(self, files):
-        for number, (image_id, image_file, xml_file, mask_file) in enumerate(files):
-            image = image_file.read_bytes()
-            width, height = open_image(image, image_file).size
-            mask = np.full((height, width), VOID, np.uint8)
-            if mask_file is not None:
-                mask = read_mask(mask_file, mask.shape)
-            objects = read_objects(xml_file)
+        for number, (image_id, *row) in enumerate(files):
+            example = _read(row)
+            image, mask = row[0].read_bytes(), example["mask"][:, :, 0]
+            has_mask = example["has_mask"]
             yield (
                 number,
-                examples.encode(image_id, image, mask, objects, has_mask=mask_file is not None),
+                examples.encode(image_id, image, mask, example["objects"], has_mask=has_mask),
             )
+
+
+def open_voc(folder: PathLike, split: str) -> examples.FileExamples:
+    """Open a split of a VOC folder: nothing is written, files are read when asked for.
+
+    Args:
+      folder: as of `voc_config`.
+      split: a name from `voc_splits` or of `paper_lists.PAPER_LISTS`.
+
+    Raises:
+      UserError: as `voc_config`. What is in a file is looked into when it is read.
+    """
+    rows = _rows(folder, [split], "voc")[split]
+    ids = [row[0] for row in rows]
+    return examples.FileExamples(ids, [row[1:] for row in rows], _read, CLASS_NAMES, VOID)
+
+
+def _read(row):
+    """Return an example, without its id, of (JPEG, XML, mask or None)."""
+    image_file, xml_file, mask_file = row
+    image = read_stored(image_file)
+    mask = np.full(image.shape[:2], VOID, np.uint8)
+    if mask_file is not None:
+        mask = read_mask(mask_file, mask.shape)
+    return {
+        "image": image,
+        "mask": mask[:, :, None],
+        "has_mask": mask_file is not None,
+        "objects": read_objects(xml_file, shape=mask.shape),
+    }
 
 
 def voc_config(
@@ -105,6 +133,18 @@ def voc_config(
     """
     if masks not in ("voc", "aug"):
         raise UserError(f"masks must be 'voc' or 'aug', got {masks!r}")
+    files = _rows(folder, splits, masks)
+    stamps = [
+        [file and _stamp(file) for file in row[1:]] for rows in files.values() for row in rows
+    ]
+    identity = json.dumps([masks, [[s, [r[0] for r in rows]] for s, rows in files.items()], stamps])
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    label = next(iter(files)) if len(files) == 1 else "several"
+    return VocConfig(name=f"{label}-{masks}-{fingerprint}", version=VocDevkit.VERSION, files=files)
+
+
+def _rows(folder, splits, masks):
+    """Return split -> list of (image id, JPEG, XML, mask or None)."""
     kit = Devkit(folder)
     lists = _lists(kit)
     names = sorted(lists) if splits is None else list(splits)
@@ -114,19 +154,12 @@ def voc_config(
             f"{folder} has no split {', '.join(unknown)}; it has {', '.join(sorted(lists))}; the "
             f"lists of the paper are {', '.join(paper_lists.PAPER_LISTS)}"
         )
-    files = {
+    return {
         name: _files(kit, _of_list(kit, lists[name], masks))
         if name in lists
         else _files(kit, paper_lists.derive(kit, name))
         for name in names
     }
-    stamps = [
-        [file and _stamp(file) for file in row[1:]] for rows in files.values() for row in rows
-    ]
-    identity = json.dumps([masks, [[s, [r[0] for r in rows]] for s, rows in files.items()], stamps])
-    fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    label = next(iter(files)) if len(files) == 1 else "several"
-    return VocConfig(name=f"{label}-{masks}-{fingerprint}", version=VocDevkit.VERSION, files=files)
 
 
 def voc_splits(folder: PathLike) -> dict[str, str]:

@@ -117,21 +117,25 @@ class State:
 
 
 def perturb(
-    image: Float[Array, "*B H W 3"],
-    perturbation: Float[Array, "*B H W 3"],
+    image: Num[Array, "*B H W 3"],
+    perturbation: Num[Array, "*B H W 3"],
     *,
     rounded: bool | np.bool_ = False,
 ) -> Float[jax.Array, "*B H W 3"]:
     """Return the image that a perturbation makes: clip(X + r, 0, 255), rounded where asked.
 
     Args:
-      image: f32[..., H, W, 3], RGB grey levels.
-      perturbation: f32[..., H, W, 3] in grey levels.
+      image: [..., H, W, 3], RGB grey levels; integers are taken as f32, so that no sum wraps.
+      perturbation: [..., H, W, 3] in grey levels, likewise.
       rounded: whether to round to whole grey levels, so that a cast to uint8 loses nothing.
 
     Returns:
       f32[..., H, W, 3].
     """
+    image, perturbation = (
+        array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.float32)
+        for array in (image, perturbation)
+    )
     perturbed = jnp.clip(image + perturbation, 0, WHITE)
     return jnp.round(perturbed) if rounded else perturbed
 

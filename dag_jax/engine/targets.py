@@ -39,6 +39,18 @@ def map_targets(function: Callable, targets: PyTree[Targets], *trees: PyTree) ->
     return jax.tree.map(function, targets, *trees, is_leaf=is_targets)
 
 
+def _classes(name: str, values) -> jax.Array:
+    """Return labels as i32; UserError for what is no integer, as 7.6 is no class 7."""
+    if not isinstance(values, jax.Array):
+        values, limits = np.asarray(values), np.iinfo(np.int32)
+        wide = values.dtype.kind in "iu" and values.size
+        if wide and not limits.min <= values.min() <= values.max() <= limits.max:
+            raise UserError(f"{name} run from {values.min()} to {values.max()}; classes are int32")
+    if values.size and not jnp.issubdtype(values.dtype, jnp.integer):
+        raise UserError(f"{name} are {values.dtype}; classes are integers")
+    return jnp.asarray(values).astype(jnp.int32)
+
+
 def make_targets(
     labels: Integer[Array, "*T"],
     adversarial: Integer[Array, "*T"] | Integer[Scalar, ""] | int,
@@ -61,19 +73,28 @@ def make_targets(
       Targets of shape *T; labels and adversarial are 0 where there is no target.
 
     Raises:
-      ValueError: where the shapes differ.
+      ValueError: where the shapes differ, for labels that are no integers, a `valid` of floats,
+        and where 255 is void and there are classes above it.
     """
-    labels = jnp.asarray(labels).astype(jnp.int32)
-    adversarial = jnp.asarray(adversarial).astype(jnp.int32)
+    labels = _classes("labels", labels)
+    other = _classes("adversarial", adversarial)
+    for array in (labels, other):
+        if void == VOID and not isinstance(array, jax.core.Tracer) and np.any(array > VOID):
+            raise UserError(
+                f"there is a class {array.max()}, so {VOID} is a class, too: give void=None, or "
+                "the label that is no class"
+            )
+    if jnp.issubdtype(jnp.result_type(valid), jnp.inexact):
+        raise UserError(f"valid is {jnp.result_type(valid)}, neither true nor false")
     valid = jnp.asarray(valid, bool)
-    for name, array in (("adversarial", adversarial), ("valid", valid)):
+    for name, array in (("adversarial", other), ("valid", valid)):
         if array.shape not in ((), labels.shape):
             raise UserError(f"{name} has shape {array.shape}, labels have {labels.shape}")
-    adversarial = jnp.broadcast_to(adversarial, labels.shape)
-    valid = valid & (labels != adversarial)
+    other = jnp.broadcast_to(other, labels.shape)
+    valid = valid & (labels != other)
     if void is not None:
-        valid = valid & (labels != void) & (adversarial != void)
-    return Targets(jnp.where(valid, labels, 0), jnp.where(valid, adversarial, 0), valid)
+        valid = valid & (labels != void) & (other != void)
+    return Targets(jnp.where(valid, labels, 0), jnp.where(valid, other, 0), valid)
 
 
 def label_proposals(
@@ -107,7 +128,8 @@ def label_proposals(
       (labels i32[N], valid bool[N]); labels are 0 where invalid.
 
     Raises:
-      ValueError: where the numbers of rows disagree.
+      ValueError: where the numbers of rows disagree, and for a label that is no column of the
+        scores; inside jit, where values are not known, such a box makes no target.
 
     Reference: the authors' release; Xie et al., ICCV 2017, section 3.3.
     """
@@ -115,7 +137,7 @@ def label_proposals(
         raise UserError(
             f"boxes have {boxes.shape[0]} rows, scores {scores.shape[0]}, valid {valid.shape[0]}"
         )
-    truth_labels = jnp.asarray(truth_labels, jnp.int32)
+    truth_labels = _classes("truth_labels", truth_labels)
     if not truth_boxes.shape[0] == truth_labels.shape[0] == truth_valid.shape[0]:
         raise UserError(
             f"truth_boxes have {truth_boxes.shape[0]} rows, truth_labels {truth_labels.shape[0]}, "
@@ -123,6 +145,14 @@ def label_proposals(
         )
     if not truth_labels.shape[0]:  # nothing to find
         return jnp.zeros(boxes.shape[0], jnp.int32), jnp.zeros(boxes.shape[0], bool)
+    is_class = (truth_labels >= 0) & (truth_labels < scores.shape[1])
+    strange = truth_valid & ~is_class
+    if not isinstance(strange, jax.core.Tracer) and np.any(strange):
+        raise UserError(
+            f"truth_labels hold {truth_labels[np.argmax(strange)]}, and the scores have the "
+            f"classes 0 to {scores.shape[1] - 1}: labels are their columns, not ids of a dataset"
+        )
+    truth_valid = truth_valid & is_class
     overlap = boxlib.iou(boxes, truth_boxes)
     probability = jax.nn.softmax(scores, axis=-1)[:, truth_labels]
     qualifies = (overlap > iou) & (probability > confidence) & truth_valid[None, :]
@@ -174,7 +204,6 @@ def derangement(key: PRNGKeyArray, size: int) -> Int32[jax.Array, " {size}"]:
 
 def _apply(table, labels, num_classes):
     """Look labels up in a table i32[C]; what is no class (void) stays as it is."""
-    labels = jnp.asarray(labels).astype(jnp.int32)
     is_class = (labels >= 0) & (labels < num_classes)
     return jnp.where(is_class, table[jnp.where(is_class, labels, 0)], labels)
 
@@ -200,6 +229,7 @@ def permute_labels(
 
     Reference: Xie et al., ICCV 2017, section 3.
     """
+    labels = _classes("labels", labels)
     classes = jnp.arange(num_classes, dtype=jnp.int32)
     permuted = np.flatnonzero(np.arange(num_classes) != background)
     moved = classes[permuted][derangement(key, len(permuted))]
@@ -229,7 +259,7 @@ def absent_labels(
     Returns:
       i32[*T] adversarial labels.
     """
-    labels = jnp.asarray(labels).astype(jnp.int32)
+    labels = _classes("labels", labels)
     counted = jnp.where(jnp.asarray(valid, bool), labels, num_classes)
     classes = jnp.arange(num_classes, dtype=jnp.int32)
     present = jnp.any(counted.reshape(-1, 1) == classes[None, :], axis=0)

@@ -116,8 +116,8 @@ def voc_ap(
       An `AveragePrecision`.
 
     Raises:
-      ValueError: for images that only one side has, arrays of different length, or a class
-        that is none of the C, or background.
+      ValueError: for images that only one side has, arrays of different length, a true box
+        without an area, or a class that is none of the C, or background.
 
     Reference: VOCevaldet.m of the PASCAL VOC development kit.
     """
@@ -247,7 +247,8 @@ def _overlaps(boxes, others):
     corner0 = np.maximum(boxes[:, None, :2], others[None, :, :2])
     corner1 = np.minimum(boxes[:, None, 2:4], others[None, :, 2:4])
     intersection = np.maximum(corner1 - corner0 + 1, 0).prod(axis=-1)
-    area = (boxes[:, 2:4] - boxes[:, :2] + 1).prod(axis=-1)
+    # A detector may answer with a box whose corners are exchanged: it has no area.
+    area = np.maximum(boxes[:, 2:4] - boxes[:, :2] + 1, 0).prod(axis=-1)
     other_area = (others[:, 2:4] - others[:, :2] + 1).prod(axis=-1)
     return intersection / (area[:, None] + other_area[None, :] - intersection)
 
@@ -283,6 +284,11 @@ def _arrays(item, image, objects, background):
             )
     if not (np.isfinite(boxes).all() and np.isfinite(last).all()):
         raise UserError(f"image {image}: boxes and {last_name} must be finite")
+    if isinstance(item, Truths):
+        for box in boxes[(boxes[:, 2:] - boxes[:, :2] + 1 <= 0).any(axis=1)]:
+            raise UserError(f"image {image}: box {box.tolist()} has no area (x0, y0, x1, y1)")
+        if (odd := last[~np.isin(last, (0, 1))]).size:
+            raise UserError(f"image {image}: difficult is {odd[0]}, neither true nor false")
     if (strange := classes[~np.isin(classes, objects)]).size:
         raise UserError(
             f"image {image}: class {strange[0]} is none of the {len(objects)} classes of objects "

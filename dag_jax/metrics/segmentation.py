@@ -12,7 +12,7 @@ from jaxtyping import Float64, Int64, Integer
 from dag_jax.arrays import Array
 from dag_jax.errors import UserError
 
-VOID = 255
+VOID = 255  # what masks of VOC hold where a pixel is of no class
 
 
 def confusion_matrix(

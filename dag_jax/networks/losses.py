@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from dag_jax import detection
 from dag_jax.errors import UserError
-from dag_jax.metrics.segmentation import VOID
 
 
 class DetectionLoss(NamedTuple):
@@ -42,7 +41,7 @@ def segmentation_loss(scores, labels, *, class_weights=None):
 
     Args:
       scores: f32[*B, H, W, C], pre-softmax.
-      labels: i32[*B, H, W]; 255 is void.
+      labels: i32[*B, H, W]; what is none of the C classes is void.
       class_weights: f32[C], or None for equal ones.
 
     Returns:
@@ -57,7 +56,7 @@ def segmentation_loss(scores, labels, *, class_weights=None):
         class_weights = jnp.ones(scores.shape[-1])
     if class_weights.shape != scores.shape[-1:]:
         raise UserError(f"{scores.shape[-1]} classes, class_weights is {class_weights.shape}")
-    known = labels != VOID
+    known = (labels >= 0) & (labels < scores.shape[-1])
     labels = jnp.where(known, labels, 0)
     weights = jnp.where(known, jnp.asarray(class_weights)[labels], 0)
     return _weighted_mean(_cross_entropy(scores, labels), weights)

@@ -5,6 +5,7 @@ else draws is imported by what uses it: it would be half of the time in which a 
 """
 
 import itertools
+import warnings
 
 from etils import epath
 
@@ -17,6 +18,11 @@ MARKERS = "os^DvPX*<"  # one fewer than colours: pairs repeat after 90
 HEADROOM = 1.1  # of the largest value: no marker is cut
 
 _DPI = 150
+_FONTS = (  # the first that has a letter gives it; the others are systems' own for East Asia
+    *("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "IPAGothic"),
+    *("Droid Sans Fallback", "Microsoft YaHei", "Malgun Gothic", "PingFang SC", "Hiragino Sans"),
+    *("Arial Unicode MS",),
+)
 
 
 def series(points, key, x, y, scale=1):
@@ -121,8 +127,22 @@ def training_curve(points, title, path):
 
 
 def save(figure, path):
-    """Write a figure as a PNG, to a bucket too; missing folders are made."""
+    """Write a figure as a PNG, to a bucket too; missing folders are made.
+
+    A letter that matplotlib's own font lacks comes from another that is installed here; where none
+    has it, a box stands for it.
+    """
+    from matplotlib import font_manager
+    from matplotlib.text import Text
+
+    installed = font_manager.get_font_names()
+    fonts = [name for name in _FONTS if name in installed]
+    for text in figure.findobj(Text):
+        text.set_fontfamily(fonts)
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    with path.open("wb") as file, warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing from font|.* does not support \\w+ nativ"
+        )
         figure.savefig(file, format="png", dpi=_DPI)

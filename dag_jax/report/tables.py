@@ -47,6 +47,23 @@ def class_notes(rows) -> list[str]:
     return notes
 
 
+def skipped_notes(rows) -> list[str]:
+    """Return a sentence on images that were left out as they cannot be read, if there is any.
+
+    Args:
+      rows: dicts with "title" and the number "skipped".
+    """
+    counts: dict = {}
+    for row in rows:
+        counts.setdefault(row.get("skipped", 0), []).append(row["title"])
+    return [
+        f"{', '.join(titles)}: {count} image{'s' * (count != 1)} whose files cannot be read "
+        f"{'were' if count != 1 else 'was'} left out (--skip_bad)."
+        for count, titles in counts.items()
+        if count
+    ]
+
+
 def version_notes(rows, accepted=()) -> list[str]:
     """Return a sentence on what more than one version made (--accept_version), if there is any.
 

@@ -49,6 +49,7 @@ class Subject:
             "classes": [names[index] for index in self.shared.of_model],
             "classes_of_model_alone": list(self.shared.only_model),
             "classes_of_dataset_alone": list(self.shared.only_dataset),
+            "skipped": len(self.examples.skipped),
         }
 
 

@@ -12,6 +12,7 @@ from dag_jax.errors import UserError
 from dag_jax.models import DETECTION, SEGMENTATION
 from dag_jax.networks import fetching, zoo
 from dag_jax.runs.subject import Subject, subject_of, weights_digest
+from experiments.common import console
 
 FLAGS = flags.FLAGS
 # The paper's test split of each task; scenes have the same names.
@@ -95,8 +96,10 @@ def split_of(model) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def _read(dataset, split, data_dir, cache_dir, limit, canvas, image_ids, with_mask) -> ExampleSet:
-    return datasets.load_examples(
+def _read(
+    dataset, split, data_dir, cache_dir, limit, canvas, image_ids, with_mask, skip_bad
+) -> ExampleSet:
+    examples = datasets.load_examples(
         dataset,
         split,
         data_dir=data_dir,
@@ -105,7 +108,11 @@ def _read(dataset, split, data_dir, cache_dir, limit, canvas, image_ids, with_ma
         canvas=canvas,
         image_ids=image_ids,
         with_mask=with_mask,
+        skip_bad=skip_bad,
     )
+    for text in examples.skipped:
+        console.say(f"left out: {text}")
+    return examples
 
 
 def examples_of(model) -> ExampleSet:
@@ -125,6 +132,7 @@ def examples_of(model) -> ExampleSet:
         FLAGS.canvas,
         image_ids,
         with_mask,
+        FLAGS.skip_bad,
     )
 
 

@@ -188,6 +188,11 @@ _SHARED = {
         "as they are",
         more={"lower_bound": SIDES[0], "upper_bound": SIDES[1]},
     ),
+    "skip_bad": _Shared(
+        flags.DEFINE_bool,
+        False,
+        "Go on without images whose files cannot be read, and say how many in the table.",
+    ),
     "weights_dir": _Shared(
         flags.DEFINE_string,
         None,
@@ -271,7 +276,7 @@ _SHARED = {
 # Flags that change no result of an image. Whose weights a result is of, it says itself.
 UNRECORDED = (
     *("weights_dir", "cache_dir", "data_dir", "slots", "audit", "workdir"),
-    *("limit", "image_ids", "accept_version"),  # which images, and on whose word
+    *("limit", "image_ids", "skip_bad", "accept_version"),  # which images, and on whose word
 )
 
 

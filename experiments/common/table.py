@@ -216,9 +216,9 @@ class Table:
         return self.workdir / f"{name or self.launch}{f'_{number + 1}' * bool(number)}.png"
 
     def notes(self) -> list[str]:
-        """Return what there is to say of the classes that rows compare, and of versions."""
-        accepted = rundir.accepted(self.workdir)
-        return [*tables.class_notes(self.rows), *tables.version_notes(self.rows, accepted)]
+        """Return what there is to say of the classes of rows, of images left out, of versions."""
+        notes = [*tables.class_notes(self.rows), *tables.skipped_notes(self.rows)]
+        return [*notes, *tables.version_notes(self.rows, rundir.accepted(self.workdir))]
 
     def finish(self, mesh, report, draw) -> None:
         """Write and print the table, draw, audit; raise what went wrong with rows.

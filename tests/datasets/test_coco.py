@@ -229,8 +229,12 @@ def test_splits_can_be_cut(folder):
     assert len(open_coco(folder, "val2017[:2]")) == 2 and open_coco(folder)[-1]["has_mask"]
     with pytest.raises(ValueError, match="neither a name nor name"):
         open_coco(folder, "val2017[:10%]")
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="example 3 of 3"):
         open_coco(folder)[3]
+    assert [e["image_id"] for e in open_coco(folder, "val2017[-1:]")] == ["000005"]
+    for part in ("2:1", "3:", ":0"):
+        with pytest.raises(ValueError, match="is no part of val2017 that holds an example"):
+            open_coco(folder, f"val2017[{part}]")
 
 
 def changed(kind, index, **entries):
@@ -244,15 +248,15 @@ def changed(kind, index, **entries):
     [
         (
             changed("annotations", 0, bbox=[4, 5, -10, 12]),
-            r"annotation 1 of 000009.png: bbox \[4",
+            r"000009.png: annotation 1 has bbox \[4",
         ),
         (changed("annotations", 0, bbox=[4, 5, 0, 12]), "has no area"),
         (changed("annotations", 0, bbox=[4, 5, float("nan"), 2]), "nan.* finite numbers"),
         (changed("annotations", 0, bbox=[4, 5, float("inf"), 2]), "finite numbers"),
         (changed("annotations", 0, bbox=[4, 5, 10**400, 2]), "finite numbers"),
-        (changed("annotations", 0, bbox=[4, 5, 6]), "is not .x, y, width, height"),
-        (changed("annotations", 0, bbox=None), "bbox None is not"),
-        (changed("annotations", 0, bbox=["4", 5, 6, 7]), "bbox .'4', 5, 6, 7. is not"),
+        (changed("annotations", 0, bbox=[4, 5, 6]), "6., not .x, y, width, height"),
+        (changed("annotations", 0, bbox=None), "bbox None, not"),
+        (changed("annotations", 0, bbox=["4", 5, 6, 7]), "bbox .'4', 5, 6, 7., not"),
         (changed("annotations", 0, bbox=[50, 5, 6, 7]), "outside of its 50 x 40 pixels"),
         (
             changed("annotations", 0, category_id=12),
@@ -278,7 +282,15 @@ def changed(kind, index, **entries):
 )
 def test_what_cannot_be_is_refused_with_file_and_value(tmp_path, content, message):
     with pytest.raises(ValueError, match=rf"instances_val2017.json: .*{message}"):
-        open_coco(write(tmp_path, content))
+        open_coco(write(tmp_path, content))[0]
+
+
+def test_an_object_that_cannot_be_costs_its_image_alone(tmp_path):
+    content = changed("annotations", 0, bbox=[4, 5, 10, 0])  # as one of COCO's own train2017
+    options = {"data_dir": write(tmp_path, content), "skip_bad": True}
+    examples = load_examples("coco", "val2017", **options)
+    assert examples.ids == ["000004", "000005"] and len(examples.skipped) == 1
+    assert "annotation 1 has bbox [4, 5, 10, 0], which has no area" in examples.skipped[0]
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,31 @@ def test_lists_with_two_columns(tmp_path):
     assert kit.image_ids(path) == ("2007_000032", "a.rf.1", "b")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_lists_of_windows(tmp_path, encoding):
+    path = "VOC2012/ImageSets/Main/val.txt"
+    write(tmp_path / path, "2007_000001\r\nb\r\n".encode(encoding))
+    assert Devkit(tmp_path).image_ids(path) == ("2007_000001", "b")
+
+
+def test_lists_that_cannot_be_are_named(tmp_path):
+    path = "VOC2012/ImageSets/Main/val.txt"
+    for content, message in (
+        (b"caf\xe9", "val.txt is not in UTF-8"),
+        (b"\xff\xfea", "val.txt is not in UTF-16"),
+        (b"a\nb\n/JPEGImages/a.jpg 1\n", "val.txt has 'a' twice"),
+    ):
+        write(tmp_path / path, content)
+        with pytest.raises(ValueError, match=message):
+            Devkit(tmp_path).image_ids(path)
+
+
+def test_notes_of_another_system_are_no_files(tmp_path):
+    write(tmp_path / "VOC2012/ImageSets/Main/._val.txt", b"\0\5\x16\7")
+    write(tmp_path / "VOC2012/ImageSets/Main/val.txt", b"a")
+    assert list(Devkit(tmp_path).files("VOC2012/ImageSets/Main")) == ["val.txt"]
+
+
 def test_other_archives_are_left_alone(tmp_path):
     write(tmp_path / "holiday.tar", b"no tar")
     write(tmp_path / "VOC2012/Annotations/a.xml")

@@ -1,5 +1,6 @@
 """Plain folders of images, masks and boxes."""
 
+import os
 import struct
 import zlib
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from dag_jax.datasets import load_examples, open_dataset
 from dag_jax.datasets.photographs import read_class_map
+from dag_jax.errors import MissingError, StorageError
 
 CLASSES = ("sky", "road", "lorry")
 LINES = "sky\nroad\n\nlorry\nvoid = 255\n"
@@ -65,6 +67,8 @@ def open_folder(folder, split="all"):
 def test_images_and_masks_are_those_of_the_files(tmp_path):
     write(tmp_path)
     (tmp_path / "images/._a.png").write_bytes(b"of another system")
+    (tmp_path / "images/._val").mkdir()
+    (tmp_path / "._train.txt").write_bytes(b"of another system")
     (tmp_path / "images/notes.md").write_text("no image")
     examples = load_examples("folder", "all", data_dir=tmp_path)
     assert examples.classes == CLASSES and examples.void == 255
@@ -163,6 +167,9 @@ def test_boxes_that_cannot_be_are_refused(tmp_path, box, message):
         "<annotation><object><name>lorry</name></object></annotation>",
         "<annotation>",
         '<?xml version="1.0" encoding="none"?><annotation/>',
+        "<annotation><objects><object><name>lorry</name></object></objects></annotation>",
+        '<annotation><v:object xmlns:v="http://example.org/voc"/></annotation>',
+        "<annotation><Object><name>lorry</name></Object></annotation>",
     ],
 )
 def test_what_is_no_annotation_is_no_image_without_objects(tmp_path, text):
@@ -188,7 +195,7 @@ def test_masks_that_cannot_be_are_refused(tmp_path):
     with pytest.raises(ValueError, match="a.png is a JPEG file; a mask is"):
         open_folder(tmp_path)[0]
     path.write_bytes(png(np.zeros((HEIGHT, WIDTH), int), 4)[:-40])
-    with pytest.raises(ValueError, match="a.png is not a whole image file"):
+    with pytest.raises(ValueError, match=r"a.png \(32 bytes\) is no image"):
         open_folder(tmp_path)[0]
     path.unlink()
     with pytest.raises(ValueError, match="1 files of split all are missing, as .*masks/a.png"):
@@ -239,6 +246,63 @@ def test_what_is_no_such_folder_is_told_what_it_lacks(tmp_path):
     (tmp_path / "b/masks").rename(tmp_path / "b/labels")
     with pytest.raises(ValueError, match="has neither masks nor annotations"):
         open_folder(tmp_path / "b")
+
+
+def test_names_that_are_not_utf_8_are_read_and_become_text(tmp_path):
+    write(tmp_path, ("a",))
+    stem = os.fsdecode(b"caf\xe9")
+    for path in (tmp_path / "images/a.png", tmp_path / "masks/a.png"):
+        path.rename(path.with_name(f"{stem}.png"))
+    assert load_examples("folder", "all", data_dir=tmp_path).ids == [r"caf\udce9"]
+
+
+def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path):
+    write(tmp_path, ("a",))
+    write_box(tmp_path, "a")
+    examples = open_folder(tmp_path)
+    (tmp_path / "annotations/a.xml").unlink()
+    with pytest.raises(MissingError, match="a.xml: no such file"):
+        examples[0]
+    (tmp_path / "annotations/a.xml").mkdir()
+    with pytest.raises(StorageError, match="a.xml cannot be read now"):
+        examples[0]
+
+
+def spoil(tmp_path):
+    """Write six images of which the second and the fourth cannot be read."""
+    write(tmp_path, "abcdef")
+    data = (tmp_path / "images/b.png").read_bytes()
+    (tmp_path / "images/b.png").write_bytes(data[: len(data) // 2])
+    (tmp_path / "masks/d.png").write_bytes(png(np.full((HEIGHT, WIDTH), 9), 8))
+
+
+def test_every_bad_file_is_named_at_once(tmp_path):
+    spoil(tmp_path)
+    with pytest.raises(ValueError) as error:
+        load_examples("folder", "all", data_dir=tmp_path)
+    head, first, second = str(error.value).split("\n  ")
+    assert head == (
+        "2 images of folder all cannot be used; --skip_bad (skip_bad=True) goes on without them:"
+    )
+    assert "images/b.png (" in first and "truncated" in first
+    assert "masks/d.png holds [9]" in second
+    with pytest.raises(ValueError, match=r"1 images of folder .*\n.*b.png"):
+        load_examples("folder", "all", data_dir=tmp_path, limit=2)
+
+
+def test_bad_files_are_skipped_where_asked_and_counted(tmp_path):
+    spoil(tmp_path)
+    options = {"data_dir": tmp_path, "skip_bad": True}
+    examples = load_examples("folder", "all", **options)
+    assert examples.ids == list("acef") and len(examples.skipped) == 2
+    assert "b.png" in examples.skipped[0] and examples[1:].skipped == examples.skipped
+    some = load_examples("folder", "all", limit=3, **options)
+    assert some.ids == list("ace") and len(some.skipped) == 2
+    named = load_examples("folder", "all", image_ids=["a", "b"], **options)
+    assert named.ids == ["a"] and len(named.skipped) == 1
+    assert load_examples("folder", "all", data_dir=tmp_path, image_ids=["a"]).skipped == ()
+    with pytest.raises(ValueError, match="no example to use: 1 cannot be used, the first: .*b.png"):
+        load_examples("folder", "all", image_ids=["b"], **options)
 
 
 def test_sixteen_bit_photographs_are_scaled(tmp_path):

@@ -1,4 +1,7 @@
 import hashlib
+import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -58,6 +61,47 @@ def test_jpeg_is_what_pillow_decodes(tmp_path, pixels):
 
 def test_an_orientation_that_is_none_is_upright(tmp_path, pixels):
     photograph = photographs.read_photograph(saved(tmp_path / "a.png", pixels, exif=oriented(9)))
+    assert photograph.orientation == 1
+    np.testing.assert_array_equal(photograph.pixels, pixels)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "jpg"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7, 8])
+def test_a_dataset_s_image_is_as_it_lies_in_the_file(tmp_path, pixels, orientation, suffix):
+    turned = photographs.read_stored(
+        saved(tmp_path / f"a.{suffix}", pixels, exif=oriented(orientation))
+    )
+    plain = photographs.read_stored(saved(tmp_path / f"b.{suffix}", pixels))
+    np.testing.assert_array_equal(turned, plain)
+
+
+def entry(tag, kind, count, value):
+    return struct.pack("<HHI4s", tag, kind, count, value)
+
+
+@pytest.mark.parametrize(
+    ("second", "tail"),
+    [
+        (entry(282, 10, 1, struct.pack("<I", 38)), struct.pack("<ii", -1, 0)),  # -1/0 dpi
+        (entry(259, 8, 1, struct.pack("<hxx", -5)), b""),  # no number of its kind
+        (entry(270, 2, 5000, struct.pack("<I", 38)), b""),  # beyond the end
+    ],
+)
+def test_exif_that_cannot_be_turns_the_image_where_it_says_how(tmp_path, pixels, second, tail):
+    data = saved(tmp_path / "a.jpg", pixels).read_bytes()
+    ifd = struct.pack("<H", 2) + entry(274, 3, 1, struct.pack("<Hxx", 6)) + second + bytes(4)
+    exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + ifd + tail
+    path = tmp_path / "b.jpg"
+    path.write_bytes(data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:])
+    photograph = photographs.read_photograph(path)
+    assert photograph.orientation == 6
+    upright = np.rot90(photographs.read_stored(tmp_path / "a.jpg"), -1)
+    np.testing.assert_array_equal(photograph.pixels, upright)
+
+
+def test_exif_that_is_none_leaves_the_image_as_it_is(tmp_path, pixels):
+    path = saved(tmp_path / "a.png", pixels, exif=b"Exif\0\0no TIFF at all")
+    photograph = photographs.read_photograph(path)
     assert photograph.orientation == 1
     np.testing.assert_array_equal(photograph.pixels, pixels)
 
@@ -147,6 +191,52 @@ def test_what_cannot_be_read_is_named(tmp_path, pixels):
         photographs.read_photograph(path)
     with pytest.raises(ValueError, match="56 x 31 pixels; a network needs at least 32"):
         photographs.read_photograph(saved(tmp_path / "small.png", pixels[:31]))
+
+
+def test_grey_of_32_bits_has_no_white(tmp_path, pixels):
+    grey = pixels[..., 0].astype(np.int32)
+    for levels in (grey, 200 * grey):
+        path = saved(tmp_path / "a.tiff", levels)
+        for read in (photographs.read_photograph, photographs.read_stored):
+            with pytest.raises(ValueError, match=r"a.tiff has grey levels from .* of 32 bits: whi"):
+                read(path)
+
+
+@pytest.mark.parametrize("sides", [(2**13, 2**13 + 1), (2**14, 2**13), (2**15, 2**15)])
+def test_images_of_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, pixels, sides):
+    data = bytearray(saved(tmp_path / "a.png", pixels).read_bytes())
+    data[16:24] = struct.pack(">II", *sides)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    (tmp_path / "a.png").write_bytes(data)
+    readers = photographs.read_photograph, photographs.read_stored, photographs.read_indices
+    for read in (*readers, photographs.read_class_map):
+        with pytest.raises(ValueError, match=r"a.png .* has more than 67,108,864 pixels"):
+            read(tmp_path / "a.png")
+
+
+def test_a_name_that_is_not_utf_8_is_one_that_can_be_printed(tmp_path, pixels):
+    path = saved(tmp_path / "a.png", pixels)
+    path = path.rename(path.with_name(os.fsdecode(b"caf\xe9.png")))
+    assert photographs.read_photograph(path).name == r"caf\udce9.png"
+
+
+def test_transparency_is_no_class(tmp_path, rng):
+    classes = rng.integers(0, 21, (40, 50)).astype(np.uint8)
+    image = Image.fromarray(classes, "P")
+    image.putpalette(palette(256).tobytes())
+    path = saved(tmp_path / "a.png", image, transparency=0)
+    np.testing.assert_array_equal(photographs.read_class_map(path)[0], classes)
+    np.testing.assert_array_equal(photographs.read_indices(path), classes)
+    clear = np.dstack([palette(256)[classes], np.uint8(255) * (classes > 0)])
+    path = saved(tmp_path / "b.png", clear)
+    np.testing.assert_array_equal(photographs.read_class_map(path)[0], classes)
+
+
+def test_a_grey_drawing_is_a_png(tmp_path):
+    path = tmp_path / "a.pgm"
+    path.write_bytes(b"P5 40 40 15 " + bytes(1600))  # which Pillow stretches from 15 to 255
+    with pytest.raises(ValueError, match=r"a.pgm is a grey PPM file; class indices are a PNG's"):
+        photographs.read_class_map(path)
 
 
 def test_class_map_as_indices_and_as_colours(tmp_path, rng):

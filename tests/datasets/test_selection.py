@@ -62,6 +62,17 @@ def test_nothing_is_an_object_where_none_is_given():
         ({"objects": OBJECTS | {"label": [1.0, 2.0]}}, r"its labels are float64\[2\]; .* integers"),
         ({"objects": OBJECTS | {"boxes": np.zeros((4, 2))}}, r"its boxes are float32\[4, 2\]"),
         ({"objects": OBJECTS | {"boxes": np.full((2, 4), np.nan)}}, "must be finite"),
+        (
+            {"objects": OBJECTS | {"boxes": [[1, 1, 2, 2], [2, 0, 0, 1]]}},
+            "its box .2.0, 0.0, 0.0, 1",
+        ),
+        ({"objects": OBJECTS | {"boxes": [[1, 1, 2, 2], [1, 1, 0, 1]]}}, "has no pixel of 3 x 2;"),
+        ({"objects": OBJECTS | {"boxes": [[1, 1, 2, 2], [3, 0, 4, 1]]}}, "has no pixel of 3 x 2;"),
+        ({"objects": OBJECTS | {"boxes": [[0, -2, 2, -1], [0, 0, 1, 1]]}}, "has no pixel of 3 x 2"),
+        (
+            {"objects": OBJECTS | {"difficult": [0, 2]}},
+            r"difficult is \[0, 2\], which must be true",
+        ),
         ({"objects": OBJECTS | {"difficult": [True]}}, "2 boxes, 2 labels, 1 difficult flags"),
     ],
 )
@@ -73,6 +84,8 @@ def test_what_is_wrong_with_an_example_is_named_with_it(changes, message):
 def test_examples_have_names_of_their_own():
     with pytest.raises(ValueError, match="several examples have the image_id 'a'"):
         ExampleSet([example(), example("b"), example()], CLASSES)
+    with pytest.raises(ValueError, match="several examples have the image_id '7'"):
+        ExampleSet([example(7), example("7")], CLASSES)
     for lacking in ("image_id", "image"):
         with pytest.raises(ValueError, match=f"it needs an {lacking[:5]}"):
             ExampleSet([example(**{lacking: None})], CLASSES)

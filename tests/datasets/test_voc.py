@@ -6,7 +6,15 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from dag_jax.datasets import CLASS_NAMES, VOID, VocDevkit, open_dataset, voc_config, voc_splits
+from dag_jax.datasets import (
+    CLASS_NAMES,
+    VOID,
+    VocDevkit,
+    load_examples,
+    open_dataset,
+    voc_config,
+    voc_splits,
+)
 from dag_jax.datasets.voc import read_objects
 
 
@@ -59,7 +67,7 @@ def voc(tmp_path):
 
 
 def open_voc(folder, split):
-    return open_dataset("voc", split, data_dir=folder, cache_dir=folder.parent / "cache")
+    return open_dataset("voc", split, data_dir=folder)
 
 
 def snapshot(folder):
@@ -140,17 +148,14 @@ def test_voc2007_has_no_masks(voc):
     assert CLASS_NAMES[example["objects"]["label"][0]] == "car"
 
 
-def test_the_folder_stays_as_it_is_and_the_copy_is_used_again(voc, capfd):
-    before = snapshot(voc)
-    open_voc(voc, "voc2012_seg_val")
-    prepared = snapshot(voc.parent / "cache")
-    open_voc(voc, "voc2012_seg_val")
-    assert snapshot(voc.parent / "cache") == prepared
-    assert snapshot(voc) == before
+def test_nothing_is_written_or_said(voc, capfd):
+    before = snapshot(voc.parent)
+    assert len(list(open_voc(voc, "voc2012_seg_val"))) == 1
+    assert snapshot(voc.parent) == before
     assert capfd.readouterr() == ("", "")
 
 
-def test_another_folder_and_a_changed_one_get_copies_of_their_own(voc, tmp_path):
+def test_another_folder_and_a_changed_one_are_read_as_they_are(voc, tmp_path):
     other = tmp_path / "other"
     year = other / "VOC2012"
     write_image(year, "2007_000002", mask=7)
@@ -169,34 +174,41 @@ def test_another_folder_and_a_changed_one_get_copies_of_their_own(voc, tmp_path)
         ("SegmentationClass/2007_000002.png", "missing: SegmentationClass/2007_000002.png"),
     ],
 )
-def test_a_missing_file_is_named_before_anything_is_written(voc, remove, message):
+def test_a_missing_file_is_named_before_any_is_read(voc, remove, message):
     (voc / "VOCdevkit/VOC2012" / remove).unlink()
     with pytest.raises(ValueError, match=message):
         open_voc(voc, "voc2012_seg_val")
-    assert not (voc.parent / "cache").exists()
 
 
-def test_an_empty_file_is_named_before_anything_is_written(voc):
+def test_an_empty_file_is_named(voc):
     (voc / "VOCdevkit/VOC2012/JPEGImages/2007_000002.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match="2007_000002.jpg is empty"):
-        open_voc(voc, "voc2012_seg_val")
-    assert not (voc.parent / "cache").exists()
+        voc_config(voc, splits=["voc2012_seg_val"])
+    options = {"data_dir": voc, "skip_bad": True}
+    examples = load_examples("voc", "voc2012_main_train", **options)
+    assert examples.ids == ["2007_000003", "2007_000001"]
+    assert "2007_000002.jpg (0 bytes) is no image" in examples.skipped[0]
 
 
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("JPEGImages/2007_000002.jpg", "2007_000002.jpg is not a whole image file"),
-        ("SegmentationClass/2007_000002.png", "2007_000002.png is not a whole image file"),
+        ("JPEGImages/2007_000002.jpg", r"2007_000002.jpg \(\d+ bytes\) is no image"),
+        ("SegmentationClass/2007_000002.png", r"2007_000002.png \(\d+ bytes\) is truncated"),
         ("Annotations/2007_000002.xml", "2007_000002.xml is not a whole VOC annotation"),
     ],
 )
-def test_a_truncated_file_is_named_and_leaves_no_copy(voc, file, message):
+def test_a_truncated_file_is_named_and_makes_no_copy(voc, tmp_path, file, message):
     path = voc / "VOCdevkit/VOC2012" / file
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match=message):
-        open_voc(voc, "voc2012_seg_val")
-    assert not list((voc.parent / "cache").rglob("*array_record*"))
+        open_voc(voc, "voc2012_seg_val")[0]
+    builder = VocDevkit(
+        data_dir=tmp_path / "own", config=voc_config(voc, splits=["voc2012_seg_val"])
+    )
+    with pytest.raises(ValueError, match=message):
+        builder.download_and_prepare(file_format="array_record")
+    assert not list((tmp_path / "own").rglob("*array_record*"))
 
 
 def test_folders_that_are_no_voc_are_named(tmp_path):
@@ -228,13 +240,13 @@ def test_masks_must_fit_their_image_and_hold_classes(voc):
     path = year / "SegmentationClass" / "2007_000002.png"
     write_image(year, "2007_000002", mask=77)
     with pytest.raises(ValueError, match=r"2007_000002.png holds \[77\]"):
-        open_voc(voc, "voc2012_seg_val")
+        open_voc(voc, "voc2012_seg_val")[0]
     Image.new("L", (10, 10)).save(path)
     with pytest.raises(ValueError, match=r"is \(10, 10\), its image is \(30, 40\)"):
-        open_voc(voc, "voc2012_seg_val")
+        open_voc(voc, "voc2012_seg_val")[0]
     Image.new("RGB", (40, 30)).save(path)
     with pytest.raises(ValueError, match="has mode RGB"):
-        open_voc(voc, "voc2012_seg_val")
+        open_voc(voc, "voc2012_seg_val")[0]
 
 
 def test_annotations_of_unknown_classes_are_refused(tmp_path):
@@ -266,7 +278,7 @@ def test_real_photographs(shared, tmp_path):
             (source / folder / path.name).symlink_to(path)
     write_list(source, "Segmentation/val", ids)
 
-    examples = open_dataset("voc", "voc2012_seg_val", data_dir=tmp_path, cache_dir=tmp_path / "c")
+    examples = open_dataset("voc", "voc2012_seg_val", data_dir=tmp_path)
     assert [example["image_id"] for example in examples] == ids
     for example in examples:
         height, width, _ = example["image"].shape
@@ -348,18 +360,16 @@ def test_what_is_missing_from_a_tar_is_named_with_where_to_get_it(voc, tars):
         "(2 of JPEGImages, 1 of Annotations);"
     ) in message
     assert "VOC2012 can be had from https://" in message and "VOC2007" not in message
-    assert not (voc.parent / "cache").exists()
 
 
-def test_a_tar_cut_short_is_named_before_anything_is_written(tars):
+def test_a_tar_cut_short_is_named_before_any_file_is_read(tars):
     path = tars / "VOCtrainval_11-May-2012.tar"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match="VOCtrainval_11-May-2012.tar is not a whole archive"):
         open_voc(tars, "voc2012_seg_val")
-    assert not (tars.parent / "cache").exists()
 
 
-def test_a_changed_tar_is_prepared_anew(voc, tars):
+def test_a_changed_tar_is_read_anew(voc, tars):
     assert open_voc(tars, "voc2012_seg_val")[0]["mask"].max() == 15
     kit = voc.parent / "VOC2012" / "VOCdevkit"
     write_image(kit / "VOC2012", "2007_000002", mask=7)
@@ -416,7 +426,6 @@ def test_masks_that_the_paper_needs_are_named(voc):
     )
     with pytest.raises(ValueError, match=message):
         open_voc(voc, "fcn_star_train")
-    assert not (voc.parent / "cache").exists()
 
 
 def test_both_counts_are_said(voc, caplog):
@@ -425,15 +434,6 @@ def test_both_counts_are_said(voc, caplog):
         "voc07_test holds 1 images here, made of VOC2007/ImageSets/Main/test.txt (1); the paper's "
         "list has 4,952"
     ]
-
-
-def test_bars_are_shown_where_asked(voc, capfd):
-    options = {"data_dir": voc, "cache_dir": voc.parent / "cache"}
-    open_dataset("voc", "voc2012_seg_val", progress=True, **options)
-    out, err = capfd.readouterr()
-    assert not out and "Generating voc2012_seg_val examples" in err
-    open_dataset("voc", "voc2012_seg_val", progress=True, **options)
-    assert capfd.readouterr() == ("", "")
 
 
 def test_augmented_masks_may_come_from_sbd(voc):
@@ -462,8 +462,7 @@ def test_real_photographs_in_a_tar(shared, tmp_path):
     archive(kit, tmp_path / "tar" / "VOC.tar")
     for split, count in (("voc2012_seg_train_aug", 6), ("fcn_star_train", 6), ("voc07_test", 3)):
         folder, tar = (
-            open_dataset("voc", split, data_dir=tmp_path / name, cache_dir=tmp_path / "cache")
-            for name in ("folder", "tar")
+            open_dataset("voc", split, data_dir=tmp_path / name) for name in ("folder", "tar")
         )
         assert len(folder) == count
         assert_same(folder, tar)

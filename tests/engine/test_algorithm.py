@@ -231,6 +231,10 @@ def test_perturb_by_hand():
     change = jnp.float32([[[-3, 0.6, 2]]])
     np.testing.assert_array_equal(dag_jax.perturb(image, change), np.float32([[[0, 100.6, 255]]]))
     np.testing.assert_array_equal(dag_jax.perturb(image, change, rounded=True), [[[0, 101, 255]]])
+    image, change = np.uint8([[[250, 1, 9]]]), np.uint8([[[10, 1, 0]]])  # no sum of bytes wraps
+    made = dag_jax.perturb(image, change)
+    assert made.dtype == np.float32 and made.tolist() == [[[255, 2, 9]]]
+    assert dag_jax.perturb(image, np.int8([[[-1, -2, 0]]])).tolist() == [[[249, 0, 9]]]
 
 
 def float32_scores(weights, image):

@@ -48,14 +48,36 @@ def test_make_targets_leaves_out_the_void_that_a_dataset_has():
 @pytest.mark.parametrize(
     ("adversarial", "valid", "message"),
     [
-        (np.zeros((3, 4)), True, r"adversarial has shape \(3, 4\), labels have \(4, 3\)"),
-        (np.zeros(3), True, r"adversarial has shape \(3,\)"),
+        (np.zeros((3, 4), int), True, r"adversarial has shape \(3, 4\), labels have \(4, 3\)"),
+        (np.zeros(3, int), True, r"adversarial has shape \(3,\)"),
+        (1, np.full((4, 3), np.nan), "valid is float.*, neither true nor false"),
         (1, np.ones(4, bool), r"valid has shape \(4,\), labels have \(4, 3\)"),
     ],
 )
-def test_make_targets_refuses_other_shapes(adversarial, valid, message):
+def test_make_targets_refuses_what_does_not_fit(adversarial, valid, message):
     with pytest.raises(ValueError, match=message):
-        dag_jax.make_targets(np.zeros((4, 3)), adversarial, valid)
+        dag_jax.make_targets(np.zeros((4, 3), int), adversarial, valid)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (7.6, "labels are float64; classes are integers"),
+        (np.nan, "labels are float64"),
+        (True, "labels are bool"),
+        (2**33 + 7, "run from 8589934599 to 8589934599; classes are int32"),
+        (-(2**33) + 7, "classes are int32"),
+        (364, "there is a class 364, so 255 is a class, too: give void=None"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(label, message):
+    with pytest.raises(ValueError, match=message):
+        dag_jax.make_targets(np.array([label]), 3)
+    if label != 364:
+        with pytest.raises(ValueError, match=message):
+            dag_jax.permute_labels(jax.random.key(0), np.array([label]), 21)
+        with pytest.raises(ValueError, match=message):
+            dag_jax.absent_labels(jax.random.key(0), np.array([label]), 21)
 
 
 def overlap(a, b):
@@ -122,6 +144,16 @@ def test_label_proposals_by_hand():
     assert label([0, 0, 0], truth_valid=np.array([False, True]))[0] == 2
     assert not label([0, -9, 0], iou=0.5)[1]  # exactly 0.5: the limit is exclusive
     assert not label([0, 0, 0], truth_valid=~on)[1]
+
+
+@pytest.mark.parametrize("label", [3, 90, -1])
+def test_label_proposals_takes_columns_of_the_scores_alone(label):
+    box, on, scores = np.zeros((1, 4), np.float32), np.ones(1, bool), np.zeros((1, 3), np.float32)
+    case = box, scores, on, box, np.array([label])
+    with pytest.raises(ValueError, match=f"truth_labels hold {label}, and the scores .* 0 to 2"):
+        dag_jax.label_proposals(*case, on)
+    assert not jax.jit(dag_jax.label_proposals)(*case, on)[1].any()
+    assert not dag_jax.label_proposals(*case, ~on)[1].any()  # padding may hold anything
 
 
 def test_label_proposals_without_an_object_finds_none(rng):

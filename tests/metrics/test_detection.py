@@ -220,3 +220,21 @@ def test_bad_input_is_named():
         voc_ap({"a": Detections(np.array(A), [1], [0.9])}, truths)
     with pytest.raises(ValueError, match="must be finite"):
         voc_ap({"a": Detections(np.array([A]), [1], [np.nan])}, truths)
+    for strange in (1.5, np.nan, 21):
+        with pytest.raises(ValueError, match=f"image a: class {strange} is none of the 20"):
+            voc_ap({"a": Detections(np.array([A]), np.array([strange]), [0.9])}, truths)
+    x0, y0, x1, y1 = A
+    for box in ([x1, y0, x0, y1], [x0, y0, x0 - 1, y1]):
+        with pytest.raises(ValueError, match=r"image a: box \[.* has no area"):
+            voc_ap(detections, {"a": Truths(np.array([box]), np.array([1]), np.zeros(1, bool))})
+    with pytest.raises(ValueError, match="image a: difficult is 2.0, neither true nor false"):
+        voc_ap(detections, {"a": Truths(np.array([A]), np.array([1]), np.array([2]))})
+
+
+def test_a_detection_with_its_corners_exchanged_is_false():
+    x0, y0, x1, y1 = A
+    truth = np.array([A])
+    clean = voc_ap(*one_image([A], [0.9], truth)).mean
+    assert clean == 1
+    for box in ([x1 + 1, y1 + 1, x0, y0], [x1, y1, x0, y0], [x1 + 2, y0, x0, y1]):
+        assert voc_ap(*one_image([box, A], [0.95, 0.9], truth)).mean == 0.5

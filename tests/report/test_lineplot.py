@@ -40,6 +40,14 @@ def test_a_figure_is_saved_into_a_new_folder_without_a_backend(tmp_path):
     assert matplotlib.get_backend() == backend
 
 
+def test_letters_of_any_script_are_drawn_without_a_warning(tmp_path):
+    figure, axes = lineplot.panels(1, "狗 😀 كلب")
+    axes[0].plot([1, 2], label="猫")
+    axes[0].legend()
+    lineplot.save(figure, tmp_path / "a.png")  # a warning is an error here
+    assert figure.findobj(matplotlib.text.Text)[0].get_fontfamily()[0] == "DejaVu Sans"
+
+
 def test_a_training_curve_is_drawn(tmp_path):
     points = [{"step": 10, "loss": 2.5, "score": 10.0}, {"step": 20, "loss": 0.5, "score": 80.0}]
     lineplot.training_curve(points, "a_network", tmp_path / "curve.png")

@@ -9,3 +9,10 @@ def test_a_table_is_padded_and_a_bar_in_a_text_ends_no_cell():
         r"| a\|b | a\|ba\|b |",
         "|    c |       cc |",
     ]
+
+
+def test_images_that_were_left_out_are_counted():
+    rows = [{"title": "a", "skipped": 2}, {"title": "b"}, {"title": "c", "skipped": 2}]
+    text = "images whose files cannot be read were left out (--skip_bad)."
+    assert tables.skipped_notes(rows) == [f"a, c: 2 {text}"]
+    assert tables.skipped_notes([{"title": "b", "skipped": 0}]) == []

@@ -39,7 +39,8 @@ def test_background_is_no_object_of_a_detector(toys):
 
 
 def test_facts_are_what_a_row_says_beside_its_scores(toys):
-    facts = subject_of(toys["segmenter"], ExampleSet([example()], CLASSES), name="mine").facts()
+    examples = ExampleSet([example()], CLASSES, skipped=["b.png is damaged"])
+    facts = subject_of(toys["segmenter"], examples, name="mine").facts()
     assert facts == {
         "network": "mine",
         "title": "Streets",
@@ -47,6 +48,7 @@ def test_facts_are_what_a_row_says_beside_its_scores(toys):
         "classes": ["sky", "background", "dog", "TV"],
         "classes_of_model_alone": ["Person", "motorcycle", "cat"],
         "classes_of_dataset_alone": [],
+        "skipped": 1,
     }
 
 

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 from absl import app, flags
+from PIL import Image
 
 from dag_jax import files, models
 from dag_jax.networks import zoo
@@ -38,7 +39,7 @@ number = 3
 def of_models(define, tmp_path, monkeypatch, cache):
     """The flags by which models and examples are read, and a module of somebody's."""
     names = ("dataset", "split", "data_dir", "cache_dir", "canvas", "weights_dir", "miniature")
-    define(*names, "image_ids", "limit", "precision")
+    define(*names, "image_ids", "skip_bad", "limit", "precision")
     (tmp_path / "made_up_models.py").write_text(MADE_UP)
     (tmp_path / "lacking_models.py").write_text("import no_such_module")
     monkeypatch.syspath_prepend(tmp_path)
@@ -110,3 +111,23 @@ def test_a_detector_s_examples_are_of_its_task_s_split(of_models):
     detector, _ = inputs.load_model("fr_zf_07")
     (example,) = inputs.examples_of(detector)
     assert example["image"].shape == (64, 64, 3)
+
+
+def test_images_that_cannot_be_read_are_named_or_left_out(of_models, tmp_path, capsys):
+    for place in ("images", "masks"):
+        (tmp_path / place).mkdir()
+        for name in "abc":
+            Image.new("L", (40, 40)).save(tmp_path / place / f"{name}.png")
+    (tmp_path / "classes.txt").write_text("sky\nroad")
+    for name in "ac":
+        (tmp_path / f"images/{name}.png").write_bytes(b"<html>")
+    model, _ = inputs.load_model("made_up_models:Half")
+    given = "--dataset=folder", f"--data_dir={tmp_path}", "--split=all"
+    of_models(*given)
+    with pytest.raises(ValueError, match=r"2 images of .*--skip_bad .*\n.*a.png.*\n.*c.png"):
+        inputs.examples_of(model)
+    of_models(*given, "--skip_bad")
+    examples = inputs.examples_of(model)
+    assert examples.ids == ["b"] and len(examples.skipped) == 2
+    err = capsys.readouterr().err
+    assert err.count("left out: ") == 2 and "c.png (6 bytes) is no image" in err
