@@ -68,6 +68,7 @@ def test_a_healthy_network_passes_every_check(problem):
     assert findings == verdicts(score_fn, image.astype(np.uint8), targets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("squash", [jax.nn.softmax, jax.nn.sigmoid])
 def test_probabilities_for_logits(problem, squash):
     score_fn, image, targets = problem

@@ -116,6 +116,7 @@ def test_no_collective_and_a_share_of_the_work():
         assert flops == pytest.approx(whole / count, rel=0.01)
 
 
+@pytest.mark.slow
 def test_lanes_together_and_in_turn_attack_alike():
     made = {key: tuple(arrays) for key, *arrays in examples("fr_zf_07", 3)}
     made = jax.tree.map(np.asarray, made)

@@ -146,6 +146,7 @@ def both(first, second, image):
     return {"pixels": first(image), "boxes": jax.lax.stop_gradient(second(image))}
 
 
+@pytest.mark.slow
 def test_each_network_of_a_joint_attack_must_be_fooled(rng, problem):
     """Five boxes are a tenth of 65 targets; none of them moves, and they are not forgotten."""
     _, image, _ = problem
@@ -170,6 +171,7 @@ def pixels_alone(score_fn, image):
     return score_fn(image)["pixels"]
 
 
+@pytest.mark.slow
 def test_an_attack_goes_on_from_where_it_starts(problem):
     whole = dag_jax.attack(*problem, Method(max_steps=5))
     half = dag_jax.attack(*problem, Method(max_steps=3))

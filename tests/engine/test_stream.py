@@ -200,6 +200,7 @@ def test_one_compilation_serves_other_numbers_and_other_images(caplog, score_fn,
     assert "_advance" not in caplog.text and "_insert" not in caplog.text
 
 
+@pytest.mark.slow
 def test_examples_may_bring_inputs_of_their_own(rng, score_fn, examples):
     shifts = 3 * rng.standard_normal((len(examples), N, C)).astype(np.float32)
     with_inputs = []

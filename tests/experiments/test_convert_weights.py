@@ -272,6 +272,7 @@ LIES = {
 }
 
 
+@pytest.mark.slow
 def test_damaged_copies_of_real_files_are_refused(real, tmp_path, rng):
     whole, path = real.read_bytes(), tmp_path / real.name
     for share in (0, 1e-5, 0.01, 0.3, 0.77, 0.9999):

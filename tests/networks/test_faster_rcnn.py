@@ -130,6 +130,7 @@ def test_rpn_reads_channels_as_caffe_orders_them(variables):
     np.testing.assert_array_equal(deltas, np.tile(np.arange(24).reshape(6, 4), (6, 1)))
 
 
+@pytest.mark.slow
 def test_rpn_runs_over_cells_row_by_row(variables, rng):
     features = rng.normal(size=(4, 5, 8)).astype(np.float32)
     rpn = call(SMALL, "rpn")

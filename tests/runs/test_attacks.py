@@ -79,6 +79,7 @@ def attack(mesh, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_record_says_what_holds_of_the_image_and_of_its_png(attack):
     results = attack(plan(Light, example("a"), example("b", grey=200)))
     near, far = results.records()

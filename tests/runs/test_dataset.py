@@ -88,6 +88,7 @@ def test_the_row_says_which_classes_were_compared(attacked, toys, name):
     assert len(row["classes_of_dataset_alone"]) == lacking
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPARED)
 def test_the_folder_holds_every_image(attacked, toys, scenes, name):
     row, folder = attacked(name)
@@ -199,6 +200,7 @@ def test_what_cannot_be_attacked_is_refused_before_a_folder_is_made(attack, toys
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_image_without_targets_stays_as_it_is(attack, toys, scenes, tmp_path):
     grey = {"image_id": "grey", "image": np.full((128, 128, 3), 128, np.uint8)}
     examples = ExampleSet([grey, scenes(1)[0]], scenes(1).classes)

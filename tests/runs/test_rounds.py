@@ -68,6 +68,7 @@ def test_rounds_go_on_until_no_query_sees_it(detector, finished):
     assert {each.status for each in finished.rounds} == {Status.FOOLED}
 
 
+@pytest.mark.slow
 def test_the_attack_goes_on_from_what_it_had(detector, finished):
     # The same by hand: the second round's targets are both queries, from the first's perturbation.
     method = dag_jax.Method(max_steps=80)

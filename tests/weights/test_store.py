@@ -99,6 +99,7 @@ def test_every_truncation_is_refused(checkpoint):
     assert_refused(checkpoint, "damaged")
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_is_refused(checkpoint):
     whole = checkpoint.read_bytes()
     for at in range(len(whole)):

@@ -48,6 +48,7 @@ def of_models(define, tmp_path, monkeypatch, cache):
         sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 def test_a_built_in_model_comes_with_the_digest_of_its_weights(of_models):
     of_models()
     model, sha256 = inputs.load_model("fcn_alex")

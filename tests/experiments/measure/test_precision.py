@@ -1,6 +1,9 @@
+import pytest
+
 from experiments.measure import precision
 
 
+@pytest.mark.slow
 def test_each_precision_has_a_row_of_the_same_images(plan, mesh):
     model, examples = plan.subject.model, plan.subject.examples
     both = {"float32": model, "bfloat16": model}
