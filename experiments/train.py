@@ -71,32 +71,12 @@ options.strings("splits", None, "Splits to train on. Default: the network's.")
 options.string("test_split", None, "Split to score on. Default: the network's.")
 options.integer("steps", 700, "Updates.", 2)
 options.integer("batch_size", 16, "Images of an update.")
-options.number("learning_rate", 4e-3, "Largest learning rate, cosine schedule.")
-options.number("weight_decay", 1e-4, "Weight decay.", options.not_negative)
-options.number(
-    "background_weight",
-    0.25,
-    "Weight of background in the FCN's loss.",
-    options.not_negative,
-)
-options.number(
-    "mask_weight",
-    1.0,
-    "Weight of a detector's loss of masks; see above.",
-    options.not_negative,
-)
-options.number(
-    "noise",
-    1.5,
-    "Largest standard deviation of noise, in grey levels.",
-    options.not_negative,
-)
-options.number(
-    "tint",
-    0.0,
-    "Largest standard deviation of colour casts, in grey levels.",
-    options.not_negative,
-)
+options.number("learning_rate", 4e-3, "Largest learning rate, cosine schedule.", options.positive)
+options.number("weight_decay", 1e-4, "Weight decay.")
+options.number("background_weight", 0.25, "Weight of background in the FCN's loss.")
+options.number("mask_weight", 1.0, "Weight of a detector's loss of masks; see above.")
+options.number("noise", 1.5, "Largest standard deviation of noise, in grey levels.")
+options.number("tint", 0.0, "Largest standard deviation of colour casts, in grey levels.")
 flags.DEFINE_bool("augment", False, "Mirror and crop at random: for photographs, not for scenes.")
 flags.DEFINE_bool("batch_norm", True, "Normalise; without it, --initial goes on where it was.")
 options.string("initial", None, "Checkpoint whose layers to start from: ImageNet's, say.")

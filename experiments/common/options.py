@@ -107,7 +107,7 @@ def integer(name, default, text, least=1, most=LARGEST) -> None:
     flags.DEFINE_integer(name, default, text, least, most)
 
 
-def number(name, default, text, right=positive) -> None:
+def number(name, default, text, right=not_negative) -> None:
     """Define a launch's flag of a number for which `right` raises no UserError."""
     flags.DEFINE_float(name, default, text)
     check(right, name)
