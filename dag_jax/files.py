@@ -27,6 +27,7 @@ from dag_jax.errors import UserError, parsing, reading, writing
 
 FORMAT = "dag_jax arrays 1"
 TEMPORARY = re.compile(r"(.+)\.tmp-[0-9a-f]{8}")  # a name while `write` is at it
+_MOST_PIXELS = 1 << 26
 _HEADER, _DIGEST = "dag_jax", "sha256"
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -161,8 +162,11 @@ def write_json(path, content: dict) -> None:
     write(path, json.dumps(content | {_DIGEST: digest}, indent=2) + "\n")
 
 
-def load_json(path, *, digest=False) -> dict:
-    """Return what `write_json` wrote; other JSON, too, unless `digest`. Raises as `load` does."""
+def load_json(path, *, digest=False, keys=()) -> dict:
+    """Return what `write_json` wrote; other JSON, too, unless `digest`. Raises as `load` does.
+
+    It has to have these keys. At most 40 times the file's bytes are in memory.
+    """
     with parsing(path):
         content = dict(json.loads(_bytes_of(epath.Path(path))))
         written = content.pop(_DIGEST, None)
@@ -170,6 +174,8 @@ def load_json(path, *, digest=False) -> dict:
             raise ValueError("it has no SHA-256: an earlier version wrote it, or someone by hand")
         if written not in (None, sha256(canonical_json(content, allow_nan=True))):
             raise ValueError("it does not match its SHA-256")
+        if lacking := [key for key in keys if key not in content]:
+            raise ValueError(f"it has no {', '.join(lacking)}: another version wrote it")
     return content
 
 
@@ -198,6 +204,8 @@ def load(path, names=None):
       MissingError: where it is not there.
       DamagedError: where it does not match its digests.
       StorageError: where it cannot be read now, whatever is in it.
+
+    In memory are at most 40 times the header's bytes, and twice those of the arrays asked for.
     """
     with parsing(path):
         texts, arrays = _load_ranges(epath.Path(path), names)
@@ -210,7 +218,7 @@ def load(path, names=None):
         for name, array in arrays.items():
             if sha256(array) != header["arrays"][name]:
                 raise ValueError(f"{name!r} does not match its SHA-256")
-    return header["content"], arrays
+        return header["content"], arrays
 
 
 def _load_ranges(path, names):
@@ -234,11 +242,14 @@ def _load_ranges(path, names):
             size = file.seek(0, os.SEEK_END)
         start = 8 + int.from_bytes(read(0, 8), "little")
         header, arrays = json.loads(read(8, start)), {}
-        texts = header.pop("__metadata__")
-        if size != max(
-            [start + tensor["data_offsets"][1] for tensor in header.values()] or [start]
-        ):
-            raise ValueError(f"it has {size} bytes, and its header says another number")
+        texts, at = header.pop("__metadata__"), 0
+        # Arrays lie one after another, as the format has it: none is read twice.
+        for begin, end in sorted(tensor["data_offsets"] for tensor in header.values()):
+            if begin != at or operator.index(end) < begin:
+                raise ValueError(f"its arrays overlap or leave gaps at byte {start + at}")
+            at = end
+        if size != start + at:
+            raise ValueError(f"it has {size} bytes, and its header says {start + at}")
         for name in header if names is None else names:
             begin, end = header[name]["data_offsets"]
             head = json.dumps({name: {**header[name], "data_offsets": [0, end - begin]}}).encode()
@@ -255,9 +266,14 @@ def pack_image(pixels: np.ndarray) -> bytes:
 
 
 def load_image(path: epath.Path, digest: str) -> np.ndarray:
-    """Return the pixels u8[H, W, 3] of a file, which have this SHA-256. Raises as `load` does."""
+    """Return the pixels u8[H, W, 3] of a file, which have this SHA-256. Raises as `load` does.
+
+    One of more than 2^26 pixels, which take 400 MB, is refused: none is attacked.
+    """
     with parsing(path):
         with Image.open(io.BytesIO(_bytes_of(path))) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise ValueError(f"it has {image.width} x {image.height} pixels")
             pixels = np.asarray(image)
         if sha256(pixels) != digest:
             raise ValueError("its pixels do not match their SHA-256")

@@ -34,6 +34,12 @@ flags.DEFINE_enum("layout", None, list(layouts.LAYOUTS), "Default: told by the l
 flags.DEFINE_bool(
     "offsets_folded", True, "Whether bbox_pred gives offsets that are not normalised."
 )
+options.string(
+    "part",
+    None,
+    "The names before the network's in a checkpoint that holds several, such as ema.module. "
+    "Default: told by the layers' names.",
+)
 flags.DEFINE_bool("miniature", False, "The small network, or the full-size one.")
 flags.DEFINE_bool("list", False, "Only print what is in the files of --source, of any network.")
 
@@ -49,14 +55,9 @@ def main(argv):
     if not FLAGS.network or not FLAGS.source:
         raise app.UsageError("--network and --source are needed")
     output = FLAGS.output or f"{FLAGS.network}.safetensors"
-    record = zoo.convert(
-        FLAGS.network,
-        FLAGS.source,
-        output,
-        miniature=FLAGS.miniature,
-        layout=FLAGS.layout,
-        offsets_folded=FLAGS.offsets_folded,
-    )
+    given = [name for name in ("layout", "offsets_folded", "part") if FLAGS[name].present]
+    chosen = {name: FLAGS[name].value for name in given}
+    record = zoo.convert(FLAGS.network, FLAGS.source, output, miniature=FLAGS.miniature, **chosen)
     print(conversion.describe(output, record))
 
 

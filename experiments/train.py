@@ -33,7 +33,7 @@ from absl import flags
 from flax import traverse_util
 
 from dag_jax import datasets, files, models, networks
-from dag_jax.errors import UserError
+from dag_jax.errors import UserError, parsing
 from dag_jax.networks import layers, losses, zoo
 from dag_jax.progress import progress
 from dag_jax.report import lineplot
@@ -317,8 +317,11 @@ def main(argv):
 
     # 3. The updates. The examples of one depend on the seed and its number alone.
     curve_path = workdir / "curve.jsonl"
-    lines = curve_path.read_text().splitlines() if files.exists(curve_path) else []
-    curve = [point for point in map(json.loads, lines) if point["step"] <= int(state.step)]
+    curve = []
+    if files.exists(curve_path):
+        with parsing(curve_path):
+            points = map(json.loads, curve_path.read_text().splitlines())
+            curve = [point for point in points if point["step"] <= int(state.step)]
     few = subject.examples[: FLAGS.score_images]
     bar = progress(total=FLAGS.steps, initial=int(state.step), desc=FLAGS.network)
     started, recent = time.monotonic(), []

@@ -1,5 +1,6 @@
 """Files that are whole or not there; folders of them are tested in runs/test_rundir.py."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -7,6 +8,7 @@ import math
 import os
 import pathlib
 import resource
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -178,6 +180,49 @@ def test_a_pixel_that_another_program_changed_is_noticed(tmp_path):
 def test_a_file_that_is_not_there_is_named(tmp_path, make, reader):
     with pytest.raises(MissingError, match=r"nothing: no such file"):
         reader(epath.Path(tmp_path) / "nothing")
+
+
+def test_an_image_that_nobody_attacks_is_not_decoded(tmp_path):
+    path = epath.Path(tmp_path) / "large.png"
+    Image.new("1", (9000, 9000)).save(path)  # 10 KB
+    tracemalloc.start()
+    with pytest.raises(DamagedError, match="it has 9000 x 9000 pixels"):
+        files.load_image(path, "ab")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+@pytest.mark.parametrize("piece", ["[],", "{},", '"a",', "1.5,", '[[""]],'])
+def test_json_takes_a_bounded_room(tmp_path, piece):
+    text = '{"a": [' + piece * (120_000 // len(piece)) + "0]}"
+    (tmp_path / "a.json").write_text(text)
+    head = (text[:-1] + "}").encode()
+    (tmp_path / "a").write_bytes(len(head).to_bytes(8, "little") + head)
+    for read in (lambda: files.load_json(tmp_path / "a.json"), lambda: files.load(tmp_path / "a")):
+        tracemalloc.start()
+        with contextlib.suppress(DamagedError):
+            read()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 40 * len(text) + (1 << 20)
+
+
+def test_arrays_take_twice_their_bytes(tmp_path):
+    path = packed(tmp_path, {name: np.zeros(1 << 18, np.float32) for name in "abcd"})
+    for names, most in ((None, 8), (["b"], 2), ((), 0)):
+        tracemalloc.start()
+        files.load(path, names)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < (most << 20) + (1 << 20)
+
+
+def test_json_has_the_keys_that_are_asked_for(tmp_path):
+    path = json_file(tmp_path)
+    assert files.load_json(path, keys=("orig", "name"))["orig"] == 61.25
+    with pytest.raises(DamagedError, match=r"row\.json is damaged \(it has no a, b: another"):
+        files.load_json(path, keys=("a", "orig", "b"))
 
 
 def cannot(path, reader, *numbers):

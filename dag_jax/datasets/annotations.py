@@ -76,7 +76,7 @@ def read_objects(file, classes=CLASS_NAMES, shape=None):
                 raise UserError(f"difficult is {flag!r}, neither 0 nor 1")
             difficult.append(_FLAGS[flag])
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise UserError(f"{file} is not a whole VOC annotation: {error}") from error
+        raise UserError(f"{file} is not a whole VOC annotation: {error!s:.300}") from error
     return {
         "boxes": np.array(boxes, np.float32).reshape(-1, 4),
         "label": np.array(labels, np.int32),

@@ -19,6 +19,7 @@ Reference: Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014.
 
 import dataclasses
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -151,8 +152,9 @@ def _listed(content, photographs, masks):
             raise UserError(f"several images are called {photo.image_id!r}")
         ids.add(photo.image_id)
     paths = [path for photo in photos.values() for path in (photo.path, photo.mask_path) if path]
-    if missing := [path for path in paths if not path.is_file()]:
-        raise UserError(f"{len(missing):,} of its files are missing, the first {missing[0]}")
+    if missing := [path for path in paths if not os.path.isfile(path)]:  # nor can be, by its name
+        first = f"{missing[0]!s:.300}"
+        raise UserError(f"{len(missing):,} of its files are missing, the first {first}")
 
     has_outlines = False
     for number, entry in annotations.items():

@@ -12,6 +12,7 @@ what lies in images/ itself. Where there is masks/ or annotations/, each image m
 Shapes: H W pixels, N objects.
 """
 
+import os
 import pathlib
 import re
 
@@ -62,8 +63,10 @@ def open_plain_folder(folder: PathLike, split: str) -> FileExamples:
         | {kind: folder / kind / place / (stem + suffix) for kind, suffix in kinds.items()}
         for stem in stems
     ]
-    if missing := [path for row in files for path in row.values() if not path.is_file()]:
-        raise UserError(f"{len(missing):,} files of split {split} are missing, as {missing[0]}")
+    paths = [path for row in files for path in row.values()]
+    if missing := [path for path in paths if not os.path.isfile(path)]:  # nor can be, by its name
+        first = f"{missing[0]!s:.300}"
+        raise UserError(f"{len(missing):,} files of split {split} are missing, as {first}")
 
     fill = 255 if void is None else void
     mask_type = np.uint8 if max(fill, len(classes) - 1) <= 255 else np.int32
@@ -104,7 +107,7 @@ def _read_classes(path):
     if not names:
         raise UserError(f"{path} names no class")
     if twice := repeated(names):
-        raise UserError(f"{path} has the class {twice!r} twice")
+        raise UserError(f"{path} has the class {twice!r:.80} twice")
     if void is not None and void < len(names):
         raise UserError(f"{path}: void = {void} is the class {names[void]!r}, too")
     return tuple(names), void
@@ -126,7 +129,7 @@ def _listed(folder, split):
             for line in read_lines(path)
         ]
         if twice := repeated(stems):
-            raise UserError(f"{path} has {twice!r} twice")
+            raise UserError(f"{path} has {twice!r:.80} twice")
         return "", stems
     if split == _EVERY:
         return "", None

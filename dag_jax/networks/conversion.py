@@ -15,7 +15,7 @@ from etils import epath
 
 from dag_jax import files
 from dag_jax.errors import MissingError, UserError, reading
-from dag_jax.weights import caffe, convert, darknet, darknet_cfg, store, torch
+from dag_jax.weights import caffe, convert, darknet, darknet_cfg, kinds, store, torch
 
 # NumPy's names of safetensors' dtypes; others keep the name that they have there.
 _SAFETENSORS_TYPES = {
@@ -25,7 +25,7 @@ _SAFETENSORS_TYPES = {
 }
 
 
-def parameters_of(name, module, sources, *, layout=None, offsets_folded=True):
+def parameters_of(name, module, sources, *, layout=None, offsets_folded=True, part=None):
     """Return the parameters of a network that files hold: a checkpoint of ours, or as published.
 
     Args:
@@ -34,12 +34,13 @@ def parameters_of(name, module, sources, *, layout=None, offsets_folded=True):
       sources: a checkpoint of ours, a file of Caffe or torch, or the two files of one network.
       layout: as in `convert.convert`.
       offsets_folded: as in `convert.convert`.
+      part: as in `convert.convert`.
 
     Returns:
       (nested dict of float32 arrays, record): for a checkpoint as `store.load` has them, else the
       record's "network" is `name`, "dense" says which upsamplings of the module have parameters,
       "partial" whether layers are missing that training has to start anew, "layout" as what the
-      files were read, and "sources" their names, sizes and SHA-256.
+      files were read, "left_out" what else they hold, and "sources" their names, sizes and SHA-256.
 
     Raises:
       UserError: where a source does not exist, cannot be read or does not fit the network.
@@ -52,7 +53,9 @@ def parameters_of(name, module, sources, *, layout=None, offsets_folded=True):
         return store.load(sources[0])
     arrays = [read(source) for source in sources]
     try:
-        converted = convert.convert(module, arrays, layout=layout, offsets_folded=offsets_folded)
+        converted = convert.convert(
+            module, arrays, layout=layout, offsets_folded=offsets_folded, part=part
+        )
     except UserError as error:
         raise UserError(f"{names} as {name}: {error}") from error
     record = {
@@ -61,6 +64,7 @@ def parameters_of(name, module, sources, *, layout=None, offsets_folded=True):
         "dense": list(converted.dense),
         "offsets_folded": offsets_folded,
         "partial": converted.partial,
+        "left_out": list(converted.left_out),
         "sources": _record_of(sources),
     }
     return converted.parameters, record
@@ -82,25 +86,32 @@ def read_network(name, module, sources, **options):
       UserError: as `parameters_of` says.
     """
     parameters, record = parameters_of(name, module, sources, **options)
-    if record.get("dense"):  # upsamplings of an FCN that are not bilinear
-        module = module.clone(dense=tuple(record["dense"]))
-    return module, parameters, record
+    dense = record.get("dense") or []  # upsamplings of an FCN that are not bilinear
+    if not isinstance(dense, list) or not all(isinstance(path, str) for path in dense):
+        raise UserError(f"the record of {sources} has no list of names as dense: {dense!r:.80}")
+    if unknown := set(dense) - set(getattr(module, "upsamplings", tuple)()):
+        raise UserError(f"{sources} has upsamplings that {name} has not: {sorted(unknown)}")
+    return module.clone(dense=tuple(dense)) if dense else module, parameters, record
 
 
-def read_darknet(name, module, sources):
+def read_darknet(name, module, sources, **options):
     """Return a network of darknet's as files hold it.
 
     Args:
       name: of the network, for the record and for messages.
       module: the network.
       sources: a checkpoint of ours, the `.weights`, or that and the `.cfg`.
+      **options: none; those of `read_network` say nothing of such files.
 
     Returns:
       As `read_network`.
 
     Raises:
-      UserError: where a source does not exist, cannot be read or is of another network.
+      UserError: where a source does not exist, cannot be read or is of another network; for an
+        option.
     """
+    if options:
+        raise UserError(f"{name} is read from darknet's files, which have no {', '.join(options)}")
     sources = _existing([sources] if isinstance(sources, str | os.PathLike) else sources)
     if len(sources) == 1 and _is_safetensors(sources[0]):
         return module, *store.load(sources[0])
@@ -138,8 +149,10 @@ def convert_files(name, module, sources, output, *, read=read_network) -> dict:
     output = pathlib.Path(output)
     if output.exists():
         raise UserError(f"{output} exists already; name another --output, or remove it")
-    if ours := [str(source) for source in _existing(sources) if _is_safetensors(source)]:
-        raise UserError(f"{', '.join(ours)}: `networks.load` reads safetensors of ours as they are")
+    for source in filter(_is_safetensors, _existing(sources)):
+        if known := kinds.what(source):
+            raise UserError(f"{source} is {known}")
+        raise UserError(f"{source}: `networks.load` reads safetensors of ours as they are")
     _, parameters, record = read(name, module, sources)
     store.save(output, parameters, record)
     return store.load(output)[1]
@@ -150,6 +163,8 @@ def describe(output, record) -> str:
     text = f"{output}: {record['network']}, read as {record['layout']}"
     if record["dense"]:
         text += f"; not bilinear: {', '.join(record['dense'])}"
+    if record.get("left_out"):
+        text += f"; left out: {', '.join(record['left_out'])}"
     if record["partial"]:
         text += "; a classifier's layers, to train from with experiments.train --initial"
     return text
@@ -164,6 +179,8 @@ def _record_of(sources):
 
 def _existing(sources):
     paths = [epath.Path(source) for source in sources]
+    for path in [path for path in paths if path.is_dir()]:
+        raise UserError(f"{path} is {kinds.what(path) or 'a folder; name the file in it'}")
     if missing := [str(path) for path in paths if not path.is_file()]:
         raise MissingError(f"{', '.join(missing)}: no such checkpoint file")
     return paths

@@ -151,7 +151,10 @@ def _folder(workdir, name):
 
 def _about(workdir, name) -> dict:
     """Return what findings are of: the row, and the checks with their limits."""
-    return {"row": files.load_json(_folder(workdir, name) / ROW), "checks": checks_sha256()}
+    return {
+        "row": files.load_json(_folder(workdir, name) / ROW, digest=True),
+        "checks": checks_sha256(),
+    }
 
 
 def _titles(rows, names) -> list[str]:
@@ -177,7 +180,10 @@ def _read(workdir, name):
     Where a row that it was compared with is not the same, it is without that comparison.
     """
     try:
-        then, about = files.load_json(_folder(workdir, name) / FILE), _about(workdir, name)
+        then, about = (
+            files.load_json(_folder(workdir, name) / FILE, digest=True),
+            _about(workdir, name),
+        )
         if all(json.dumps(then[key]) == json.dumps(about[key]) for key in about):
             same = then["rivals"] == _rows(workdir, then["rivals"])
             found = [Finding(**one) for one in then["findings"]]

@@ -8,6 +8,8 @@ import collections
 import re
 import urllib.parse
 
+import numpy as np
+
 from dag_jax import files
 from dag_jax.errors import UserError, parsing
 
@@ -58,19 +60,32 @@ def done(folder) -> set[str]:
     return keys_in(folder, IMAGES) & keys_in(folder, CHANGES)
 
 
-def pack(kind, key, arrays, **content) -> bytes:
-    """Return a file of arrays and content, which says what it is."""
-    return files.pack(arrays, {"kind": kind, "key": key, **content})
+def pack(run, kind, key, arrays, **content) -> bytes:
+    """Return a file of arrays and content, which says what it is, and by its digest of what run."""
+    return files.pack(arrays, {"run": run, "kind": kind, "key": key, **content})
 
 
-def load(folder, kind, key, names=None):
+def load(run, folder, kind, key, names=None):
     """Return what `files.load` does of what `pack` packed; DamagedError for another's file."""
     file = path(folder, kind, key)
     content, arrays = files.load(file, names)
     with parsing(file):
         if (content["kind"], content["key"]) != (kind, key):
             raise ValueError(f"it is {content['kind']} of image {content['key']!r}")
+        if content.get("run", run) != run:  # files before 0.2 was finished do not say it
+            raise ValueError("it is of another run")
+        if kind == CHANGES:
+            _check_change(content, arrays, names)
     return content, arrays
+
+
+def _check_change(content, arrays, names):
+    if not isinstance(content["record"], dict) or not isinstance(content["pixels_sha256"], str):
+        raise ValueError("it has no record or no digest of its image")
+    if names is None:
+        change = arrays["perturbation"]
+        if change.dtype != np.float32 or change.ndim != 3 or change.shape[2] != 3:
+            raise ValueError(f"its perturbation is {change.dtype}{list(change.shape)}")
 
 
 def quoted(key) -> str:

@@ -80,14 +80,19 @@ def accepted(folder) -> list[dict]:
     return load_manifest(files.open_folder(folder)).get("accepted", [])
 
 
-def load_manifest(folder) -> dict:
-    """Return the manifest of a folder.
+def digest_of(manifest: dict) -> str:
+    """Return the SHA-256 of what a manifest says the results are of; of no version."""
+    return files.sha256(files.canonical_json(_settings(manifest), allow_nan=True))
+
+
+def load_manifest(folder, keys=()) -> dict:
+    """Return the manifest of a folder, which has these keys.
 
     Raises:
       MissingError, DamagedError, StorageError: naming the file.
     """
     try:
-        return files.load_json(folder / MANIFEST, digest=True)
+        return files.load_json(folder / MANIFEST, digest=True, keys=keys)
     except DamagedError as error:  # nothing makes it anew
         remedy = "Put it back as it was, or give another --workdir"
         raise DamagedError(error.path, error.reason, remedy) from error

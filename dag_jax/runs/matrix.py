@@ -7,12 +7,13 @@ perturbations is refused, and those of a new source join those that are there.
 """
 
 import json
+import os
 from typing import NamedTuple
 
 import numpy as np
 
 from dag_jax import files, metrics
-from dag_jax.errors import StorageError, UserError
+from dag_jax.errors import StorageError, UserError, parsing
 from dag_jax.progress import progress
 from dag_jax.runs import buckets, evaluation, rundir, scores
 from dag_jax.runs.stored import Source, Stored
@@ -98,7 +99,7 @@ class Matrix:
         """
         if not path.exists():
             return False
-        then, now = files.load(path, ())[0].get("source", {}), self._fingerprint(source)
+        then, now = self._load(path, ())[0].get("source", {}), self._fingerprint(source)
         selection = {name: now[name] for name in ("images", "records")}
         rundir.check_same(path, now, then | selection)
         return then == now
@@ -135,8 +136,19 @@ class Matrix:
             self._write(self.path(target, source), source, keys, arrays)
 
     def _write(self, path, source, keys, arrays):
-        content = {"keys": keys, "source": self._fingerprint(source)}
+        content = {"keys": keys, "source": self._fingerprint(source), "place": self._place(path)}
         files.write(path, files.pack(arrays, content))
+
+    def _place(self, path):
+        return os.fspath(path).removeprefix(os.fspath(self.folder))
+
+    def _load(self, path, names=None):
+        """Return what `_write` wrote; DamagedError for another cell's file."""
+        content, arrays = files.load(path, names)
+        with parsing(path):
+            if content.get("place", self._place(path)) != self._place(path):
+                raise ValueError(f"it is {content['place']}")
+        return content, arrays
 
     def size(self, source) -> float:
         """Return the mean perceptibility of what a source adds; made once, and kept as a cell is.
@@ -166,7 +178,7 @@ class Matrix:
             files.make_folder(path.parent)
             keys = [str(example["image_id"]) for example in examples]
             self._write(path, source, keys, {"p": np.array(sizes, np.float32)})
-        sizes = files.load(path)[1]["p"]
+        sizes = self._load(path)[1]["p"]
         return float(sizes.mean()) if sizes.size else 0.0
 
     def cell(self, target, source, keys=None) -> Cell:
@@ -219,7 +231,7 @@ class Matrix:
 
     def _kept(self, target, source) -> list[dict]:
         """Return {image id: evidence} of each version of a cell."""
-        content, arrays = files.load(self.path(target, source))
+        content, arrays = self._load(self.path(target, source))
         keys = content["keys"]
         versions: list = [{key: {} for key in keys} for _ in range(_versions(source))]
         for name, array in arrays.items():

@@ -41,6 +41,7 @@ from dag_jax.runs.manifest import (
     accepted,
     check_same,
     claim,
+    digest_of,
     folders_in,
     load_manifest,
 )
@@ -99,6 +100,7 @@ class Run:
         self.manifest = load_manifest(self.folder)
         if self.manifest.get("format") != FORMAT:
             raise UserError(f"{self.folder} holds no '{FORMAT}', which Results writes")
+        self._load = functools.partial(layout.load, digest_of(self.manifest), self.folder)
         self.keys = sorted(layout.done(self.folder))
 
     @functools.cached_property
@@ -108,15 +110,15 @@ class Run:
 
     def record(self, key: str) -> dict:
         """Return what is kept of an image beside its pixels; raises as `files.load` does."""
-        return layout.load(self.folder, layout.CHANGES, key, ())[0]["record"]
+        return self._load(layout.CHANGES, key, ())[0]["record"]
 
     def perturbation(self, key: str) -> Float32[np.ndarray, "H W 3"]:
         """Return f32[H, W, 3] in grey levels; raises as `files.load` does."""
-        return layout.load(self.folder, layout.CHANGES, key)[1]["perturbation"]
+        return self._load(layout.CHANGES, key)[1]["perturbation"]
 
     def image(self, key: str) -> UInt8[np.ndarray, "H W 3"]:
         """Return the adversarial image u8[H, W, 3]; raises as `files.load` does."""
-        digest = layout.load(self.folder, layout.CHANGES, key, ())[0]["pixels_sha256"]
+        digest = self._load(layout.CHANGES, key, ())[0]["pixels_sha256"]
         return files.load_image(layout.path(self.folder, layout.IMAGES, key), digest)
 
     def has(self, column: str, key: str) -> bool:
@@ -125,7 +127,7 @@ class Run:
 
     def get(self, column: str, key: str) -> dict[str, np.ndarray]:
         """Return what `Results.put` wrote; raises as `files.load` does."""
-        return layout.load(self.folder, layout.column(column), key)[1]
+        return self._load(layout.column(column), key)[1]
 
 
 def read(folder: PathLike) -> Run:
@@ -181,6 +183,8 @@ class Results:
         layout.check_keys(self.folder, self.keys)
         manifest = manifest | {"format": FORMAT, "units": UNITS}
         claim(self.folder, manifest, accept_version=accept_version)
+        self._run = digest_of(load_manifest(self.folder))
+        self._load = functools.partial(layout.load, self._run, self.folder)
         self._records = self._verified()
         with self._kept():
             for kind in (layout.IMAGES, layout.CHANGES, layout.SCORES, layout.TIMINGS):
@@ -220,7 +224,7 @@ class Results:
             record = json.loads(files.canonical_json(record | {"key": key}))
             content = {"record": record, "pixels_sha256": files.sha256(pixels)}
             arrays = {"perturbation": np.asarray(perturbation, np.float32)}
-            change = layout.pack(layout.CHANGES, key, arrays, **content)
+            change = layout.pack(self._run, layout.CHANGES, key, arrays, **content)
         except ValueError as error:
             raise UserError(f"image {key!r}: {error}; nothing was written of it") from error
         with self._kept():
@@ -244,7 +248,7 @@ class Results:
         arrays = {name: np.asarray(array) for name, array in arrays.items()}
         with self._kept():
             files.make_folder(self.folder / kind)
-            write(self._path(kind, key), layout.pack(kind, key, arrays))
+            write(self._path(kind, key), layout.pack(self._run, kind, key, arrays))
 
     def has(self, column: str, index: int) -> bool:
         """Return whether any process `put` this."""
@@ -252,7 +256,7 @@ class Results:
 
     def get(self, column: str, index: int) -> dict[str, np.ndarray]:
         """Return what any process `put`; raises as `files.load` does."""
-        return layout.load(self.folder, layout.column(column), self.keys[index])[1]
+        return self._load(layout.column(column), self.keys[index])[1]
 
     def is_complete(self, column: str | None = None) -> bool:
         """Return whether every image of every process is done, and has this column."""
@@ -271,10 +275,13 @@ class Results:
 
     def timing(self, index: int) -> dict:
         """Return the seconds of an image, as `add` was given them; {} where they are lost."""
+        key = self.keys[index]
         try:
-            seconds = files.load_json(self._path(layout.TIMINGS, self.keys[index]))["seconds"]
+            path = self._path(layout.TIMINGS, key)
+            timing = files.load_json(path, digest=True, keys=("key", "seconds"))
         except UserError:
             return {}
+        seconds = timing["seconds"] if timing["key"] == key else {}
         return seconds if isinstance(seconds, dict) else {"seconds": seconds}
 
     def records(self) -> list[dict]:
@@ -292,8 +299,7 @@ class Results:
         if self.process == 0:  # every process is past its manifest
             files.remove_drafts(self.folder)
         return [
-            self._records.get(index)
-            or layout.load(self.folder, layout.CHANGES, key, ())[0]["record"]
+            self._records.get(index) or self._load(layout.CHANGES, key, ())[0]["record"]
             for index, key in enumerate(self.keys)
         ]
 
@@ -318,10 +324,10 @@ class Results:
             key = self.keys[index]
             if key in done:
                 try:
-                    content, _ = layout.load(self.folder, layout.CHANGES, key)
+                    content, _ = self._load(layout.CHANGES, key)
                     files.load_image(self._path(layout.IMAGES, key), content["pixels_sha256"])
                     for kind in [kind for kind, keys in columns.items() if key in keys]:
-                        layout.load(self.folder, kind, key)
+                        self._load(kind, key)
                     records[index] = content["record"]
                 except DamagedError as error:
                     damaged.append(str(error))

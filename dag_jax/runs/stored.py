@@ -108,9 +108,9 @@ class Stored:
 
     def __init__(self, folder, load_examples: Callable):
         self.folder = open_run(folder)
-        self.settings = rundir.load_manifest(self.folder)["settings"]
+        self.settings = rundir.load_manifest(self.folder, ("settings",))["settings"]
         found = [
-            files.load_json(self.folder / name / ROW, digest=True)
+            files.load_json(self.folder / name / ROW, digest=True, keys=("row", "network"))
             for name in rundir.folders_in(self.folder, ROW)
         ]
         # A row of margin 0 is beside that of its model.
@@ -121,6 +121,8 @@ class Stored:
         self.runs = {
             name: rundir.read(self.folder / rundir.folder_name(name)) for name in self.rows
         }
+        for run in self.runs.values():
+            rundir.load_manifest(run.folder, ("split", "weights_sha256", "method"))
         self.splits = {name: run.manifest["split"] for name, run in self.runs.items()}
         self._load_examples = load_examples
         self._examples: dict = {}

@@ -10,13 +10,17 @@ forks of Caffe differ. (A fork's fields elsewhere are refused, too, such as NVID
 its half precision.) What cannot be noticed: a changed bit in a value or a name, a file that ends
 exactly between two layers, and a changed length or field number after which the bytes happen to
 parse as such settings. Compare the file's published checksum, and the converted names and shapes
-(`dag_jax.weights.store.check`). While a file is read, about 2.5 times its size is in memory.
+(`dag_jax.weights.store.check`).
+
+Bounds: while a file is read, at most 3 times its size and 60 MB are in memory, as it has at most
+`_MOST_FIELDS` fields; it takes a second, and that of copying its values.
 
 Reference: https://github.com/BVLC/caffe/blob/master/src/caffe/proto/caffe.proto
 """
 
 import math
 import pathlib
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -24,9 +28,10 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, un
 from google.protobuf.message import Message
 
 from dag_jax.errors import MissingError, StorageError, UserError, reading
+from dag_jax.weights import kinds
 
-_MAX_BYTES = 2**31 - 1  # of one message, for protobuf and for Caffe (util/io.cpp)
-_MAX_FIELDS = 100_000  # of the network, a hundred times a deep one's; the parser checks the rest
+_MAX_BYTES = 2**31 - 1  # of a message, for protobuf and for Caffe (util/io.cpp)
+_MOST_FIELDS = 100_000  # of all messages, ten times a deep network's
 _MAX_AXES = 32  # kMaxBlobAxes in Caffe's blob.hpp
 _LEGACY = ("num", "channels", "height", "width")
 _NUMBERS = ("data", "diff", "double_data", "double_diff")
@@ -58,6 +63,20 @@ _MESSAGES = {
 }
 # From this number on, a field that is not listed is a layer type's settings or a fork's addition.
 _OPEN = {"Layer": 101, "V1Layer": 9, "Transform": 3}
+# The fields of a message that are messages themselves, whose fields count.
+_INNER = {
+    message: {
+        int(number): kind.rstrip("*")
+        for kind, _, number in map(str.split, filter(None, fields.split(",")))
+        if kind.rstrip("*") in _MESSAGES
+    }
+    for message, fields in _MESSAGES.items()
+}
+# Numbers of a blob, each a field of its own.
+_RUNS = {
+    number << 3 | kind: re.compile(b"(?:%c[\\s\\S]{%d})++" % (number << 3 | kind, size))
+    for number, kind, size in ((5, 5, 4), (6, 5, 4), (8, 1, 8), (9, 1, 8))
+}
 # The first byte of a message with one of Net's fields first.
 _FIRST_BYTES = bytes([0x0A, 0x12, 0x1A, 0x20, 0x22, 0x28, 0x32, 0x38, 0x42, 0xA2])
 # V1LayerParameter.LayerType by number, in the words of the newer form (util/upgrade_proto.cpp).
@@ -104,7 +123,7 @@ class Layer(NamedTuple):
     """One layer of a file.
 
     Attributes:
-      name: the name that its prototxt gives it.
+      name: the name that its prototxt gives it; '' if it gives none.
       type: Caffe's name for what it does, such as 'Convolution'; '' if there is none, and the
         number as text where a V1 type is a fork's own.
       blobs: its float32 arrays in order, in C order and with the shapes that are stored.
@@ -166,30 +185,29 @@ def _parse(path, size):
         head = file.read(16)
     if not head:
         raise UserError("it is empty")
+    kind = _kind(path, head)
     if head[0] not in _FIRST_BYTES:  # before a large file of another kind is read
-        raise UserError(_kind(head))
+        raise UserError(kind)
     if size > _MAX_BYTES:
         raise UserError(f"protobuf and Caffe end at {_MAX_BYTES} bytes")
     with reading(path):
         contents = path.read_bytes()
-    _check_lengths(contents)
+    _check_lengths(contents, kind)
     try:
         return _CLASSES["Net"].FromString(contents)
     except MemoryError:
         with reading(path):
             raise
     except Exception as error:  # its type differs between the implementations of protobuf
-        raise UserError(f"{_kind(head)} ({error})") from error
+        raise UserError(f"{kind} ({error})") from error
 
 
-def _kind(head):
+def _kind(path, head):
     """Say what a file is that does not parse, by its first bytes."""
-    if head.startswith(b"\x89HDF"):
-        return "it is an HDF5 file (the .caffemodel.h5 form is not read)"
+    if known := kinds.what(path):
+        return f"it is {known}"
     if head.startswith(b"PK"):
         return "it is a zip archive"
-    if head[8:10] == b'{"':
-        return "it looks like a safetensors file"
     text = head.translate(None, b"\t\n\r").decode("latin-1")
     # A caffemodel may begin like text, too: with a newline, then the length of its name.
     if head[0] not in _FIRST_BYTES and text.isascii() and text.isprintable():
@@ -197,24 +215,34 @@ def _kind(head):
     return "it is truncated, damaged or of another kind"
 
 
-def _check_lengths(contents):
-    """Follow the lengths of the outermost fields, so that a download that broke off is named."""
-    at, size = 0, len(contents)
-    for _ in range(_MAX_FIELDS):
-        if at >= size:
-            return
-        head = contents[at : at + 20]  # a tag and a value or length, 10 bytes each at most
-        tag, first = _varint(head, 0)
-        value, second = _varint(head, first)
-        if tag < 8 or tag & 7 not in (0, 2) or not second:
-            return  # the parser says what is wrong
-        length = second + (value if tag & 7 == 2 else 0)
-        if length > size - at:
-            raise UserError(
-                f"it is truncated or damaged: field {tag >> 3} at byte {at} takes {length} bytes, "
-                f"{length - size + at} more than there are"
-            )
-        at += length
+def _check_lengths(contents, kind):
+    """Follow the lengths of all fields: a download that broke off is named, tiny ones counted."""
+    fields, pending = 0, [("Net", 0, len(contents))]
+    while pending:
+        message, at, end = pending.pop()
+        while at < end:
+            fields += 1
+            if fields > _MOST_FIELDS:
+                raise UserError(f"it has more than {_MOST_FIELDS} fields, so it holds no network")
+            run = _RUNS.get(contents[at]) if message == "Blob" else None
+            if run and (numbers := run.match(contents, at, end)):
+                at = numbers.end()
+                continue
+            head = contents[at : min(at + 20, end)]  # a tag and a number, 10 bytes each at most
+            tag, first = _varint(head, 0)
+            number, wire_type = tag >> 3, tag & 7
+            length, start = _varint(head, first) if wire_type in (0, 2) else (0, first)
+            if not number or not start or wire_type not in (0, 1, 2, 5):
+                raise UserError(kind)
+            size = {0: 0, 1: 8, 2: length, 5: 4}[wire_type]
+            if start + size > end - at:
+                raise UserError(
+                    f"it is truncated or damaged: field {number} at byte {at} takes "
+                    f"{start + size} bytes, {start + size - end + at} more than there are"
+                )
+            if wire_type == 2 and number in _INNER[message]:
+                pending.append((_INNER[message][number], at + start, at + start + size))
+            at += start + size
 
 
 def _varint(run, start):
@@ -251,9 +279,8 @@ def _layer(message, where):
     if v1 and message.layer:
         raise UserError(f"{where} is of the V0 form, which upgrade_net_proto_binary upgrades")
     names = _texts(message.name, where, most=1)
-    if not names:  # every layer that Caffe trains has one
-        raise UserError(f"{where} has no name")
-    where = f"{where} ({names[0]})"
+    name = "".join(names)  # most have one
+    where = f"{where} ({name or 'without a name'})"
     _check_fields(message, where)
     _texts(message.bottom, where)
     tops = _texts(message.top, where)
@@ -271,7 +298,7 @@ def _layer(message, where):
     if rates > len(message.blobs):
         raise UserError(f"{where} has {rates} learning rates for {len(message.blobs)} blobs")
     blobs = [_blob(blob, f"blob {i} of {where}") for i, blob in enumerate(message.blobs)]
-    return Layer(names[0], kind, blobs)
+    return Layer(name, kind, blobs)
 
 
 def _blob(message, where):

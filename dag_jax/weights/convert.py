@@ -37,16 +37,23 @@ class Converted(NamedTuple):
       dense: upsamplings that are not bilinear; `module.clone(dense=dense)` has these parameters.
       partial: whether it is a classifier to start training from, without the layers of its own
         that the network has.
+      left_out: what else the files hold, as an optimizer's state, by its first names.
     """
 
     parameters: dict
     layout: str
     dense: tuple[str, ...]
     partial: bool
+    left_out: tuple[str, ...] = ()
 
 
 def convert(
-    module, sources: Sequence[Mapping], *, layout: str | None = None, offsets_folded: bool = True
+    module,
+    sources: Sequence[Mapping],
+    *,
+    layout: str | None = None,
+    offsets_folded: bool = True,
+    part: str | None = None,
 ) -> Converted:
     """Turn the weights of files into parameters of a network.
 
@@ -58,12 +65,16 @@ def convert(
     is exact inside the image; at the border, where a network pads with zeros, zero is another
     colour.
 
+    A checkpoint of torch may hold more than the network, and the network's names under others:
+    'state_dict.module.', 'net.', 'model_state_dict.'. The part is taken whose names a layout has.
+
     Args:
       module: an `Fcn` or a `FasterRCNN` without batch normalisation.
       sources: what `caffe.read` or `torch.read` return; several files are taken as one network.
       layout: a name of `LAYOUTS`, or None to tell by the names of the layers.
       offsets_folded: whether bbox_pred gives plain offsets; else those normalised by the module's
         statistics.
+      part: the names before those of the network, 'ema.module', where several parts would do.
 
     Returns:
       Converted.
@@ -72,10 +83,12 @@ def convert(
       UserError: for an unknown layout, for files that disagree, and with a list of what is
         missing, left over, of another shape or not finite.
     """
-    layers = _merge(sources)
-    layout = layout or _tell(layers)
-    if layout not in LAYOUTS:
+    if layout is not None and layout not in LAYOUTS:
         raise UserError(f"unknown layout {layout!r}; the known ones are {', '.join(LAYOUTS)}")
+    parts = [_part(source, layout, part) for source in sources]
+    left_out = tuple(dict.fromkeys(name for _, names in parts for name in names))
+    layers = _merge([source for source, _ in parts])
+    layout = layout or _tell(layers)
     layers = _join(layers, LAYOUTS[layout])
     expected, upsamplings = _expected(module)
     given, dense, problems = {}, [], []
@@ -86,7 +99,7 @@ def convert(
             continue
         if path not in expected:
             shapes = ", ".join(str(array.shape) for array in arrays.values())
-            problems.append(f"left over: {name} {shapes}")
+            problems.append(f"left over: {_title(name, arrays)} {shapes}")
             continue
         if path in given:
             problems.append(f"left over: {name}, as {path} is there already")
@@ -112,9 +125,10 @@ def convert(
         ]
         if any(array is None for array in found.values()) or not found:
             continue
-        if rule.kind == "offsets" and offsets_folded:
+        whole = found.keys() == expected[path].keys()
+        if rule.kind == "offsets" and offsets_folded and whole:
             given[path] = _unfold_offsets(module, found)
-        elif rule.kind == "torchvision":
+        elif rule.kind == "torchvision" and whole:
             given[path] = _read_grey_levels(module, found)
         elif rule.kind == "upsample":
             if "kernel" not in found:
@@ -140,7 +154,59 @@ def convert(
         layout,
         tuple(name for name in upsamplings if name in dense),
         any(path not in upsamplings for path in absent),
+        left_out,
     )
+
+
+def _part(source, layout, part):
+    """Return (what a file holds of a network, the first names of what else it holds)."""
+    if any(isinstance(value, list) for value in source.values()):  # Caffe's, of a network alone
+        return source, []
+    # A part that torch.compile has compiled is the same.
+    names = {name: re.sub(r"(?<=\.)_orig_mod\.", "", name) for name in source}
+    prefix = _prefix(names.values(), layout) if part is None else f"{part.rstrip('.')}."
+    chosen = {new: source[name] for name, new in names.items() if new.startswith(prefix)}
+    if part is not None and not chosen:
+        raise UserError(f"the file has no part {part!r}; it has {_firsts(names.values())}")
+    if part is None and len(chosen) < len(names):
+        # What is beside the network in one container may be of it.
+        container = prefix.partition(".")[0] + "."
+        if beside := [n for n in names.values() if n.startswith(container) and n not in chosen]:
+            raise UserError(
+                f"left over: {', '.join(beside[:8])}{', ...' * (len(beside) > 8)}, beside "
+                f"{prefix}*: part={prefix[:-1]!r} leaves out what is not under that name"
+            )
+    others = [name for name in names.values() if name not in chosen]
+    return {name.removeprefix(prefix): array for name, array in chosen.items()}, _firsts(others)
+
+
+def _firsts(names):
+    return list(dict.fromkeys(name.partition(".")[0] for name in names))
+
+
+def _prefix(names, layout):
+    """Return what is before the names that a layout has: '', or some names with a dot after them.
+
+    Raises:
+      UserError: where there are several.
+    """
+    layers = {name.rpartition(".")[0] for name in names}
+    for candidate in [LAYOUTS[layout]] if layout else LAYOUTS.values():
+        sign = re.compile(rf"((?:.*\.)?)(?:{candidate.sign})")
+        prefixes = sorted({match[1] for match in map(sign.fullmatch, layers) if match})
+        if "" in prefixes:
+            return ""
+        if len(prefixes) > 1:
+            known = " or ".join(prefix[:-1] for prefix in prefixes)
+            raise UserError(f"the file holds several networks; choose one by part: {known}")
+        if prefixes:
+            return prefixes[0]
+    return ""
+
+
+def _title(name, arrays):
+    """Return what a layer is called; an array without a layer, such as a score, by its own name."""
+    return name or ", ".join(arrays)
 
 
 def _merge(sources):
@@ -189,30 +255,46 @@ def _join(layers, layout):
             layer["slope"] = arrays["kernel"]
             continue
         if "blob 2" in arrays or target in caffes:  # Caffe's BatchNorm, and the Scale after it
-            arrays = _caffe_norm(arrays)
+            arrays = _caffe_norm(name, arrays)
             caffes.add(target)
-        if lacking := [part for part in _NORM if part not in arrays]:
-            raise UserError(f"{name} is no batch normalisation: it has no {', '.join(lacking)}")
+        _check_norm(name, arrays, layer)
         others = (epsilon for pattern, epsilon in layout.epsilons if re.fullmatch(pattern, name))
         epsilon = np.float32(next(others, _EPSILON))
-        gain = arrays["kernel"] / np.sqrt(arrays["running_var"] + epsilon)
-        shift = arrays["bias"] - arrays["running_mean"] * gain
-        if "kernel" in layer:
-            layer["kernel"] = layer["kernel"] * gain[:, None, None, None]
-            layer["bias"] = layer.get("bias", 0) * gain + shift
-        else:
-            layer |= {"scale": gain, "bias": shift}
+        with np.errstate(all="ignore"):  # what is not finite is said in the end
+            gain = arrays["kernel"] / np.sqrt(arrays["running_var"] + epsilon)
+            shift = arrays["bias"] - arrays["running_mean"] * gain
+            if "kernel" in layer:
+                layer["kernel"] = layer["kernel"] * gain[:, None, None, None]
+                layer["bias"] = layer.get("bias", 0) * gain + shift
+            else:
+                layer |= {"scale": gain, "bias": shift}
     return joined
 
 
-def _caffe_norm(arrays):
+def _check_norm(name, arrays, layer):
+    """Refuse what is no batch normalisation, or none of a layer."""
+    if lacking := [part for part in _NORM if part not in arrays]:
+        raise UserError(f"{name} is no batch normalisation: it has no {', '.join(lacking)}")
+    shapes = {arrays[part].shape for part in _NORM} | {layer[p].shape for p in layer if p == "bias"}
+    if len(shapes) > 1 or len(min(shapes)) != 1:
+        raise UserError(f"{name} is no batch normalisation: its arrays are of {sorted(shapes)}")
+    kernel = layer.get("kernel")
+    if kernel is not None and (kernel.ndim != 4 or kernel.shape[:1] not in shapes):
+        raise UserError(f"{name} has {min(shapes)} channels, the layer before has {kernel.shape}")
+
+
+def _caffe_norm(name, arrays):
     """Return the blobs of a BatchNorm, or of the Scale after it, as torch names such arrays."""
+    if lacking := {"kernel", "bias"} - arrays.keys():
+        raise UserError(f"{name} is no BatchNorm or Scale: it has no {', '.join(lacking)}")
     first, second = arrays["kernel"].reshape(-1), arrays["bias"].reshape(-1)
     ones, zeros = np.ones_like(first), np.zeros_like(first)
     if "blob 2" not in arrays:
         still = ones - np.float32(_EPSILON)  # its root, with epsilon, is 1
         return {"kernel": first, "bias": second, "running_mean": zeros, "running_var": still}
     factor = arrays["blob 2"].reshape(-1)  # sums were stored, not means; 0: nothing was summed
+    if factor.size != 1:
+        raise UserError(f"{name} is no BatchNorm: its factor has {factor.size} values")
     scale = np.divide(1, factor, out=np.zeros_like(factor), where=factor != 0)
     statistics = {"running_mean": first * scale, "running_var": second * scale}
     return {"kernel": ones, "bias": zeros, **statistics}
@@ -223,7 +305,7 @@ def _tell(layers):
     for name, layout in LAYOUTS.items():
         if any(re.fullmatch(layout.sign, layer) for layer in layers):
             return name
-    names = ", ".join(list(layers)[:8])
+    names = ", ".join(_title(*layer) for layer in list(layers.items())[:8])
     raise UserError(
         f"the weights are of no known layout ({', '.join(LAYOUTS)}); their layers are {names}"
         + (", ..." if len(layers) > 8 else "")

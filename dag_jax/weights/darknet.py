@@ -3,6 +3,8 @@
 A file is a header and then numbers alone, in the order of the layers: nothing in it says what they
 are of, so it has to have exactly the length that the `.cfg` asks for.
 
+Bounds: what is read takes twice the file's size; a file of another length is not read.
+
 Reference: https://github.com/AlexeyAB/darknet, src/parser.c.
 """
 

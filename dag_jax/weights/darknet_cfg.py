@@ -3,11 +3,13 @@
 A `.cfg` is text: sections of options, one section a layer. Layers refer to each other by their
 index, 0 being the first after [net]; a reference below 0 counts back from the layer itself.
 
+Bounds: a text has at most a MiB and a network `_MOST_LAYERS` layers; parsing takes a second and
+50 MB.
+
 Reference: https://github.com/AlexeyAB/darknet, src/parser.c.
 """
 
 import dataclasses
-import math
 
 from etils import epath
 
@@ -15,6 +17,9 @@ from dag_jax.errors import MissingError, UserError, reading
 
 ACTIVATIONS = ("linear", "relu", "relu6", "leaky", "logistic", "mish", "swish")
 _LONGEST_CFG = 1 << 20  # bytes; the longest that is published has a tenth of that
+_MOST_LAYERS = 2000  # ten times the most that is published
+_MOST_SOURCES = 100  # of one layer
+_LARGEST = 2**31 - 1  # darknet's numbers are C's
 _NAMES = {"network": "net", "conv": "convolutional", "max": "maxpool"}  # older ones of a section
 # Options that change what a layer computes, with the value that does not. Those that are not listed
 # are of training.
@@ -170,11 +175,13 @@ def parse(text: str, name="the .cfg") -> Cfg:
     for section in others:
         if section.kind not in _PARSERS:
             known = ", ".join(f"[{kind}]" for kind in _PARSERS)
-            raise section.wrong(f"[{section.kind}] is not known; known are {known}")
+            raise section.wrong(f"[{section.kind:.50}] is not known; known are {known}")
         before = [*shapes, (*shape, 3)]  # the last one is that of the layer before the first, too
         layer, map_shape = _PARSERS[section.kind](section, len(layers), before)
-        if min(map_shape) < 1:
-            raise section.wrong(f"its map has no cell: {map_shape}")
+        if min(map_shape) < 1 or max(map_shape) > _LARGEST:
+            raise section.wrong(f"its map has no cell, or too many: {map_shape}")
+        if len(layers) == _MOST_LAYERS:
+            raise section.wrong(f"there are more than {_MOST_LAYERS} layers")
         layers.append(layer)
         shapes.append(map_shape)
     cfg = Cfg(shape, tuple(layers))
@@ -194,7 +201,7 @@ class _Section:
 
     def wrong(self, what, option=None):
         line = self.options[option][0] if option in self.options else self.line
-        return UserError(f"{self.name}, line {line}: {what}")
+        return UserError(f"{self.name}, line {line}: {what:.300}")
 
     def text(self, option, default=None):
         if option not in self.options and default is None:
@@ -205,10 +212,11 @@ class _Section:
         text = self.text(option, default)
         try:
             values = tuple(kind(part) for part in text.split(",") if part)
-            if not all(map(math.isfinite, values)):
+            if not all(abs(value) <= _LARGEST for value in values):  # nor NaN
                 raise ValueError
         except ValueError:
             what = "a whole number" if kind is int else "a number"
+            what += f" of at most {_LARGEST}"
             raise self.wrong(f"{option} is {text!r:.50}, not {what}", option) from None
         return values
 
@@ -234,6 +242,8 @@ class _Section:
     def sources(self, option, place):
         """Return the indices of the layers that an option names, of the layer at a place."""
         named = self.numbers(option)
+        if len(named) > _MOST_SOURCES:
+            raise self.wrong(f"{option} names {len(named)} layers", option)
         sources = tuple(place + source if source < 0 else source for source in named)
         if not sources or not all(0 <= source < place for source in sources):
             raise self.wrong(

@@ -1,24 +1,22 @@
 """Published files from the first address that has them, whole and as their checksum says."""
 
-import errno
 import hashlib
 import http.client
 import pathlib
 import re
 import sys
-import tarfile
 import urllib.error
 import urllib.parse
 import urllib.request
-import zipfile
 
-from dag_jax import files
+from dag_jax import archives, files
 from dag_jax.errors import DamagedError, MissingError, StorageError, UserError, reading, writing
 from dag_jax.progress import progress
 
 _SECONDS = 60  # without a byte, after which a server counts as gone
 _BLOCK = 1 << 20
 _MOST = 1 << 30  # bytes of a file in an archive; VGG-16's detectors have half of that
+_LARGEST = 1 << 32  # bytes of a download; archives of several networks have 1.5 GB
 BY_HAND = "by hand"  # the address of a file that was put where it is by somebody
 
 
@@ -52,7 +50,7 @@ def get(release, folder, *, addresses=()) -> dict:
             last = download(address, path, checksum=release.checksum, size=release.size)
         except StorageError:
             raise
-        except (UserError, OSError, http.client.HTTPException) as error:
+        except (UserError, OSError) as error:
             reasons.append(_reason(address, error))
             _say(reasons[-1])
         else:
@@ -110,11 +108,11 @@ def _kept(release, path):
     except MissingError:
         return _record(release, path, BY_HAND)
     if not release.checksum:
-        actual = checksum_of(path, "sha256:")
-        if actual != record["file_checksum"]:
+        actual, then = checksum_of(path, "sha256:"), record.get("file_checksum")
+        if actual != then:
             raise UserError(
-                f"{path} has {actual}, and what came from {record['address']} had "
-                f"{record['file_checksum']}; remove it, or {_record_of(path)} if that is right"
+                f"{path} has {actual}, and what came from {record.get('address')} had "
+                f"{then}; remove it, or {_record_of(path)} if that is right"
             )
     return record
 
@@ -127,9 +125,10 @@ def discard(release, folder) -> bool:
     """
     path = pathlib.Path(folder) / release.name
     try:
-        useless = not release.checksum and files.load_json(_record_of(path))["address"] != BY_HAND
+        record = files.load_json(_record_of(path), digest=True)
     except (MissingError, DamagedError):
         return False
+    useless = not release.checksum and record.get("address", BY_HAND) != BY_HAND
     if useless:
         files.remove(path)
         files.remove(_record_of(path))
@@ -153,7 +152,16 @@ def download(address: str, path, *, checksum=None, size=None) -> str:
       UserError: where the server has no such file, gives a web page instead, or the file has
         another checksum or size.
       OSError: where the server cannot be reached, or the connection breaks.
+
+    In memory is a piece of a MiB; at most 4 GiB are fetched, and no more than `size`.
     """
+    try:
+        return _download(address, path, checksum=checksum, size=size)
+    except http.client.HTTPException as error:
+        raise ConnectionError(f"no answer of HTTP: {error!r:.200}") from error
+
+
+def _download(address, path, *, checksum, size):
     path = pathlib.Path(path)
     files.make_folder(path.parent)
     part = path.with_name(path.name + ".part")
@@ -164,21 +172,22 @@ def download(address: str, path, *, checksum=None, size=None) -> str:
     def anew():
         files.remove(part)
         files.remove(note)
-        return download(address, path, checksum=checksum, size=size)
+        return _download(address, path, checksum=checksum, size=size)
 
     try:
         response = urllib.request.urlopen(_request(address, left, start), timeout=_SECONDS)
     except urllib.error.HTTPError as error:
         if error.code == 416 and left:  # nothing is left to fetch
             return anew()
-        raise UserError(f"{address} answers {error.code} {error.reason}") from error
+        reason = " ".join(str(error.reason).split())
+        raise UserError(f"{address} answers {error.code} {reason:.200}") from error
     except (ValueError, http.client.InvalidURL) as error:
-        raise UserError(f"{address} is no address, or leads to none: {error}") from error
+        raise UserError(f"{address} is no address, or leads to none: {error!r:.200}") from error
     with response:
         if response.headers.get_content_type() == "text/html":
             raise UserError(f"{address} answers with a web page, not with the file")
         length = response.headers.get("Content-Length", "")
-        total = int(length) if re.fullmatch("[0-9]+", length) else None
+        total = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
         if response.status == 206:
             if not left:
                 raise UserError(f"{address} answers with a part of the file, asked for all of it")
@@ -190,6 +199,8 @@ def download(address: str, path, *, checksum=None, size=None) -> str:
             start = 0
         if None not in (size, total) and total != size:
             raise UserError(f"{address}: the file has {total} bytes, published has {size}")
+        if (most := total or size or _LARGEST) > _LARGEST:
+            raise UserError(f"{address}: the file has {total} bytes, more than any of weights")
         if not start:
             files.remove(note)
             if _version(response) and total:
@@ -199,11 +210,15 @@ def download(address: str, path, *, checksum=None, size=None) -> str:
         with writing(part):
             file = open(part, "ab" if start else "wb")
         with bar, file:
-            while block := response.read(_BLOCK):
+            for block in _blocks(response):
                 if not file.tell() and re.match(rb"\s*<(!doctype )?html", block[:200].lower()):
                     files.remove(part)
                     files.remove(note)
                     raise UserError(f"{address} answers with a web page, not with the file")
+                if file.tell() + len(block) > most:
+                    files.remove(part)
+                    files.remove(note)
+                    raise UserError(f"{address} sends more than the {most} bytes of the file")
                 with writing(part):
                     file.write(block)
                 bar.update(len(block))
@@ -225,9 +240,20 @@ def download(address: str, path, *, checksum=None, size=None) -> str:
     return last
 
 
+def _blocks(response):
+    try:
+        while block := response.read(_BLOCK):
+            yield block
+    except ValueError as error:  # Python takes a piece's length to be below 0
+        raise ConnectionError(f"no answer of HTTP: {error}") from error
+
+
 def _request(address, left, start):
     if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
-        raise UserError(f"{address} is no address of http or https")
+        raise UserError(
+            f"{address} is no address of http or https; a file that is here is converted by "
+            "experiments.convert_weights"
+        )
     request = urllib.request.Request(address, headers={"User-Agent": "dag-jax"})
     if left:
         request.add_header("Range", f"bytes={start}-")
@@ -241,8 +267,10 @@ def _left(part, note, address):
         left = files.load_json(note, digest=True)
     except (MissingError, DamagedError):
         return None
+    kinds = {"address": str, "version": str, "total": int}
+    whole = all(isinstance(left.get(name), kind) for name, kind in kinds.items())
     # Another address may have another file under the same version.
-    return left if part.exists() and left["address"] == address else None
+    return left if whole and part.exists() and left["address"] == address else None
 
 
 def _version(response):
@@ -266,10 +294,10 @@ def checksum_of(path, like: str) -> str:
 
 
 def unpack(archive, members, folder) -> list[pathlib.Path]:
-    """Take files, each of at most a GiB, out of a .zip or .tgz archive.
+    """Take files, each of at most a GiB and within `archives`' bounds, out of an archive.
 
     Args:
-      archive: the archive.
+      archive: a zip, or a tar that may be compressed.
       members: {end of the name of each file: its checksum, or None}.
       folder: where to put them, each under its own last name.
 
@@ -281,32 +309,20 @@ def unpack(archive, members, folder) -> list[pathlib.Path]:
     """
     folder = pathlib.Path(folder)
     files.make_folder(folder)
-    unpacked = []
-    try:
-        zipped = zipfile.is_zipfile(archive)
-        with zipfile.ZipFile(archive) if zipped else tarfile.open(archive) as opened:
-            if zipped:
-                sizes = {entry.filename: entry.file_size for entry in opened.infolist()}
-            else:
-                sizes = {entry.name: entry.size for entry in opened if entry.isreg()}
-            for member, checksum in members.items():
-                matches = [name for name in sizes if f"/{name}".endswith(f"/{member}")]
-                if len(matches) != 1:
-                    raise UserError(f"{archive} has {len(matches)} files named {member}")
-                if sizes[matches[0]] > _MOST:
-                    raise UserError(f"{member} of {archive} has more than {_MOST} bytes")
-                target = folder / pathlib.PurePosixPath(member).name
-                with opened.open(matches[0]) if zipped else opened.extractfile(matches[0]) as file:
-                    files.write(target, file.read())
-                if checksum and (actual := checksum_of(target, checksum)) != checksum:
-                    raise UserError(f"{target} has {actual}, published is {checksum}")
-                unpacked.append(target)
-    except UserError:
-        raise
-    except Exception as error:  # what zipfile and tarfile raise differs by what is damaged
-        # The disk's errors have a number; EINVAL is of a place before the archive's first byte.
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            with reading(archive):
-                raise
-        raise DamagedError(archive, error) from error
-    return unpacked
+    there, targets = list(archives.entries(archive)), {}
+    for member, checksum in members.items():
+        matches = [entry for entry in there if f"/{entry.name}".endswith(f"/{member}")]
+        if len(matches) != 1:
+            raise UserError(f"{archive} has {len(matches)} files named {member}")
+        if matches[0].size > _MOST:
+            raise UserError(f"{member} of {archive} has more than {_MOST} bytes")
+        targets[matches[0].name] = folder / pathlib.PurePosixPath(member).name, checksum
+    for entry in archives.entries(archive):
+        if entry.name in targets:
+            target, checksum = targets[entry.name]
+            with files.replacing(target) as file:
+                for piece in entry.pieces():
+                    file.write(piece)
+            if checksum and (actual := checksum_of(target, checksum)) != checksum:
+                raise UserError(f"{target} has {actual}, published is {checksum}")
+    return [target for target, _ in targets.values()]

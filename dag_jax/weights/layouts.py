@@ -46,7 +46,6 @@ class Layout(NamedTuple):
 _TRUNK = Rule(r"conv[1-5](_[1-3])?", r"backbone/\g<0>", "conv")
 _FC = Rule(r"(fc[67])(-conv)?", r"\1", "patch")
 _CLASSIFIER = r"backbone/.*|fc6|fc7"
-_TORCH = r"(?:module\.|state_dict\.|model\.)*"
 _VGG16_STAGES = {  # torchvision's positions of VGG-16's convolutions
     **{2: "conv1_2", 5: "conv2_1", 7: "conv2_2", 10: "conv3_1", 12: "conv3_2", 14: "conv3_3"},
     **{17: "conv4_1", 19: "conv4_2", 21: "conv4_3", 24: "conv5_1", 26: "conv5_2", 28: "conv5_3"},
@@ -150,16 +149,16 @@ LAYOUTS = {
     # torchvision's AlexNet is not here: it is another network than CaffeNet (64 first channels, no
     # groups, no normalisation).
     "torchvision_vgg16": Layout(
-        _TORCH + r"features\.28",
+        r"features\.28",
         (
-            Rule(_TORCH + r"features\.0", "backbone/conv1_1", "torchvision"),
+            Rule(r"features\.0", "backbone/conv1_1", "torchvision"),
             *(
-                Rule(_TORCH + rf"features\.{place}", f"backbone/{name}", "conv")
+                Rule(rf"features\.{place}", f"backbone/{name}", "conv")
                 for place, name in _VGG16_STAGES.items()
             ),
-            Rule(_TORCH + r"classifier\.0", "fc6", "patch"),
-            Rule(_TORCH + r"classifier\.3", "fc7", "patch"),
-            Rule(_TORCH + r"classifier\.6", None),
+            Rule(r"classifier\.0", "fc6", "patch"),
+            Rule(r"classifier\.3", "fc7", "patch"),
+            Rule(r"classifier\.6", None),
         ),
         _CLASSIFIER,
     ),

@@ -3,6 +3,9 @@
 A file is what `dag_jax.files.pack` makes: safetensors with a SHA-256 of each array and of the
 header, so that a damaged file is never taken for a good one. A tensor's name is its path in the
 parameter tree ('conv1/kernel'), the content is {"checkpoint": record}.
+
+Bounds: reading takes at most 4 times the file's size (float16 becomes float32), and that is what
+`dag_jax.files.load` says of the header.
 """
 
 import json
@@ -14,6 +17,7 @@ from flax import traverse_util
 
 from dag_jax import files
 from dag_jax.errors import DamagedError, MissingError, UserError, reading
+from dag_jax.weights import kinds
 
 _ANEW = (
     "Make it anew: experiments.fetch_weights and experiments.convert_weights do so from published "
@@ -79,11 +83,27 @@ def load(path):
             head = file.read(200)
         if b"dag_jax checkpoint 1" in head:
             raise UserError(f"{path} is a checkpoint of dag_jax before 0.2. {_ANEW}") from error
-        raise DamagedError(path, f"or no checkpoint of ours: {error.reason}", _ANEW) from error
+        known = kinds.what(path)
+        reason = f"it is {known}" if known else error.reason
+        raise DamagedError(path, f"or no checkpoint of ours: {reason}", _ANEW) from error
     if not isinstance(content, dict) or content.keys() != {"checkpoint"}:
         raise UserError(f"{path} holds arrays of ours, but no checkpoint: it is of a run")
-    parameters = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+    _check_loaded(path, content["checkpoint"], tensors)
+    parameters = {name: tensor.astype(np.float32, copy=False) for name, tensor in tensors.items()}
     return traverse_util.unflatten_dict(parameters, sep="/"), content["checkpoint"]
+
+
+def _check_loaded(path, record, tensors):
+    """Refuse what `save` does not write, whoever wrote it with a right digest."""
+    if not isinstance(record, dict):
+        raise UserError(f"{path} has a record that is a {type(record).__name__}, not a dict")
+    for name, tensor in tensors.items():
+        if tensor.dtype not in (np.float32, np.float16):
+            raise UserError(f"{path}: {name!r:.80} is {tensor.dtype}, not float32 or float16")
+        parts = name.split("/")
+        for end in range(1, len(parts)):
+            if (parent := "/".join(parts[:end])) in tensors:
+                raise UserError(f"{path}: {parent!r:.80} is an array and holds {name!r:.80}, too")
 
 
 def check(parameters, expected):

@@ -5,19 +5,25 @@ that describes the tensors, and a record `data/KEY` for each storage that they v
 five pickles (magic number, protocol, the writer's system, the tensors, the storages' keys) and then
 each storage as its length and its values.
 
+Bounds: values that a little-endian file holds as float32, or as integers, stay where they were read
+to; others are converted. With what describes them that is at most 4 times the file's size and
+130 MB more.
+
 Reference: torch/serialization.py of https://github.com/pytorch/pytorch
 """
 
 import io
 import math
 import pathlib
+import struct
 import zipfile
+import zlib
 
 import jax.numpy as jnp
 import numpy as np
 
 from dag_jax.errors import MissingError, UserError, reading
-from dag_jax.weights import torch_pickle
+from dag_jax.weights import kinds, torch_pickle
 
 _ZIP = b"PK\x03\x04"
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -26,6 +32,8 @@ _PROTOCOL = 1001
 _DEEPEST = 64
 _LONGEST_NAME = 500
 _MOST_TENSORS = 10_000
+_MOST_RECORDS = _MOST_TENSORS + 100
+_MOST_PENDING = 50_000  # tensors and containers in one
 _MOST_ENTRIES = 1 << 18  # of containers; a history of losses may be long
 _CONTAINERS = (dict, list, tuple)
 
@@ -37,8 +45,9 @@ def read(path):
     `torch.save({"state_dict": {"conv.weight": w}}, path)` gives 'state_dict.conv.weight'. No prefix
     is taken off. What is no tensor (an epoch, a learning rate, a bare storage) is left out.
 
-    Damage to a zip archive always shows, as its records carry checksums. The older form has none:
-    there a changed weight, a changed name or even a lost tensor may go unseen.
+    Damage to a zip archive shows where its records carry checksums, as they do unless PyTorch was
+    told otherwise (`set_crc32_options(False)`). The older form has none: there a changed weight, a
+    changed name or even a lost tensor may go unseen.
 
     Args:
       path: the file, of either form.
@@ -69,6 +78,7 @@ def read(path):
         most = 4 * len(data) + 2**20
         if sum(math.prod(tensor.shape) for tensor in tensors.values()) > most:
             raise UserError(f"its tensors repeat their values until there are more than {most}")
+        _check_kinds(tensors, storages)
         converted = {}
         return {
             name: _array(name, tensor, storages, byte_order, converted)
@@ -78,8 +88,10 @@ def read(path):
         with reading(path):
             raise
     except Exception as error:  # zipfile's exceptions differ by what is damaged
+        if known := kinds.what(path):
+            raise UserError(f"{path} is {known}") from error
         own = isinstance(error, UserError)
-        reason = str(error) if own else f"{type(error).__name__}: {error}"
+        reason = str(error) if own else f"{type(error).__name__}: {error!s:.200}"
         raise UserError(
             f"{path} ({len(data)} bytes) is not a readable PyTorch checkpoint: {reason}. It is "
             f"truncated, damaged or of another kind; right would be a whole file of tensors in "
@@ -90,6 +102,8 @@ def read(path):
 def _read_zip(data):
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
+        if len(entries) > _MOST_RECORDS:
+            raise UserError(f"it has {len(entries)} records, more than {_MOST_RECORDS}")
         for entry in entries:
             if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
                 raise UserError(f"record {entry.filename!r:.80} is compressed, torch.save stores")
@@ -97,15 +111,15 @@ def _read_zip(data):
             raise UserError("its records are longer than the file")
         if len({entry.filename for entry in entries}) < len(entries):
             raise UserError("two of its records have one name")
-        # All of them, wanted or not: only reading compares a record's name and checksum, and one
-        # whose name is damaged would pass for absent.
-        records = {entry.filename: archive.read(entry) for entry in entries}
+        # All of them, wanted or not: only opening compares a record's name, and one whose name is
+        # damaged would pass for absent.
+        records = {entry.filename: _record(data, archive, entry) for entry in entries}
 
     pickles = [name for name in records if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise UserError(f"it has {len(pickles)} records FOLDER/data.pkl, a checkpoint has one")
     folder = pickles[0].removesuffix("data.pkl")
-    byte_order = records.get(folder + "byteorder", b"little")
+    byte_order = bytes(records.get(folder + "byteorder", b"little"))
     if byte_order not in (b"little", b"big"):
         raise UserError(f"its byte order is {byte_order!r:.80}, neither little nor big")
 
@@ -123,6 +137,21 @@ def _read_zip(data):
             )
         storages[key] = records[name]
     return tree, storages, "<" if byte_order == b"little" else ">"
+
+
+def _record(data, archive, entry):
+    """Return a record, which is stored as it is, where it lies."""
+    with archive.open(entry):
+        pass
+    end = entry.header_offset + zipfile.sizeFileHeader
+    *_, name, extra = struct.unpack(zipfile.structFileHeader, data[entry.header_offset : end])
+    start = end + name + extra
+    record = memoryview(data)[start : start + entry.file_size]
+    if len(record) < entry.file_size:
+        raise UserError(f"record {entry.filename!r:.80} ends after {len(record)} bytes")
+    if entry.CRC and zlib.crc32(record) != entry.CRC:  # 0: PyTorch was told not to compute it
+        raise UserError(f"Bad CRC-32 for record {entry.filename!r:.80}")
+    return record
 
 
 def _read_legacy(data):
@@ -191,10 +220,20 @@ def _named_tensors(tree):
                     path = f"{name}.{key}" if depth else str(key)
                     if len(path) > _LONGEST_NAME:
                         raise UserError(f"{path!r:.80}... is a name of {len(path)} characters")
+                    if len(pending) > _MOST_PENDING:
+                        raise UserError(f"it has more than {_MOST_PENDING} tensors and containers")
                     pending.append((path, depth + 1, child))
     if not tensors:
         raise UserError("no tensor is in it")
     return tensors
+
+
+def _check_kinds(tensors, storages):
+    """Refuse storages that are viewed as so many types that converting them takes much memory."""
+    views = {(tensor.key, tensor.kind) for tensor in tensors.values()}
+    whole = sum(len(storages[key]) for key, _ in views)
+    if whole > 1.5 * sum(map(len, storages.values())) + 2**20:
+        raise UserError("its tensors view the same values as too many types")
 
 
 def _array(name, tensor, storages, byte_order, converted):
@@ -217,14 +256,15 @@ def _array(name, tensor, storages, byte_order, converted):
 
 def _values(name, raw, kind, byte_order):
     raw = raw[: len(raw) // kind.itemsize * kind.itemsize]
-    stored = np.frombuffer(raw, f"{byte_order}u{kind.itemsize}").astype(f"u{kind.itemsize}")
+    stored = np.frombuffer(raw, f"{byte_order}u{kind.itemsize}")
+    stored = np.require(stored.astype(f"u{kind.itemsize}", copy=False), requirements="A")
     if kind == np.bool_:
         return stored != 0
     stored = stored.view(kind)
     if not jnp.issubdtype(kind, jnp.floating):
         return stored
     with np.errstate(all="ignore"):
-        values = stored.astype(np.float32)
+        values = stored.astype(np.float32, copy=False)
     if kind == np.float64 and np.any(np.isinf(values) & np.isfinite(stored)):
         largest = np.abs(stored[np.isfinite(stored)]).max()
         raise UserError(f"the storage of {name} reaches {largest:g}, float32 ends at 3.4e38")

@@ -6,7 +6,8 @@ one in C takes 8 GB for nine bytes (a large index into the memo), and centuries 
 three hundred (tuples within tuples). What a program imports is looked up in a closed table of inert
 stand-ins, and a state that it would set is dropped.
 
-Memory: a program ends after `LARGEST` bytes, and each makes at most about 100 of objects: 200 MB.
+Bounds: a program ends after `LARGEST` bytes or `MOST_READS` pieces that are read of it, of which
+each makes at most about 130 bytes of objects. So no pickle takes more than 110 MB, and 4 s.
 
 Reference: https://github.com/python/cpython/blob/main/Lib/pickle.py, and torch/_utils.py and
 torch/serialization.py of https://github.com/pytorch/pytorch
@@ -22,10 +23,11 @@ import numpy as np
 from dag_jax.errors import UserError
 
 LARGEST = 2 << 20  # bytes of pickle: 10,000 tensors, as each takes about 200
+MOST_READS = 800_000  # operations and what they are given, of which a tensor takes about 70
 _MOST_DIMENSIONS = 64  # as NumPy and PyTorch have it
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Storage:
     """A run of values in the file; start and length count values of `kind`."""
 
@@ -35,7 +37,7 @@ class Storage:
     length: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Tensor:
     """A view of a storage, within its bounds; offset and strides count values of `kind`."""
 
@@ -59,13 +61,25 @@ class _Dict(dict):
         super().__setitem__(key, value)
 
 
+class _Program(io.BytesIO):
+    """The bytes of pickles, which end after so many pieces."""
+
+    left = MOST_READS
+
+    def read(self, size=-1):
+        self.left -= 1
+        if self.left < 0:
+            raise UserError(f"its pickle goes on after {MOST_READS} pieces")
+        return super().read(size)
+
+
 class _Operations(dict):
     def __missing__(self, code):
         raise UserError(f"its pickle has {bytes([code])!r}, no operation that tensors need")
 
 
 _NEEDED = """
-    PROTO FRAME STOP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE
+    PROTO STOP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE
     SHORT_BINUNICODE BINUNICODE8 BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8
     EMPTY_LIST EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 TUPLE MARK APPEND APPENDS SETITEM SETITEMS
     BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL REDUCE BINPERSID
@@ -87,10 +101,11 @@ class Unpickler(pickle._Unpickler):
     dispatch[pickle.EMPTY_SET[0]] = pickle._Unpickler.load_empty_list
     dispatch[pickle.ADDITEMS[0]] = pickle._Unpickler.load_appends
     dispatch[pickle.BUILD[0]] = pickle._Unpickler.load_pop  # drops a state
+    dispatch[pickle.FRAME[0]] = lambda self: self.read(8)  # as long as it says, or not
 
     def __init__(self, data):
         """Start at the first byte of `data`."""
-        self._file = io.BytesIO(data[:LARGEST])
+        self._file = _Program(data[:LARGEST])
         super().__init__(self._file, encoding="utf-8")  # of Python 2's text
         self.storages, self._pairs_left = {}, min(len(data), LARGEST)
 

@@ -300,7 +300,7 @@ def rows_in(workdir, launch) -> dict[str, dict]:
     if rundir.load_manifest(folder).get("launch") != launch:  # `Table` says so
         return {}
     rows = [
-        files.load_json(folder / name / ROW, digest=True)
+        files.load_json(folder / name / ROW, digest=True, keys=("row",))
         for name in sorted(rundir.folders_in(folder, ROW))
     ]
     return {row["row"]: row for row in rows}

@@ -311,3 +311,12 @@ def test_sixteen_bit_photographs_are_scaled(tmp_path):
     (tmp_path / "images/a.png").write_bytes(png(levels, 16))
     image = open_folder(tmp_path)[0]["image"]
     np.testing.assert_allclose(image[:, :, 1], levels / 257, atol=0.51)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a/" * 3000, "a\0b"])
+def test_a_name_that_no_file_can_have_is_missing(tmp_path, name):
+    write(tmp_path)
+    (tmp_path / "val.txt").write_text(f"a\n{name}\n")
+    with pytest.raises(ValueError, match="files of split val are missing, as ") as error:
+        open_dataset("folder", "val", data_dir=tmp_path)
+    assert len(str(error.value)) < 500

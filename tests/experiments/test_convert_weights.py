@@ -77,6 +77,15 @@ def test_the_launch_refuses_in_one_line(refuse, alex, tmp_path):
     assert not output.exists()
 
 
+def test_darknet_s_files_have_no_layout(refuse, shared, tmp_path):
+    source = shared / "weights" / "MobileNetV2-YOLO-Fastest-voc.weights"
+    flags = ["--network=yolo_fastest_voc", f"--source={source}", f"--output={tmp_path / 'a'}"]
+    text = refuse("convert_weights", *flags, "--layout=caffe_fcn")
+    assert text == "yolo_fastest_voc is read from darknet's files, which have no layout"
+    record = zoo.convert("yolo_fastest_voc", [source], tmp_path / "a")
+    assert record["layout"] == "darknet"
+
+
 def test_the_launch_says_what_it_needs(refuse):
     assert refuse("convert_weights", "--network=fcn_vgg") == "--network and --source are needed"
     assert refuse("convert_weights", "--list") == "--list needs --source"

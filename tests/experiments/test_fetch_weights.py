@@ -13,6 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from dag_jax import files as project_files
 from dag_jax import networks
 from dag_jax.errors import UserError
 from dag_jax.networks import fetching
@@ -48,8 +49,13 @@ class Files(http.server.BaseHTTPRequestHandler):
         self.send_header("ETag", tag)
         kind = "text/html" if self.path.endswith("html") else "application/octet-stream"
         self.send_header("Content-Type", kind)
+        for number in range(200 * odd.get("silly", False)):
+            self.send_header(f"X-{number}", "1")
         if not odd.get("endless"):
-            self.send_header("Content-Length", str(len(content) - start))
+            self.send_header("Content-Length", odd.get("length", str(len(content) - start)))
+        if "chunk" in odd:
+            self.send_header("Transfer-Encoding", "chunked")
+            content = odd["chunk"]
         if status == 206:
             end = f"{start}-{len(content) - 1}/{len(content)}"
             self.send_header("Content-Range", odd.get("range", f"bytes {end}"))
@@ -181,6 +187,35 @@ def test_what_is_not_the_file_is_refused(server, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("odd", "options", "error", "text"),
+    [
+        ({"length": "9" * 5000}, {"size": 2000}, UserError, "sends more than the 2000 bytes"),
+        ({"length": "9" * 15}, {}, UserError, "has 999999999999999 bytes, more than any"),
+        ({"endless": True}, {"size": 2000}, UserError, "sends more than the 2000 bytes"),
+        ({"length": "-5"}, {"size": 2000}, UserError, "sends more than the 2000 bytes"),
+        ({"endless": True, "chunk": b"-5\r\nab"}, {}, ConnectionError, "no answer of HTTP"),
+        ({"silly": True}, {}, ConnectionError, "no answer of HTTP: HTTPException"),
+    ],
+)
+def test_lengths_that_cannot_be(server, tmp_path, rng, odd, options, error, text):
+    address, files, _, oddities = server
+    files["/a.bin"], oddities["/a.bin"] = rng.bytes(3000), odd
+    with pytest.raises(error, match=text):
+        downloads.download(f"{address}/a.bin", tmp_path / "a.bin", **options)
+    assert not (tmp_path / "a.bin").exists()
+
+
+def test_a_record_that_says_too_little_is_of_no_file(tmp_path):
+    release = published.Published("a.bin", ("http://127.0.0.1:9/a.bin",))
+    (tmp_path / "a.bin").write_bytes(b"1")
+    for content in ({}, {"address": 3}, {"file_checksum": None}):
+        project_files.write_json(tmp_path / "a.bin.json", content)
+        with pytest.raises(UserError, match="remove it, or .*a.bin.json if that is right"):
+            downloads.get(release, tmp_path)
+    assert not downloads.discard(release, tmp_path)
+
+
 def sha256(content):
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
@@ -286,7 +321,7 @@ def test_unpack_takes_the_members_and_nothing_else(tmp_path, rng, kind):
         downloads.unpack(archive, {"zf/proposal_final": "md5:0"}, tmp_path / "out")
     whole = archive.read_bytes()
     archive.write_bytes(whole[:40])
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match="is not a whole archive"):
         downloads.unpack(archive, members, tmp_path / "out")
     for at, bit in zip(rng.integers(0, len(whole), 200), rng.integers(0, 8, 200), strict=True):
         damaged = bytearray(whole)

@@ -243,3 +243,14 @@ def test_a_damaged_cell_is_named(filled):
 def test_a_model_that_finds_nothing_leaves_no_share():
     cell = Cell(np.array([0.0, 5.0]), np.array([0.0, 10.0]), ("a",))
     assert np.isnan(cell.left[0]) and cell.left[1] == 0.5
+
+
+def test_a_cell_in_the_place_of_another_is_named(filled):
+    """Both are made of the same perturbations."""
+    matrix, _ = filled
+    for target, source in (("mine:first", SUM), ("fcn_vgg", SHUFFLED)):
+        shutil.copy(matrix.path(target, source), matrix.path("fcn_vgg", SUM))
+        with pytest.raises(DamagedError, match="is damaged .it is /cells/"):
+            matrix.cell("fcn_vgg", SUM)
+        with pytest.raises(DamagedError, match="is damaged .it is /cells/"):
+            matrix.is_complete("fcn_vgg")

@@ -392,6 +392,44 @@ def test_a_file_of_another_image_is_named(tmp_path):
             read(KEYS[1])
 
 
+@pytest.mark.parametrize("kind", ["perturbations", "scores/confusion"])
+def test_a_file_of_another_run_is_named(whole, tmp_path, kind):
+    """The same image, attacked and scored with other weights."""
+    manifest = MANIFEST | {"weights_sha256": "cd"}
+    complete(rundir.Results(tmp_path / "run", manifest, KEYS[:2])).records()
+    shutil.copy(whole / kind / "000001.safetensors", tmp_path / "run" / kind)
+    message = f"{kind}/000001.safetensors is damaged .it is of another run"
+    with pytest.raises(UserError, match=message):
+        rundir.Results(tmp_path / "run", manifest, KEYS[:2])
+    run = rundir.read(tmp_path / "run")
+    with pytest.raises(DamagedError, match=message):
+        run.perturbation("000001") if kind == "perturbations" else run.get("confusion", "000001")
+
+
+@pytest.mark.parametrize(
+    ("content", "array", "message"),
+    [
+        ({}, np.zeros((4, 5, 3), np.float32), "'record'"),
+        ({"record": 3, "pixels_sha256": "ab"}, np.zeros((4, 5, 3), np.float32), "no record or no"),
+        ({"record": {}, "pixels_sha256": 3}, np.zeros((4, 5, 3), np.float32), "no record or no"),
+        ({"record": {}, "pixels_sha256": ""}, np.zeros((4, 5, 3)), r"float64\[4, 5, 3\]"),
+        ({"record": {}, "pixels_sha256": ""}, np.zeros((4, 5), np.float32), r"float32\[4, 5\]"),
+    ],
+)
+def test_what_no_attack_writes_is_damaged(tmp_path, content, array, message):
+    """Whoever wrote it with a right digest."""
+    results = open_results(tmp_path / "run", KEYS[:1])
+    add(results, [0])
+    path = results.folder / "perturbations" / f"{KEYS[0]}.safetensors"
+    content = {"kind": "perturbations", "key": KEYS[0], **content}
+    files.write(path, files.pack({"perturbation": array}, content))
+    with pytest.raises(DamagedError, match=message):
+        rundir.read(results.folder).perturbation(KEYS[0])
+    files.write(path, files.pack({}, [content]))
+    with pytest.raises(DamagedError, match="perturbations/000000.safetensors is damaged"):
+        rundir.read(results.folder).record(KEYS[0])
+
+
 def test_an_image_made_anew_loses_its_old_scores(tmp_path):
     results = complete(open_results(tmp_path / "run", KEYS[:2]))
     (results.folder / "images" / "000001.png").unlink()

@@ -190,3 +190,24 @@ def test_a_damaged_row_is_no_row(make_table, windows, store):
     path.write_text(path.read_text().replace("MINE", "YOUR"))
     with pytest.raises(DamagedError, match="mine%3Afirst/row.json is damaged"):
         store(folder)
+
+
+@pytest.mark.parametrize("content", [{}, {"row": "fcn_vgg"}, {"network": "fcn_vgg"}])
+def test_a_row_that_says_too_little_is_damaged(make_table, windows, store, content):
+    folder = make_table(windows(1))
+    files.write_json(folder / "fcn_vgg" / ROW, content)
+    with pytest.raises(DamagedError, match="fcn_vgg/row.json is damaged .it has no"):
+        store(folder)
+
+
+def test_a_manifest_that_says_too_little_is_damaged(make_table, windows, store, tmp_path):
+    rundir.claim(tmp_path / "bare", {"launch": "table1"})
+    with pytest.raises(DamagedError, match="manifest.json is damaged .it has no settings"):
+        store(tmp_path / "bare")
+    folder = make_table(windows(1))
+    path = folder / "fcn_vgg" / rundir.MANIFEST
+    content = files.load_json(path)
+    del content["split"]
+    files.write_json(path, content)
+    with pytest.raises(DamagedError, match="fcn_vgg/manifest.json is damaged .it has no split"):
+        store(folder)

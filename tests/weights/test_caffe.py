@@ -2,6 +2,8 @@ import hashlib
 import math
 import os
 import struct
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -279,7 +281,7 @@ def test_a_blob_that_contradicts_itself_is_named(assert_refused, form, contents,
 BAD_NETWORKS = {
     "one name twice": (layer("layer", "fc", "A", blob(BIAS)), "two layers .* named 'fc'"),
     "both forms": (layer("layers", "a", 4, blob(BIAS)), "both 'layer' and 'layers'"),
-    "no name": (run(100, run(2, "A") + run(7, blob(BIAS))), "layer 4 has no name"),
+    "no name twice": (run(100, run(2, "A") + run(7, blob(BIAS))) * 2, "with blobs are named ''"),
     "two names": (run(100, run(1, "a") + run(1, "b")), "layer 4 has 2 names"),
     "an unreadable name": (run(100, run(1, b"\xff")), "a name in layer 4 is not UTF-8"),
     "an unprintable name": (run(100, run(1, "a\x12")), r"unprintable characters: 'a\\x12'"),
@@ -301,6 +303,67 @@ def test_layers_that_no_caffe_wrote_are_refused(assert_refused, contents, messag
 def test_layers_without_blobs_may_share_a_name(read):
     twice = layer("layer", "relu", "ReLU") * 2
     assert list(read(network("layer") + twice)) == ["conv1_2", "fc"]
+
+
+@pytest.mark.parametrize(("number", "blobs"), [(100, 7), (2, 6)])
+def test_layers_need_no_name(read, number, blobs):
+    """It is optional in caffe.proto; OpenCV reads such files."""
+    nameless = run(number, run(blobs, blob(BIAS))) + run(number, b"") * 3
+    weights = read(network("layer" if number == 100 else "layers") + nameless)
+    assert list(weights) == ["conv1_2", "fc", ""]
+    np.testing.assert_array_equal(weights[""][0], BIAS)
+
+
+def tiny(inner, number=100):
+    """Two million bytes of the same field, within one layer or beside each other."""
+    count = 2_000_000 // len(inner)
+    return inner * count if number == 0 else run(number, inner * count)
+
+
+TINY = {
+    "layers": tiny(run(100, b""), 0),
+    "named layers": tiny(run(100, run(1, "a")), 0),
+    "V1 layers": tiny(run(2, b""), 0),
+    "blobs": tiny(run(7, b"")),
+    "blobs of a V1 layer": tiny(run(6, b""), 2),
+    "names": tiny(run(3, b"")),
+    "learning rates": tiny(run(6, b"")),
+    "settings": tiny(integer(101, 1)),
+    "pieces of data": run(100, run(1, "a") + run(7, tiny(run(5, b""), 0))),
+    "numbers among others": run(100, run(1, "a") + run(7, tiny(single(5, 1) + run(6, b""), 0))),
+}
+
+
+@pytest.mark.parametrize("contents", TINY.values(), ids=TINY)
+def test_tiny_pieces_are_refused_before_they_become_huge(assert_refused, contents):
+    assert_refused(contents, "has more than 100000 fields")
+
+
+@pytest.mark.slow
+def test_as_many_pieces_as_may_be_take_a_bounded_room(tmp_path):
+    """The parser's own memory, too, so in a process of its own."""
+    most = {
+        "layers": b"".join(layer("layer", f"{i}", "A", blob([i])) for i in range(7_000)),
+        "blobs": layer("layer", "a", "A", *[blob([1])] * 13_000),
+        "numbers": layer("layer", "a", "A", blob(np.zeros(10**6), packed=False)),
+    }
+    program = """
+import resource, sys
+from dag_jax.weights import caffe
+for path in sys.argv[1:]:
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    assert caffe.read(path)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    print(after.ru_maxrss - before.ru_maxrss, after.ru_utime - before.ru_utime)
+"""
+    paths = [tmp_path / name for name in most]
+    for path in paths:
+        path.write_bytes(most[path.name])
+    output = subprocess.check_output([sys.executable, "-c", program, *paths], text=True)
+    for path, line in zip(paths, output.splitlines(), strict=True):
+        kibibytes, seconds = map(float, line.split())
+        assert kibibytes * 1024 < 3 * path.stat().st_size + 60e6, path.name
+        assert seconds < 4, path.name
 
 
 def test_networks_without_weights_are_refused(assert_refused):
@@ -382,7 +445,7 @@ def test_every_flipped_byte_is_refused_or_leaves_names_and_shapes(read, rng, for
     in_names = set()
     for name, _ in whole:
         start = contents.index(run(1 if form == "layer" else 4, name)) + 2
-        in_names |= set(range(start, start + len(name)))
+        in_names |= set(range(start - 2, start + len(name)))  # where it has none, it has no name
     for at, byte in enumerate(contents):
         damaged = bytearray(contents)
         damaged[at] = byte ^ 1 << int(rng.integers(8))

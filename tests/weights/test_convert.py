@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dag_jax import networks
+from dag_jax.errors import UserError
 from dag_jax.networks import backbones
 from dag_jax.networks.faster_rcnn import FasterRCNN
 from dag_jax.networks.fcn import Fcn
@@ -50,7 +51,7 @@ def test_fcn8s_of_caffe(fcn8s):
     tree, blobs = fcn8s
     converted = convert.convert(VGG8, [blobs])
     assert_same(converted.parameters, tree)
-    assert converted[1:] == ("caffe_fcn", (), False)
+    assert converted[1:] == ("caffe_fcn", (), False, ())
     kernel = blobs["conv2_1"][0]
     assert kernel.shape == (3, 2, 3, 3)
     assert converted.parameters["backbone"]["conv2_1"]["kernel"][0, 2, 1, 0] == kernel[0, 1, 0, 2]
@@ -193,7 +194,11 @@ def torchvision_vgg16(tree):
     return state
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "state_dict."])
+PREFIXES = ["", "module.", "state_dict.", "net.", "model_state_dict.", "backbone.", "model."]
+PREFIXES += ["_orig_mod.", "state_dict.module._orig_mod.", "epochs.3.net."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
 def test_torchvisions_vgg16_reads_the_same_image(rng, prefix):
     tree = random_tree(VGG8, rng)
     tree = {name: tree[name] for name in ("backbone", "fc6", "fc7")}
@@ -215,6 +220,95 @@ def test_torchvisions_vgg16_reads_the_same_image(rng, prefix):
         for patch, layer in ((theirs, tree["backbone"]["conv1_1"]), (ours, first))
     )
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_network_of_a_training_checkpoint_is_taken(rng):
+    tree = random_tree(VGG8, rng)
+    state = torchvision_vgg16({name: tree[name] for name in ("backbone", "fc6", "fc7")})
+    alone = convert.convert(VGG8, [state]).parameters
+    score = np.float32(71.5)
+    whole = {f"state_dict.module.{name}": leaf for name, leaf in state.items()}
+    whole |= {f"optimizer.state.{i}.momentum_buffer": leaf for i, leaf in enumerate(state.values())}
+    whole["best_acc1"] = score
+    converted = convert.convert(VGG8, [whole])
+    assert_same(converted.parameters, alone)
+    assert converted.left_out == ("optimizer", "best_acc1")
+
+    compiled = {f"_orig_mod.{name}": leaf for name, leaf in state.items()} | {"best_acc1": score}
+    compiled["_orig_mod.classifier._orig_mod.0.bias"] = compiled.pop("_orig_mod.classifier.0.bias")
+    converted = convert.convert(VGG8, [compiled])
+    assert_same(converted.parameters, alone)
+    assert converted.left_out == ("best_acc1",)
+
+    # Beside the network, in the same container, may lie what it needs.
+    with pytest.raises(UserError, match=r"left over: best_acc1 \(\)$"):
+        convert.convert(VGG8, [state | {"best_acc1": score}])
+    whole["state_dict.loss.weight"] = np.ones(21, np.float32)
+    with pytest.raises(UserError, match="state_dict.loss.weight, beside state_dict.module.*part='"):
+        convert.convert(VGG8, [whole])
+    assert_same(convert.convert(VGG8, [whole], part="state_dict.module").parameters, alone)
+
+
+def test_of_several_networks_one_is_chosen(rng):
+    tree = random_tree(VGG8, rng)
+    state = torchvision_vgg16({name: tree[name] for name in ("backbone", "fc6", "fc7")})
+    both = {f"model.{name}": leaf for name, leaf in state.items()}
+    both |= {f"ema.module.{name}": 2 * leaf for name, leaf in state.items()}
+    with pytest.raises(UserError, match="choose one by part: ema.module or model"):
+        convert.convert(VGG8, [both])
+    kernels = [
+        convert.convert(VGG8, [both], part=part).parameters["fc6"]["kernel"]
+        for part in ("model", "ema.module.")
+    ]
+    np.testing.assert_array_equal(2 * kernels[0], kernels[1])
+    with pytest.raises(UserError, match=r"no part 'net'; it has \['model', 'ema'\]"):
+        convert.convert(VGG8, [both], part="net")
+
+
+def test_a_layer_without_a_bias_is_said_to_miss_it(rng, caffe_blobs):
+    blobs = caffe_blobs(random_tree(DETECTOR, rng), {"rpn_conv": "rpn_conv1"})
+    with pytest.raises(UserError, match=r"missing: bias of bbox_pred \(84,\)"):
+        convert.convert(DETECTOR, [blobs | {"bbox_pred": blobs["bbox_pred"][:1]}])
+    tree = random_tree(VGG8, rng)
+    state = torchvision_vgg16({name: tree[name] for name in ("backbone", "fc6", "fc7")})
+    del state["features.0.bias"]
+    with pytest.raises(UserError, match=r"missing: bias of features.0 \(2,\)"):
+        convert.convert(VGG8, [state])
+
+
+FIVE, SIX = np.ones(5, np.float32), np.ones(6, np.float32)
+NORM = {"weight": FIVE, "bias": FIVE, "running_mean": FIVE, "running_var": FIVE}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"bn1." + part: NORM[part] for part in ("weight", "bias")}, "has no running_mean, runn"),
+        ({f"bn1.{part}": leaf for part, leaf in (NORM | {"bias": SIX}).items()}, "arrays are of"),
+        ({f"bn1.{part}": leaf[:, None] for part, leaf in NORM.items()}, "no batch normalisation"),
+        ({f"bn1.{part}": SIX for part in NORM}, r"has \(6,\) channels, the layer before has \(5,"),
+    ],
+)
+def test_a_normalisation_that_is_none_is_refused(arrays, message):
+    block = "backbone.layer4.0."
+    state = {f"{block}conv1.weight": np.ones((5, 3, 1, 1), np.float32)}
+    state |= {block + name: leaf for name, leaf in arrays.items()}
+    with pytest.raises(UserError, match=f"layer4.0.bn1 .*{message}"):
+        convert.convert(VGG8, [state], layout="torchvision_fcn")
+
+
+@pytest.mark.parametrize(
+    ("blobs", "message"),
+    [
+        ([FIVE, FIVE, SIX], "its factor has 6 values"),
+        ([FIVE, SIX, FIVE[:1]], "its arrays are of"),
+        ([FIVE, FIVE, FIVE[:1], FIVE], None),
+    ],
+)
+def test_a_batch_norm_of_caffe_that_is_none_is_refused(blobs, message):
+    layers = {"conv1": [np.ones((5, 3, 1, 1), np.float32)], "bn_conv1": blobs}
+    with pytest.raises(UserError, match=message):
+        convert.convert(VGG8, [layers], layout="py_rfcn")
 
 
 def test_what_does_not_fit_is_listed(fcn8s):

@@ -1,6 +1,8 @@
 """Darknet's files: what is read is what was written, and what does not fit is said at once."""
 
 import struct
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -102,6 +104,16 @@ def test_arrays_come_back_from_each_version_of_the_header(tmp_path, rng, header)
             np.testing.assert_array_equal(found[name][part], array)
 
 
+def test_reading_takes_twice_the_file(tmp_path, rng):
+    cfg = darknet_cfg.parse(TEXT.replace("filters=16", "filters=16000"))
+    path = write(tmp_path / "net.weights", draw(cfg, rng))
+    tracemalloc.start()
+    darknet.read(path, cfg)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2.2 * path.stat().st_size + (1 << 18)
+
+
 def test_folded_batch_norm_is_batch_norm(rng):
     arrays = draw(darknet_cfg.parse(TEXT), rng)
     folded = darknet.fold(arrays)
@@ -158,6 +170,28 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, rng, spoil, message):
 def test_a_cfg_that_is_not_understood_is_refused_with_its_line(old, new, message):
     with pytest.raises(UserError, match=message):
         darknet_cfg.parse(TEXT.replace(old, new, 1))
+
+
+HUGE = "9" * 400
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (TEXT.replace("filters=8", f"filters={HUGE}"), "not a whole number of at most 2147483647"),
+        (TEXT.replace("filters=8", f"filters={HUGE * 20}"), "not a whole number of at most"),
+        (TEXT.replace("anchors=4", f"anchors={HUGE}"), "not a number of at most"),
+        (TEXT.replace("anchors=4", "anchors=nan"), "not a number of at most"),
+        (TEXT + "[upsample]\nstride=99999999\n" * 2, "no cell, or too many"),
+        (TEXT + "[dropout]\n" * 90_000, "more than 2000 layers"),
+        (TEXT + "[route]\nlayers=" + "0," * 200_000, "layers names 200000 layers"),
+    ],
+)
+def test_numbers_and_networks_without_end_are_refused(text, message):
+    start = time.process_time()
+    with pytest.raises(UserError, match=message) as error:
+        darknet_cfg.parse(text)
+    assert time.process_time() - start < 2 and len(str(error.value)) < 300
 
 
 def test_a_cfg_without_a_head_is_no_detector():

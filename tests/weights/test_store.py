@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,9 @@ def checkpoint(tmp_path):
     path = tmp_path / "network.safetensors"
     store.save(path, as_float32(some_parameters()), METADATA)
     return path
+
+
+HALF = np.zeros(2, np.float16)
 
 
 def assert_refused(path, message):
@@ -125,6 +129,45 @@ def test_foreign_files_are_refused(tmp_path):
         assert_refused(foreign, "is damaged .or no checkpoint of ours.*convert_weights")
     foreign.write_bytes(files.pack({"kernel": np.zeros(3, np.float32)}, {"keys": [1]}))
     assert_refused(foreign, "arrays of ours, but no checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "content", "message"),
+    [
+        ({"a": np.zeros(2), "b": np.zeros(2)}, {}, "'a' is float64, not float32 or float16"),
+        ({"a": np.zeros(2, np.int32)}, {}, "'a' is int32, not float32"),
+        ({"a": HALF, "a/b": HALF}, {}, "'a' is an array and holds 'a/b', too"),
+        ({"a/b/c": HALF, "a": HALF}, {}, "'a' is an array and holds 'a/b/c', too"),
+        ({"a": HALF}, [1], "a record that is a list, not a dict"),
+        ({"a": HALF}, None, "a record that is a NoneType"),
+    ],
+)
+def test_what_is_never_saved_is_not_loaded(tmp_path, arrays, content, message):
+    files.write(tmp_path / "a", files.pack(arrays, {"checkpoint": content}))
+    assert_refused(tmp_path / "a", message)
+
+
+def test_arrays_that_overlap_are_not_read(tmp_path):
+    """A thousand arrays of the same bytes would take a thousand times the file."""
+    for offsets in ([0, 0], [4, 4], [0, 4]):
+        header = {"__metadata__": {"dag_jax": "{}"}}
+        for number, begin in enumerate(offsets):
+            data_offsets = [begin, begin + 4]
+            header[f"{number}"] = {"dtype": "F32", "shape": [1], "data_offsets": data_offsets}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        (tmp_path / "a").write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+        message = "'sha256'" if offsets == [0, 4] else "overlap or leave gaps"
+        assert_refused(tmp_path / "a", message)
+
+
+def test_loading_takes_a_bounded_room(tmp_path):
+    kernel = np.zeros(1 << 19, np.float32)
+    store.save(tmp_path / "a", {name: kernel for name in "abcd"}, {}, half=True)
+    tracemalloc.start()
+    store.load(tmp_path / "a")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * (tmp_path / "a").stat().st_size
 
 
 def test_the_format_before_0_2_says_how_to_make_a_new_one(tmp_path):

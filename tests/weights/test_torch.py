@@ -5,6 +5,7 @@ import io
 import pickle
 import struct
 import time
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -346,6 +347,39 @@ def test_other_values_survive_the_conversion(tmp_path):
 # Files that are not what they should be.
 
 
+def peak_of(path, bound):
+    """Read a file, or find it refused, within a bound on memory and 4 seconds."""
+    start = time.process_time()
+    tracemalloc.start()
+    try:
+        found = read(path)
+    except ValueError:
+        found = {}
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < bound and time.process_time() - start < 4
+    return found
+
+
+def test_what_a_file_takes_is_bounded_by_its_size(tmp_path):
+    values = storage("0", "FloatStorage", np.zeros(2**18, np.float32))
+    path = write_zip(tmp_path / "a.pth", {"w": row(values)})
+    assert peak_of(path, 2.1 * path.stat().st_size)["w"].size == 2**18
+    # The same bytes as eight types, of which most become float32 anew.
+    kinds = ["float16", "bfloat16", "float64", "float32", "bool", "uint8", "int16", "uint16"]
+    raw = Storage("0", "UntypedStorage", bytes(2**20), 1)
+    tree = {
+        kind: Call("torch._utils._rebuild_tensor_v3", raw, 0, (9,), (1,), False, {}, kind_)
+        for kind in kinds
+        for kind_ in [Global("torch", kind)]
+    }
+    path = write_zip(tmp_path / "a.pth", tree)
+    assert_refused(path, "the same values as too many types")
+    peak_of(path, 1.1 * path.stat().st_size)
+    write_records(path, {f"a/{number}": b"" for number in range(11_000)})
+    assert_refused(path, "has 11000 records, more than 10100")
+
+
 def test_small_files_do_not_become_huge(tmp_path):
     weights = row(storage("0", "FloatStorage", np.zeros(5000, np.float32)))
     within_itself = {"w": weights}
@@ -461,7 +495,22 @@ def test_damaged_archives_are_named(tmp_path):
     write_records(path, good)
     whole = path.read_bytes()
     path.write_bytes(whole.replace(good["archive/data/0"], bytes(96)))
-    assert_refused(path, "Bad CRC-32 for file 'archive/data/0'")
+    assert_refused(path, "Bad CRC-32 for record 'archive/data/0'")
+
+
+def test_an_archive_without_checksums_is_read(tmp_path):
+    """As PyTorch writes it after set_crc32_options(False)."""
+    state, expected = small_checkpoint()
+    path = write_zip(tmp_path / "a.pth", state)
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    contents = path.read_bytes()
+    for entry in entries:
+        contents = contents.replace(struct.pack("<I", entry.CRC), bytes(4))
+    path.write_bytes(contents)
+    assert_same(read(path), expected)
+    path.write_bytes(contents.replace(b"conv.sliced", b"conv.spiced"))
+    assert "conv.spiced" in read(path)  # nothing tells
 
 
 def test_damaged_legacy_files_are_named(tmp_path):

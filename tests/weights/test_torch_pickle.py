@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from dag_jax.weights.torch_pickle import LARGEST, Storage, Tensor, Unpickler
+from dag_jax.weights.torch_pickle import LARGEST, MOST_READS, Storage, Tensor, Unpickler, _Program
 
 TREE = {
     "text": "é" * 300,
@@ -170,6 +170,18 @@ def test_a_byte_of_a_program_makes_a_bounded_number_of_bytes(run):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 120 * len(program)
+
+
+@pytest.mark.parametrize("run", [b"N\x94", b"}"])
+def test_the_pieces_of_a_program_are_bounded(run, monkeypatch):
+    monkeypatch.setattr(_Program, "left", MOST_READS // 20)
+    program = run * (LARGEST // len(run))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="its pickle goes on after 800000 pieces"):
+        load(program)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 130 * MOST_READS // 20 + LARGEST
 
 
 def test_a_program_beyond_the_limit_is_refused():
