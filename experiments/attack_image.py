@@ -67,9 +67,9 @@ def check_canvas(side):
 
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("image", None, "The photograph: JPEG, PNG, anything that Pillow reads.")
+options.string("image", None, "The photograph: JPEG, PNG, anything that Pillow reads.")
 flags.mark_flag_as_required("image")
-flags.DEFINE_integer(
+options.integer(
     "canvas",
     None,
     "Scale the photograph to a square of this many pixels; 0 leaves it as it is. Default: "
@@ -78,7 +78,7 @@ flags.DEFINE_integer(
     "that grow with the pixels, a Faster R-CNN scales on its own.",
     0,
 )
-flags.DEFINE_string(
+options.string(
     "target",
     "permute",
     "What to see instead. permute: one permutation of the classes (the paper). absent: classes "
@@ -87,7 +87,12 @@ flags.DEFINE_string(
     "size for a segmenter, grey levels being class indices, or in the colours of VOC; void is left "
     "alone.",
 )
-flags.DEFINE_float("min_score", MIN_SCORE, "Least score of a detection that counts as an object.")
+options.number(
+    "min_score",
+    MIN_SCORE,
+    "Least score of a detection that counts as an object.",
+    options.share,
+)
 options.define(
     __name__,
     *("models", "miniature", "weights_dir", "precision", "max_steps", "step_size", "margin"),
@@ -95,7 +100,6 @@ options.define(
     models=["fcn_vgg"],
     workdir="runs/attack_image",
 )
-options.check(options.not_empty, "image", "target")
 options.check(check_canvas, "canvas")
 
 

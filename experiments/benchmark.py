@@ -60,32 +60,57 @@ def parse_sizes(texts):
 
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("parts", list(PARTS), "What to measure.")
-flags.DEFINE_list(
+options.strings("parts", list(PARTS), "What to measure.")
+options.strings(
     "cases",
     [
         *("fcn_vgg:miniature", "fcn_alex:miniature", "fr_vgg_07:miniature"),
         *("fcn_alex:full", "fcn_vgg:full"),
     ],
     "engine, work: <network>:miniature or <network>:full.",
+    parse_cases,
 )
-flags.DEFINE_integer("size", 128, "Pixels of the image's side, where a plot has no other.", 48)
-flags.DEFINE_integer("iterations", 20, "engine: the most iterations of a run.", 2)
-flags.DEFINE_integer("pairs", 5, "Pairs of timings.", 1)
-flags.DEFINE_integer("proposals", 128, "engine, work: boxes of a detector.", 1)
-flags.DEFINE_list("fcns", list(FCNS), "stream, torch, precision: networks.")
-flags.DEFINE_integer("images", 100, "stream, torch: scenes to attack.", 1)
-flags.DEFINE_integer("few_images", 16, "stream, precision: scenes to attack again and again.", 1)
-flags.DEFINE_integer("turns", 4, "stream, torch: parts of a run between which both take turns.", 1)
-flags.DEFINE_list("lanes", None, "Numbers of --slots to try. Default: 1,2,4 CPU; 4,16,64 others.")
-flags.DEFINE_list("batches", ["1", "2", "4", "8", "16"], "Batches of PyTorch and of the plots.")
-flags.DEFINE_integer("full_images", 12, "torch: images for full-size networks; 0 is none.", 0)
-flags.DEFINE_integer("full_steps", 4, "torch: their M_0, which all of them reach.", 1)
-flags.DEFINE_integer("iteration_size", 256, "torch: pixels of the side for one iteration.", 48)
-flags.DEFINE_integer("shrink", 1, "kernels: what to divide channels by.", 1)
-flags.DEFINE_list("sizes", ["64", "128", "192", "256"], "scaling: pixels of the image's side.")
-flags.DEFINE_list("counts", ["75", "150", "300", "600"], "scaling: numbers of proposals.")
-flags.DEFINE_integer("repeats", 3, "scaling: timings of a point.", 1)
+options.integer(
+    "size", 128, "Pixels of the image's side, where a plot has no other.", *options.SIDES
+)
+options.integer("iterations", 20, "engine: the most iterations of a run.", 2)
+options.integer("pairs", 5, "Pairs of timings.")
+options.integer("proposals", 128, "engine, work: boxes of a detector.")
+options.strings("fcns", list(FCNS), "stream, torch, precision: networks.")
+options.integer("images", 100, "stream, torch: scenes to attack.")
+options.integer("few_images", 16, "stream, precision: scenes to attack again and again.")
+options.integer("turns", 4, "stream, torch: parts of a run between which both take turns.")
+options.strings(
+    "lanes",
+    None,
+    "Numbers of --slots to try. Default: 1,2,4 CPU; 4,16,64 others.",
+    options.whole_numbers,
+)
+options.strings(
+    "batches",
+    ["1", "2", "4", "8", "16"],
+    "Batches of PyTorch and of the plots.",
+    options.whole_numbers,
+)
+options.integer("full_images", 12, "torch: images for full-size networks; 0 is none.", 0)
+options.integer("full_steps", 4, "torch: their M_0, which all of them reach.")
+options.integer(
+    "iteration_size", 256, "torch: pixels of the side for one iteration.", *options.SIDES
+)
+options.integer("shrink", 1, "kernels: what to divide channels by.")
+options.strings(
+    "sizes",
+    ["64", "128", "192", "256"],
+    "scaling: pixels of the image's side.",
+    parse_sizes,
+)
+options.strings(
+    "counts",
+    ["75", "150", "300", "600"],
+    "scaling: numbers of proposals.",
+    options.whole_numbers,
+)
+options.integer("repeats", 3, "scaling: timings of a point.")
 flags.DEFINE_bool("miniature", False, "scaling: whether nothing is of full size.")
 flags.DEFINE_bool("plots", True, "Whether to draw.")
 options.define(
@@ -94,11 +119,12 @@ options.define(
     max_steps=200,
     workdir="runs/benchmark",
 )
-flags.DEFINE_string("case", None, "For the launch's own use: measure this part, print it.")
-options.check(options.not_empty, "parts", "cases", "fcns")
-options.check(parse_cases, "cases")
-options.check(parse_sizes, "sizes")
-options.check(options.whole_numbers, "lanes", "batches", "counts")
+flags.DEFINE_enum(
+    "case",
+    None,
+    [*PARTS, ENVIRONMENT],
+    "For the launch's own use: measure this part, print it.",
+)
 
 
 def load_scenes(limit):
@@ -231,23 +257,23 @@ def main(argv):
     settings = options.settings(__name__, without)
     settings[ENVIRONMENT] = child.call("benchmark", ENVIRONMENT)
     workdir = rundir.claim(FLAGS.workdir, settings)
-    there = [part for part in PARTS if files.exists(workdir / "parts" / f"{part}.json")]
-    parts = [part for part in PARTS if part in FLAGS.parts or part in there]
+    finished = [part for part in PARTS if files.exists(workdir / "parts" / f"{part}.json")]
+    parts = [part for part in PARTS if part in FLAGS.parts or part in finished]
     absent = {part: {"absent": tables.absent(part)} for part in parts if tables.absent(part)}
-    measurable = [part for part in parts if part in there or part not in absent]
+    measurable = [part for part in parts if part in finished or part not in absent]
     # PyTorch and JAX share an accelerator's memory, of which JAX would take most.
     options_of_child = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     done = dict(child.measured("benchmark", workdir / "parts", measurable, **options_of_child))
-    found = {part: done.get(part) or absent[part] for part in parts}
+    contents = {part: done.get(part) or absent[part] for part in parts}
 
     # 4. Tables and plots.
     points = {}
-    for content in found.values():
+    for content in contents.values():
         points |= content.get("points", {})
     plots = curves.draw(points, workdir) if FLAGS.plots else []
-    text = tables.report(found, settings[ENVIRONMENT], plots)
+    text = tables.report(contents, settings[ENVIRONMENT], plots)
     files.write(workdir / "benchmark.md", text)
-    files.write_json(workdir / "benchmark.json", {"settings": settings, "parts": found})
+    files.write_json(workdir / "benchmark.json", {"settings": settings, "parts": contents})
     print(text)
     print(f"results: {workdir}/")
 

@@ -41,9 +41,8 @@ MARKS = (10, 50, 100)  # iterations at which the table has the share of targets 
 QUARTILES = (25, 50, 75)  # percent
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("run", "runs/table1", "Folder that experiments.table1 wrote, its --workdir.")
+options.string("run", "runs/table1", "Folder that experiments.table1 wrote, its --workdir.")
 options.define(__name__, "accept_version", "workdir", workdir="runs/convergence")
-options.check(options.not_empty, "run")
 
 
 class Attacked(NamedTuple):

@@ -24,17 +24,17 @@ from absl import app, flags
 from dag_jax import networks
 from dag_jax.networks import conversion, zoo
 from dag_jax.weights import layouts
-from experiments.common import console
+from experiments.common import console, options
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("network", None, list(networks.ENTRIES), "Which network the weights are of.")
-flags.DEFINE_list("source", None, "The file, or the two files of the MATLAB release.")
-flags.DEFINE_string("output", None, "The file to write. Default: <network>.safetensors.")
+options.strings("source", None, "The file, or the two files of the MATLAB release.")
+options.string("output", None, "The file to write. Default: <network>.safetensors.")
 flags.DEFINE_enum("layout", None, list(layouts.LAYOUTS), "Default: told by the layers' names.")
 flags.DEFINE_bool(
     "offsets_folded", True, "Whether bbox_pred gives offsets that are not normalised."
 )
-flags.DEFINE_string(
+options.string(
     "part",
     None,
     "The names before the network's in a checkpoint that holds several, such as ema.module. "
@@ -56,8 +56,8 @@ def main(argv):
         raise app.UsageError("--network and --source are needed")
     output = FLAGS.output or f"{FLAGS.network}.safetensors"
     given = [name for name in ("layout", "offsets_folded", "part") if FLAGS[name].present]
-    options = {name: FLAGS[name].value for name in given}
-    record = zoo.convert(FLAGS.network, FLAGS.source, output, miniature=FLAGS.miniature, **options)
+    chosen = {name: FLAGS[name].value for name in given}
+    record = zoo.convert(FLAGS.network, FLAGS.source, output, miniature=FLAGS.miniature, **chosen)
     print(conversion.describe(output, record))
 
 

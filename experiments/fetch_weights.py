@@ -10,25 +10,36 @@ goes on where it broke off. Where every address fails, get the file in another w
 `python -m experiments.convert_weights`, which does the rest.
 """
 
+import re
+
 from absl import flags
 
 from dag_jax.errors import UserError
 from dag_jax.networks import fetching
 from dag_jax.weights import published
-from experiments.common import console
+from experiments.common import console, options
+
+
+def check_addresses(texts):
+    """Raise UserError for a text that is no address."""
+    for text in texts:
+        if not re.match(r"https?://[^/\s]+/", text):
+            raise UserError(f"{text!r} is no address of http or https")
+
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("networks", [], "Which networks to fetch.")
+options.strings("networks", None, "Which networks to fetch.")
 flags.DEFINE_bool(
     "list",
     False,
     "Print of each network what it is, its paper, licence, published score, classes and files.",
 )
-flags.DEFINE_string("workdir", "runs/weights", "Where to write.")
-flags.DEFINE_list(
+options.define(__name__, "workdir", workdir="runs/weights")
+options.strings(
     "address",
-    [],
+    None,
     "Addresses instead of the published ones: of a file, or of a folder, with / at the end.",
+    check_addresses,
 )
 flags.DEFINE_bool("miniature", False, "The small networks, of files of your own: for tests.")
 
@@ -39,11 +50,16 @@ def main(argv):
     if FLAGS.list:
         print(fetching.listing(), end="")
         return
-    console.check_names("networks", FLAGS.networks, published.ORIGINS)
+    console.check_names("networks", FLAGS.networks or [], published.ORIGINS)
     failures = []
     for name in FLAGS.networks:
         try:
-            fetching.fetch(name, FLAGS.workdir, addresses=FLAGS.address, miniature=FLAGS.miniature)
+            fetching.fetch(
+                name,
+                FLAGS.workdir,
+                addresses=FLAGS.address or [],
+                miniature=FLAGS.miniature,
+            )
         except UserError as error:  # the next one may still be had
             failures.append(str(error))
     if failures:

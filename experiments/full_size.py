@@ -47,6 +47,7 @@ from experiments.common import console, inputs, options
 from experiments.measure import child, cost
 
 ENVIRONMENT = "environment"  # the --case that measures nothing
+CASE = re.compile(r"(.+)_image([1-9]\d{0,8})(?:_(\d{1,9}))?")  # model, photograph, proposals
 
 
 def parse_size(text):
@@ -63,15 +64,29 @@ def parse_size(text):
     return size
 
 
+def check_case(text):
+    """Raise UserError for a --case that is none."""
+    if text != ENVIRONMENT and not CASE.fullmatch(text):
+        raise UserError("is for the launch's own use")
+
+
 FLAGS = flags.FLAGS
-flags.DEFINE_list("images", None, "Photographs: JPEG, PNG, anything that Pillow reads.")
+options.strings("images", None, "Photographs: JPEG, PNG, anything that Pillow reads.")
 flags.mark_flag_as_required("images")
-flags.DEFINE_list("proposals", ["300", "3000"], "The most proposals of a detector, one case each.")
-flags.DEFINE_string(
-    "segmenter_size", "375x500", "HxW: scale to these pixels for a segmenter; 0: as it is."
+options.strings(
+    "proposals",
+    ["300", "3000"],
+    "The most proposals of a detector, one case each.",
+    options.whole_numbers,
 )
-flags.DEFINE_string("detector_size", "600x1000", "The same for a detector.")
-flags.DEFINE_integer("steps", 20, "Iterations to time, which are the steps of the attack.", 1)
+options.string(
+    "segmenter_size",
+    "375x500",
+    "HxW: scale to these pixels for a segmenter; 0: as it is.",
+    parse_size,
+)
+options.string("detector_size", "600x1000", "The same for a detector.", parse_size)
+options.integer("steps", 20, "Iterations to time, which are the steps of the attack.")
 options.define(
     __name__,
     *("models", "weights_dir", "miniature", "precision", "seed", "workdir"),
@@ -79,10 +94,12 @@ options.define(
     miniature=False,
     workdir="runs/full_size",
 )
-flags.DEFINE_string("case", None, "For the launch's own use: measure this case, print its rows.")
-options.check(options.not_empty, "images")
-options.check(options.whole_numbers, "proposals")
-options.check(parse_size, "segmenter_size", "detector_size")
+options.string(
+    "case",
+    None,
+    "For the launch's own use: measure this case, print its rows.",
+    check_case,
+)
 
 
 def is_random(name):
@@ -115,7 +132,9 @@ def facts_of(name):
 
 def measure(case, images):
     """Return the rows of a case, a name of `main`'s, as a dict that JSON can hold."""
-    name, number, most = re.fullmatch(r"(.+)_image(\d+)(?:_(\d+))?", case).groups()
+    name, number, most = CASE.fullmatch(case).groups()
+    if int(number) > len(images):
+        raise UserError(f"--case={case} of {len(images)} of --images")
     photograph, (model, _) = images[int(number) - 1], load(name)
     size = FLAGS.detector_size if models.about(model).detects else FLAGS.segmenter_size
     rows = cost.measure(
@@ -196,13 +215,14 @@ COLUMNS = (
 def report(rows, settings):
     """Return full_size.md."""
     kind = "miniatures" if settings["miniature"] else "full-size networks"
-    found = settings[ENVIRONMENT]
+    environment = settings[ENVIRONMENT]
+    versions = environment["versions"]
     on_cpu = rows[0]["peak_of"] == "process"
     random = None in settings["weights_sha256"].values()
     notes = [
         f"{kind.capitalize()}, {'random weights' if random else 'weights of checkpoints'}. Device: "
-        f"{found['device']}; CPU cores: {found['cores']}; jax {found['versions']['jax']}, Python "
-        f"{found['versions']['python']}.",
+        f"{environment['device']}; CPU cores: {environment['cores']}; jax {versions['jax']}, "
+        f"Python {versions['python']}.",
         "active: targets whose gradient is taken; by a margin that no label loses by, these are "
         "all. The second row of a detector: the same program with every twentieth target active.",
         "iteration s: median (range), one iteration a call of the compiled loop. image: its "

@@ -34,6 +34,7 @@ from absl import app, flags
 
 from dag_jax import metrics
 from dag_jax.engine.method import Method
+from dag_jax.errors import UserError
 from dag_jax.models import DETECTION
 from dag_jax.networks.network import ATTACK_NMS
 from dag_jax.progress import progress
@@ -43,26 +44,39 @@ from dag_jax.runs import findings as rules
 from dag_jax.runs.attacks import Plan
 from dag_jax.runs.targets import candidate_targets, paper_targets
 from experiments.common import console, inputs, options
-from experiments.common.table import Entry, Table, rows_in
+from experiments.common.table import Entry, Table, rows_in, starting
 
 PLAIN = 0.7  # the threshold of the evaluation, which the paper's attack raises
 MOST = {True: ["100", "300"], False: ["300", "1000", "3000"]}  # proposals kept, miniature or not
 # Flags that change no row.
 UNRECORDED = ("models", "thresholds", "proposals", *options.UNRECORDED)
 
+
+def parse_thresholds(texts) -> list[float]:
+    """Return the numbers of --thresholds, sorted; UserError where one is none."""
+    try:
+        numbers = sorted({float(text) for text in texts})
+    except ValueError:
+        numbers = []
+    if not numbers or not all(0 < number <= 1 for number in numbers):
+        raise UserError("numbers above 0, up to 1, are such as 0.7,0.9")
+    return numbers
+
+
 FLAGS = flags.FLAGS
-flags.DEFINE_list(
+options.strings(
     "thresholds",
     ["0.5", "0.6", "0.7", "0.8", "0.9", "0.95"],
     "IoU above which the lower of two proposals goes, in the attack: one setting each.",
+    parse_thresholds,
 )
-flags.DEFINE_list(
+options.strings(
     "proposals",
     None,
     f"The most proposals kept, in the attack: one setting each. Default: {','.join(MOST[True])} of "
     f"a miniature, {','.join(MOST[False])} of a full-size network.",
+    options.whole_numbers,
 )
-options.check(options.whole_numbers, "proposals")
 options.define(
     __name__,
     *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "weights_dir", "miniature"),
@@ -72,19 +86,6 @@ options.define(
     models=["fr_vgg_07"],
     workdir="runs/proposals",
 )
-
-
-def parse_thresholds(texts) -> list[float]:
-    """Return the numbers of --thresholds."""
-    try:
-        numbers = sorted({float(text) for text in texts})
-    except ValueError:
-        numbers = []
-    if not numbers or not all(0 < number <= 1 for number in numbers):
-        raise app.UsageError(
-            f"--thresholds={','.join(texts)}: numbers above 0, up to 1, are such as 0.7,0.9"
-        )
-    return numbers
 
 
 def detector(name):
@@ -198,9 +199,9 @@ def compare(table) -> list[dict]:
 
 
 def _advr_of_sets(subject, run):
-    found = [run.get(scores.ADVR, str(key)) for key in subject.ids]
-    images = metrics.draw_images(FLAGS.seed, len(found))
-    return evaluation.score_sets(subject, subject.examples, found, images)
+    detections = [run.get(scores.ADVR, str(key)) for key in subject.ids]
+    images = metrics.draw_images(FLAGS.seed, len(detections))
+    return evaluation.score_sets(subject, subject.examples, detections, images)
 
 
 def line(entry, row) -> str:
@@ -247,27 +248,28 @@ def draw(table) -> None:
 
 def main(argv):
     """Attack by each setting, print the table, draw the plot."""
-    share = console.start(argv)
+    share = console.start_shared(argv)
     mesh = console.open_mesh()
 
     # 1. Everything that can be wrong is read before anything is written.
-    thresholds = parse_thresholds(FLAGS.thresholds)
-    kept = options.whole_numbers(FLAGS.proposals or MOST[FLAGS.miniature])
-    asked = list(itertools.product(kept, thresholds))
-    finished, entries = rows_in(FLAGS.workdir, "proposals").values(), []
-    for name in dict.fromkeys([*(row["network"] for row in finished), *FLAGS.models]):
-        subject = detector(name)
-        there = [
-            (row["max_proposals"], row["nms_threshold"])
-            for row in finished
-            if row["network"] == name
-        ]
-        wanted = sorted({*there, *asked * (name in FLAGS.models)})
-        entries += [
-            entry_of(subject, threshold, most, first=(most, threshold) == wanted[0])
-            for most, threshold in wanted
-        ]
     settings = options.settings(__name__, UNRECORDED)
+    with starting("proposals", settings, share):
+        thresholds = parse_thresholds(FLAGS.thresholds)
+        kept = options.whole_numbers(FLAGS.proposals or MOST[FLAGS.miniature])
+        asked = list(itertools.product(kept, thresholds))
+        finished, entries = rows_in(FLAGS.workdir, "proposals").values(), []
+        for name in dict.fromkeys([*(row["network"] for row in finished), *FLAGS.models]):
+            subject = detector(name)
+            finished_settings = [
+                (row["max_proposals"], row["nms_threshold"])
+                for row in finished
+                if row["network"] == name
+            ]
+            wanted = sorted({*finished_settings, *asked * (name in FLAGS.models)})
+            entries += [
+                entry_of(subject, threshold, most, first=(most, threshold) == wanted[0])
+                for most, threshold in wanted
+            ]
     table = Table("proposals", entries, settings=settings, share=share)
 
     # 2. A setting at a time; images and settings that are finished are kept.

@@ -42,7 +42,7 @@ from dag_jax.runs import audit, audit_checks, evaluation, scores
 from dag_jax.runs.attacks import Plan
 from dag_jax.runs.targets import drawn_targets
 from experiments.common import console, inputs, options
-from experiments.common.table import Entry, Table, rows_in
+from experiments.common.table import Entry, Table, rows_in, starting
 
 DRAWN = {"circle": drawings.circle, "square": drawings.square, "strip": drawings.strip}
 KINDS = (*DRAWN, "word", "file")
@@ -51,21 +51,20 @@ COLUMNS_SCORED = ("orig", "advr_uint8")
 UNRECORDED = ("models", "shape", "word", "mask", *options.UNRECORDED)
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list(
+options.strings(
     "shape",
     None,
     f"What to draw, some of {', '.join(KINDS)}. Default: the first four, and file where there is a "
     "--mask.",
 )
-flags.DEFINE_string("word", "DAG", "The word of --shape=word.")
-flags.DEFINE_string("mask", None, "PNG of --shape=file: class indices, or in the colours of VOC.")
-flags.DEFINE_string("class_name", "person", "The class inside the shape, one of the model's.")
-flags.DEFINE_float(
+options.string("word", "DAG", "The word of --shape=word.")
+options.string("mask", None, "PNG of --shape=file: class indices, or in the colours of VOC.")
+options.string("class_name", "person", "The class inside the shape, one of the model's.")
+options.number(
     "stop_fraction",
     0.01,
     "Share of the pixels that may have another class than drawn.",
-    0.0,
-    0.999,
+    options.share,
 )
 options.define(
     __name__,
@@ -221,8 +220,8 @@ def agreement(results, column, background) -> np.ndarray:
       f64[2, M], the share of pixels as drawn, and the mean IoU of the drawn classes but background.
     """
     shares, overlaps = [], []
-    for found in scores.join(results, column):
-        confusion = found["confusion"]
+    for arrays in scores.join(results, column):
+        confusion = arrays["confusion"]
         drawn = [i for i in np.flatnonzero(confusion.sum(axis=1)) if i != background]
         shares.append(100 * np.trace(confusion) / confusion.sum())
         overlaps.append(100 * metrics.class_iou(confusion)[drawn].mean())
@@ -308,32 +307,33 @@ def draw(table) -> None:
 
 def main(argv):
     """Attack for each shape, print the table, draw the pictures."""
-    share = console.start(argv)
+    share = console.start_shared(argv)
     mesh = console.open_mesh()
 
     # 1. Everything that can be wrong is read before anything is written.
-    kinds = FLAGS.shape
-    if kinds is None:
-        kinds = [kind for kind in KINDS if kind != "file" or FLAGS.mask]
-    console.check_names("shape", kinds, KINDS)
-    if ("file" in kinds) != (FLAGS.mask is not None):
-        raise app.UsageError("--shape=file and --mask go together")
-    finished = rows_in(FLAGS.workdir, "shapes")
-    asked = [(kind, FLAGS.word if kind == "word" else None) for kind in kinds]
-    entries = []
-    for name in dict.fromkeys([*(row["network"] for row in finished.values()), *FLAGS.models]):
-        subject = inputs.subject(name)
-        if subject.about.detects:
-            raise app.UsageError(f"--models: {name} detects, and has no pixels to draw with")
-        there = [
-            (row["shape"], row.get("word"))
-            for row in finished.values()
-            if row["network"] == name and row["shape"] != "file"
-        ]
-        wanted = dict.fromkeys(there + asked * (name in FLAGS.models))
-        drawn = [drawing_of(*each, subject) for each in wanted]
-        entries += [entry_of(each, subject, first=each is drawn[0]) for each in drawn]
     settings = options.settings(__name__, UNRECORDED)
+    with starting("shapes", settings, share):
+        kinds = FLAGS.shape
+        if kinds is None:
+            kinds = [kind for kind in KINDS if kind != "file" or FLAGS.mask]
+        console.check_names("shape", kinds, KINDS)
+        if ("file" in kinds) != (FLAGS.mask is not None):
+            raise app.UsageError("--shape=file and --mask go together")
+        finished = rows_in(FLAGS.workdir, "shapes")
+        asked = [(kind, FLAGS.word if kind == "word" else None) for kind in kinds]
+        entries = []
+        for name in dict.fromkeys([*(row["network"] for row in finished.values()), *FLAGS.models]):
+            subject = inputs.subject(name)
+            if subject.about.detects:
+                raise app.UsageError(f"--models: {name} detects, and has no pixels to draw with")
+            finished_shapes = [
+                (row["shape"], row.get("word"))
+                for row in finished.values()
+                if row["network"] == name and row["shape"] != "file"
+            ]
+            wanted = dict.fromkeys(finished_shapes + asked * (name in FLAGS.models))
+            drawn = [drawing_of(*each, subject) for each in wanted]
+            entries += [entry_of(each, subject, first=each is drawn[0]) for each in drawn]
     # The mask of a row of an earlier launch need not be there any more.
     made = {entry.name for entry in entries}
     earlier = [row for name, row in finished.items() if name not in made]

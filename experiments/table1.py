@@ -35,7 +35,7 @@ from dag_jax.runs import scores
 from dag_jax.runs.attacks import Plan
 from dag_jax.runs.stored import table_order
 from experiments.common import console, inputs, options
-from experiments.common.table import Entry, Table, rows_in
+from experiments.common.table import Entry, Table, rows_in, starting
 
 # ORIG, ADVR, PERM of Xie et al., ICCV 2017, table 1: full-size networks on PASCAL VOC.
 PAPER = {
@@ -191,19 +191,20 @@ def draw(table) -> None:
 
 def main(argv):
     """Attack each model, print the table, write everything."""
-    share = console.start(argv)
+    share = console.start_shared(argv)
     mesh = console.open_mesh()
 
     # 1. Everything that can be wrong is read before anything is written. Rows that the folder has
     # stay in the table.
-    finished = {row["network"] for row in rows_in(FLAGS.workdir, "table1").values()}
-    names = sorted({*finished, *FLAGS.models}, key=table_order)
-    subjects = {name: inputs.subject(name) for name in names}
-    entries = []
-    for name, subject in subjects.items():
-        same = [rival for rival in names if subjects[rival].about.task == subject.about.task]
-        entries.append(entry_of(subject, tuple(rival for rival in same if rival != name)))
     settings = options.settings(__name__, UNRECORDED)
+    with starting("table1", settings, share):
+        finished = {row["network"] for row in rows_in(FLAGS.workdir, "table1").values()}
+        names = sorted({*finished, *FLAGS.models}, key=table_order)
+        subjects = {name: inputs.subject(name) for name in names}
+        entries = []
+        for name, subject in subjects.items():
+            same = [rival for rival in names if subjects[rival].about.task == subject.about.task]
+            entries.append(entry_of(subject, tuple(rival for rival in same if rival != name)))
     table = Table("table1", entries, settings=settings, share=share)
 
     # 2. A model at a time. Each process keeps its own images and waits for no other; process 0

@@ -67,28 +67,22 @@ options.define(
     __name__,
     *("miniature", "dataset", "data_dir", "cache_dir", "canvas", "skip_bad", "seed", "workdir"),
 )
-flags.DEFINE_list("splits", None, "Splits to train on. Default: the network's.")
-flags.DEFINE_string("test_split", None, "Split to score on. Default: the network's.")
-flags.DEFINE_integer("steps", 700, "Updates.", 2)
-flags.DEFINE_integer("batch_size", 16, "Images of an update.", 1)
-flags.DEFINE_float("learning_rate", 4e-3, "Largest learning rate, cosine schedule.")
-flags.DEFINE_float("weight_decay", 1e-4, "Weight decay.")
-flags.DEFINE_float("background_weight", 0.25, "Weight of background in the FCN's loss.")
-flags.DEFINE_float("mask_weight", 1.0, "Weight of a detector's loss of masks; see above.")
-flags.DEFINE_float("noise", 1.5, "Largest standard deviation of noise, in grey levels.")
-flags.DEFINE_float("tint", 0.0, "Largest standard deviation of colour casts, in grey levels.")
+options.strings("splits", None, "Splits to train on. Default: the network's.")
+options.string("test_split", None, "Split to score on. Default: the network's.")
+options.integer("steps", 700, "Updates.", 2)
+options.integer("batch_size", 16, "Images of an update.")
+options.number("learning_rate", 4e-3, "Largest learning rate, cosine schedule.", options.positive)
+options.number("weight_decay", 1e-4, "Weight decay.")
+options.number("background_weight", 0.25, "Weight of background in the FCN's loss.")
+options.number("mask_weight", 1.0, "Weight of a detector's loss of masks; see above.")
+options.number("noise", 1.5, "Largest standard deviation of noise, in grey levels.")
+options.number("tint", 0.0, "Largest standard deviation of colour casts, in grey levels.")
 flags.DEFINE_bool("augment", False, "Mirror and crop at random: for photographs, not for scenes.")
 flags.DEFINE_bool("batch_norm", True, "Normalise; without it, --initial goes on where it was.")
-flags.DEFINE_string("initial", None, "Checkpoint whose layers to start from: ImageNet's, say.")
-flags.DEFINE_integer("score_every", 100, "Updates between two scores and saved states.", 1)
-flags.DEFINE_integer("score_images", 40, "Test images of those scores.", 1)
+options.string("initial", None, "Checkpoint whose layers to start from: ImageNet's, say.")
+options.integer("score_every", 100, "Updates between two scores and saved states.")
+options.integer("score_images", 40, "Test images of those scores.")
 flags.DEFINE_bool("publish", False, "Also write the checkpoint into the package.")
-options.check(options.positive, "learning_rate")
-options.check(
-    options.not_negative,
-    *("weight_decay", "background_weight", "mask_weight", "noise", "tint"),
-)
-options.check(options.not_empty, "splits", "test_split", "initial")
 
 
 @jax.tree_util.register_dataclass

@@ -30,8 +30,7 @@ import time
 
 from absl import app, flags
 
-from dag_jax import files, models, networks
-from dag_jax.datasets import load_examples
+from dag_jax import datasets, files, models, networks
 from dag_jax.engine.scoring import kind_of
 from dag_jax.errors import UserError
 from dag_jax.progress import progress
@@ -43,7 +42,7 @@ from dag_jax.runs.stored import Stored, default_sums
 from experiments.common import console, inputs, options
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("run", "runs/table1", "Folder of experiments.table1: where perturbations are.")
+options.string("run", "runs/table1", "Folder of experiments.table1: where perturbations are.")
 flags.DEFINE_list("black_boxes", list(networks.BLACK_BOX), "Models that look and no attack saw.")
 flags.DEFINE_list(
     "sums", None, "Sums, as fcn_alex+fcn_vgg. Default: the paper's, those of --run's models."
@@ -54,9 +53,8 @@ options.define(
     models=None,
     workdir="runs/transfer",
 )
-flags.DEFINE_integer("sets", 1000, "Sets of images drawn for the intervals.", 1, 10**6)
-flags.DEFINE_integer("seed", 0, "Seed of the bootstrap (--sets).", 0, options.LARGEST)
-options.check(options.not_empty, "run")
+options.integer("sets", 1000, "Sets of images drawn for the intervals.", 1, 10**6)
+options.integer("seed", 0, "Seed of the bootstrap (--sets).", 0)
 # What decides no cell: cells of other models and sums join those that are there.
 UNRECORDED = (
     *("run", "models", "black_boxes", "sums", "sets", "seed"),
@@ -66,7 +64,7 @@ UNRECORDED = (
 
 def read_examples(settings, split, ids):
     """Read the images of a run, as the settings of its launch say."""
-    return load_examples(
+    return datasets.load_examples(
         settings["dataset"],
         split,
         data_dir=FLAGS.data_dir,
@@ -187,30 +185,31 @@ def write(workdir, matrix, started):
 
 def main(argv):
     """Let each model look at what each source makes of the images."""
-    process, processes = console.start(argv)
+    process, processes = console.start_shared(argv)
     mesh = console.open_mesh()
     started = time.monotonic()
 
     # 1. Everything that can be wrong is read before anything is written.
-    stored = Stored(FLAGS.run, read_examples)
-    looking = load_looking(stored)
-    sources = stored.sources(parse_sums(stored))
-    sources += [source._replace(permuted=True) for source in sources if source.members]
-    for split in dict.fromkeys(source.split for source in sources):
-        stored.examples(split)
-    matrix = Matrix(FLAGS.workdir, stored, sources, looking, seed=FLAGS.seed, num_sets=FLAGS.sets)
-    matrix.check_shown()
-    manifest = {
-        "launch": "transfer",
-        "settings": options.settings(__name__, UNRECORDED),
+    about = {"launch": "transfer", "settings": options.settings(__name__, UNRECORDED)}
+    with failures.starting(FLAGS.workdir, about, process, processes):
+        stored = Stored(FLAGS.run, read_examples)
+        looking = load_looking(stored)
+        sources = stored.sources(parse_sums(stored))
+        sources += [source._replace(permuted=True) for source in sources if source.members]
+        for split in dict.fromkeys(source.split for source in sources):
+            stored.examples(split)
+        matrix = Matrix(
+            FLAGS.workdir, stored, sources, looking, seed=FLAGS.seed, num_sets=FLAGS.sets
+        )
+        matrix.check_shown()
+    manifest = about | {
         "run": {"settings": stored.settings},
         "provenance": provenance.environment(),
     }
     workdir = rundir.claim(FLAGS.workdir, manifest, accept_version=FLAGS.accept_version)
 
     # 2. A process makes the cells of its own models and waits for no other; process 0 for all.
-    notes = {name: workdir / "failed" / rundir.folder_name(name) for name in looking}
-    failures.forget(notes.values(), process, processes)
+    notes = {name: failures.notes_of(workdir, name) for name in looking}
     errors, mine = [], list(looking)[process::processes]
     with failures.noted([notes[name] for name in mine], process):
         for name in mine:
@@ -223,11 +222,12 @@ def main(argv):
         return
     failures.wait_until(
         lambda: all(map(matrix.is_complete, looking)),
-        lambda: (
-            "what other processes' models see: "
-            + ", ".join(name for name in looking if not matrix.is_complete(name))
+        lambda: " and ".join(
+            f"what {name} sees of process {number % processes}"
+            for number, name in enumerate(looking)
+            if not matrix.is_complete(name)
         ),
-        lambda: [text for folder in notes.values() for text in failures.failures(folder)],
+        lambda: failures.failures(failures.notes_of(workdir), *notes.values()),
     )
 
     # 3. The tables, the claims and the heat-map.

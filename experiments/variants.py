@@ -40,7 +40,7 @@ from dag_jax.runs import audit, audit_checks, scores
 from dag_jax.runs.attacks import Plan
 from dag_jax.runs.targets import absent_targets, paper_targets
 from experiments.common import console, inputs, options
-from experiments.common.table import Entry, Table, rows_in
+from experiments.common.table import Entry, Table, rows_in, starting
 
 FEW = 0.01  # share of targets that may be right in an image that counts as lost
 TITLES = {
@@ -59,16 +59,25 @@ BOUNDED = ("fgsm", "pgd", "segpgd", "cospgd")
 UNRECORDED = ("models", "variants", *options.UNRECORDED)
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list(
+options.strings(
     "variants",
     None,
     f"Which attacks, some of {', '.join(TITLES)}. Default: all; of a detector, all but "
     f"{', '.join(OF_PIXELS)}.",
 )
-flags.DEFINE_float("epsilon", 8.0, "Largest change of fgsm, pgd, segpgd, cospgd, in grey levels.")
-flags.DEFINE_integer("bounded_steps", 40, "Steps of pgd, segpgd and cospgd.", 1)
-flags.DEFINE_float("bounded_step_size", 2.0, "Length of each of these, in grey levels.")
-options.check(options.positive, "epsilon", "bounded_step_size")
+options.number(
+    "epsilon",
+    8.0,
+    "Largest change of fgsm, pgd, segpgd, cospgd, in grey levels.",
+    options.grey_levels,
+)
+options.integer("bounded_steps", 40, "Steps of pgd, segpgd and cospgd.")
+options.number(
+    "bounded_step_size",
+    2.0,
+    "Length of each of these, in grey levels.",
+    options.grey_levels,
+)
 options.define(
     __name__,
     *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "weights_dir", "miniature"),
@@ -163,7 +172,7 @@ def _right(entry, results) -> tuple[np.ndarray, np.ndarray]:
     if entry.plan.subject.about.detects:
         counts = [record["active_counts"] for record in results.records()]
         return np.array([each[-1] for each in counts]), np.array([each[0] for each in counts])
-    confusions = [found["confusion"] for found in scores.join(results, scores.ADVR)]
+    confusions = [arrays["confusion"] for arrays in scores.join(results, scores.ADVR)]
     return tuple(
         np.array([function(counts) for counts in confusions], np.int64)
         for function in (np.trace, np.sum)
@@ -247,19 +256,20 @@ def draw(table) -> None:
 
 def main(argv):
     """Attack by each variant, print the table, draw the plot."""
-    share = console.start(argv)
+    share = console.start_shared(argv)
     mesh = console.open_mesh()
 
     # 1. Everything that can be wrong is read before anything is written.
-    finished = rows_in(FLAGS.workdir, "variants")
-    entries = []
-    for name in dict.fromkeys([*(row["network"] for row in finished.values()), *FLAGS.models]):
-        subject = inputs.subject(name)
-        asked = asked_for(subject.about) if name in FLAGS.models else []
-        there = [variant for variant in TITLES if f"{name} {variant}" in finished]
-        wanted = [variant for variant in TITLES if variant in there or variant in asked]
-        entries += [entry_of(each, subject, first=each == wanted[0]) for each in wanted]
     settings = options.settings(__name__, UNRECORDED)
+    with starting("variants", settings, share):
+        finished = rows_in(FLAGS.workdir, "variants")
+        entries = []
+        for name in dict.fromkeys([*(row["network"] for row in finished.values()), *FLAGS.models]):
+            subject = inputs.subject(name)
+            asked = asked_for(subject.about) if name in FLAGS.models else []
+            earlier = [variant for variant in TITLES if f"{name} {variant}" in finished]
+            wanted = [variant for variant in TITLES if variant in earlier or variant in asked]
+            entries += [entry_of(each, subject, first=each == wanted[0]) for each in wanted]
     table = Table("variants", entries, settings=settings, share=share)
 
     # 2. A variant at a time; images and rows that are finished are kept.

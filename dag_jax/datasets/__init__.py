@@ -8,8 +8,8 @@ import importlib
 from dag_jax.datasets.classes import CLASS_NAMES, COCO_NAMES, FREQUENT, VOID, VOID_COLOUR, palette
 from dag_jax.datasets.selection import ExampleSet, resize
 
+DATASETS = ("scenes", "voc", "coco", "folder")  # by their names
 _LAZY = {
-    "DATASETS": "opening",
     "open_dataset": "opening",
     "load_examples": "opening",
     "Examples": "examples",
@@ -24,8 +24,8 @@ _LAZY = {
     "voc_splits": "voc",
 }
 
-__all__ = ["CLASS_NAMES", "COCO_NAMES", "FREQUENT", "VOID", "VOID_COLOUR", "ExampleSet"]
-__all__ += ["palette", "resize", *sorted(_LAZY)]
+__all__ = ["CLASS_NAMES", "COCO_NAMES", "DATASETS", "FREQUENT", "VOID", "VOID_COLOUR"]
+__all__ += ["ExampleSet", "palette", "resize", *sorted(_LAZY)]
 
 
 def __getattr__(name):

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dag_jax.datasets.classes import CLASS_NAMES, VOID
 from dag_jax.datasets.photographs import decode
+from dag_jax.errors import UserError
 
 
 class ExampleBuilder(  # type: ignore[call-arg]
@@ -100,6 +101,16 @@ class Examples(Sequence):
         # Pillow decodes, here as everywhere: TFDS takes OpenCV where that is installed, and the
         # two may differ by a grey level.
         skip = tfds.decode.SkipDecoding()
+        name = split.split("[")[0]
+        try:
+            parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(builder.info.splits)
+        except ValueError:  # no slice, or beyond the end
+            parts = []
+        # TFDS takes a last one before the first for the end.
+        if not parts or any(part.to is not None and part.to <= (part.from_ or 0) for part in parts):
+            raise UserError(
+                f"{split!r} is no part of {name} that holds an example, as {name}[:50] is"
+            )
         self._source = builder.as_data_source(split=split, decoders={"image": skip, "mask": skip})
 
     def __len__(self):

@@ -10,16 +10,16 @@ from collections.abc import Collection
 
 import tensorflow_datasets as tfds
 
+from dag_jax.datasets import DATASETS
 from dag_jax.datasets.coco import open_coco
 from dag_jax.datasets.examples import Examples, FileExamples
 from dag_jax.datasets.folder import open_plain_folder
 from dag_jax.datasets.scenes import Scenes, scenes_config
 from dag_jax.datasets.selection import ExampleSet, resize
 from dag_jax.datasets.voc import open_voc
-from dag_jax.errors import StorageError, UserError
+from dag_jax.errors import StorageError, UserError, writing
 from dag_jax.files import PathLike
 
-DATASETS = ("scenes", "voc", "coco", "folder")
 DEFAULT_CACHE = "~/.cache/dag_jax/tfds"
 # What is read from its files whenever it is asked for, and what `data_dir` then is.
 _READ = {
@@ -105,7 +105,8 @@ def _prepare(builder):
     except OSError:
         # Another process may have finished the same copy first: then it is there, whole.
         if not builder.data_path.exists():
-            raise
+            with writing(builder.data_path):
+                raise
 
 
 @contextlib.contextmanager

@@ -10,17 +10,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from dag_jax.datasets import examples, rendering
+from dag_jax.datasets.rendering import SPLITS
 from dag_jax.errors import UserError
-
-# split: (first number of its seeds, number of scenes)
-SPLITS = {
-    "voc07_trainval": (7, 2000),  # FR-*-07
-    "voc12_trainval": (12, 2000),  # and the rest of FR-*-0712
-    "voc07_test": (8, 200),  # detection's test images
-    "fcn_train": (11, 2000),  # FCN-Alex, FCN-VGG: for VOC2011 train and SBD, 9,610 images
-    "fcn_star_train": (11, 2200),  # FCN-Alex*, FCN-VGG*: the augmented list, 10,582 images
-    "seg11valid": (13, 200),  # segmentation's test images
-}
 
 
 @dataclasses.dataclass(eq=False)

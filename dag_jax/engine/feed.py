@@ -3,9 +3,14 @@
 Shapes: `H W` pixels of an image, `H' W'` pixels of its bucket; otherwise as in `dag_jax.attack`.
 """
 
+import atexit
 import collections
+import contextlib
+import contextvars
 import dataclasses
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -20,7 +25,7 @@ from dag_jax.errors import UserError
 
 _END = object()
 _MOST_BUCKETS = 256  # whose scores' shapes are remembered
-_JOIN = 10.0  # seconds that `close` waits for the example in hand
+_JOIN = 5.0  # seconds that the interpreter's end waits for the examples in hand
 
 
 class Example(NamedTuple):
@@ -80,8 +85,8 @@ class Prepare:
             return example
         key = None
         try:
-            key, image, targets, inputs = (*example, ())[:4]
-            return self._prepare(key, image, targets, inputs)
+            key, *parts = example
+            return self._prepare(key, *_complete(parts))
         except ValueError as error:
             return Failure(key, error)
         except Exception as error:  # what a network raises for a shape that it cannot take
@@ -101,7 +106,7 @@ class Prepare:
             score_fn, padded = self._bucket(score_fn, shape)
             if padded[0] < shape[0] or padded[1] < shape[1]:
                 raise UserError(f"its bucket {padded} is smaller than the image, {shape}")
-            targets = map_targets(lambda one: _pad_pixels(one, shape, padded), targets)
+            targets = map_targets(lambda part: _pad_pixels(part, shape, padded), targets)
             image = _pad(image, shape, padded)
             inputs = (*inputs, np.int32(shape))
         ready = Example(key, score_fn, (image, targets, inputs), shape)
@@ -114,6 +119,19 @@ class Prepare:
         check_targets(targets, self._scores[bucket][1])
         check_margin(self._margin, targets)
         return ready
+
+
+def _complete(parts):
+    """Return (image, targets, inputs) of what an example has beside its key."""
+    if len(parts) not in (2, 3):
+        raise UserError(
+            f"an example is (key, image, targets) or (key, image, targets, inputs); this one has "
+            f"{len(parts) + 1} item{'s' * (len(parts) > 0)}"
+        )
+    image, targets, inputs = (*parts, ())[:3]
+    if not isinstance(inputs, tuple | list):  # an array would be taken apart by its rows
+        raise UserError(f"inputs are a {type(inputs).__name__}; they must be a tuple of arrays")
+    return image, targets, tuple(inputs)
 
 
 def _canonical(leaf):
@@ -134,8 +152,28 @@ def _pad_pixels(targets: Targets, shape, padded):
     return jax.tree.map(lambda leaf: _pad(leaf, shape, padded), targets)
 
 
+def _settings():
+    """Return this thread's settings of JAX by name: those that a context can change."""
+    values = jax.config.values
+    return {name: values[name] for name in values if name.removeprefix("jax_") in vars(jax)}
+
+
+@contextlib.contextmanager
+def _under(settings):
+    """Give this thread the settings of another."""
+    with contextlib.ExitStack() as stack:
+        for name, value in settings.items():
+            if jax.config.values[name] != value:
+                stack.enter_context(vars(jax)[name.removeprefix("jax_")](value))
+        yield
+
+
 class Feed:
-    """A thread that prepares examples, never more than `ahead` that nobody has taken."""
+    """A thread that prepares examples, never more than `ahead` that nobody has taken.
+
+    What it computes, the examples included, it computes under the settings of the thread that made
+    it: JAX's (`jax.default_matmul_precision`, ...) and the context variables (`numpy.errstate`).
+    """
 
     def __init__(self, prepare, examples: Iterator, *, ahead: int):
         """Start to read.
@@ -149,22 +187,30 @@ class Feed:
         self._ready: collections.deque = collections.deque()
         self._change = threading.Condition()
         self._waiting = 0  # read, and not yet in a lane
+        self._reading = False  # whether it is the examples' turn
         self._closed = False
         self.ended = False  # whether all examples have been read
         self.error: BaseException | None = None  # what the examples raised
         # A daemon: examples that never come must not keep the interpreter from ending.
-        self._thread = threading.Thread(target=self._run, name="dag_jax examples", daemon=True)
+        self._thread = threading.Thread(
+            target=contextvars.copy_context().run,
+            args=(self._run, _settings()),
+            name="dag_jax examples",
+            daemon=True,
+        )
         self._thread.start()
+        _feeds.add(self)
 
-    def _run(self):
+    def _run(self, settings):
         error = None
         try:
-            while self._room() and (example := next(self._examples, _END)) is not _END:
-                ready = self._prepare(example)
-                with self._change:
-                    self._waiting += 1
-                    self._ready.append(ready)
-                    self._change.notify_all()
+            with _under(settings):
+                while self._room() and (example := self._next()) is not _END:
+                    ready = self._prepare(example)
+                    with self._change:
+                        self._waiting += 1
+                        self._ready.append(ready)
+                        self._change.notify_all()
         except BaseException as raised:  # whatever it is, it is the consumer's to see
             error = raised
         with self._change:
@@ -174,7 +220,15 @@ class Feed:
     def _room(self):
         with self._change:
             self._change.wait_for(lambda: self._closed or self._waiting < self._ahead)
-            return not self._closed
+            self._reading = not self._closed
+            return self._reading
+
+    def _next(self):
+        """Return the next example; the end where nobody wants it any more."""
+        example = next(self._examples, _END)
+        with self._change:
+            self._reading = False
+            return _END if self._closed else example
 
     def must_wait(self, number: int) -> bool:
         """Return whether `wait` would not return at once."""
@@ -203,12 +257,29 @@ class Feed:
             self._change.notify_all()
 
     def close(self) -> None:
-        """Read no more, and wait for the example in hand.
+        """Read no more. What is being prepared is waited for, an example that is to come is not."""
+        if not self._stop() and self._thread is not threading.current_thread():
+            self._thread.join(_JOIN)
 
-        The thread may be computing on a device, which must not outlive the interpreter.
-        """
+    def _stop(self):
+        """Read no more; return whether the thread waits for an example."""
         with self._change:
             self._closed = True
             self._change.notify_all()
-        if self._thread is not threading.current_thread():
-            self._thread.join(_JOIN)
+            return self._reading
+
+    def join(self, seconds: float) -> None:
+        """Read no more, and wait that long for the example in hand, be it still to come."""
+        self._stop()
+        self._thread.join(seconds)
+
+
+_feeds: weakref.WeakSet = weakref.WeakSet()
+
+
+@atexit.register
+def _join_all():
+    """Wait for the examples in hand: what computes on a device must not outlive the interpreter."""
+    deadline = time.monotonic() + _JOIN
+    for feed in list(_feeds):
+        feed.join(max(0.0, deadline - time.monotonic()))

@@ -78,8 +78,9 @@ def attack_stream(
         examples bring them. A pytree, or a method of one, has its parameters traced.
       examples: yields (key, image, targets), or (key, image, targets, inputs) where `inputs` is a
         tuple of arrays that `score_fn` takes after the image (a detector's boxes). A key is
-        anything; it comes back with the result. May be endless. It is read in another thread. A
-        `Failure(key, error)` is an example that failed already.
+        anything; it comes back with the result. May be endless. It is read in another thread, under
+        the settings (`jax.default_matmul_precision`, ...) of the thread that asks for the first
+        result. A `Failure(key, error)` is an example that failed already.
       method: what the attack is, as in `attack`.
       slots: S, images under way at a time. Images of each shape have slots of their own, and one
         shape advances at a time: the one with most to do.
@@ -283,7 +284,8 @@ class _Stream:
     def _harvest(self, bucket):
         """Take out the results of a bucket's slots that have stopped."""
         stopped = bucket.lanes.stopped()
-        done = [slot for slot, one in enumerate(bucket.slots) if one is not None and stopped[slot]]
+        slots = enumerate(bucket.slots)
+        done = [slot for slot, example in slots if example is not None and stopped[slot]]
         for slot, attack in bucket.lanes.take(done).items():
             example = bucket.slots[slot]
             self._results[id(example)] = example, example.crop(attack)

@@ -4,9 +4,6 @@ Nothing here touches pyplot, so nothing needs a display and nothing stays open.
 """
 
 import numpy as np
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import PercentFormatter
 
 from dag_jax.report import lineplot
 
@@ -35,6 +32,9 @@ def draw_curves(pairs, path, *, paper_steps):
       path: PNG to write.
       paper_steps: {task: the paper's M_0}; {} draws none.
     """
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
     by_network = {}
     for pair in pairs:
         by_network.setdefault(pair[0]["network"], []).append(pair)
@@ -80,6 +80,8 @@ def draw_curves(pairs, path, *, paper_steps):
 
 
 def _draw_network(axes, pairs, paper_steps, *, labelled):
+    from matplotlib.ticker import PercentFormatter
+
     last = max([paper_steps or 1, *(row["max_steps"] for row, _ in pairs)])
     for number, (row, curves) in enumerate(pairs):
         colour = _MARGIN_0 if number else _FIRST
@@ -111,6 +113,8 @@ def draw_distributions(rows, records, path):
         "perceptibility".
       path: PNG to write.
     """
+    from matplotlib.ticker import PercentFormatter
+
     networks = [row["network"] for row in rows]
     names = [
         row["title"] + (f", margin {row['margin']:g}" if networks.count(row["network"]) > 1 else "")

@@ -2,8 +2,6 @@
 
 import itertools
 
-from matplotlib.ticker import MaxNLocator
-
 from dag_jax.report import lineplot
 from dag_jax.runs import findings
 
@@ -32,6 +30,8 @@ def draw(rows, path, *, title) -> None:
       path: PNG to write.
       title: of the detector.
     """
+    from matplotlib.ticker import MaxNLocator
+
     heading = (
         f"{title} attacked on the proposals of a sparser or denser suppression (margin "
         f"{rows[0]['margin']:g}, {rows[0]['images']} images; its evaluation stays as it is)"

@@ -11,9 +11,6 @@ large regions and all boxes also carry the name of their class.
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
-from scipy import ndimage
 
 from dag_jax.errors import UserError
 from dag_jax.metrics import Detections
@@ -61,6 +58,8 @@ def attack_figure(rows, path, *, class_names, palette, void=None, void_colour=No
     Raises:
       UserError: where there is no row, or a prediction has a class without a name or colour.
     """
+    from matplotlib.figure import Figure
+
     rows = list(rows)
     if not rows:
         raise UserError("a figure needs at least one row")
@@ -122,6 +121,8 @@ def segmentation_panel(axes, labels, title, *, class_names, palette, void, void_
 
     The other arguments are those of `attack_figure`.
     """
+    from scipy import ndimage
+
     labels = np.asarray(labels)
     shown = np.zeros((*labels.shape, 3), np.uint8)
     for index in np.unique(labels):
@@ -146,6 +147,8 @@ def detection_panel(axes, image, detections, title, *, class_names, palette, min
     Names hang at the top, the bottom and the middle of their boxes in turn, so that those of boxes
     at one place do not cover each other; where they do, the name of the surest is on top.
     """
+    from matplotlib.patches import Rectangle
+
     image = _as_uint8(image)
     _show(axes, image, title)
     height, width = image.shape[:2]
@@ -182,6 +185,8 @@ def detection_panel(axes, image, detections, title, *, class_names, palette, min
 
 def class_legend(labels, *, class_names, palette, void, void_colour):
     """Return legend handles for some labels; the other arguments are those of `attack_figure`."""
+    from matplotlib.patches import Patch
+
     return [
         Patch(
             facecolor=np.divide(void_colour if index == void else palette[index], 255),

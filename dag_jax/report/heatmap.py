@@ -4,7 +4,6 @@ Nothing here touches pyplot, so nothing needs a display and nothing stays open.
 """
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from dag_jax.report import lineplot
 
@@ -25,6 +24,8 @@ def draw(blocks, path) -> None:
       blocks: from `crosstable.blocks`.
       path: PNG to write.
     """
+    from matplotlib.figure import Figure
+
     longest = max(len(title) for block in blocks for title in block.sources.values())
     width = _LETTER * longest + _CELL[0] * max(len(block.targets) for block in blocks) + _SCALE
     heights = [_AROUND + _CELL[1] * len(block.sources) for block in blocks]

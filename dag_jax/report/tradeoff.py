@@ -6,7 +6,6 @@ Nothing here touches pyplot, so nothing needs a display and nothing stays open.
 import itertools
 
 import numpy as np
-from matplotlib.lines import Line2D
 
 from dag_jax.report import lineplot
 
@@ -21,6 +20,8 @@ def draw(groups, path, *, title, ylabel):
       title: above the plot.
       ylabel: the score's name and unit.
     """
+    from matplotlib.lines import Line2D
+
     figure, (axes,) = lineplot.panels(1, title, inches=(8, 4.4))
     rows = [row for group in groups.values() for row in group]
     # Ever smaller, so that marks at one place are seen.

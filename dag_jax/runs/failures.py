@@ -1,17 +1,19 @@
 """What goes wrong in one of several processes, for the others that wait for its part.
 
 Nothing connects the processes: of each part of the work that has a folder of notes, a process
-writes down there that it failed, and why. Whoever waits for that part reads them:
+writes down there that it failed, and why. Process 0, which waits for those parts, reads them:
 
-    folders = {name: workdir / name / "failed" for name in names}
-    forget(folders.values(), process, processes)
+    with starting(workdir, about, process, processes):
+        ...  # what the parts depend on
+    folders = {name: notes_of(workdir, name) for name in names}
     with noted(folders.values(), process):
         for name in names:
             with others_go_on(folders[name], name, process, errors):
                 ...
-                wait_until(is_there, waiting, lambda: failures(folders[name]))
+                wait_until(is_there, waiting, lambda: failures(notes_of(workdir), folders[name]))
 
-A process that is killed leaves no note: the others wait until it is started again.
+For process 0 nobody waits, and it writes nothing down. A process that is killed leaves no note: it
+is waited for until it is started again.
 """
 
 import contextlib
@@ -22,6 +24,8 @@ import traceback
 
 from dag_jax import files
 from dag_jax.errors import UserError
+from dag_jax.runs import rundir
+from dag_jax.runs.manifest import FAILED, may_become
 
 _NOTE = re.compile(r"(\d+)\.txt")
 _POLL = 0.2  # seconds between two looks at what others have written
@@ -32,10 +36,16 @@ class OthersFailed(UserError):
     """What this process waits for will not come; who failed has written it down."""
 
 
-def failures(folder) -> list[str]:
+def notes_of(workdir, name=None):
+    """Return the folder of the notes of a part of the work; of what comes before all parts."""
+    folder = files.open_folder(workdir) / FAILED
+    return folder if name is None else folder / rundir.folder_name(name)
+
+
+def failures(*folders) -> list[str]:
     """Return what processes say of their failures, by number; a note may be unreadable."""
     texts = []
-    for process, path in _notes(folder):
+    for process, path in [note for folder in folders for note in _notes(folder)]:
         try:
             text = path.read_text()
         except FileNotFoundError:  # its process tries again
@@ -66,6 +76,28 @@ def others_go_on(folder, title, process, errors):
             traceback.print_exc()
         errors.append(f"{title}: {_reason(error)}")
         _note(folder, process, error)
+
+
+@contextlib.contextmanager
+def starting(workdir, about, process, processes):
+    """Write down what ends this process before the folder of its run is claimed.
+
+    What it wrote in earlier launches is removed. Of a folder that holds something else nothing is.
+
+    Args:
+      workdir: the folder, which need not be there.
+      about: entries that the manifest of the run has, or will have.
+      process: this process's number.
+      processes: their number.
+    """
+    folder = notes_of(workdir)
+    if may_become(folder.parent, about):
+        parts = [name for name in files.names_in(folder) if not _number_of(name)]
+        forget([folder, *(folder / name for name in parts)], process, processes)
+        with noted([folder], process):
+            yield
+    else:
+        yield
 
 
 @contextlib.contextmanager
@@ -130,15 +162,21 @@ def _notes(folder, *, unfinished=False):
     """Return [(process, path)] of notes, or of those too at which a process was killed."""
     notes = []
     for name in files.names_in(folder):
-        temporary = files.TEMPORARY.fullmatch(name)
-        note = _NOTE.fullmatch(temporary[1] if temporary else name)
-        if note and (unfinished or not temporary):
-            notes.append((int(note[1]), folder / name))
+        number = _number_of(name)
+        if number and (unfinished or not files.TEMPORARY.fullmatch(name)):
+            notes.append((int(number), folder / name))
     return sorted(notes)
 
 
+def _number_of(name):
+    """Return the number of the process whose note a file is, a text; None if it is none."""
+    temporary = files.TEMPORARY.fullmatch(name)
+    note = _NOTE.fullmatch(temporary[1] if temporary else name)
+    return note and note[1]
+
+
 def _note(folder, process, error):
-    if isinstance(error, OthersFailed):
+    if process == 0 or isinstance(error, OthersFailed):
         return
     try:
         files.make_folder(folder)

@@ -9,6 +9,7 @@ from dag_jax import files
 from dag_jax.errors import DamagedError, UserError
 
 MANIFEST = "manifest.json"
+FAILED = "failed"  # the folder of `failures`, which may be there first
 _MOST_NAMED = 5  # differing settings in one message
 
 
@@ -35,7 +36,7 @@ def claim(workdir, manifest: dict, *, accept_version: bool = False) -> files.epa
     path = workdir / MANIFEST
     manifest = json.loads(json.dumps(manifest))  # as a reader will see it
     # The listing first: another process may write its manifest between two looks.
-    others = [n for n in files.names_in(workdir) if not files.TEMPORARY.fullmatch(n)]
+    others = _others_in(workdir)
     if not files.exists(path):
         if others:
             raise UserError(f"{workdir} is not empty and holds no run of this launch")
@@ -55,6 +56,20 @@ def claim(workdir, manifest: dict, *, accept_version: bool = False) -> files.epa
         change = {"then": _without(then, now), "now": _without(now, then)}
         files.write_json(path, there | {"accepted": [*known, change]})
     return workdir
+
+
+def may_become(workdir, about: dict) -> bool:
+    """Return whether `claim` would take a folder, as far as some entries of its manifest tell."""
+    if not files.exists(workdir / MANIFEST):
+        return not _others_in(workdir)
+    there = load_manifest(workdir)
+    return all(there.get(key) == value for key, value in json.loads(json.dumps(about)).items())
+
+
+def _others_in(workdir):
+    """Return what lies in a folder beside failures and what a kill has left half-written."""
+    names = files.names_in(workdir)
+    return [name for name in names if name != FAILED and not files.TEMPORARY.fullmatch(name)]
 
 
 def accepted(folder) -> list[dict]:

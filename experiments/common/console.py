@@ -11,11 +11,18 @@ from tqdm import tqdm
 
 from dag_jax import files
 from dag_jax.errors import UserError
+from experiments.common import options
 
 _NEEDED = re.compile(r"--(\w+)=None: Flag --\1 must have a value other than None\.")
 
+
+def _address(text):
+    if not re.fullmatch(r"\S+:\d{1,5}", text):
+        raise UserError("must be host:port")
+
+
 FLAGS = flags.FLAGS
-flags.DEFINE_string(
+options.string(
     "compilation_cache",
     None,
     "Folder to keep compiled programs in: the next launch on such a machine starts at once.",
@@ -27,11 +34,9 @@ flags.DEFINE_bool(
     "(where a launch does so): by itself on TPU, Slurm and Kubernetes, else by --coordinator, "
     "--processes and --process.",
 )
-flags.DEFINE_string("coordinator", None, "host:port of process 0, for --distributed.")
-flags.DEFINE_integer(
-    "processes", None, "Number of processes. Without --distributed they never meet.", 1
-)
-flags.DEFINE_integer("process", None, "This process's number, from 0.", 0)
+options.string("coordinator", None, "host:port of process 0, for --distributed.", _address)
+options.integer("processes", None, "Number of processes. Without --distributed they never meet.")
+options.integer("process", None, "This process's number, from 0.", 0)
 
 
 class _Help(app.HelpFlag):
@@ -70,7 +75,10 @@ def run(main) -> None:
 
     def parse(argv):
         with _in_one_line():
-            return FLAGS(argv)
+            try:
+                return FLAGS(argv)
+            except ValueError as error:  # of --noflag=value, and of a --flagfile that is no text
+                raise flags.Error(str(error)) from error
 
     app.run(guarded, flags_parser=parse)
 
@@ -88,13 +96,25 @@ def _in_one_line():
         sys.exit(f"error: {error}")
 
 
-def start(argv) -> tuple[int, int]:
-    """Set up a launch: float32 throughout, quiet logs, no stray arguments, other processes.
+def start(argv) -> None:
+    """Set up a launch that is one process: float32 throughout, quiet logs, no stray arguments.
 
     Accelerators multiply in bfloat16 or TF32 by default, which changes the number of steps.
 
+    Raises:
+      app.UsageError: for a stray argument, or flags of several processes.
+      UserError: where a folder cannot be made.
+    """
+    if FLAGS.distributed or FLAGS.processes not in (None, 1):
+        raise app.UsageError("this launch shares nothing out: it is one process")
+    start_shared(argv)
+
+
+def start_shared(argv) -> tuple[int, int]:
+    """Set up a launch as `start` does, which several processes may share.
+
     Returns:
-      (number of this process, number of processes), which share images out.
+      (number of this process, number of processes).
 
     Raises:
       app.UsageError: for a stray argument, or flags of processes that are incomplete.

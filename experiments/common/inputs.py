@@ -6,8 +6,8 @@ import inspect
 
 from absl import app, flags
 
-from dag_jax import files, models, networks
-from dag_jax.datasets import ExampleSet, load_examples
+from dag_jax import datasets, files, models, networks
+from dag_jax.datasets import ExampleSet
 from dag_jax.errors import UserError
 from dag_jax.models import DETECTION, SEGMENTATION
 from dag_jax.networks import fetching, zoo
@@ -99,7 +99,7 @@ def split_of(model) -> str:
 def _read(
     dataset, split, data_dir, cache_dir, limit, canvas, image_ids, with_mask, skip_bad
 ) -> ExampleSet:
-    examples = load_examples(
+    examples = datasets.load_examples(
         dataset,
         split,
         data_dir=data_dir,

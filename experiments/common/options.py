@@ -5,11 +5,11 @@ them:
 
     options.define(__name__, "models", "limit", "workdir", models=["fcn_vgg"], workdir="runs/mine")
 
-A value that cannot be right is refused as flags are parsed, before anything is done; `check` does
-that for a launch's own flags.
+Flags that a launch has alone it defines by `integer`, `number`, `string` and `strings`, which are
+absl's with bounds. Whatever a flag is, a value that cannot be right is refused as flags are parsed,
+before anything is done.
 """
 
-import math
 import re
 import sys
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from typing import NamedTuple
 from absl import flags
 
 from dag_jax import datasets, networks
-from dag_jax.datasets import scenes
+from dag_jax.datasets import rendering
 from dag_jax.errors import UserError
 from dag_jax.networks import zoo
 
@@ -32,27 +32,43 @@ DEFAULTS = {
     for name in networks.NAMES
 }
 LARGEST = 2**31 - 1  # of a seed or a count: both go into int32
+FLOATS = 1e-30, 1e30  # of a number that is not 0: it goes into float32, which holds a bit more
+WHITE = 255  # grey levels
 SIDES = 48, 2**14  # pixels: the FCN-VGG miniature sees no less, and more fits no memory
 _MODEL = re.compile(r"\w+|\w+(\.\w+)*:\w+(\.\w+)*")
 
 FLAGS = flags.FLAGS
+flags.disclaim_key_flags()  # a flag that is defined here is the launch's
 
 
 def positive(number) -> None:
-    """Raise UserError for a number that is not above 0, or not finite."""
-    if not (math.isfinite(number) and number > 0):
-        raise UserError("must be finite and above 0")
+    """Raise UserError for a number that is not above 0, or no float32."""
+    if not FLOATS[0] <= number <= FLOATS[1]:  # NaN is on no side
+        raise UserError(f"must be above 0: {FLOATS[0]:g} to {FLOATS[1]:g}")
 
 
 def not_negative(number) -> None:
-    """Raise UserError for a number below 0, or not finite."""
-    if not (math.isfinite(number) and number >= 0):
-        raise UserError("must be finite, 0 or more")
+    """Raise UserError for a number below 0, or that is no float32."""
+    if number != 0 and not FLOATS[0] <= number <= FLOATS[1]:
+        raise UserError(f"must be 0, or {FLOATS[0]:g} to {FLOATS[1]:g}")
+
+
+def grey_levels(number) -> None:
+    """Raise UserError for a number that is no change of an image: not above 0, or above 255."""
+    if not FLOATS[0] <= number <= WHITE:
+        raise UserError(f"must be above 0, at most {WHITE} grey levels")
+
+
+def share(number) -> None:
+    """Raise UserError for a number below 0, or not below 1."""
+    if not 0 <= number < 1:
+        raise UserError("must be 0 or more, and below 1")
 
 
 def not_empty(texts) -> None:
-    """Raise UserError for an empty text, or a list that is empty or holds one."""
-    if not texts or "" in (texts if isinstance(texts, list) else ()):
+    """Raise UserError for a blank text, or a list that is empty or holds one."""
+    texts = texts if isinstance(texts, list) else [texts]
+    if not all(map(str.strip, texts)) or not texts:
         raise UserError("must not be empty; leave the flag out for its default")
 
 
@@ -84,6 +100,31 @@ def check(function, *names) -> None:
 
     for name in names:
         flags.register_validator(name, is_right)
+
+
+def integer(name, default, text, least=1, most=LARGEST) -> None:
+    """Define a launch's flag of a whole number."""
+    flags.DEFINE_integer(name, default, text, least, most)
+
+
+def number(name, default, text, right=not_negative) -> None:
+    """Define a launch's flag of a number for which `right` raises no UserError."""
+    flags.DEFINE_float(name, default, text)
+    check(right, name)
+
+
+def string(name, default, text, *rights) -> None:
+    """Define a launch's flag of a text, not empty, for which none of `rights` raises UserError."""
+    flags.DEFINE_string(name, default, text)
+    for right in (not_empty, *rights):
+        check(right, name)
+
+
+def strings(name, default, text, *rights) -> None:
+    """Define a launch's flag of a list, not empty, for which none of `rights` raises UserError."""
+    flags.DEFINE_list(name, default, text)
+    for right in (not_empty, *rights):
+        check(right, name)
 
 
 def _models(names):
@@ -121,7 +162,7 @@ _SHARED = {
     "split": _Shared(
         flags.DEFINE_string,
         None,
-        f"Split to take: of scenes, one of {', '.join(scenes.SPLITS)}; of voc, a list that its "
+        f"Split to take: of scenes, one of {', '.join(rendering.SPLITS)}; of voc, a list that its "
         "folder has, such as voc2012_seg_val; of coco, such as val2017; of a folder, a list or "
         "subfolder, or all.",
         "{split}",
@@ -188,7 +229,7 @@ _SHARED = {
         flags.DEFINE_float,
         0.5,
         "Length of a step: its largest change of a channel, gamma, in grey levels.",
-        check=positive,
+        check=grey_levels,
     ),
     "margin": _Shared(
         flags.DEFINE_float,

@@ -1,6 +1,9 @@
 """The skeleton of a launch that makes a table: claim its folder, make its rows, report, audit.
 
-    table = Table("table1", entries, settings=settings, share=console.start(argv))
+    share, settings = console.start_shared(argv), options.settings(__name__)
+    with starting("table1", settings, share):
+        entries = [...]  # everything that can be wrong
+    table = Table("table1", entries, settings=settings, share=share)
     table.make(mesh, lambda entry, row: f"{entry.title}: ADVR {row['advr']:.2f}")
     table.finish(mesh, report, draw)
 
@@ -28,6 +31,12 @@ from dag_jax.runs.dataset import ROW, attack_and_score, join_row
 from experiments.common import console
 
 FLAGS = flags.FLAGS
+
+
+def starting(launch, settings, share):
+    """Return the context of what a launch does before it claims --workdir: see `failures`."""
+    about = {"launch": launch, "settings": settings}
+    return failures.starting(FLAGS.workdir, about, *share)
 
 
 class Entry(NamedTuple):
@@ -72,7 +81,7 @@ class Table:
       launch: its name, that of its files.
       entries: its rows.
       settings: the flags that results depend on.
-      share: (number of this process, number of processes), from `console.start`.
+      share: (number of this process, number of processes), from `console.start_shared`.
       earlier: rows that stay in the table as they are, from `rows_in`; none of the entries'.
 
     Raises:
@@ -93,22 +102,23 @@ class Table:
         self.workdir = rundir.claim(FLAGS.workdir, manifest, **accept)
         parts = {part.name: part for entry in self.entries for part in entry.parts()}
         folders = {name: self.workdir / rundir.folder_name(name) for name in parts}
+        names = [entry.name for entry in self.entries]
+        self._notes = {name: failures.notes_of(self.workdir, name) for name in names}
         self._results = {}
-        # Those that are there come first: what is wrong with one leaves no folder of another.
-        for name in sorted(parts, key=lambda name: not files.exists(folders[name])):
-            part = parts[name]
-            self._results[name] = rundir.Results(
-                folders[name],
-                part.plan.manifest(launch=launch, settings=settings, **part.manifest),
-                list(map(str, part.plan.subject.ids)),
-                process=self._process,
-                processes=processes,
-                **accept,
-            )
-            done = self._results[name].done().values()
-            check_images(folders[name], done, part.plan.subject.examples)
-        self._notes = {entry.name: folders[entry.name] / "failed" for entry in self.entries}
-        failures.forget(self._notes.values(), self._process, processes)
+        with failures.noted(self._notes.values(), self._process):
+            # Those that are there come first: what is wrong with one leaves no folder of another.
+            for name in sorted(parts, key=lambda name: not files.exists(folders[name])):
+                part = parts[name]
+                self._results[name] = rundir.Results(
+                    folders[name],
+                    part.plan.manifest(launch=launch, settings=settings, **part.manifest),
+                    list(map(str, part.plan.subject.ids)),
+                    process=self._process,
+                    processes=processes,
+                    **accept,
+                )
+                done = self._results[name].done().values()
+                check_images(folders[name], done, part.plan.subject.examples)
         self.made: dict[str, dict] = {}
         self._earlier = list(earlier)
         self._errors: list[str] = []
@@ -151,7 +161,9 @@ class Table:
                 failures.wait_until(
                     lambda entry=entry: self._is_complete(entry),
                     lambda entry=entry: self._lacks(entry),
-                    lambda entry=entry: failures.failures(self._notes[entry.name]),
+                    lambda entry=entry: failures.failures(
+                        failures.notes_of(self.workdir), self._notes[entry.name]
+                    ),
                 )
                 row = self.made[entry.name] = self._row(entry)
                 count = f"{len(self.made)} of {len(self.entries)} rows"
@@ -225,11 +237,11 @@ class Table:
             print(f"process {self._process} is done; process 0 writes the table: {self.workdir}/")
         elif self.made:
             markdown, more = report(self)
-            found = audit.kept(self.workdir, [row["row"] for row in self.rows])
-            text = self._write(markdown, more, found)
+            audited = audit.kept(self.workdir, [row["row"] for row in self.rows])
+            text = self._write(markdown, more, audited)
             draw(self)
             if FLAGS.audit:
-                text = self._write(markdown, more, found | self._audit(mesh))
+                text = self._write(markdown, more, audited | self._audit(mesh))
             seconds = time.monotonic() - self._started
             print(f"{text}\n{seconds:.0f} s; results: {self.workdir}/")
         if self._errors:
@@ -246,11 +258,11 @@ class Table:
                 asked[entry.name] = Audit(entry.plan, entry.checks, rivals)
         return audit.of_table(self.workdir, asked, mesh=mesh, slots=FLAGS.slots)
 
-    def _write(self, markdown, more, found):
+    def _write(self, markdown, more, audited):
         content = {"settings": self.settings, "rows": self.rows, **more}
         titles = {row["row"]: row["title"] for row in self.rows}
         return audit_report.write(
-            self.workdir, self.launch, markdown, content, titles=titles, findings=found
+            self.workdir, self.launch, markdown, content, titles=titles, findings=audited
         )
 
 

@@ -34,7 +34,8 @@ def call(launch: str, case: str, **variables: str):
       **variables: environment variables of the child beside ours.
 
     Raises:
-      UserError: where the child fails; what it says itself stands above.
+      SystemExit: with the child's exit code, where it fails; it has said why.
+      UserError: where a signal ends it.
     """
     command = [sys.executable, "-m", f"experiments.{launch}", *sys.argv[1:], f"--case={case}"]
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=os.environ | variables)
@@ -44,7 +45,7 @@ def call(launch: str, case: str, **variables: str):
             "system without memory left"
         )
     if process.returncode:
-        raise UserError(f"{case} failed (exit code {process.returncode}); its message is above")
+        sys.exit(process.returncode)
     return json.loads(process.stdout.splitlines()[-1])
 
 
@@ -67,7 +68,11 @@ def measured(launch: str, folder, cases, **variables: str):
             path = folder / f"{rundir.folder_name(case)}.json"
             if not files.exists(path):
                 started = time.monotonic()
-                content = call(launch, case, **variables)
+                try:
+                    content = call(launch, case, **variables)
+                except SystemExit as end:
+                    text = f"{case} failed (exit code {end.code}); its message is above"
+                    raise UserError(text) from end
                 minutes = round((time.monotonic() - started) / 60, 2)
                 files.write_json(path, content | {"minutes": minutes})
             content = files.load_json(path, digest=True)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from dag_jax.datasets import Examples
 from dag_jax.datasets.examples import ExampleBuilder, encode
+from dag_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
 IMAGES = [RNG.integers(0, 256, (5 + n, 7, 3)).astype(np.uint8) for n in range(3)]
@@ -33,9 +34,14 @@ class Noise(ExampleBuilder):
 
 
 @pytest.fixture
-def examples(tmp_path):
+def builder(tmp_path):
     builder = Noise(data_dir=tmp_path)
     builder.download_and_prepare(file_format="array_record")
+    return builder
+
+
+@pytest.fixture
+def examples(builder):
     return Examples(builder, "train")
 
 
@@ -81,3 +87,13 @@ def test_the_bytes_of_a_file_are_kept():
     encoded = encode("a", buffer.getvalue(), MASKS[0], objects)
     assert encoded["image"] == buffer.getvalue()
     assert Image.open(io.BytesIO(encoded["mask"])).mode == "L"
+
+
+def test_a_split_may_be_a_part_of_one(builder):
+    assert [each["image_id"] for each in Examples(builder, "train[1:]")] == ["é1", "é0"]
+
+
+@pytest.mark.parametrize("part", ["[5:", "[]", "[a:b]", "[:0]", "[2:1]", "[7:9]", "[:300%]"])
+def test_a_part_that_holds_nothing_is_refused(builder, part):
+    with pytest.raises(UserError, match=r"is no part of train that holds an example, as train\[:"):
+        Examples(builder, f"train{part}")

@@ -3,6 +3,7 @@ import pytest
 
 from dag_jax import datasets
 from dag_jax.datasets import rendering, scenes
+from dag_jax.errors import StorageError
 
 pytestmark = pytest.mark.slow  # it renders whole splits
 
@@ -51,3 +52,8 @@ def test_unknown_split_is_named():
 def test_scenes_take_no_folder(tmp_path):
     with pytest.raises(ValueError, match="not read from data_dir"):
         datasets.open_dataset("scenes", "seg11valid", data_dir=tmp_path)
+
+
+def test_a_cache_that_cannot_be_written_is_named():
+    with pytest.raises(StorageError, match="/proc/scenes/scenes/seg11valid/.* cannot be written"):
+        datasets.load_examples("scenes", "seg11valid", cache_dir="/proc/scenes", limit=1)

@@ -4,6 +4,7 @@ import dataclasses
 import threading
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -93,3 +94,72 @@ def test_what_cannot_be_attacked_is_a_failure_of_its_key(prepare):
     assert isinstance(nothing.error, ValueError)
     given = Failure("b", ValueError("lost"))
     assert prepare(given) is given
+
+
+@pytest.mark.parametrize(
+    ("example", "key", "message"),
+    [
+        (("a", 1, 2, (), 5), "a", r"or \(key, image, targets, inputs\); this one has 5 items"),
+        (("a", np.zeros((5, 3, 3))), "a", "this one has 2 items"),
+        (("a",), "a", "this one has 1 item$"),
+        (("a", 1, 2, np.zeros((2, 4))), "a", "inputs are a ndarray; they must be a tuple"),
+        ((), None, "not enough values to unpack"),
+    ],
+)
+def test_an_example_of_another_form_is_refused_by_its_key(prepare, example, key, message):
+    failure = prepare(example)
+    assert isinstance(failure, Failure) and failure.key == key
+    with pytest.raises(ValueError, match=message):
+        raise failure.error
+
+
+def test_examples_are_made_and_prepared_under_the_settings_of_who_asks():
+    def settings():
+        x64, precision = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
+        return x64, precision, jax.config.jax_default_device, np.geterr()["divide"]
+
+    def examples():
+        yield settings()
+
+    plain, device = settings(), jax.devices()[1]
+    with jax.enable_x64(True), jax.default_matmul_precision("bfloat16"), np.errstate(divide="call"):
+        with jax.default_device(device):
+            feed = Feed(lambda made: (made, settings()), examples(), ahead=1)
+    feed.wait(1)
+    ((made, prepared),) = feed.pop()
+    feed.close()
+    assert made == prepared == (True, "bfloat16", device, "call") and settings() == plain
+
+
+def test_an_input_that_blocks_is_not_waited_for():
+    """Nor is what it gives in the end prepared."""
+    asked, go_on, prepared = threading.Event(), threading.Event(), []
+
+    def blocked():
+        asked.set()
+        go_on.wait(60)
+        yield "late"
+
+    feed = Feed(prepared.append, blocked(), ahead=1)
+    assert asked.wait(60)
+    started = time.monotonic()
+    feed.close()
+    assert time.monotonic() - started < 1
+    go_on.set()
+    feed.join(60)
+    assert feed.ended and not prepared and feed.pop() == []
+
+
+def test_what_is_being_prepared_is_waited_for():
+    """It may compute, and what computes must not outlive the interpreter."""
+    begun, done = threading.Event(), []
+
+    def prepare(example):
+        begun.set()
+        time.sleep(0.2)
+        done.append(example)
+
+    feed = Feed(prepare, iter("ab"), ahead=2)
+    assert begun.wait(60)
+    feed.close()
+    assert done == ["a"]

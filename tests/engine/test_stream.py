@@ -142,6 +142,17 @@ def test_a_result_is_handed_out_while_another_attack_runs_and_the_input_waits(sc
     assert keys[0] == short[0] and set(keys) == {short[0], long[0], 0}
 
 
+def test_a_stream_whose_input_blocks_is_closed_at_once(score_fn, examples):
+    waiting = Waiting()
+    waiting.give(examples[0])
+    stream = dag_jax.attack_stream(score_fn, waiting, METHOD, slots=1)
+    assert next(stream)[0] == examples[0][0]
+    started = time.monotonic()
+    stream.close()
+    assert time.monotonic() - started < 1
+    waiting.give(None)
+
+
 def test_images_come_as_they_finish(score_fn, examples):
     stream = dag_jax.attack_stream(score_fn, examples, METHOD, slots=9, chunk=1)
     steps = [int(result.num_steps) for _, result in stream]
@@ -408,7 +419,7 @@ def test_a_bucket_of_its_own_numbers_is_its_own(rng):
         made.append((height, np.full((height, 5, 3), 99, np.float32), targets))
     results = dict(dag_jax.attack_stream(shifted, made, METHOD, slots=2, bucket=bucket))
     # The label is the argmax of its own image's scores, so every target is active at first.
-    assert {key: int(one.active_counts[0]) for key, one in results.items()} == {
+    assert {key: int(result.active_counts[0]) for key, result in results.items()} == {
         height: 5 * height for height in (3, 4, 6, 7)
     }
 

@@ -196,13 +196,18 @@ def scenes(cache):
     return datasets.load_examples("scenes", small.SPLIT, cache_dir=cache, image_ids=small.SCENES)
 
 
-@contextlib.contextmanager
-def imported(name):
-    """A launch as if it were the only one: absl has one set of flags for all that are imported."""
+def forget_flags():
+    """Remove the flags of all launches: absl has one set for all that are imported."""
     known = flags.FLAGS.flags_by_module_dict()
     for module in [name for name in known if name.startswith("experiments.")]:
         for flag in [] if module == console.__name__ else list(known[module]):
             delattr(flags.FLAGS, flag.name)
+
+
+@contextlib.contextmanager
+def imported(name):
+    """A launch as if it were the only one."""
+    forget_flags()
     sys.modules.pop(f"experiments.{name}", None)
     module = importlib.import_module(f"experiments.{name}")
     values = flagsaver.save_flag_values()

@@ -95,12 +95,10 @@ def test_a_detector_is_attacked_on_what_it_finds(run):
     pair = evaluation.predict(model, [clean, saved])
     for name, detections in zip(("before", "after"), pair, strict=True):
         listed = part[f"detections_{name}"]
-        assert [found["class"] for found in listed] == [
+        assert [box["class"] for box in listed] == [
             model.classes[index] for index in detections.classes
         ]
-        np.testing.assert_allclose(
-            [found["score"] for found in listed], detections.scores, atol=2e-3
-        )
+        np.testing.assert_allclose([box["score"] for box in listed], detections.scores, atol=2e-3)
     assert part["objects_before"] == len(unlabelled.objects_in(pair[0]).scores) > 0
     assert part["objects_kept"] <= part["objects_before"] and part["targets"] > 0
 
@@ -144,8 +142,8 @@ def test_a_photograph_and_its_drawing_are_scaled_alike(load_launch):
 def test_nothing_found_is_nothing_to_attack(refuse, tmp_path):
     Image.new("L", (128, 128), 128).save(tmp_path / "grey.png")
     flags = (f"--image={tmp_path / 'grey.png'}", f"--workdir={tmp_path / 'run'}")
-    said = refuse("attack_image", *flags, f"--models={DETECTOR}")
-    assert "TwoStage finds no object in grey.png that scores 0.5" in said
+    text = refuse("attack_image", *flags, f"--models={DETECTOR}")
+    assert "TwoStage finds no object in grey.png that scores 0.5" in text
     assert not (tmp_path / "run").exists()
 
 
@@ -161,7 +159,7 @@ def test_nothing_found_is_nothing_to_attack(refuse, tmp_path):
         ((f"--models={SIGMOID}", "--target=tv"), "made to lose an object, not to see it as anoth"),
         (("--models=fcn_alex", "--nominiature"), "at full size needs --weights_dir"),
         (("--canvas=47",), "--canvas=47: must be 0, or 48 to 16384 pixels"),
-        (("--step_size=0",), "--step_size=0.0: must be finite and above 0"),
+        (("--min_score=1",), "--min_score=1.0: must be 0 or more, and below 1"),
     ],
 )
 def test_bad_input_is_named_before_anything_is_written(

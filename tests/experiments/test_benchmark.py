@@ -75,8 +75,9 @@ def test_every_curve_has_its_plot(tmp_path):
         ("--parts=engine,fuel", "unknown fuel"),
         ("--fcns=fr_vgg_07", "unknown fr_vgg_07; known: fcn_vgg, fcn_alex"),
         ("--batches=1,0", "'0' is not a whole number"),
+        ("--size=1", "--size=1: 1 is not an integer in the range [48, 16384]"),
+        ("--case=fuel", "--case=fuel: value should be one of <engine|"),
         ("--sizes=47", "'47' is not a whole number from 48 to"),
-        ("--sizes=", "--sizes=[]: names no number"),
     ],
 )
 def test_a_wrong_flag_is_named(refuse, tmp_path, flag, message):
@@ -99,7 +100,7 @@ def test_means_in_windows():
 def test_the_report_says_what_was_left_out_and_leaves_no_gap():
     row = {"case": "a", "iteration": "b", "control": "c", "flops": None, "control_flops": 1e9}
     environment = {"device": "cpu", "cores": 2, "versions": {"jax": "1", "python": "3"}}
-    found = {"work": {"rows": [row]}, "torch": {"absent": "PyTorch is not installed"}}
-    text = tables.report(found, environment, ["one.png"])
+    contents = {"work": {"rows": [row]}, "torch": {"absent": "PyTorch is not installed"}}
+    text = tables.report(contents, environment, ["one.png"])
     assert "| c | 1 | - |" in " ".join(text.split())
     assert "Left out: PyTorch is not installed." in text and "![one.png](one.png)" in text

@@ -403,6 +403,13 @@ def test_the_launch_needs_known_names(refuse):
     assert "unknown vgg; known" in refuse("fetch_weights", "--networks=vgg")
 
 
+@pytest.mark.parametrize("address", ["nonsense", "file:///etc/hostname", "http://", "http:/a/b"])
+def test_the_launch_needs_addresses(refuse, tmp_path, address):
+    flags = ("--networks=fcn_vgg", f"--workdir={tmp_path}/run", f"--address={address}")
+    assert f"{address!r} is no address of http or https" in refuse("fetch_weights", *flags)
+    assert not (tmp_path / "run").exists()
+
+
 def test_garbage_that_nothing_vouches_for_is_removed(server, tmp_path):
     address, files, _, _ = server
     files["/fcn-alexnet-pascal.caffemodel"] = b"no caffemodel"

@@ -14,6 +14,7 @@ from PIL import Image
 
 import dag_jax
 from dag_jax import files, metrics
+from dag_jax.errors import UserError
 from dag_jax.runs import rundir
 from tests import toy_models
 from tests.experiments import small
@@ -202,6 +203,23 @@ def test_damage_is_named_before_anything_is_written(copied, refuse, name, damage
     assert ("Put it back as it was" in text) == ("manifest" in name)
 
 
+@pytest.mark.parametrize("early", [True, False])
+def test_a_process_that_fails_before_it_attacks_is_not_waited_for(copied, call, early):
+    """Before its folder is claimed, or because of what is in there."""
+    workdir, flags = copied
+    kept = workdir / folder(SEGMENTER) / "perturbations"
+    (kept / "scene_08_000003.safetensors").unlink()  # so that process 0 has to wait
+    if early:
+        more, text = ["--models=json:loads"], "json:loads is called without arguments"
+    else:
+        flip_byte(kept / "scene_08_000001.safetensors")
+        more, text = [], "000001.safetensors is damaged"
+    with pytest.raises(UserError, match=text):
+        call("table1", *flags, *more, "--processes=2", "--process=1")
+    with pytest.raises(UserError, match=f"no row of Streets: process 1: .*{text}"):
+        call("table1", *flags, "--processes=2", "--process=0")
+
+
 @pytest.mark.slow
 def test_what_is_damaged_may_be_deleted_and_is_made_anew(copied, growing, call):
     workdir, flags = copied
@@ -251,18 +269,14 @@ def test_rounding_attacks_and_scores_the_saved_image(call, tmp_path):
     ("flags", "message"),
     [
         (("--models=fcn_vgg16",), "unknown model 'fcn_vgg16'; known are fcn_alex, "),
-        (("--models=",), "--models=[]: must not be empty"),
         (("--models=no_such.module:load",), "there is no module no_such.module here"),
         (("--models=tests.toy_models:nothing",), "has no attribute 'nothing'"),
         (("--models=tests.toy_models:anchors",), "is called without arguments: missing a required"),
         (("--models=os:getcwd",), "returns no model: a str is no model"),
         (("--models=tests.toy_models:STRIDE",), "tests.toy_models:STRIDE is no function"),
         (("--models=a b",), "neither a network's name nor package.module:function"),
-        (("--limit=-1",), "not an integer in the range"),
-        (("--seed=-1",), "not an integer in the range"),
-        (("--max_steps=0",), "not an integer in the range"),
-        (("--step_size=-1",), "--step_size=-1.0: must be finite and above 0"),
         (("--split=voc99",), "scenes have no split 'voc99'"),
+        (("--split=seg11valid[5:2]",), "'seg11valid[5:2]' is no part of seg11valid that holds"),
         (("--image_ids=scene_08_000000,photo",), "no image photo"),
         (("--dataset=voc",), "voc needs data_dir"),
         (("--dataset=voc", "--split=voc2012_seg_val", "--data_dir=/nowhere"), "does not exist"),

@@ -216,15 +216,12 @@ def test_default_sums_are_those_that_can_be_made():
         (("--run={tmp}/full",), "full is no folder of Table 1; `python"),
         (("--run={tmp}/full/file",), "full/file is not a folder; `python"),
         (("--run={run}",), "is no folder of Table 1"),
-        (("--run=",), "--run=: must not be empty"),
         (("--run={tmp}/fresh",), "has no row of Table 1"),
         ((f"--sums={SEGMENTER}+{SEGMENTER}",), "is not a sum of different models"),
         ((f"--sums={SEGMENTER}",), "is not a sum of different models"),
         (("--sums=fcn_alex+fcn_vgg",), "no row of fcn_alex, fcn_vgg; it has rows of tests.toy_"),
         (("--black_boxes=fcn_google",), "unknown model 'fcn_google'; known are fcn_alex"),
         (("--black_boxes=no_module:load",), "there is no module no_module here"),
-        (("--sets=0",), "--sets=0: 0 is not an integer in the range"),
-        (("--models=",), "must not be empty"),
     ],
 )
 def test_bad_input_is_named_before_anything_is_written(run, toys, refuse, tmp_path, flags, message):

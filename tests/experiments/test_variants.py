@@ -63,9 +63,9 @@ def test_the_release_drives_to_classes_that_the_image_lacks(run):
     dag, release = (
         rundir.read(run[0] / f"{folder(SEGMENTER)} {name}").records for name in ("dag", "release")
     )
-    for one, other in zip(dag, release, strict=True):
+    for targeted, absent in zip(dag, release, strict=True):
         # It counts what is wrong, but not as asked, too.
-        assert one["active_counts"][0] < other["active_counts"][0]
+        assert targeted["active_counts"][0] < absent["active_counts"][0]
 
 
 def test_a_row_is_what_the_model_says_of_the_stored_perturbations(run, scenes):
@@ -128,12 +128,8 @@ def test_other_settings_are_refused(run, refuse):
     ("flags", "message"),
     [
         (("--variants=dag,ifgsm",), "--variants: unknown ifgsm; known: dag, release"),
-        (("--variants=",), "--variants: unknown nothing; known: dag, release"),
         ((f"--models={TWO_STAGE}", "--variants=pgd,segpgd"), "segpgd weigh the pixels of a segm"),
         ((f"--models={SIGMOID}", "--variants=cospgd"), "and One-Stage detects; leave them out"),
-        (("--epsilon=0",), "--epsilon=0.0: must be finite and above 0"),
-        (("--bounded_step_size=-1",), "--bounded_step_size=-1.0: must be finite and above 0"),
-        (("--bounded_steps=0",), "--bounded_steps=0: 0 is not a positive integer"),
         (("--models=fcn_vgg16",), "unknown model 'fcn_vgg16'"),
     ],
 )

@@ -6,20 +6,23 @@ import pytest
 
 from dag_jax.errors import UserError
 from dag_jax.runs import failures as noting
+from dag_jax.runs import rundir
 from dag_jax.runs.failures import (
     OthersFailed,
     failures,
     forget,
     images_of,
     noted,
+    notes_of,
     others_go_on,
+    starting,
     wait_until,
 )
 
 
 @pytest.fixture
 def folder(tmp_path):
-    return tmp_path / "fcn_alex" / "failed"
+    return tmp_path / "failed" / "fcn_alex"
 
 
 def fail(folder, process, error):
@@ -70,9 +73,49 @@ def test_what_a_user_can_mend_shows_no_traceback(folder, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_nobody_waits_for_process_0(folder):
+    assert fail(folder, 0, UserError("no such luck")) == ["FCN-Alex: no such luck"]
+    assert not folder.exists()
+
+
+ABOUT = {"launch": "table1", "settings": {"seed": 0, "models": ("a",)}}
+
+
+def fail_to_start(workdir, process=1, about=ABOUT):
+    with pytest.raises(MemoryError), starting(workdir, about, process, 2):
+        raise MemoryError
+
+
+def test_what_ends_a_process_before_it_has_parts_is_told(tmp_path):
+    """Process 0 may have claimed the folder by then, or claim it later."""
+    fail_to_start(tmp_path / "run", process=0)
+    assert not (tmp_path / "run").exists()
+    fail_to_start(tmp_path / "run")
+    rundir.claim(tmp_path / "run", ABOUT)
+    assert failures(notes_of(tmp_path / "run")) == ["process 1: MemoryError"]
+    fail_to_start(tmp_path / "run")
+    fail(notes_of(tmp_path / "run", "fcn_alex"), 1, UserError("no such luck"))
+    folders = notes_of(tmp_path / "run"), notes_of(tmp_path / "run", "fcn_alex")
+    assert failures(*folders) == ["process 1: MemoryError", "process 1: no such luck"]
+    with starting(tmp_path / "run", ABOUT, 1, 2):
+        assert failures(*folders) == []
+
+
+@pytest.mark.parametrize("kind", ["another launch", "other settings", "something else"])
+def test_a_folder_of_something_else_is_left_alone(tmp_path, kind):
+    if kind == "something else":
+        (tmp_path / "mine.txt").write_text("mine")
+    else:
+        other = {"launch": "shapes"} if kind == "another launch" else {"settings": {"seed": 1}}
+        rundir.claim(tmp_path, ABOUT | other)
+    before = sorted(tmp_path.rglob("*"))
+    fail_to_start(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), SystemExit("bye")])
 def test_what_ends_a_process_is_told_of_every_part(tmp_path, error):
-    folders = [tmp_path / name / "failed" for name in ("fcn_alex", "fr_zf_07")]
+    folders = [tmp_path / "failed" / name for name in ("fcn_alex", "fr_zf_07")]
     with pytest.raises(type(error)), noted(folders, 1):
         raise error
     for folder in folders:
@@ -81,8 +124,7 @@ def test_what_ends_a_process_is_told_of_every_part(tmp_path, error):
 
 
 def test_a_failure_that_cannot_be_written_down_hides_no_error(folder, capsys):
-    folder.parent.mkdir()
-    folder.write_text("a file where the folder would be")
+    folder.parent.write_text("a file where the folder would be")
     assert fail(folder, 1, UserError("no such luck")) == ["FCN-Alex: no such luck"]
     assert "other processes do not know that this one failed" in capsys.readouterr().err
 

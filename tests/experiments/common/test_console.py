@@ -25,7 +25,7 @@ options.define(__name__, "limit", "workdir")
 
 
 def main(argv):
-    console.start(argv)
+    console.start_shared(argv)
     if FLAGS.do == "interrupt":
         signal.raise_signal(signal.SIGINT)
     errors = {
@@ -77,6 +77,7 @@ def test_a_stray_argument_is_a_wrong_use(refuse):
     ("flags", "text"),
     [
         (("--do=nothing", "--limit=-1"), "--limit=-1: -1 is not an integer in the range"),
+        (("--do=nothing", "--nodistributed=1"), "--nodistributed=1 does not take an argument"),
         (("--do=nothing", "--no_such"), "Unknown command line flag 'no_such'"),
         (("--limit=3",), "--do is needed"),
         (("--workdir=",), "--do is needed; --workdir=: must not be empty"),
@@ -129,12 +130,17 @@ def test_names_are_checked_against_those_that_are_known():
 
 @pytest.mark.parametrize("flag", ["--process=1", "--processes=2", "--coordinator=localhost:1"])
 def test_a_flag_of_processes_without_its_partner_is_refused(refuse, flag):
-    assert "--process and --processes go together" in refuse("fetch_weights", flag)
+    assert "--process and --processes go together" in refuse("table1", flag)
 
 
 def test_a_process_beyond_their_number_is_refused(refuse):
-    text = refuse("fetch_weights", "--process=2", "--processes=2")
+    text = refuse("table1", "--process=2", "--processes=2")
     assert text == "--process=2 of --processes=2"
+
+
+@pytest.mark.parametrize("given", [["--distributed"], ["--process=0", "--processes=2"]])
+def test_a_launch_that_shares_nothing_out_is_one_process(refuse, given):
+    assert "it is one process" in refuse("fetch_weights", *given)
 
 
 def test_processes_that_nothing_tells_who_they_are_say_so(end):
