@@ -7,6 +7,7 @@ segmentation_models_pytorch 0.6:
     python -m pytest tests/adapters/test_foreign.py -n 0
 """
 
+import copy
 import functools
 import importlib.util
 
@@ -104,9 +105,78 @@ def built(request):
     return module.eval(), options
 
 
-@pytest.fixture(scope="module", params=["callback", "torchax"])
-def adapted(request, built):
-    if request.param == "torchax" and not importlib.util.find_spec("torchax"):
+def in_double(module, options, weights):
+    """Return (outputs, gradient of their sum with weights) of PyTorch, in the module's dtype."""
+    called = adapters.from_torch(module, **IMAGENET, **options)
+    outputs = called.scores(IMAGE) if "classes" in options else called(IMAGE)
+    function = called.function if "classes" in options else called
+    return jax.tree.leaves(outputs), function.pull(IMAGE, weights)
+
+
+def distance(ours, theirs):
+    return np.abs(ours - theirs).max() / np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("via", ["callback", "torchax"])
+def test_scores_gradients_and_an_attack_are_pytorch_s(built, via):
+    if via == "torchax" and not importlib.util.find_spec("torchax"):
         pytest.skip("torchax is not installed")
     module, options = built
-    return adapters.from_torch(module, **IMAGENET, **options, via=request.param)
+    model = adapters.from_torch(module, **IMAGENET, **options, via=via)
+    segments = "classes" in options
+    function = model.scores if segments else model
+
+    @jax.jit
+    def both(image):
+        outputs, pull = jax.vjp(function, image)
+        outputs, structure = jax.tree.flatten(outputs)
+        rng = np.random.default_rng(1)
+        weights = [rng.normal(size=each.shape).astype(np.float32) for each in outputs]
+        return outputs, pull(jax.tree.unflatten(structure, weights))[0], weights
+
+    outputs, gradient, weights = both(IMAGE)
+    single = in_double(module, options, weights)
+    double = in_double(copy.deepcopy(module).double(), options, weights)
+    for each, rounded, exact in zip(outputs, single[0], double[0], strict=True):
+        assert distance(each, exact) < 5 * distance(rounded, exact) + 1e-5
+    assert distance(gradient, double[1]) < 5 * distance(single[1], double[1]) + 1e-5
+
+    score_fn = models.score_fn(model) if segments else jax.tree_util.Partial(logits_of, model)
+    scores = np.asarray(score_fn(IMAGE))
+    order = scores.argsort(axis=-1)
+    targets = dag_jax.make_targets(order[..., -1], order[..., -2])
+    result = dag_jax.attack(score_fn, IMAGE, targets, dag_jax.Method(max_steps=20))
+    counts = np.asarray(result.active_counts)
+    assert counts[counts >= 0][-1] < counts[0]
+
+
+def logits_of(function, image):
+    return function(image)[1]
+
+
+@pytest.mark.parametrize("via", ["callback", "torchax"])
+def test_a_retinanet_is_a_detector_of_a_sigmoid_head(via):
+    package("torchax" if via == "torchax" else "torchvision")
+    torch.manual_seed(0)
+    module, options = retinanet()
+    with torch.no_grad():  # so that some of 7000 anchors see something
+        module.network.head.classification_head.cls_logits.bias.fill_(-3)
+        module.network.head.classification_head.cls_logits.weight.mul_(20)
+    function = adapters.from_torch(module.eval(), **IMAGENET, **options, via=via)
+    edges = jax.tree_util.Partial(from_edges, function)
+    model = adapters.from_queries(edges, classes=CLASSES, head="sigmoid", nms_threshold=0.5)
+    found = jax.jit(lambda image: model.detect(image))(IMAGE)
+    real = np.asarray(found.valid)
+    assert real.any()
+    truths = Truths(
+        np.asarray(found.boxes)[real], np.asarray(found.classes)[real], np.zeros(real.sum(), bool)
+    )
+    targets, score_fn = dag_jax.detector_targets(model, IMAGE, truths, key=jax.random.key(0))
+    result = dag_jax.attack(score_fn, IMAGE, targets, dag_jax.Method(max_steps=20))
+    left = np.asarray(model.detect(result.adversarial).valid)
+    assert left.sum() < real.sum()
+
+
+def from_edges(function, image):
+    boxes, logits = function(image)
+    return detection.boxes_from_edges(boxes), logits

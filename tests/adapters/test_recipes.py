@@ -126,7 +126,8 @@ SEEN = np.concatenate([SEEN, SEEN + np.float32([12, 9])], axis=1)  # boxes that 
 def in_boxes(kernel, image):
     """Return (boxes f32[30, 4], logits f32[30, 3] of the colours that each box holds)."""
     down, along = (
-        (np.arange(extent) >= SEEN[:, first, None]) & (np.arange(extent) <= SEEN[:, first + 2, None])
+        (np.arange(extent) >= SEEN[:, first, None])
+        & (np.arange(extent) <= SEEN[:, first + 2, None])
         for extent, first in zip(image.shape[:2], (1, 0), strict=True)
     )
     inside, across = (np.float32(each) for each in (down, along))
