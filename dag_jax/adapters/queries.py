@@ -4,7 +4,8 @@ Of a softmax head (DETR) the classes exclude each other, and the last one is no 
 head (RetinaNet, YOLO, RT-DETR) each class is there or not: detected where its probability is above
 `min_score`, which is what an attack has to undo.
 
-Shapes: `H W` pixels of the user's image, `N` queries, `C` classes, of a softmax head with no object.
+Shapes: `H W` pixels of the user's image, `N` queries, `C` classes; of a softmax head the
+last is no object.
 """
 
 import dataclasses

@@ -136,7 +136,8 @@ class TorchFunction:
         self, image: Float[Array, "H W 3"], cotangents: Sequence[Float[Array, "..."]]
     ) -> Float[np.ndarray, "H W 3"]:
         """Return the gradient f32[H, W, 3] of the sum of each output times its cotangent."""
-        gradient = self._gradient(*self._forward(image), cotangents)
+        x, outputs = self._forward(image)
+        gradient = self._gradient(x, outputs, cotangents)
         return np.zeros(image.shape, np.float32) if gradient is None else gradient
 
     def _check_mode(self):
@@ -276,9 +277,10 @@ def from_torch(
         return tensor[0] if tensor.ndim and tensor.shape[0] == 1 else tensor
 
     pipeline = Pipeline(
-        *(np.asarray(values, np.float32).reshape(1, 3, 1, 1) for values in (mean, std)),
+        mean=np.asarray(mean, np.float32).reshape(1, 3, 1, 1),
+        std=np.asarray(std, np.float32).reshape(1, 3, 1, 1),
         layout=layout,
-        picks=(output,) if single else output,
+        picks=output if isinstance(output, tuple) else (output,),
         size=size,
         take=without_batch if names is None else as_map,
         title=title,

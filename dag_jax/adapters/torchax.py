@@ -45,12 +45,14 @@ def _environment() -> Any:
     """
     torch = importlib.import_module("torch")
     try:
-        tensor = importlib.import_module("torchax").tensor
+        tensor: Any = importlib.import_module("torchax").tensor
     except (ImportError, AttributeError) as error:
         reason = f"with PyTorch {torch.__version__} it says: {error!s:.200}"
         raise UserError(f"via='torchax' needs {_NEEDS}; {reason}") from error
 
-    class Environment(tensor.Environment):
+    base: Any = tensor.Environment
+
+    class Environment(base):
         def wrap(self, array):
             return tensor.Tensor(array, self)
 
@@ -62,8 +64,10 @@ def _environment() -> Any:
             result = super().dispatch(func, types, args, kwargs)
             if torch.is_grad_enabled():
                 return result
-            stop = lambda each: self.wrap(lax.stop_gradient(each.jax()))
-            return torch.utils._pytree.tree_map_only(tensor.Tensor, stop, result)
+            return torch.utils._pytree.tree_map_only(tensor.Tensor, self.stop, result)
+
+        def stop(self, each):
+            return self.wrap(lax.stop_gradient(each.jax()))
 
     environment, aten = Environment(), torch.ops.aten
     operators = environment._ops
@@ -201,7 +205,8 @@ def compare(
         ) from error
     half = any(leaf.dtype.itemsize == 2 for leaf in jax.tree.leaves(function))
     pairs = [("scores", *pair) for pair in zip(results, outputs, strict=True)]
-    for what, ours, theirs in [*pairs, ("a gradient", gradient, pull(image, weights))]:
+    pairs.append(("a gradient", gradient, pull(image, weights)))
+    for what, ours, theirs in pairs:
         apart = np.linalg.norm(ours - theirs) / max(np.linalg.norm(theirs), np.float32(1e-30))
         if not apart <= _APART[what][half]:
             raise UserError(

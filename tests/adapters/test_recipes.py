@@ -39,6 +39,8 @@ def test_a_recipe_makes_a_model_that_can_be_attacked(code):
     for package in re.findall(r"^(?:import|from) (\w+)", code, re.M):
         if not importlib.util.find_spec(package):
             pytest.skip(f"{package} is not installed")
+    if 'via="torchax"' in code:
+        pytest.importorskip("torchax", reason="torchax is not installed")
     if "import keras" in code:
         keras = pytest.importorskip("keras", reason="Keras has no backend here")
         if keras.backend.backend() != "jax":
