@@ -383,15 +383,18 @@ def resize(x, shape: tuple[int, int], *, ratios, extent=None):
     return _batched(scale, x)
 
 
+def enlarge(x, times: int):
+    """Return f32[*B, times H, times W, C]: f32[*B, H, W, C] with each cell repeated."""
+    *batch, height, width, channels = x.shape
+    shape = (*batch, height, times, width, times, channels)
+    x = jnp.broadcast_to(x[..., :, None, :, None, :], shape)
+    return x.reshape(*batch, height * times, width * times, channels)
+
+
 def subtract_mean(image, mean_rgb: tuple[float, float, float]):
-    """Turn an RGB image into what a Caffe network reads: BGR less the training set's mean.
+    """Return what a Caffe network reads of an RGB image, f32[*B, H, W, 3]: BGR less `mean_rgb`.
 
-    Args:
-      image: f32[*B, H, W, 3], grey levels 0-255, RGB.
-      mean_rgb: mean of each channel in grey levels, RGB.
-
-    Returns:
-      f32[*B, H, W, 3], BGR.
+    All are in grey levels 0-255; the mean is the training set's.
     """
     mean = jnp.asarray(mean_rgb, jnp.float32).reshape((1,) * (image.ndim - 1) + (3,))
     return (image - mean)[..., ::-1]
