@@ -69,8 +69,9 @@ def centred_anchors(
     """
     if min(*sizes, *ratios) <= 0:
         raise UserError(f"sizes {sizes} and ratios {ratios} should be positive")
-    heights = np.sqrt(np.float32(ratios))[:, None]
-    half = np.stack([1 / heights, heights], axis=-1) * np.float32(sizes)[None, :, None] / 2
+    heights = np.sqrt(np.asarray(ratios, np.float32))[:, None]
+    sides = np.asarray(sizes, np.float32)[None, :, None]
+    half = np.stack([1 / heights, heights], axis=-1) * sides / 2
     edges = np.round(half.reshape(-1, 2))
     return np.concatenate([-edges, edges - 1], axis=-1)
 

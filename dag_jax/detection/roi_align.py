@@ -45,7 +45,7 @@ def pyramid_levels(
     length = jnp.sqrt(sides[:, 0] * sides[:, 1])
     # Without the logarithm, whose last bit XLA and PyTorch do not share.
     starts = 224 * np.exp2(np.arange(first + 1, first + count) - 4 - 1e-6)
-    return jnp.sum(length[:, None] >= np.float32(starts)[None], axis=1, dtype=jnp.int32)
+    return jnp.sum(length[:, None] >= starts.astype(np.float32)[None], axis=1, dtype=jnp.int32)
 
 
 def _taps(first, last, extent, size, samples):
@@ -113,8 +113,12 @@ def roi_align(
     aligned=False, which torchvision's detectors were trained with.
     """
     if any(each.ndim != 3 for each in maps) or len(scales) != len(maps):
-        shapes = [each.shape for each in maps]
-        raise UserError(f"maps have shapes {shapes} and {len(scales)} scales, expected [H, W, C]")
+        known = ", ".join(str(each.shape) for each in maps)
+        raise UserError(
+            f"maps have shapes {known}, scales are {len(scales)}; each map is [H, W, C] and has one"
+        )
+    if boxes.shape != (*levels.shape, 4):
+        raise UserError(f"boxes has shape {boxes.shape}, levels {levels.shape}: they must agree")
     boxes = lax.stop_gradient(boxes)
     channels = maps[0].shape[2]
     shapes = np.array([each.shape[:2] for each in maps], np.int32)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dag_jax.detection import generate_anchors, tile_anchors
+from dag_jax.detection import centred_anchors, generate_anchors, tile_anchors
 
 # What the comment in py-faster-rcnn's generate_anchors.py lists, from MATLAB and thus 1-based.
 ONE_BASED = [
@@ -43,7 +43,25 @@ def test_tiles_run_along_anchors_then_columns_then_rows():
                 np.testing.assert_array_equal(tiles[(row * 3 + column) * 3 + a], expected)
 
 
+def test_the_first_anchors_of_torchvision():
+    # AnchorGenerator(((32,),), ((0.5, 1, 2),)).cell_anchors, which are edges.
+    edges = np.float32([[-23, -11, 23, 11], [-16, -16, 16, 16], [-11, -23, 11, 23]])
+    np.testing.assert_array_equal(centred_anchors((32,)), edges - np.float32([0, 0, 1, 1]))
+    assert centred_anchors((32,)).dtype == np.float32
+
+
+def test_centred_anchors_have_their_areas_and_the_order_of_the_others():
+    sizes = (256, 322, 406)
+    anchors, others = centred_anchors(sizes), generate_anchors(sizes)
+    sides = anchors[:, 2:] - anchors[:, :2] + 1
+    np.testing.assert_array_equal(anchors[:, :2] + anchors[:, 2:], np.full((9, 2), -1))
+    np.testing.assert_allclose(sides.prod(axis=1), np.tile(np.square(sizes), 3), rtol=0.02)
+    np.testing.assert_allclose(sides, others[:, 2:] - others[:, :2] + 1, rtol=0.04)
+
+
 def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="sizes \\(32, 0\\)"):
+        centred_anchors((32, 0))
     with pytest.raises(ValueError, match="base 0"):
         generate_anchors(base=0)
     with pytest.raises(ValueError, match=r"\(4,\)"):
