@@ -50,13 +50,13 @@ def test_the_first_anchors_of_torchvision():
     assert centred_anchors((32,)).dtype == np.float32
 
 
-def test_centred_anchors_have_their_areas_and_the_order_of_the_others():
-    sizes = (256, 322, 406)
-    anchors, others = centred_anchors(sizes), generate_anchors(sizes)
-    sides = anchors[:, 2:] - anchors[:, :2] + 1
+def test_centred_anchors_run_along_sizes_then_ratios():
+    anchors = centred_anchors((256, 322, 406))
+    roots = np.repeat(np.sqrt([0.5, 1, 2]), 3)
+    sizes = np.tile([256, 322, 406], 3)
+    exact = np.stack([sizes / roots, sizes * roots], axis=1)
     np.testing.assert_array_equal(anchors[:, :2] + anchors[:, 2:], np.full((9, 2), -1))
-    np.testing.assert_allclose(sides.prod(axis=1), np.tile(np.square(sizes), 3), rtol=0.02)
-    np.testing.assert_allclose(sides, others[:, 2:] - others[:, :2] + 1, rtol=0.04)
+    np.testing.assert_allclose(anchors[:, 2:] - anchors[:, :2] + 1, exact, atol=1)
 
 
 def test_wrong_arguments_are_named():
