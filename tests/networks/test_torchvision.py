@@ -203,7 +203,7 @@ COUNTS = {
     "name",
     [
         pytest.param(name, marks=pytest.mark.slow) if "101" in name else name
-        for name in torchvision.SEGMENTERS
+        for name in torchvision.ENTRIES
     ],
 )
 def test_each_has_the_published_number_of_weights(name):
