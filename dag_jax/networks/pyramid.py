@@ -187,13 +187,11 @@ class PyramidDetector(nn.Module):
         """Move boxes by offsets f32[N, 4], and clip them to the canvas."""
         growth = jnp.minimum(offsets[..., 2:], _LARGEST)
         edges = detection.decode_boxes(boxes, jnp.concatenate([offsets[..., :2], growth], axis=-1))
-        edges = detection.clip_boxes(edges, [side + 1 for side in canvas[0]])
-        return detection.boxes_from_edges(edges)
+        return _inside(edges, canvas[0])
 
     def to_image(self, boxes, canvas, shape):
         """Return boxes of the canvas in pixels of the user's image, of (rows, columns) `shape`."""
-        boxes = detection.boxes_to_edges(boxes) / _ratios(canvas)
-        return detection.clip_boxes(detection.boxes_from_edges(boxes), shape)
+        return _inside(detection.boxes_to_edges(boxes) / _ratios(canvas), shape)
 
     def to_canvas(self, boxes, canvas):
         """Return boxes of the user's image in pixels of the canvas."""
@@ -219,6 +217,11 @@ def best_pairs(scores, valid, most):
     scores = jnp.where(valid, scores, -jnp.inf).reshape(-1)
     scores, pairs = lax.top_k(scores, min(most, scores.size))
     return scores, pairs // count, pairs % count, scores > -jnp.inf
+
+
+def _inside(edges, shape):
+    """Return boxes by their edges, clipped to (rows, columns) `shape`, by their corners."""
+    return detection.boxes_from_edges(detection.clip_boxes(edges, [side + 1 for side in shape]))
 
 
 def _ratios(canvas):
