@@ -48,7 +48,7 @@ class Bottleneck(nn.Module):
         """
         narrow, dilation = self.features // 4, self.dilation
         norm: dict[str, Any] = {"batch_norm": self.batch_norm}
-        shortcut = x.astype(jnp.float32)
+        shortcut = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if self.stride > 1 or x.shape[-1] != self.features:
             layer = layers.Conv(self.features, 1, self.stride, relu=False, name="shortcut", **norm)
             shortcut = layer(x, train)
