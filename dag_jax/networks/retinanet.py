@@ -26,7 +26,7 @@ from jax import lax
 from dag_jax import detection
 from dag_jax.datasets.classes import COCO_NAMES
 from dag_jax.models import DETECTION, Candidates
-from dag_jax.networks import layers
+from dag_jax.networks import layers, operations
 from dag_jax.networks.entry import Entry
 from dag_jax.networks.network import register
 from dag_jax.networks.pyramid import Pyramid, PyramidDetector, PyramidNetwork, best_pairs
@@ -54,7 +54,7 @@ class RetinaNet(PyramidDetector):
 
     def setup(self):
         """Make the two heads, which all levels share."""
-        width, count = self.pyramid.features, 3 * len(self.anchor_sizes[0])
+        width, count = self.pyramid.features, self._anchors_of_a_cell()
         self.cls_conv = [layers.Conv(width, padding=1) for _ in range(_DEPTH)]
         self.box_conv = [layers.Conv(width, padding=1) for _ in range(_DEPTH)]
         self.cls_logits = layers.Conv(count * self.outputs, padding=1, relu=False, scale=0.1)
@@ -88,9 +88,15 @@ class RetinaNet(PyramidDetector):
             height = jnp.where(present, logits.max(axis=1), -jnp.inf)
             _, best = lax.top_k(height, min(self.most, height.shape[0]))
             boxes = self.decode(anchors[best], self.offsets(level)[best], canvas)
-            parts.append((boxes, logits[best], first + best, present[best]))
-            first += len(anchors)
+            grid, count = level.grid, self._anchors_of_a_cell()
+            places = _moved(best, level.cells.shape[1] * count, grid.columns * count)
+            indices = jnp.where(present[best], first + places, 0)
+            parts.append((boxes, logits[best], indices, present[best]))
+            first += grid.rows * grid.columns * count
         return parts
+
+    def _anchors_of_a_cell(self):
+        return 3 * len(self.anchor_sizes[0])
 
     def propose(self, image, extent=None):
         """Return the candidates: (boxes f32[N, 4] in the user's pixels, i32[N], valid bool[N])."""
@@ -101,9 +107,16 @@ class RetinaNet(PyramidDetector):
         return self.to_image(boxes, canvas, shape), indices, valid
 
     def score(self, image, indices, extent=None):
-        """Return the logits f32[N, C] of anchors, by their indices."""
-        logits = [self.logits(level) for level in self.levels(image, extent)]
-        return jnp.concatenate(logits)[indices][:, jnp.array(self.columns)]
+        """Return the logits f32[N, C] of anchors, by their indices among those of the image."""
+        levels, count = self.levels(image, extent), self._anchors_of_a_cell()
+        rows, first, start = jnp.zeros_like(indices), 0, 0
+        for x, grid in levels:
+            places = _moved(indices - first, grid.columns * count, x.shape[1] * count)
+            rows = jnp.where(indices >= first, start + places, rows)
+            first += grid.rows * grid.columns * count
+            start += x.shape[0] * x.shape[1] * count
+        logits = jnp.concatenate([self.logits(level) for level in levels])
+        return logits[rows][:, jnp.array(self.columns)]
 
     def detect(self, image, extent=None):
         """Detect objects, as torchvision does; arguments and results as of `FasterRCNN.detect`."""
@@ -122,6 +135,13 @@ class RetinaNet(PyramidDetector):
         return boxes, classes[kept], jax.nn.sigmoid(logits[kept]), valid
 
 
+def _moved(places, width, other):
+    """Return places in rows of `width` as those in rows of `other`, an int or i32[] each."""
+    places = jnp.maximum(places, 0)
+    row = operations.divide(places, width)
+    return places + row * (other - width)
+
+
 def _head(convolutions, last, level):
     x, grid = level
     for convolution in convolutions:
@@ -133,7 +153,8 @@ def _head(convolutions, last, level):
 class RetinaNetwork(PyramidNetwork):
     """A RetinaNet; its candidates' handles are the indices of anchors.
 
-    They count level by level, from the finest, then row by row, cell by cell, and anchor by anchor.
+    They count level by level, from the finest, then row by row, cell by cell, and anchor by anchor,
+    where the image has cells: padding changes no index.
     """
 
     def propose(self, image, extent=None):

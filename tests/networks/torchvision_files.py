@@ -43,12 +43,12 @@ def pair(name, *numbers):
     yield from both(f"{name}.0", f"{name}.1", *numbers)
 
 
-def resnet(prefix, blocks):
+def resnet(prefix, blocks, stem=64):
     """Names and shapes of a residual trunk."""
-    yield from both(f"{prefix}.conv1", f"{prefix}.bn1", 64, 3, 7)
-    given = 64
+    yield from both(f"{prefix}.conv1", f"{prefix}.bn1", stem, 3, 7)
+    given = stem
     for layer, count in enumerate(blocks, start=1):
-        width = 32 * 2**layer
+        width = stem // 2 * 2**layer
         for block in range(count):
             path = f"{prefix}.layer{layer}.{block}"
             for number, size in enumerate((1, 3, 1), start=1):
@@ -102,14 +102,15 @@ def segmenter(name):
     yield from conv("aux_classifier.4", 21, auxiliary // 4, bias=True)
 
 
-def detector(name, *, blocks=(3, 4, 6, 3), width=256, fc_width=1024, outputs=91):
+def detector(name, *, blocks=(3, 4, 6, 3), stem=64, width=256, fc_width=1024, outputs=91):
     """Names and shapes of a detector; a smaller one has fewer blocks and channels."""
-    for key, shape in resnet("backbone.body", blocks):
+    for key, shape in resnet("backbone.body", blocks, stem):
         if not key.endswith("num_batches_tracked"):  # its normalisation is frozen
             yield key, shape
     retina = name.startswith("retinanet")
     for kind in ("inner", "layer"):
-        for block, given in enumerate((512, 1024, 2048) if retina else (256, 512, 1024, 2048)):
+        for block in range(4 - retina):
+            given = stem * 2 ** (block + 2 + retina)
             size = (1, given) if kind == "inner" else (3, width)
             path = f"backbone.fpn.{kind}_blocks.{block}.0"
             yield from conv(path, width, size[1], size[0], bias=True)
@@ -149,7 +150,7 @@ def old_names(arrays):
 SCALES = {
     **{"rpn.head.bbox_pred": 0.03, "rpn.head.cls_logits": 0.2},
     **{"roi_heads.box_predictor.cls_score": 0.15, "roi_heads.box_predictor.bbox_pred": 0.1},
-    **{"head.classification_head.cls_logits": 0.3, "head.regression_head.bbox_reg": 0.05},
+    **{"head.classification_head.cls_logits": 0.08, "head.regression_head.bbox_reg": 0.05},
 }
 
 
