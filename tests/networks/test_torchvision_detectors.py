@@ -17,11 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dag_jax import attack, detector_targets, models, networks
+from dag_jax import models, networks
 from dag_jax.datasets.classes import COCO_NAMES
 from dag_jax.errors import UserError
-from dag_jax.methods import dag
-from dag_jax.metrics import Truths
 from dag_jax.networks import pyramid
 from dag_jax.weights import convert
 from tests.networks import torchvision_files
@@ -283,15 +281,3 @@ def test_what_is_said_of_each_and_what_cannot_be_had(name):
 def test_the_columns_are_those_with_a_name():
     assert pyramid.COCO_COLUMNS == tuple(set(range(1, 91)) - set(UNNAMED))
     assert len(pyramid.COCO_COLUMNS) == len(COCO_NAMES) == 80
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_an_attack_takes_targets_away(name):
-    network, image = network_of(name), look(*SIZE)
-    best = seen(name)[2].without_padding()
-    truths = Truths(best.boxes[:2], best.classes[:2], np.zeros(2, bool))
-    targets, score_fn = detector_targets(network, image, truths, key=jax.random.key(0))
-    result = attack(score_fn, image, targets, dag(max_steps=8, step_size=2.0))
-    counts = np.asarray(result.active_counts)[: int(result.num_steps) + 1]
-    assert counts[0] > 20 and counts[-1] < counts[0] / 2
