@@ -1,9 +1,9 @@
 """PyTorch's modules compiled into JAX by torchax; their parameters and buffers are the leaves.
 
 torchax runs a module's own code on tensors that hold what JAX traces. It is mended here: its
-convolutions and pools are slow on CPU, the gradient above all and inside compiled loops most; it
-lets gradients pass through what was detached; and modules that keep what they computed for the next
-call would keep what was traced.
+convolutions, pools and resizing are slow on CPU, their gradients above all and inside compiled
+loops most; its transposed convolution of groups is wrong; it lets gradients pass through what was
+detached; and modules that keep what they computed for the next call would keep what was traced.
 
 Shapes: `B` images, `H W` cells, `C D` channels, `K` kernel size.
 """
@@ -15,13 +15,13 @@ import importlib.metadata
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from dag_jax.adapters import checks
 from dag_jax.errors import UserError
-from dag_jax.networks import depthwise, operations
+from dag_jax.networks import depthwise, operations, planes
 
 _TOGETHER = "torchax 0.0.13 with torch 2.12.1 and jax 0.10.2"
 _FEW = 8  # groups that are convolved one by one
@@ -121,60 +121,97 @@ def _environment():
 
         environment.override_op_definition(operator, of_tensors)
 
-    aten = torch.ops.aten
-    jaten = importlib.import_module("torchax.ops.jaten")
+    aten, jaten = torch.ops.aten, importlib.import_module("torchax.ops.jaten")
     override(aten.detach.default, lax.stop_gradient)
-    override(
-        aten.convolution.default,
-        lambda x, kernel, bias, *geometry: _convolve(
-            x, kernel, bias, geometry, jaten._aten_convolution
-        ),
-    )
+    override(aten.convolution.default, functools.partial(_convolve, jaten._aten_convolution))
+    override(aten.upsample_bilinear2d.default, _resize)
+    theirs = importlib.import_module("torchax.ops.jtorch")._functional_max_pool2d
+    override(torch.nn.functional.max_pool2d, functools.partial(_max_pool, theirs))
     return environment
 
 
 _PARTS = ("torchax", "torch", "jax")
 
 
-def _convolve(x, kernel, bias, geometry, otherwise):
-    """Return what aten::convolution does of [B, C, H, W] and [D, C / groups, K, K]."""
-    y = _fast(x, kernel, *geometry) if x.ndim == kernel.ndim == 4 else None
+def _max_pool(
+    theirs, x, size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
+):
+    """Return torch.nn.functional.max_pool2d; `theirs` does what the project's own does not."""
+    stride = size if stride is None else stride
+    squares = [{each} if isinstance(each, int) else {*each} for each in (size, stride, padding)]
+    own = x.ndim == 4 and dilation in (1, (1, 1)) and all(len(square) == 1 for square in squares)
+    if not own or return_indices:
+        return theirs(x, size, stride, padding, dilation, ceil_mode, return_indices)
+    size, stride, padding = (each for square in squares for each in square)
+    if not ceil_mode:  # ours is always so: give it what whole windows cover
+        config = [(0, 0, 0), (0, 0, 0)]
+        for side in x.shape[2:]:
+            covered = (side + 2 * padding - size) // stride * stride + size
+            config.append((padding, covered - side - padding, 0))
+        x, padding = lax.pad(x, jnp.array(-jnp.inf, x.dtype), config), 0
+    y = operations.max_pool(x.transpose(0, 2, 3, 1), size=size, stride=stride, padding=padding)
+    return y.transpose(0, 3, 1, 2)
+
+
+def _resize(x, shape, align_corners, *scales):
+    """Return aten::upsample_bilinear2d of [B, C, H, W]."""
+    matrices = []
+    for size, cells, scale in zip(shape, x.shape[2:], scales or (None, None), strict=True):
+        if align_corners:
+            matrices.append(planes.corners_matrix(size, cells).astype(x.dtype))
+            continue
+        places = np.maximum(
+            0, (np.arange(size) + 0.5) * (1 / scale if scale else cells / size) - 0.5
+        )
+        places = np.minimum(places, cells - 1)[:, None]
+        weights = np.maximum(0, 1 - np.abs(places - np.arange(cells)))
+        matrices.append(weights.astype(x.dtype))
+    return planes.resize(x, *matrices)
+
+
+def _convolve(theirs, x, kernel, bias, *geometry):
+    """Return aten::convolution; `theirs` does what the project's own do not."""
+    *geometry, transposed, more, groups = geometry
+    if transposed and groups > 1:  # as one, of a kernel that is zero between groups
+        kernel = kernel.reshape(groups, -1, 1, *kernel.shape[1:])
+        apart = np.eye(groups, dtype=bool).reshape(groups, 1, groups, *(1,) * (kernel.ndim - 3))
+        kernel = jnp.where(apart, kernel, 0)
+        kernel = kernel.reshape(x.shape[1], -1, *kernel.shape[4:])
+        groups = 1
+    y = None
+    if x.ndim == kernel.ndim == 4:
+        y = _fast(x.transpose(0, 2, 3, 1), kernel, *geometry, transposed, more, groups)
     if y is None:
-        return otherwise(x, kernel, bias, *geometry)
+        return theirs(x, kernel, bias, *geometry, transposed, more, groups)
     y = y.transpose(0, 3, 1, 2).astype(x.dtype)
     return y if bias is None else y + bias[None, :, None, None]
 
 
 def _fast(x, kernel, strides, paddings, dilations, transposed, more, groups):
-    """Return f32[B, H', W', D] by the project's own convolutions, or None where these do not do."""
+    """Return f32[B, H', W', D] of [B, H, W, C], or None where there is nothing of the project's."""
     stride, padding, dilation = strides[0], paddings[0], dilations[0]
-    size, alike = kernel.shape[2], [kernel.shape[2:], strides, dilations]
-    if any(len(set(pair)) > 1 for pair in alike) or (stride > 1 and dilation > 1):
+    size, even = kernel.shape[2], len(set(paddings)) == 1
+    alike = all(len(set(pair)) == 1 for pair in (kernel.shape[2:], strides, dilations))
+    if not alike or (stride > 1 and dilation > 1):
         return None
-    cells = x.transpose(0, 2, 3, 1)
     if transposed:
-        shape = tuple(
-            (side - 1) * stride + size - 2 * pad + extra
-            for side, pad, extra in zip(x.shape[2:], paddings, more, strict=True)
-        )
-        if groups > 1 or dilation > 1 or len(set(paddings)) > 1 or max(more) > padding:
+        if dilation > 1 or not even or max(more) > padding:
             return None
-        weights = kernel.transpose(2, 3, 0, 1)
-        return operations.upsample_dense(cells, weights, shape, stride=stride, offset=padding)
-    weights = kernel.transpose(2, 3, 1, 0)
-    if groups == x.shape[1] == kernel.shape[0] and len(set(paddings)) == 1:
-        geometry = {"stride": stride, "padding": padding, "dilation": dilation}
-        return depthwise.convolve(cells, weights[:, :, 0], **geometry)
+        shape = tuple(
+            (side - 1) * stride + size - 2 * padding + extra
+            for side, extra in zip(x.shape[1:3], more, strict=True)
+        )
+        kernel = kernel.transpose(2, 3, 0, 1)
+        return operations.upsample_dense(x, kernel, shape, stride=stride, offset=padding)
+    kernel = kernel.transpose(2, 3, 1, 0)
+    geometry = {"stride": stride, "dilation": dilation}
+    if groups == x.shape[3] == kernel.shape[3] and even:
+        return depthwise.convolve(x, kernel[:, :, 0], padding=padding, **geometry)
     if groups > _FEW:
         return None
     if size == 1 and not any(paddings):
-        cells, stride = cells[:, ::stride, ::stride], 1
+        x, geometry["stride"] = x[:, ::stride, ::stride], 1
     pads = tuple((pad, pad) for pad in paddings)
-    parts = zip(
-        jnp.split(cells, groups, axis=3), jnp.split(weights, groups, axis=3), strict=True
-    )
-    sums = [
-        operations.convolve(part, each, stride=stride, padding=pads, dilation=dilation)
-        for part, each in parts
-    ]
+    parts = zip(jnp.split(x, groups, axis=3), jnp.split(kernel, groups, axis=3), strict=True)
+    sums = [operations.convolve(*part, padding=pads, **geometry) for part in parts]
     return jnp.concatenate(sums, axis=3)
