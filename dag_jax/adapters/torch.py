@@ -243,13 +243,20 @@ def from_torch(
         raise UserError(f"output is {output!r:.80}; of a segmenter it names one")
     names = None if classes is None else class_names(classes)
     count = None if names is None else len(names)
-    normalisation = {"mean": mean, "std": std, "layout": layout, "size": size, "title": title}
+    given: dict[str, Any] = {
+        "mean": mean,
+        "std": std,
+        "layout": layout,
+        "size": size,
+        "title": title,
+    }
+    function: Any
     if via == "torchax":
         forward, states = torchax.compiled(module, output, title=title)
-        function = compiled.around(forward, states, **normalisation, count=count)
+        function = compiled.around(forward, states, **given, count=count)
         outputs = compiled.try_out(function, checks.noise(size), checks.picks(output, title))
     else:
-        function = TorchFunction(module, **normalisation, output=output, count=count)
+        function = TorchFunction(module, **given, output=output, count=count)
         outputs = function.try_out(checks.noise(size))
     if names is None:
         return function
