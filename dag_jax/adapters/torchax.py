@@ -12,6 +12,7 @@ import contextlib
 import functools
 import importlib
 import importlib.metadata
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from dag_jax.errors import UserError
 from dag_jax.networks import depthwise, operations, planes
 
 _TOGETHER = "torchax 0.0.13 with torch 2.12.1 and jax 0.10.2"
+_PARTS = ("torchax", "torch", "jax")
 _FEW = 8  # groups that are convolved one by one
 
 
@@ -51,7 +53,9 @@ def compiled(module: Any, output: Any, *, title: str) -> tuple[Callable, dict]:
 
     def forward(states, x):
         checks.check_mode(module, title)
-        with _left_as_it_was(module), torch.enable_grad():
+        with _left_as_it_was(module), torch.enable_grad(), warnings.catch_warnings():
+            # PyTorch's indices are of 64 bits, and become 32.
+            warnings.filterwarnings("ignore", "Explicitly requested dtype int64")
             outputs = call(states, (x.astype(dtype),))
         picked = []
         for which, index in checks.picks(output, title).items():
@@ -128,9 +132,6 @@ def _environment():
     theirs = importlib.import_module("torchax.ops.jtorch")._functional_max_pool2d
     override(torch.nn.functional.max_pool2d, functools.partial(_max_pool, theirs))
     return environment
-
-
-_PARTS = ("torchax", "torch", "jax")
 
 
 def _max_pool(

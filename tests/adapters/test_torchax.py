@@ -86,6 +86,12 @@ def test_each_operator_is_pytorch_s(layer):
     check_as_in_float64(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Tanh(), layer))
 
 
+@needs_torchax
+def test_indices_of_64_bits_are_no_warning():
+    function = lambda _, x: x * torch.arange(x.shape[3], device=x.device).to(torch.int64)  # noqa: E731
+    check_as_in_float64(Calls(function))
+
+
 class Calls(nn.Module):
     """A convolution of a pair of functions: what it reads of the image, and what comes out."""
 
