@@ -30,7 +30,7 @@ import time
 
 from absl import app, flags
 
-from dag_jax import datasets, files, models, networks
+from dag_jax import datasets, files, models, networks, report
 from dag_jax.engine.scoring import kind_of
 from dag_jax.errors import UserError
 from dag_jax.progress import progress
@@ -180,7 +180,8 @@ def write(workdir, matrix, started):
     files.write(workdir / "transfer.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     heatmap.draw(blocks, workdir / "transfer.png")
     print(text)
-    print(f"{time.monotonic() - started:.0f} s; results: {workdir}/")
+    page = report.write(workdir)
+    print(f"{time.monotonic() - started:.0f} s; results: {workdir}/, to be looked at: {page}")
 
 
 def main(argv):
