@@ -48,7 +48,7 @@ def cards(row, records) -> list[dict]:
         between = half.format(*np.percentile(sizes, _QUARTILES), kind=".1f")
         value = f"{1000 * row['perceptibility']:.1f}"
         explained = "mean perceptibility: the root mean square of the change, 1 is white"
-        shown.append(_card("p, mean", value, "/ 1000", between, explained))
+        shown.append(_card("p x 1000, mean", value, "", between, explained))
     return shown
 
 
@@ -69,7 +69,7 @@ def histograms(records) -> list[dict]:
     if not records:
         return []
     return [
-        _histogram("Perceptibility p", "p / 1000", [1000 * r["perceptibility"] for r in records]),
+        _histogram("Perceptibility p", "p x 1000", [1000 * r["perceptibility"] for r in records]),
         _histogram("Steps", "iterations", [r["num_steps"] for r in records], whole=True),
         _histogram("Largest change", "grey levels", [r["largest_change"] for r in records]),
     ]

@@ -57,14 +57,14 @@ def write(folder: PathLike) -> files.epath.Path:
         title=manifest.get("launch") or manifest.get("title") or "run",
         folder=folder.name,
         rows=shown,
+        columns=list(dict.fromkeys(card["name"] for row in shown for card in row["cards"])),
         matrix=matrix,
         findings=table.get("findings", []),
-        audits=[_audit(name, row["title"], audit) for name, row in rows.items()]
+        audits=[_audit(name, _title(row), audit) for name, row in rows.items()]
         or [_audit(name, name, audit) for name in audit],
         manifest=json.dumps(manifest, indent=2),
         data=_script_json({"rows": [row["data"] for row in shown]}),
         noticeable=scores.NOTICEABLE,
-        float_bit=gallery.FLOAT,
     )
     # A folder's name may hold bytes that are no text.
     files.write(folder / PAGE, page.encode("utf-8", "replace"))
@@ -110,7 +110,7 @@ def _show(folder, name, row, clean):
     data = {
         "name": place,
         "url": f"{FOLDER}/rows/{urllib.parse.quote(place)}",
-        "title": row["title"],
+        "title": _title(row),
         "classes": classes,
         "colours": [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in palette(len(classes)).tolist()],
         "chunk": CHUNK,
@@ -126,6 +126,12 @@ def _show(folder, name, row, clean):
         "class_scores": charts.class_scores(row),
         "score": "mAP" if row["task"] == "detection" else "mIoU",
     }
+
+
+def _title(row):
+    """Return what a row is called beside those of other models."""
+    model = row.get("model", row["title"])
+    return row["title"] if row["title"].startswith(model) else f"{model}, {row['title']}"
 
 
 def _audit(name, title, audit):
