@@ -19,9 +19,9 @@ A sum of models that were attacked on different splits cannot be made: attack al
 split, as above, for sums across tasks. Without --sums such sums are left out.
 
 Results go to --workdir: transfer.md (the tables, which of the paper's claims hold, and what the
-audit of table1 found of the attacks), .csv, .tex, .json, transfer.png, and the cells, each kept
-once it is made. Models that are added to --run later join them; a cell whose perturbations were
-made anew is refused.
+audit of table1 found of the attacks), .csv, .tex, .json, transfer.png, report.html, and the cells,
+each kept once it is made. Models that are added to --run later join them; a cell whose
+perturbations were made anew is refused.
 """
 
 import collections

@@ -19,6 +19,7 @@ from dag_jax import files
 from dag_jax.arrays import Array
 from dag_jax.datasets.classes import palette
 from dag_jax.engine.algorithm import Status
+from dag_jax.errors import reading
 from dag_jax.report.figures import MIN_SCORE
 from dag_jax.runs import attacks, rundir, scores
 
@@ -27,7 +28,7 @@ FLOAT, PNG, UNFINISHED, NO_TARGETS, FAILED = 1, 2, 4, 8, 16
 _FAILURES = (Status.ZERO_GRADIENT.name, Status.NON_FINITE.name)
 _SMALL = 192  # pixels of the longer side of a preview; an image up to that size is its own
 _LEAST_SHARE = 0.01  # of an image's pixels: a class of fewer is not named
-_MOST_NAMED = 5  # classes of an image
+_MOST_NAMED = 8  # classes of an image
 _THREADS = 8  # they wait for the disk most of the time: `files.write` is sure that a file is there
 _NEAR = "_near.webp"  # end of the file of a clean image that is not exact
 BEFORE, AFTER = "orig", scores.ADVR  # columns
@@ -46,12 +47,18 @@ class Folder:
         return name in self._there
 
     def put(self, name, content=None) -> str:
-        """Write a file, or with None keep the one that is there; return its name."""
+        """Write a file if it is another now, or with None keep the one there; return its name."""
         self._wanted.add(name)
-        if content is not None:
+        if content is not None and not self._is(name, content):
             files.write(self._folder / name, content)
             self._there.add(name)
         return name
+
+    def _is(self, name, content):
+        if name not in self._there:
+            return False
+        with reading(self._folder / name):
+            return (self._folder / name).read_bytes() == content
 
     def tidy(self) -> None:
         """Remove the files that were not put."""
@@ -98,7 +105,7 @@ def webp(pixels: UInt8[np.ndarray, "H W C"], *, lossless=True) -> bytes:
     """Return an image as WebP; without `lossless` at a tenth of the size."""
     file = io.BytesIO()
     # Without loss as well: 5 times faster than the default method and 5% larger.
-    options = {"lossless": True, "method": 1, "quality": 20} if lossless else {"quality": 80}
+    options = {"lossless": True, "method": 1, "quality": 20} if lossless else {"quality": 65}
     Image.fromarray(pixels).save(file, "WEBP", **options)
     return file.getvalue()
 

@@ -43,19 +43,18 @@ def write(folder: PathLike) -> files.epath.Path:
       UserError: where there is no such folder, or nothing to show in it.
       DamagedError, MissingError, StorageError: naming a file that cannot be read or written.
     """
-    folder = files.open_folder(folder)
-    manifest = rundir.load_manifest(folder)
-    table, rows = _rows_of(folder, manifest)
+    home = files.open_folder(folder)
+    manifest = rundir.load_manifest(home)
+    table, rows = _rows_of(home, manifest)
     matrix = charts.transfer_blocks(table["cells"]) if "cells" in table else []
     if not rows and not matrix:
-        raise UserError(f"{folder} holds no attacked image and no table: there is nothing to show")
-    clean = gallery.Folder(folder / FOLDER / "clean")
-    shown = [_show(folder, name, row, clean) for name, row in rows.items()]
+        raise UserError(f"{home} holds no attacked image and no table: there is nothing to show")
+    clean = gallery.Folder(home / FOLDER / "clean")
+    shown = [_show(home, name, row, clean) for name, row in rows.items()]
     clean.tidy()
     audit = table.get("audit", {})
     page = _template().render(
         title=manifest.get("launch") or manifest.get("title") or "run",
-        folder=folder.name,
         rows=shown,
         columns=list(dict.fromkeys(card["name"] for row in shown for card in row["cards"])),
         matrix=matrix,
@@ -66,9 +65,9 @@ def write(folder: PathLike) -> files.epath.Path:
         data=_script_json({"rows": [row["data"] for row in shown]}),
         noticeable=scores.NOTICEABLE,
     )
-    # A folder's name may hold bytes that are no text.
-    files.write(folder / PAGE, page.encode("utf-8", "replace"))
-    return folder / PAGE
+    # A row's name may hold bytes that are no text.
+    files.write(home / PAGE, page.encode("utf-8", "replace"))
+    return home / PAGE
 
 
 def _rows_of(folder, manifest):

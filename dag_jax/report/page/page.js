@@ -114,7 +114,6 @@ const dagReport = (() => {
       `and +${image.largest.toFixed(1)} grey levels in each of red, green and blue`;
     prediction(row, "before", "Prediction on the clean image", detail.before, clean);
     prediction(row, "after", "Prediction on the attacked image, before rounding", detail.after, `${base}.webp`);
-    legend(row, detail);
     curve(detail.counts);
     blink(false);
     find("earlier").disabled = at === 0;
@@ -127,16 +126,15 @@ const dagReport = (() => {
     find(id).alt = alt;
   }
 
-  function named(row, seen) {
-    return seen.classes.map(([label, amount]) =>
-      seen.boxes ? `${amount} ${row.classes[label]}` : `${row.classes[label]} ${amount}`).join(", ") || "nothing";
+  function named(row, seen, [label, amount]) {
+    return seen.boxes ? `${amount} ${row.classes[label]}` : `${row.classes[label]} ${amount}`;
   }
 
   function prediction(row, id, title, seen, source) {
     const figure = find(id);
     figure.hidden = !seen;
     if (!seen) return;
-    const text = named(row, seen), alt = `${title}: ${text}`;
+    const alt = `${title}: ${seen.classes.map(entry => named(row, seen, entry)).join(", ") || "nothing"}`;
     const parts = [];
     if (seen.labels) parts.push(make("img", {src: `${row.url}/${seen.labels}`, alt}));
     if (seen.boxes) {
@@ -152,14 +150,11 @@ const dagReport = (() => {
       };
       parts.push(make("div", {class: "over"}, under, over));
     }
-    figure.replaceChildren(...parts, make("figcaption", {}, `${title}: ${text}` +
-      (seen.labels || seen.boxes ? "" : " (its picture was not kept)")));
-  }
-
-  function legend(row, detail) {
-    const labels = [detail.before, detail.after].filter(Boolean).flatMap(seen => seen.classes.map(([label]) => label));
-    find("legend").replaceChildren(...[...new Set(labels)].map(label => make("span", {class: "legend"},
-      make("span", {class: "swatch", style: `background: ${row.colours[label]}`}), row.classes[label])));
+    const caption = make("figcaption", {}, `${title}: `);
+    seen.classes.forEach((entry, i) => caption.append(i ? ", " : "", make("span", {class: "legend"},
+      make("span", {class: "swatch", style: `background: ${row.colours[entry[0]]}`}), named(row, seen, entry))));
+    caption.append(seen.classes.length ? "" : "nothing", seen.labels || seen.boxes ? "" : " (its picture was not kept)");
+    figure.replaceChildren(...parts, caption);
   }
 
   function curve(counts) {
@@ -191,6 +186,7 @@ const dagReport = (() => {
     find("theme").setAttribute("aria-pressed", dark);
   }
 
+  find("place").textContent = decodeURIComponent(location.pathname);
   const prefers = matchMedia("(prefers-color-scheme: dark)");
   colours(prefers.matches);
   prefers.addEventListener("change", event => colours(event.matches));
