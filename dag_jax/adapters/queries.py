@@ -1,20 +1,18 @@
-"""Detectors whose candidates are queries or anchors: each of N says where an object is and what.
+"""Detectors like DETR: each of N queries says where an object is and what, or that there is none.
 
-Of a softmax head (DETR) the classes exclude each other, and the last one is no object. Of a sigmoid
-head (RetinaNet, YOLO, RT-DETR) each class is there or not: detected where its probability is above
-`min_score`, which is what an attack has to undo.
+A softmax head says so by its last class, no object. A sigmoid head, as of Deformable DETR or YOLO,
+says of each class by itself whether it is there.
 
-Shapes: `H W` pixels of the user's image, `N` queries, `C` classes; of a softmax head the
-last is no object.
+Shapes: `H W` pixels of the user's image, `N` queries, `C` classes, `K` detections.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Float, Int32
 
 from dag_jax import detection, models
@@ -26,27 +24,16 @@ from dag_jax.metrics import Detections
 from dag_jax.models import Candidates
 
 NO_OBJECT = "background"
-HEADS = ("softmax", "sigmoid")
-# Of a sigmoid head: queries of a class that enter suppression, the best ones, and detections.
-_ENTER, _MOST = 300, 300
+_ENTER = 300  # queries of a class that enter suppression, the best ones
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class QueryDetector:
-    """A `models.Detector` whose candidates are queries; a candidate's handle is its index."""
+class _Queries:
+    """Candidates that are queries; a candidate's handle is its index."""
 
     function: Callable
-    classes: tuple[str, ...] = dataclasses.field(metadata={"static": True})
-    title: str = dataclasses.field(metadata={"static": True})
-    min_score: float = dataclasses.field(metadata={"static": True})
-    head: str = dataclasses.field(metadata={"static": True})
-    nms_threshold: float | None = dataclasses.field(metadata={"static": True})
-
-    @property
-    def background(self) -> int:
-        """The index of no object, whatever the others are called; -1 of a sigmoid head."""
-        return len(self.classes) - 1 if self.head == "softmax" else -1
+    classes: tuple[str, ...]
+    title: str
+    _columns: Any
 
     def propose(self, image: Float[Array, "H W 3"]) -> Candidates:
         """Return all queries as `Candidates`, where they see something on this image."""
@@ -54,58 +41,92 @@ class QueryDetector:
         count = len(logits)
         return Candidates(boxes, jnp.arange(count, dtype=jnp.int32), jnp.ones(count, bool))
 
+    def _look(self, image):
+        boxes, logits = self.function(image)
+        count = len(self.classes)
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or logits.shape != (len(boxes), count):
+            raise UserError(
+                f"{self.title} returns boxes {list(boxes.shape)} and logits {list(logits.shape)}; "
+                f"of {self._columns} they must be [N, 4] and [N, {count}]"
+            )
+        return boxes, logits
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class QueryDetector(_Queries):
+    """A `models.Detector` of queries whose last class is no object."""
+
+    function: Callable
+    classes: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    title: str = dataclasses.field(metadata={"static": True})
+    min_score: float = dataclasses.field(metadata={"static": True})
+
+    @property
+    def background(self) -> int:
+        """The index of no object, whatever the others are called."""
+        return len(self.classes) - 1
+
     def scores(
         self, image: Float[Array, "H W 3"], handle: Int32[Array, " M"]
-    ) -> Float[Array, " M *C"]:
-        """Return scores of the queries of those indices.
-
-        Those before softmax, f32[M, C], or f32[M, C, 2] of a sigmoid head: the logit of each class
-        and that of `min_score`.
-        """
-        logits = self._look(image)[1][handle]
-        if self.head == "softmax":
-            return logits
-        return jnp.stack([logits, jnp.full_like(logits, self._least)], axis=-1)
+    ) -> Float[Array, "M C"]:
+        """Return pre-softmax scores f32[M, C] of the queries of those indices."""
+        return self._look(image)[1][handle]
 
     def detect(self, image: Float[Array, "H W 3"]) -> Detections:
-        """Return `Detections` above `min_score`.
-
-        Of a softmax head each query's best class that is an object, in the order of queries; of a
-        sigmoid head the best of every class, less what `nms_threshold` drops, at most 300.
-        """
+        """Return `Detections`, each query's best class that is an object; nothing is suppressed."""
         boxes, logits = self._look(image)
-        if self.head == "sigmoid":
-            best, rows = lax.top_k(logits.T, min(_ENTER, len(logits)))
-            boxes, classes, scores, valid = detection.nms_per_class(
-                boxes[rows],
-                best,
-                threshold=1.0 if self.nms_threshold is None else self.nms_threshold,
-                max_outputs=min(_MOST, best.size),
-                valid=best > self._least,
-            )
-            return Detections(boxes, classes, jax.nn.sigmoid(scores), valid)
         objects = jax.nn.softmax(logits)[:, :-1]
         scores = objects.max(axis=1)
         classes = jnp.argmax(objects, axis=1).astype(jnp.int32)
         return Detections(boxes, classes, scores, scores > self.min_score)
 
     @property
-    def _least(self):
-        """The logit of `min_score`."""
-        return math.log(self.min_score / (1 - self.min_score))
+    def _columns(self):
+        return f"{self.background} classes and no object"
 
-    def _look(self, image):
-        boxes, logits = self.function(image)
-        count = len(self.classes)
-        if boxes.ndim != 2 or boxes.shape[1] != 4 or logits.shape != (len(boxes), count):
-            objects = f"{count} classes"
-            if self.head == "softmax":
-                objects = f"{count - 1} classes and no object"
-            raise UserError(
-                f"{self.title} returns boxes {list(boxes.shape)} and logits {list(logits.shape)}; "
-                f"of {objects} they must be [N, 4] and [N, {count}]"
-            )
-        return boxes, logits
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SigmoidQueryDetector(_Queries):
+    """A `models.Detector` of queries that say of each class by itself whether it is there."""
+
+    function: Callable
+    classes: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    title: str = dataclasses.field(metadata={"static": True})
+    threshold: float = dataclasses.field(metadata={"static": True})
+    nms_threshold: float = dataclasses.field(metadata={"static": True})
+
+    background = -1  # whatever classes are called
+    margin = 0.0  # what is below the threshold of detections is no detection
+
+    def scores(
+        self, image: Float[Array, "H W 3"], handle: Int32[Array, " M"]
+    ) -> Float[Array, "M C 2"]:
+        """Return f32[M, C, 2] of the queries of those indices: logits, and the threshold's."""
+        logits = self._look(image)[1][handle]
+        return jnp.stack([logits, jnp.full_like(logits, self._least)], axis=-1)
+
+    def detect(self, image: Float[Array, "H W 3"]) -> Detections:
+        """Return `Detections`, the best of those above the threshold, after suppression."""
+        boxes, logits = self._look(image)
+        logits, best = jax.lax.top_k(logits.T, min(_ENTER, len(logits)))
+        boxes, classes, scores, valid = detection.nms_per_class(
+            boxes[best],
+            logits,
+            threshold=self.nms_threshold,
+            max_outputs=_ENTER,
+            valid=logits > self._least,
+        )
+        return Detections(boxes, classes, jax.nn.sigmoid(scores), valid)
+
+    @property
+    def _least(self):
+        return math.log(self.threshold / (1 - self.threshold))
+
+    @property
+    def _columns(self):
+        return f"{len(self.classes)} classes"
 
 
 def from_queries(
@@ -114,10 +135,8 @@ def from_queries(
     classes: Sequence[str],
     title: str = "Queries",
     min_score: float = 0.05,
-    head: str = "softmax",
-    nms_threshold: float | None = None,
 ) -> QueryDetector:
-    """Return the detector of a function that gives the box and logits of each query, or anchor.
+    """Return the detector of a function that gives each query's box and logits.
 
     Boxes of other conventions: `detection.scale_boxes` (normalised), then `boxes_from_centres`
     (centre and size) or `boxes_from_edges` (exclusive corners).
@@ -125,32 +144,53 @@ def from_queries(
     Args:
       function: image f32[H, W, 3], RGB grey levels 0-255 -> (boxes f32[N, 4], logits f32[N, C]);
         boxes are [x0, y0, x1, y1] in pixels, corners inclusive, logits those before softmax, no
-        object in the last column, or those before sigmoid. As in `from_function`.
-      classes: names of the classes of objects by index, C - 1 of a softmax head and C of a sigmoid
-        head; those without one need different names, too.
+        object in the last column. As in `from_function`.
+      classes: names of the C - 1 classes of objects by index; those without one need different
+        names, too.
       title: what tables call it.
-      min_score: probability that a detection must be above.
-      head: "softmax" or "sigmoid".
-      nms_threshold: IoU with a better detection of its class above which one of a sigmoid head is
-        dropped; None, as of RT-DETR, drops none.
+      min_score: softmax probability that a detection must be above.
 
     Raises:
-      ValueError: for classes that are no names, repeat, or name "background", and for a head,
-        `min_score` or `nms_threshold` that is none.
+      ValueError: for classes that are no names, repeat, or name "background".
     """
     names = class_names(classes)
     if NO_OBJECT in names:
         raise UserError(f"classes name {NO_OBJECT!r}; they are those of objects alone")
-    if head not in HEADS:
-        raise UserError(f"head is {head!r:.50}; it must be one of {', '.join(HEADS)}")
-    if not 0 < min_score < 1:
-        raise UserError(f"min_score is {min_score}; it must be a probability, between 0 and 1")
-    if nms_threshold is not None and (head == "softmax" or not 0 <= nms_threshold <= 1):
-        raise UserError(
-            f"nms_threshold is {nms_threshold}; it must be an IoU, from 0 to 1, of a sigmoid head"
-        )
-    names = (*names, NO_OBJECT) if head == "softmax" else names
-    function = as_callable_pytree(function)
-    model = QueryDetector(function, names, title, min_score, head, nms_threshold)
+    model = QueryDetector(as_callable_pytree(function), (*names, NO_OBJECT), title, min_score)
+    models.about(model)
+    return model
+
+
+def from_sigmoid_queries(
+    function: Callable,
+    *,
+    classes: Sequence[str],
+    title: str = "Queries",
+    threshold: float = 0.05,
+    nms_threshold: float = 1.0,
+) -> SigmoidQueryDetector:
+    """Return the detector of a function that gives each query's box, and a logit of each class.
+
+    What is attacked is each query's logit of each class that the image has: it is to fall below
+    that of the threshold, scores being [N, C, 2]. Take the lowest threshold that counts.
+
+    Args:
+      function: image f32[H, W, 3], RGB grey levels 0-255 -> (boxes f32[N, 4], logits f32[N, C]);
+        boxes as of `from_queries`, logits those before sigmoid, no column for no object.
+      classes: names of the C classes by index; those without one need different names, too.
+      title: what tables call it.
+      threshold: probability that a detection must be above.
+      nms_threshold: largest IoU of two detections of one class; 1 suppresses none.
+
+    Raises:
+      ValueError: for classes that are no names or repeat; for thresholds that are none.
+    """
+    if not 0 < threshold < 1:
+        raise UserError(f"threshold is {threshold}; a probability, it must be between 0 and 1")
+    if not 0 <= nms_threshold <= 1:
+        raise UserError(f"nms_threshold is {nms_threshold}; an IoU, it must be in 0..1")
+    model = SigmoidQueryDetector(
+        as_callable_pytree(function), class_names(classes), title, threshold, nms_threshold
+    )
     models.about(model)
     return model

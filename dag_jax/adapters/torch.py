@@ -3,16 +3,14 @@
 What is compiled calls back to the host, once for scores and once for their gradient, so that any
 module of any version goes in as it is, and the gradient is PyTorch's to the last bit. Preparing
 the image is done in PyTorch, too. A module on a GPU works there, but the image goes through the
-host, as JAX hands callbacks nothing else; on a TPU callbacks need a host that has PyTorch. The
-other way, `via="torchax"`, is in `torchax`.
+host; on a TPU callbacks need a host that has PyTorch. The other way is `torchax`: no PyTorch runs.
 
 Shapes: `H W` pixels of the user's image, `h w` cells of a map, `C` classes.
 """
 
-import dataclasses
 import hashlib
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,51 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from dag_jax.adapters import checks, torchax
+from dag_jax.adapters import checks, compiled, torchax
 from dag_jax.adapters.functions import FunctionSegmenter, class_names, from_function
 from dag_jax.arrays import Array
 from dag_jax.errors import UserError
 
 Output = str | int | None
-
-
-VIAS = ("callback", "torchax")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Pipeline:
-    """What becomes of an image before and after a module, in PyTorch's operations.
-
-    Attributes:
-      mean: f32[1, 3, 1, 1], of images in 0..1.
-      std: likewise.
-      layout: of the module's images, one of `checks.LAYOUTS`.
-      picks: which outputs are taken; None for the only one.
-      size: pixels (h, w) that the image is resized to, or None.
-      take: function of an output and of the pixels (H, W) that the module saw.
-      title: what tables call the module.
-    """
-
-    mean: np.ndarray
-    std: np.ndarray
-    layout: str
-    picks: tuple[Output, ...]
-    size: tuple[int, int] | None
-    take: Callable
-    title: str
-
-    def run(self, module: Any, image: Any, mean: Any, std: Any) -> list:
-        """Return the outputs of a module for an image [H, W, 3]; all tensors are of one kind."""
-        x = image.permute(2, 0, 1)[None]
-        like = next((p for p in module.parameters() if p.dtype.is_floating_point), None)
-        x = x if like is None else x.to(like.device, like.dtype)
-        if self.size is not None and tuple(x.shape[2:]) != self.size:
-            interpolate = importlib.import_module("torch").nn.functional.interpolate
-            x = interpolate(x, self.size, mode="bilinear", align_corners=False)
-        x, seen = (x / 255 - mean.to(x)) / std.to(x), x.shape[2:]
-        outputs = module(x if self.layout == "nchw" else x.permute(0, 2, 3, 1))
-        outputs = [checks.pick(outputs, index, self.title) for index in self.picks]
-        return [self.take(each, seen) for each in outputs]
+WAYS = ("callback", "torchax")
 
 
 class TorchFunction:
@@ -76,11 +36,26 @@ class TorchFunction:
       title: what tables call the module.
     """
 
-    def __init__(self, module: Any, pipeline: Pipeline, *, single: bool):
-        """Keep what `from_torch` made; `single` is whether there is one output, and no tuple."""
-        self.title = pipeline.title
+    def __init__(
+        self,
+        module: Any,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        layout: str,
+        output: Output | tuple[Output, ...],
+        size: tuple[int, int] | None,
+        title: str,
+        count: int | None,
+    ):
+        """Keep what `from_torch` was given, and how many classes there are."""
+        self.title = title
         self._torch = importlib.import_module("torch")
-        self._module, self._pipeline, self._single = module, pipeline, single
+        self._module, self._layout, self._size, self._count = module, layout, size, count
+        self._mean, self._std = (
+            np.asarray(values, np.float32).reshape(1, 3, 1, 1) for values in (mean, std)
+        )
+        self._picks, self._single = checks.picks(output, title), not isinstance(output, tuple)
         self._shapes_of: dict[tuple[int, ...], list] = {}
         self._call = jax.custom_vjp(self._scores)
         self._call.defvjp(lambda image: (self._scores(image), image), self._pull)
@@ -100,9 +75,9 @@ class TorchFunction:
     @property
     def weights_sha256(self) -> str:
         """SHA-256 of the module's parameters and buffers as they are now, mean, std and size."""
-        way = self._pipeline
-        digest = hashlib.sha256(f"{way.size} {way.picks} {way.layout}\n".encode())
-        digest.update(way.mean.tobytes() + way.std.tobytes())
+        picks = tuple(self._picks.values())
+        digest = hashlib.sha256(f"{self._size} {picks} {self._layout}\n".encode())
+        digest.update(self._mean.tobytes() + self._std.tobytes())
         for name, tensor in self._module.state_dict().items():
             if not isinstance(tensor, self._torch.Tensor):  # a module's extra state
                 digest.update(f"{name} {tensor!r}\n".encode())
@@ -118,45 +93,41 @@ class TorchFunction:
         Raises:
           ValueError: for a module in training mode, without a named output, or without a gradient.
         """
-        self._check_mode()
+        checks.check_mode(self._module, self.title)
         x, outputs = self._forward(image)
         rng = np.random.default_rng(0)
-        for index, each in zip(self._pipeline.picks, outputs, strict=True):
-            title = self.title if self._single else f"output {index!r} of {self.title}"
-            if not each.is_floating_point():
-                raise UserError(
-                    f"{title} is {each.dtype}, such as the classes that win; it must be scores"
-                )
+        for title, each in zip(self._picks, outputs, strict=True):
+            checks.check_floating(each.is_floating_point(), each.dtype, title)
             weights = rng.normal(size=tuple(each.shape)).astype(np.float32)
             gradient = self._gradient(x, [each], [weights], retain_graph=True)
             checks.check_gradient(gradient, title)
         return [self._as_numpy(each) for each in outputs]
 
-    def pull(
-        self, image: Float[Array, "H W 3"], cotangents: Sequence[Float[Array, "..."]]
-    ) -> Float[np.ndarray, "H W 3"]:
-        """Return the gradient f32[H, W, 3] of the sum of each output times its cotangent."""
-        x, outputs = self._forward(image)
-        gradient = self._gradient(x, outputs, cotangents)
-        return np.zeros(image.shape, np.float32) if gradient is None else gradient
-
-    def _check_mode(self):
-        for name, part in self._module.named_modules():
-            if part.training:
-                which = f"its {name} is" if name else "it is"
-                raise UserError(
-                    f"{self.title} is to be attacked as it predicts, and {which} in training mode: "
-                    "call module.eval() first"
-                )
-
     def _forward(self, image):
         """Return (tensor of the image that the gradient is of, list of outputs)."""
-        torch, way = self._torch, self._pipeline
+        torch = self._torch
+        like = next((p for p in self._module.parameters() if p.is_floating_point()), None)
         leaf = torch.from_numpy(np.array(image, np.float32))  # a copy: JAX's memory is its own
         leaf.requires_grad_()
         with torch.enable_grad():
-            mean, std = (torch.from_numpy(values) for values in (way.mean, way.std))
-            return leaf, way.run(self._module, leaf, mean, std)
+            x = leaf.permute(2, 0, 1)[None]
+            x = x if like is None else x.to(like.device, like.dtype)
+            if self._size is not None and tuple(x.shape[2:]) != self._size:
+                x = torch.nn.functional.interpolate(
+                    x, self._size, mode="bilinear", align_corners=False
+                )
+            mean, std = (torch.from_numpy(values).to(x) for values in (self._mean, self._std))
+            x, seen = (x / 255 - mean) / std, x.shape[2:]
+            outputs = self._module(x if self._layout == "nchw" else x.permute(0, 2, 3, 1))
+            outputs = [checks.pick(outputs, index, self.title) for index in self._picks.values()]
+            return leaf, [self._take(each, seen) for each in outputs]
+
+    def _take(self, tensor, seen):
+        """Return scores [h, w, C] of an image of `seen` pixels, or an output less its batch."""
+        if self._count is None:
+            return tensor[0] if tensor.ndim and len(tensor) == 1 else tensor
+        checks.check_map(tensor.shape, seen, self._layout, self._count, self.title)
+        return tensor[0].permute(1, 2, 0) if self._layout == "nchw" else tensor[0]
 
     def _gradient(self, x, outputs, cotangents, **options):
         """Return f32[H, W, 3], or None where no output depends on the image by autograd."""
@@ -180,7 +151,7 @@ class TorchFunction:
     def _shapes(self, shape):
         """Return the shapes of the outputs of an image, by running the module once a shape."""
         if shape not in self._shapes_of:
-            self._check_mode()
+            checks.check_mode(self._module, self.title)
             outputs = self._forward(np.zeros(shape, np.float32))[1]
             self._shapes_of[shape] = [
                 jax.ShapeDtypeStruct(tuple(each.shape), jnp.float32) for each in outputs
@@ -196,8 +167,14 @@ class TorchFunction:
 
     def _pull(self, image, cotangents):
         shape = jax.ShapeDtypeStruct(image.shape, jnp.float32)
-        pulled = jax.pure_callback(self.pull, shape, image, cotangents, vmap_method="sequential")
+        pulled = jax.pure_callback(
+            self._run_back, shape, image, cotangents, vmap_method="sequential"
+        )
         return (pulled,)
+
+    def _run_back(self, image, cotangents):
+        gradient = self._gradient(*self._forward(image), cotangents)
+        return np.zeros(image.shape, np.float32) if gradient is None else gradient
 
 
 jax.tree_util.register_pytree_node(
@@ -216,17 +193,15 @@ def from_torch(
     size: tuple[int, int] | None = None,
     title: str | None = None,
     via: str = "callback",
-) -> FunctionSegmenter | Callable:
+) -> FunctionSegmenter | TorchFunction | jax.tree_util.Partial:
     """Return a PyTorch module as a segmenter, or as a function of an image.
 
     The module sees (resize(image) / 255 - mean) / std, and is tried once on noise.
 
-    Called back, it is run as it is, on its own device and in its own dtype; weights that change
-    later are used at once, and run folders tell them apart. Through torchax it becomes a part of
-    what JAX compiles, on JAX's device and in float32 where it is in float64; its weights are taken
-    as they are now, and are leaves of what is returned. Scores and the gradient on the noise are
-    compared with PyTorch's own. Either way the gradient is autograd's: what the module detaches
-    has none, and where that leaves it short of the slope, `dag_jax.audit` says so.
+    By callback it is run as it is, on its own device and in its own dtype. Weights that change
+    later are used at once, and run folders tell them apart. By torchax it is compiled for where JAX
+    runs, in single precision or less; parameters and buffers are taken as they are now, and are the
+    leaves of what is returned.
 
     Args:
       module: a torch.nn.Module in evaluation mode, of one image [1, 3, h, w] as its argument.
@@ -238,18 +213,18 @@ def from_torch(
         there is one. Without classes also a tuple of these.
       size: pixels (h, w) that the image is resized to, bilinearly; None leaves it as it is.
       title: what tables call it; None is the module's class.
-      via: "callback", any module and any PyTorch, or "torchax", what torchax can trace.
+      via: "callback" or "torchax".
 
     Returns:
-      With classes a segmenter, `models.Segmenter`. Else a `TorchFunction` or, through torchax, a
-      `jax.tree_util.Partial`: image f32[H, W, 3] -> the output as the module shapes it, less its
+      With classes a segmenter, `models.Segmenter`. Else a `TorchFunction` or, by torchax, a
+      `jax.tree_util.Partial`, image f32[H, W, 3] -> the output as the module shapes it, less its
       first axis of 1; a tuple of them where `output` is one. All are pytrees; they work in `jit`,
       `vmap`, `grad` and `shard_map`.
 
     Raises:
-      ValueError: without PyTorch or torchax, naming the versions that work; for a module in
-        training mode; for scores that are not there, of another number of classes, of a strange
-        size, probabilities, or without a gradient; for what torchax cannot trace, or gets wrong.
+      ValueError: without PyTorch, or without a torchax that works with it; for a module in training
+        mode; for scores that are not there, of another number of classes, of a strange size,
+        probabilities, or without a gradient.
     """
     try:
         torch = importlib.import_module("torch")
@@ -259,40 +234,31 @@ def from_torch(
         raise UserError("from_torch needs PyTorch: pip install 'dag-jax[torch]'") from error
     if not isinstance(module, torch.nn.Module):
         raise UserError(f"module is a {type(module).__name__}; it must be a torch.nn.Module")
-    if via not in VIAS:
-        raise UserError(f"via is {via!r:.50}; it must be one of {', '.join(VIAS)}")
     checks.check_normalisation(mean, std)
     checks.check_layout(layout)
+    if via not in WAYS:
+        raise UserError(f"via is {via!r:.50}; it must be one of {', '.join(WAYS)}")
     title = title or type(module).__name__
-    single = not isinstance(output, tuple)
-    if classes is not None and not single:
+    if classes is not None and isinstance(output, tuple):
         raise UserError(f"output is {output!r:.80}; of a segmenter it names one")
     names = None if classes is None else class_names(classes)
-
-    def as_map(scores, seen):
-        checks.check_map(scores.shape, seen, layout, len(names), title)
-        return scores[0].permute(1, 2, 0) if layout == "nchw" else scores[0]
-
-    def without_batch(tensor, _):
-        return tensor[0] if tensor.ndim and tensor.shape[0] == 1 else tensor
-
-    pipeline = Pipeline(
-        mean=np.asarray(mean, np.float32).reshape(1, 3, 1, 1),
-        std=np.asarray(std, np.float32).reshape(1, 3, 1, 1),
-        layout=layout,
-        picks=output if isinstance(output, tuple) else (output,),
-        size=size,
-        take=without_batch if names is None else as_map,
-        title=title,
-    )
-    function: Callable
-    function = called = TorchFunction(module, pipeline, single=single)
+    count = None if names is None else len(names)
+    given: dict[str, Any] = {
+        "mean": mean,
+        "std": std,
+        "layout": layout,
+        "size": size,
+        "title": title,
+    }
+    function: Any
     if via == "torchax":
-        function = torchax.trace(module, pipeline, single=single)
-    image = checks.noise(size)
-    outputs = called.try_out(image)
-    if names is not None:
-        checks.check_scores(outputs[0], title)
-    if via == "torchax":
-        torchax.compare(function, image, outputs, called.pull, title)
-    return function if names is None else from_function(function, classes=names, title=title)
+        forward, states = torchax.compiled(module, output, title=title)
+        function = compiled.around(forward, states, **given, count=count)
+        outputs = compiled.try_out(function, checks.noise(size), checks.picks(output, title))
+    else:
+        function = TorchFunction(module, **given, output=output, count=count)
+        outputs = function.try_out(checks.noise(size))
+    if names is None:
+        return function
+    checks.check_scores(outputs[0], title)
+    return from_function(function, classes=names, title=title)

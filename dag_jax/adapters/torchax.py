@@ -1,215 +1,218 @@
-"""PyTorch's modules compiled by JAX: torchax turns each of their operations into JAX's.
+"""PyTorch's modules compiled into JAX by torchax; their parameters and buffers are the leaves.
 
-What torchax lacks is mended here, in an environment of its own:
+torchax runs a module's own code on tensors that hold what JAX traces. It is mended here: its
+convolutions, pools and resizing are slow on CPU, their gradients above all and inside compiled
+loops most; its transposed convolution of groups is wrong; it lets gradients pass through what was
+detached; and modules that keep what they computed for the next call would keep what was traced.
 
-    convolutions   are this project's, whose gradients stay fast inside compiled loops
-    detach, no_grad  stop the gradient, as in PyTorch; torchax passes it on
-    promotion      is NumPy's inside, whatever the caller's is
-    state          each trace runs on a copy of the module: what a module keeps between calls, such
-                   as anchors, would be tracers of a trace that has ended
-    tensors        that are no parameters and no buffers become constants of JAX's
-
-Shapes: `H W` pixels of an image.
+Shapes: `B` images, `H W` cells, `C D` channels, `K` kernel size.
 """
 
 import contextlib
-import copy
-import dataclasses
 import functools
 import importlib
+import importlib.metadata
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Float
 
+from dag_jax.adapters import checks
 from dag_jax.errors import UserError
-from dag_jax.networks import depthwise, operations
+from dag_jax.networks import depthwise, operations, planes
 
-_NEEDS = "torchax 0.0.13, which works with PyTorch 2.12: pip install 'dag-jax[torchax]'"
-# How far scores and the gradient may be from PyTorch's own, in the norm. Rounding leaves 1e-5 of
-# scores, and 1e-2 of a gradient that passes ties of ReLUs and pools; half precision more.
-_APART = {"scores": (1e-3, 5e-2), "a gradient": (1e-1, 3e-1)}
+_TOGETHER = "torchax 0.0.13 with torch 2.12.1 and jax 0.10.2"
+_PARTS = ("torchax", "torch", "jax")
+_FEW = 8  # groups that are convolved one by one
+
+
+def compiled(module: Any, output: Any, *, title: str) -> tuple[Callable, dict]:
+    """Return (forward, variables) of a module, as `compiled.around` takes them.
+
+    Args:
+      module: a torch.nn.Module in evaluation mode, of one image as its argument.
+      output: what `forward` returns of its outputs, as of `from_torch`.
+      title: of the module.
+
+    Raises:
+      ValueError: without a torchax that works. `forward` raises one for a module in training mode,
+        for outputs that are not there, and for those that are no floats.
+    """
+    environment = _environment()
+    checks.check_mode(module, title)
+    torchax = importlib.import_module("torchax")
+    states, call = torchax.extract_jax(module, environment)
+    # Copies: what torchax gives may be PyTorch's own memory, which the user may change.
+    states = {name: jnp.array(state) for name, state in states.items()}
+    floats = (state.dtype for state in states.values() if jnp.issubdtype(state.dtype, jnp.floating))
+    dtype = next(floats, jnp.dtype(jnp.float32))
+    torch = importlib.import_module("torch")
+
+    def forward(states, x):
+        checks.check_mode(module, title)
+        with _left_as_it_was(module), torch.enable_grad(), warnings.catch_warnings():
+            # PyTorch's indices are of 64 bits, and become 32.
+            warnings.filterwarnings("ignore", "Explicitly requested dtype int64")
+            outputs = call(states, (x.astype(dtype),))
+        picked = []
+        for which, index in checks.picks(output, title).items():
+            each = checks.pick(outputs, index, title)
+            checks.check_floating(jnp.issubdtype(each.dtype, jnp.floating), each.dtype, which)
+            picked.append(each)
+        return tuple(picked) if isinstance(output, tuple) else picked[0]
+
+    return forward, states
+
+
+@contextlib.contextmanager
+def _left_as_it_was(module):
+    """Take back what a module keeps in itself, its buffers and its parts: that was traced."""
+    kept = [
+        (attributes, dict(attributes))
+        for part in module.modules()
+        for attributes in (part.__dict__, part._buffers)
+    ]
+    try:
+        yield
+    finally:
+        for attributes, before in kept:
+            attributes.clear()
+            attributes.update(before)
 
 
 @functools.cache
-def _environment() -> Any:
-    """Return torchax's environment, mended; tensors of it are made by `wrap`.
+def _environment():
+    """Return the place in which torchax runs modules, with operators of ours.
 
     Raises:
-      ValueError: where torchax is not there, or is not for this PyTorch.
+      ValueError: where torchax is not there, or does not work with the PyTorch or JAX that is.
     """
-    torch = importlib.import_module("torch")
     try:
-        tensor: Any = importlib.import_module("torchax").tensor
-    except (ImportError, AttributeError) as error:
-        reason = f"with PyTorch {torch.__version__} it says: {error!s:.200}"
-        raise UserError(f"via='torchax' needs {_NEEDS}; {reason}") from error
+        tensor = importlib.import_module("torchax.tensor")
+    except ModuleNotFoundError as error:
+        if error.name != "torchax":
+            raise
+        raise UserError(
+            f"via='torchax' needs {_TOGETHER}: pip install 'dag-jax[torchax]'"
+        ) from error
+    except (AttributeError, ImportError, RuntimeError) as error:
+        versions = [f"{name} {importlib.metadata.version(name)}" for name in _PARTS]
+        raise UserError(
+            f"torchax cannot be imported ({error!s:.80}): {_TOGETHER} work together, and here are "
+            f"{', '.join(versions)}"
+        ) from error
+    torch = importlib.import_module("torch")
 
-    base: Any = tensor.Environment
-
-    class Environment(base):
-        def wrap(self, array):
-            return tensor.Tensor(array, self)
+    class Environment(tensor.Environment):
+        """Does not differentiate what PyTorch does not."""
 
         def dispatch(self, func, types, args, kwargs):
-            if func is torch.Tensor.__deepcopy__:  # while a module is copied
-                (each,) = args[:1]
-                ours = isinstance(each, tensor.Tensor)
-                return self.wrap(each.jax() if ours else jnp.array(_to_numpy(each)))
-            result = super().dispatch(func, types, args, kwargs)
+            outputs = super().dispatch(func, types, args, kwargs)
             if torch.is_grad_enabled():
-                return result
-            return torch.utils._pytree.tree_map_only(tensor.Tensor, self.stop, result)
+                return outputs
+            stop = lambda leaf: leaf.detach() if isinstance(leaf, tensor.Tensor) else leaf  # noqa: E731
+            return torch.utils._pytree.tree_map(stop, outputs)
 
-        def stop(self, each):
-            return self.wrap(lax.stop_gradient(each.jax()))
+    environment = Environment()
 
-    environment, aten = Environment(), torch.ops.aten
-    operators = environment._ops
-    for name, function in (
-        (aten.convolution, _convolution(operators[aten.convolution].func)),
-        (aten.detach, lax.stop_gradient),
-    ):
-        operators[name] = dataclasses.replace(operators[name], func=function)
+    def override(operator, function):
+        def of_tensors(*arguments, **named):
+            arguments, named = environment.t2j_iso((arguments, named))
+            return environment.j2t_iso(function(*arguments, **named))
+
+        environment.override_op_definition(operator, of_tensors)
+
+    aten, jaten = torch.ops.aten, importlib.import_module("torchax.ops.jaten")
+    override(aten.detach.default, lax.stop_gradient)
+    override(aten.convolution.default, functools.partial(_convolve, jaten._aten_convolution))
+    override(aten.upsample_bilinear2d.default, _resize)
+    theirs = importlib.import_module("torchax.ops.jtorch")._functional_max_pool2d
+    override(torch.nn.functional.max_pool2d, functools.partial(_max_pool, theirs))
     return environment
 
 
-def _convolution(fallback):
-    def convolve(x, kernel, bias, stride, padding, dilation, transposed, output_padding, groups):
-        """Take the arguments of aten.convolution; `x` is [B, C, H, W]."""
-        sides = (kernel.shape[2:], stride, padding, dilation)
-        square = x.ndim == kernel.ndim == 4 and all(len({*pair}) == 1 for pair in sides)
-        if transposed or not square or min(stride[0], dilation[0]) > 1:
-            arguments = (x, kernel, bias, stride, padding, dilation)
-            return fallback(*arguments, transposed, output_padding, groups)
-        geometry = {"stride": stride[0], "padding": padding[0], "dilation": dilation[0]}
-        dtype, x, kernel = x.dtype, x.transpose(0, 2, 3, 1), kernel.transpose(2, 3, 1, 0)
-        if groups == x.shape[-1] == kernel.shape[-1]:
-            y = depthwise.convolve(x, kernel[:, :, 0], **geometry)
-        else:
-            parts = zip(*(jnp.split(each, groups, axis=-1) for each in (x, kernel)), strict=True)
-            y = [operations.convolve(part, weights, **geometry) for part, weights in parts]
-            y = jnp.concatenate(y, axis=-1)
-        y = y if bias is None else y + bias
-        return y.astype(dtype).transpose(0, 3, 1, 2)
-
-    return convolve
+def _max_pool(
+    theirs, x, size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
+):
+    """Return torch.nn.functional.max_pool2d; `theirs` does what the project's own does not."""
+    stride = size if stride is None else stride
+    squares = [{each} if isinstance(each, int) else {*each} for each in (size, stride, padding)]
+    own = x.ndim == 4 and dilation in (1, (1, 1)) and all(len(square) == 1 for square in squares)
+    if not own or return_indices:
+        return theirs(x, size, stride, padding, dilation, ceil_mode, return_indices)
+    size, stride, padding = (each for square in squares for each in square)
+    if not ceil_mode:  # ours is always so: give it what whole windows cover
+        config = [(0, 0, 0), (0, 0, 0)]
+        for side in x.shape[2:]:
+            covered = (side + 2 * padding - size) // stride * stride + size
+            config.append((padding, covered - side - padding, 0))
+        x, padding = lax.pad(x, jnp.array(-jnp.inf, x.dtype), config), 0
+    y = operations.max_pool(x.transpose(0, 2, 3, 1), size=size, stride=stride, padding=padding)
+    return y.transpose(0, 3, 1, 2)
 
 
-def _to_numpy(tensor):
-    """Return a tensor as an array that is not PyTorch's memory; NumPy has no bfloat16."""
-    tensor = tensor.detach().cpu()
-    if "bfloat16" in str(tensor.dtype):
-        return np.asarray(tensor.float().numpy(), jnp.bfloat16)
-    return np.array(tensor.numpy())
+def _resize(x, shape, align_corners, *scales):
+    """Return aten::upsample_bilinear2d of [B, C, H, W]."""
+    matrices = []
+    for size, cells, scale in zip(shape, x.shape[2:], scales or (None, None), strict=True):
+        if align_corners:
+            matrices.append(planes.corners_matrix(size, cells).astype(x.dtype))
+            continue
+        places = np.maximum(
+            0, (np.arange(size) + 0.5) * (1 / scale if scale else cells / size) - 0.5
+        )
+        places = np.minimum(places, cells - 1)[:, None]
+        weights = np.maximum(0, 1 - np.abs(places - np.arange(cells)))
+        matrices.append(weights.astype(x.dtype))
+    return planes.resize(x, *matrices)
 
 
-class _Traced:
-    """What of a module is no array; two of them are the same where they are one object."""
-
-    def __init__(self, module, names, pipeline, single):
-        self._module, self._names = module, names  # {id of a placeholder in the module: name}
-        self._pipeline, self._single = pipeline, single
-
-    def __call__(self, arrays, image):
-        torch, environment = importlib.import_module("torch"), _environment()
-        with contextlib.ExitStack() as stack:
-            for context in (
-                warnings.catch_warnings(),
-                jax.numpy_dtype_promotion("standard"),
-                jax.numpy_rank_promotion("allow"),
-                torch.enable_grad(),
-                environment,
-                torch.device("jax"),  # where what the module makes lies
-            ):
-                stack.enter_context(context)
-            # PyTorch's whole numbers have 64 bits, JAX's 32.
-            warnings.filterwarnings("ignore", "Explicitly requested dtype")
-            tensors = {place: environment.wrap(arrays[name]) for place, name in self._names.items()}
-            image = jnp.asarray(image).astype(jnp.float32)
-            module = copy.deepcopy(self._module, tensors)
-            inputs = map(environment.wrap, (image, arrays["mean"], arrays["std"]))
-            outputs = self._pipeline.run(module, *inputs)
-            results = [each.jax().astype(jnp.float32) for each in outputs]
-        return results[0] if self._single else tuple(results)
+def _convolve(theirs, x, kernel, bias, *geometry):
+    """Return aten::convolution; `theirs` does what the project's own do not."""
+    *geometry, transposed, more, groups = geometry
+    if transposed and groups > 1:  # as one, of a kernel that is zero between groups
+        kernel = kernel.reshape(groups, -1, 1, *kernel.shape[1:])
+        apart = np.eye(groups, dtype=bool).reshape(groups, 1, groups, *(1,) * (kernel.ndim - 3))
+        kernel = jnp.where(apart, kernel, 0)
+        kernel = kernel.reshape(x.shape[1], -1, *kernel.shape[4:])
+        groups = 1
+    y = None
+    if x.ndim == kernel.ndim == 4:
+        y = _fast(x.transpose(0, 2, 3, 1), kernel, *geometry, transposed, more, groups)
+    if y is None:
+        return theirs(x, kernel, bias, *geometry, transposed, more, groups)
+    y = y.transpose(0, 3, 1, 2).astype(x.dtype)
+    return y if bias is None else y + bias[None, :, None, None]
 
 
-def trace(module: Any, pipeline: Any, *, single: bool) -> Callable:
-    """Return a module as a function of JAX, whose leaves are its parameters and buffers.
-
-    Args:
-      module: a torch.nn.Module.
-      pipeline: from `torch.Pipeline`.
-      single: whether there is one output, and no tuple of them.
-
-    Returns:
-      A `jax.tree_util.Partial`, image f32[H, W, 3] -> the outputs as float32.
-
-    Raises:
-      ValueError: where torchax is not there, or is not for this PyTorch.
-    """
-    environment = _environment()
-    arrays = {"mean": jnp.array(pipeline.mean), "std": jnp.array(pipeline.std)}
-    placeholders, names = {}, {}
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        arrays[f"module.{name}"] = jnp.array(_to_numpy(tensor))
-        placeholders[id(tensor)] = tensor.detach().to("meta")
-        names[id(placeholders[id(tensor)])] = f"module.{name}"
-    # A copy is what the module is now, and holds none of its memory.
-    with jax.numpy_dtype_promotion("standard"), environment:
-        module = copy.deepcopy(module, placeholders)
-    return jax.tree_util.Partial(_Traced(module, names, pipeline, single), arrays)
-
-
-def compare(
-    function: Callable,
-    image: Float[np.ndarray, "H W 3"],
-    outputs: Sequence[np.ndarray],
-    pull: Callable,
-    title: str,
-) -> None:
-    """Raise a UserError where what JAX compiles of a module is not what PyTorch computes.
-
-    Args:
-      function: from `trace`.
-      image: f32[H, W, 3], grey levels.
-      outputs: PyTorch's own.
-      pull: PyTorch's own function of the image and of an array for each output -> gradient.
-      title: what tables call the module.
-    """
-    rng = np.random.default_rng(0)
-    weights = [rng.normal(size=each.shape).astype(np.float32) for each in outputs]
-
-    @jax.jit
-    def both(function, image):
-        results, back = jax.vjp(function, image)
-        pulled = back(jax.tree.unflatten(jax.tree.structure(results), weights))[0]
-        return jax.tree.leaves(results), pulled
-
-    try:
-        # A GPU and a TPU round factors unless they are told not to: here operations are tested.
-        with jax.default_matmul_precision("highest"):
-            results, gradient = both(function, image)
-    except UserError:
-        raise
-    except Exception as error:  # a tracer fails in any way; PyTorch has just run the module
-        first = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"torchax cannot trace {title} ({type(error).__name__}: {first:.200}); "
-            "via='callback' takes any module"
-        ) from error
-    half = any(leaf.dtype.itemsize == 2 for leaf in jax.tree.leaves(function))
-    pairs = [("scores", *pair) for pair in zip(results, outputs, strict=True)]
-    pairs.append(("a gradient", gradient, pull(image, weights)))
-    for what, ours, theirs in pairs:
-        apart = np.linalg.norm(ours - theirs) / max(np.linalg.norm(theirs), np.float32(1e-30))
-        if not apart <= _APART[what][half]:
-            raise UserError(
-                f"{title} compiled by torchax has {what} other than PyTorch's own, by {apart:.1g} "
-                "of their norm; via='callback' runs PyTorch itself"
-            )
+def _fast(x, kernel, strides, paddings, dilations, transposed, more, groups):
+    """Return f32[B, H', W', D] of [B, H, W, C], or None where there is nothing of the project's."""
+    stride, padding, dilation = strides[0], paddings[0], dilations[0]
+    size, even = kernel.shape[2], len(set(paddings)) == 1
+    alike = all(len(set(pair)) == 1 for pair in (kernel.shape[2:], strides, dilations))
+    if not alike or (stride > 1 and dilation > 1):
+        return None
+    if transposed:
+        if dilation > 1 or not even or max(more) > padding:
+            return None
+        shape = tuple(
+            (side - 1) * stride + size - 2 * padding + extra
+            for side, extra in zip(x.shape[1:3], more, strict=True)
+        )
+        kernel = kernel.transpose(2, 3, 0, 1)
+        return operations.upsample_dense(x, kernel, shape, stride=stride, offset=padding)
+    kernel = kernel.transpose(2, 3, 1, 0)
+    geometry = {"stride": stride, "dilation": dilation}
+    if groups == x.shape[3] == kernel.shape[3] and even:
+        return depthwise.convolve(x, kernel[:, :, 0], padding=padding, **geometry)
+    if groups > _FEW:
+        return None
+    if size == 1 and not any(paddings):
+        x, geometry["stride"] = x[:, ::stride, ::stride], 1
+    pads = tuple((pad, pad) for pad in paddings)
+    parts = zip(jnp.split(x, groups, axis=3), jnp.split(kernel, groups, axis=3), strict=True)
+    sums = [operations.convolve(*part, padding=pads, **geometry) for part in parts]
+    return jnp.concatenate(sums, axis=3)

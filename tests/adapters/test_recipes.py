@@ -39,8 +39,6 @@ def test_a_recipe_makes_a_model_that_can_be_attacked(code):
     for package in re.findall(r"^(?:import|from) (\w+)", code, re.M):
         if not importlib.util.find_spec(package):
             pytest.skip(f"{package} is not installed")
-    if 'via="torchax"' in code:
-        pytest.importorskip("torchax", reason="torchax is not installed")
     if "import keras" in code:
         keras = pytest.importorskip("keras", reason="Keras has no backend here")
         if keras.backend.backend() != "jax":
@@ -121,104 +119,79 @@ def test_queries_of_other_classes_are_refused(queries, classes, message):
         from_queries(queries.function, classes=classes).detect(IMAGE)
 
 
-SEEN = np.float32(np.random.default_rng(2).integers(0, 16, (30, 2)))
-SEEN = np.concatenate([SEEN, SEEN + np.float32([12, 9])], axis=1)  # boxes that overlap
-
-
-def in_boxes(kernel, image):
-    """Return (boxes f32[30, 4], logits f32[30, 3] of the colours that each box holds)."""
-    down, along = (
-        (np.arange(extent) >= SEEN[:, first, None])
-        & (np.arange(extent) <= SEEN[:, first + 2, None])
-        for extent, first in zip(image.shape[:2], (1, 0), strict=True)
-    )
-    inside, across = (np.float32(each) for each in (down, along))
-    means = jnp.einsum("nh,nw,hwc->nc", inside, across, image) / 130
-    return jnp.asarray(SEEN), (means / 255 - 0.5) @ kernel
-
-
 @pytest.fixture(scope="module")
-def anchors():
-    function = jax.tree_util.Partial(in_boxes, 40 * KERNEL[:, 0])
-    classes, head = ("cat", "dog", "bird"), "sigmoid"
-    return from_queries(function, classes=classes, head=head, min_score=0.3, nms_threshold=0.4)
+def sigmoid():
+    """A toy: queries that see class 0 by how bright their box is, and class 1 by how dark."""
+    boxes = np.float32([[1, 1, 14, 14], [2, 2, 15, 15], [20, 1, 35, 12], [22, 18, 37, 30]])
 
+    def look(gain, image):
+        held = [image[top : low + 1, left : right + 1].mean() for left, top, right, low in places]
+        bright = gain * (jnp.stack(held) - 127)
+        return jnp.asarray(boxes), jnp.stack([bright, -bright], axis=1)
 
-def dropped(boxes, scores, threshold):
-    """Return the indices that greedy suppression keeps, the loop of its definition."""
-    kept = []
-    for place in np.argsort(-scores, kind="stable"):
-        low, high = (pick(boxes[place], boxes[kept]) for pick in (np.maximum, np.minimum))
-        sides = np.maximum(high[..., 2:] - low[..., :2] + 1, 0)
-        shared = sides.prod(-1)
-        if not kept or (shared / (2 * 130 - shared) <= threshold).all():
-            kept.append(place)
-    return kept
-
-
-@pytest.mark.parametrize("threshold", [0.4, None])
-def test_of_a_sigmoid_head_each_class_is_detected_by_itself(anchors, threshold):
-    model = from_queries(
-        anchors.function,
-        classes=anchors.classes,
-        head="sigmoid",
-        min_score=0.3,
-        nms_threshold=threshold,
+    places = boxes.astype(int).tolist()
+    look = jax.tree_util.Partial(look, jnp.float32(0.1))
+    return adapters.from_sigmoid_queries(
+        look, classes=("day", "background"), threshold=0.2, nms_threshold=0.5, title="Toy"
     )
-    about = models.about(model)
-    assert about.background is None and about.objects == (0, 1, 2)
-    boxes, logits = map(np.asarray, in_boxes(40 * KERNEL[:, 0], IMAGE))
-    scores = np.asarray(model.scores(IMAGE, np.int32([3, 0])))
-    np.testing.assert_allclose(scores[..., 0], logits[[3, 0]], rtol=1e-4)
-    np.testing.assert_allclose(scores[..., 1], np.log(0.3 / 0.7), rtol=1e-5)
-    expected = set()
-    for label in range(3):
-        above = np.flatnonzero(logits[:, label] > np.log(0.3 / 0.7))
-        kept = range(len(above))
-        if threshold:
-            kept = dropped(boxes[above], logits[above, label], threshold)
-        expected |= {(*boxes[above[place]], label) for place in kept}
-    found = jax.jit(lambda model, image: model.detect(image))(model, IMAGE)
-    rows = np.column_stack([found.boxes, found.classes])[np.asarray(found.valid)]
-    assert set(map(tuple, rows)) == expected and len(rows) > 3
-    assert (np.asarray(found.scores)[: len(rows)] > 0.3).all()
 
 
-@pytest.mark.slow
-def test_what_a_sigmoid_head_detects_is_attacked_until_it_detects_nothing(anchors):
-    found = anchors.detect(IMAGE)
-    real = np.asarray(found.valid)
-    classes = np.asarray(found.classes)[real]
-    truths = Truths(np.asarray(found.boxes)[real], classes, np.zeros(real.sum(), bool))
-    targets, score_fn = dag_jax.detector_targets(anchors, IMAGE, truths, key=jax.random.key(0))
-    assert targets.valid.sum() == 30 * len(set(classes))
-    method = dag_jax.Method(margin=0.1, max_steps=100)
-    result = dag_jax.attack(score_fn, IMAGE, targets, method)
-    left = anchors.detect(result.adversarial)
-    assert result.status == dag_jax.Status.FOOLED
-    assert not np.isin(np.asarray(left.classes)[np.asarray(left.valid)], classes).any()
-    findings = dag_jax.audit(score_fn, IMAGE, targets)
-    assert all(finding.passed for finding in findings), findings
+def scene():
+    """Return an image whose first, overlapping queries are bright, and whose last is dark."""
+    image = np.full((32, 40, 3), 120, np.float32)
+    image[:16, :16], image[18:, 22:] = 150, 90
+    return image
+
+
+def test_each_query_says_of_each_class_whether_it_is_there(sigmoid):
+    about = models.about(sigmoid)
+    assert about.detects and about.objects == (0, 1) and about.background is None
+    assert about.title == "Toy" and about.margin == 0
+    handle = np.int32([3, 0])
+    logits = 0.1 * (np.float32([90, 150])[:, None] - 127) * np.float32([1, -1])[None]
+    scores = sigmoid.scores(scene(), handle)
+    np.testing.assert_allclose(scores[..., 0], logits, rtol=1e-5)
+    np.testing.assert_allclose(jax.nn.sigmoid(scores[..., 1]), 0.2, rtol=1e-6)
+    found = jax.jit(lambda model, image: model.detect(image))(sigmoid, scene())
+    # By descending score: the dark one, one of the two bright ones that overlap, and the third,
+    # which is a little dark, and less a bright one.
+    rows = np.flatnonzero(found.valid)
+    expected = 1 / (1 + np.exp(-np.float32([3.7, 2.3, 0.7, -0.7])))
+    np.testing.assert_array_equal(found.classes[rows], [1, 0, 1, 0])
+    np.testing.assert_allclose(found.scores[rows], expected, rtol=1e-5)
+    boxes = np.asarray(sigmoid.propose(IMAGE).boxes)
+    np.testing.assert_array_equal(found.boxes[rows[:2]], boxes[[3, 0]])
+
+
+def test_an_attack_leaves_no_detection_of_the_classes_that_were_there(sigmoid):
+    truths = Truths(np.float32([[1, 1, 14, 14]]), np.int32([0]), np.zeros(1, bool))
+    targets, score_fn = dag_jax.detector_targets(sigmoid, scene(), truths, key=jax.random.key(0))
+    assert targets.labels.shape == (4, 2) and np.array_equal(targets.valid, [[True, False]] * 4)
+    result = dag_jax.attack(score_fn, scene(), targets, dag_jax.Method(max_steps=200))
+    assert result.status == dag_jax.Status.FOOLED and result.active_counts[0] == 3
+    found = sigmoid.detect(result.adversarial)
+    left = np.asarray(found.classes)[np.asarray(found.valid)]
+    assert (left == 1).any() and not (left == 0).any()
+
+
+def test_without_suppression_every_pair_above_the_threshold_is_a_detection(sigmoid):
+    plain = adapters.from_sigmoid_queries(sigmoid.function, classes=("a", "b"), threshold=0.2)
+    assert int(plain.detect(scene()).valid.sum()) == int(sigmoid.detect(scene()).valid.sum()) + 1
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"head": "logits"}, "head is 'logits'; it must be one of softmax, sigmoid"),
-        ({"min_score": 0}, "min_score is 0; it must be a probability, between 0 and 1"),
-        ({"head": "sigmoid", "nms_threshold": 1.5}, "nms_threshold is 1.5; it must be an IoU"),
-        ({"nms_threshold": 0.5}, "nms_threshold is 0.5; .* of a sigmoid head"),
+        ({"classes": ("cat",)}, r"boxes \[4, 4\] and logits \[4, 2\]; of 1 classes .* \[N, 1\]"),
+        ({"threshold": 1}, "threshold is 1; a probability"),
+        ({"nms_threshold": 1.5}, "nms_threshold is 1.5; an IoU"),
+        ({"classes": ("cat", "cat")}, "classes repeat"),
     ],
 )
-def test_heads_and_thresholds_that_are_none_are_refused(queries, changes, message):
+def test_sigmoid_queries_that_do_not_fit_are_refused(sigmoid, changes, message):
+    options = {"classes": ("cat", "dog")} | changes
     with pytest.raises(dag_jax.UserError, match=message):
-        from_queries(queries.function, classes=("cat", "dog"), **changes)
-
-
-def test_logits_of_another_number_of_classes_are_refused(anchors):
-    model = from_queries(anchors.function, classes=("cat", "dog"), head="sigmoid")
-    with pytest.raises(dag_jax.UserError, match=r"of 2 classes they must be \[N, 4\] and \[N, 2\]"):
-        model.detect(IMAGE)
+        adapters.from_sigmoid_queries(sigmoid.function, **options).detect(IMAGE)
 
 
 def test_a_function_is_a_segmenter_whose_coarse_scores_are_resized():

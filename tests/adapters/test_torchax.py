@@ -1,4 +1,7 @@
-"""PyTorch's modules compiled by JAX, against PyTorch itself, called back."""
+"""PyTorch's modules compiled by torchax, against PyTorch in float64."""
+
+import copy
+import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -6,263 +9,218 @@ import numpy as np
 import pytest
 
 import dag_jax
-from dag_jax import adapters, models
-from dag_jax.adapters import torchax as traced
+from dag_jax import adapters
 from dag_jax.runs.subject import weights_digest
 
-torch = pytest.importorskip("torch", reason="PyTorch, of the torchax extra, is not installed")
-pytest.importorskip("torchax", reason="torchax, of the torchax extra, is not installed")
+torch = pytest.importorskip("torch", reason="PyTorch, of the torch extra, is not installed")
+nn = torch.nn
+HAS_TORCHAX = importlib.util.find_spec("torchax") is not None
+needs_torchax = pytest.mark.skipif(not HAS_TORCHAX, reason="torchax, an extra, is not installed")
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLASSES = ("background", "cat", "dog", "bird")
-RNG = np.random.default_rng(0)
-IMAGES = RNG.uniform(0, 255, (2, 24, 32, 3)).astype(np.float32)
-IMAGE = IMAGES[0]
-
-
-class Small(torch.nn.Module):
-    """Has what compiling stumbles over: see each line of `forward`."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.convolution = torch.nn.Conv2d(3, 8, 3, stride=2, padding=1)
-        self.norm = torch.nn.BatchNorm2d(8)
-        self.head = torch.nn.Conv2d(8, 4, 3, padding=1)
-        self.register_buffer("shift", torch.randn(1), persistent=False)
-        self.plain, self.kept = [torch.rand(4, 1, 1)], {}
-
-    def forward(self, x):
-        y = torch.nn.functional.gelu(self.norm(self.convolution(x)))
-        y = self.head(torch.nn.functional.max_pool2d(y, 3, 1, 1)) * self.plain[0] + self.shift
-        size = tuple(y.shape[2:])
-        if size not in self.kept:  # a tracer, where it is traced
-            self.kept[size] = torch.arange(4, dtype=y.dtype)[:, None, None] + 0 * y[0, :, :1, :1]
-        y = y + self.kept[size].detach()
-        table = torch.zeros(4, 1, 1)
-        table[1] = y.mean()  # written in place, into what was made without a device
-        with torch.no_grad():
-            level = y.amax((2, 3), keepdim=True)
-        return y + table + 0.1 * level - 0.2 * y.detach() + 0.3 * torch.detach(y) ** 2
+IMAGE = np.random.default_rng(0).uniform(0, 255, (19, 26, 3)).astype(np.float32)
+ZEROS, ONES = (0, 0, 0), (1, 1, 1)
 
 
 def adapted(module, **changes):
-    options = {"mean": MEAN, "std": STD, "classes": CLASSES, "via": "torchax"} | changes
-    return adapters.from_torch(module.eval(), **options)
+    defaults = {"mean": ZEROS, "std": ONES, "classes": None, "size": IMAGE.shape[:2]}
+    return adapters.from_torch(module.eval(), via="torchax", **defaults | changes)
 
 
-def gradient_of(function, image, weights):
-    scores, pull = jax.vjp(function, image)
-    return np.asarray(scores), np.asarray(pull(weights)[0])
+def by_hand(module, image, weights=None):
+    """Return (output, gradient [H, W, 3] of its sum with weights), by PyTorch in float64."""
+    leaf = torch.tensor(image).double().requires_grad_()
+    output = copy.deepcopy(module).double()(leaf.permute(2, 0, 1)[None] / 255)[0]
+    (output * torch.tensor(weights)).sum().backward()
+    return output.detach().numpy(), leaf.grad.numpy()
 
 
-def assert_close(ours, theirs):
-    np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max(), rtol=0)
+def check_as_in_float64(module):
+    function = adapted(module)
+    output, pull = jax.vjp(jax.jit(function), IMAGE)
+    weights = np.random.default_rng(1).normal(size=output.shape).astype(np.float32)
+    ours = output, pull(weights)[0]
+    for our, their in zip(ours, by_hand(module, IMAGE, weights), strict=True):
+        np.testing.assert_allclose(our, their, atol=3e-6 * np.abs(their).max(), rtol=0)
 
 
-@pytest.fixture(scope="module")
-def model():
-    return adapted(Small())
-
-
-@pytest.fixture(scope="module")
-def targets(model):
-    labels = np.asarray(model.predict(IMAGE))
-    return dag_jax.make_targets(labels, (labels + 1) % 4)
-
-
-@pytest.mark.parametrize("changes", [{}, {"size": (16, 20)}])
-def test_scores_and_gradients_are_pytorch_s_what_it_detaches_included(changes):
-    model, called = adapted(Small(), **changes), adapted(Small(), via="callback", **changes)
-    weights = RNG.normal(size=called.scores(IMAGE).shape).astype(np.float32)
-    theirs = gradient_of(called.scores, IMAGE, weights)
-    for ours, expected in zip(
-        gradient_of(jax.jit(model.scores), IMAGE, weights), theirs, strict=True
-    ):
-        assert_close(ours, expected)
-
-
+@needs_torchax
 @pytest.mark.parametrize(
     "layer",
     [
-        torch.nn.Conv2d(4, 6, 3, padding=1),
-        torch.nn.Conv2d(4, 6, 3, stride=2),
-        torch.nn.Conv2d(4, 6, 3, padding=2, dilation=2),
-        torch.nn.Conv2d(4, 6, 1, bias=False),
-        torch.nn.Conv2d(4, 6, 2, stride=3, padding=1),
-        torch.nn.Conv2d(4, 6, 3, groups=2),
-        torch.nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=4),
-        torch.nn.Conv2d(4, 8, 3, padding=1, groups=4),
-        torch.nn.Conv2d(4, 6, (1, 3), padding="same"),
-        torch.nn.Conv2d(4, 6, 3, stride=2, dilation=2),
-        torch.nn.ConvTranspose2d(4, 6, 3, stride=2),
+        nn.Conv2d(8, 4, 3, padding=1),
+        nn.Conv2d(8, 4, 3, padding=(0, 2), bias=False),
+        nn.Conv2d(8, 4, 3, stride=2, padding=1),
+        nn.Conv2d(8, 4, 7, stride=4, padding=3),
+        nn.Conv2d(8, 4, 1, stride=2),
+        nn.Conv2d(8, 4, 1, padding=1, stride=2),
+        nn.Conv2d(8, 4, 3, dilation=2, padding=2),
+        nn.Conv2d(8, 4, 3, dilation=2, stride=2),
+        nn.Conv2d(8, 4, (1, 3)),
+        nn.Conv2d(8, 4, 3, stride=(1, 2)),
+        nn.Conv2d(8, 4, 3, groups=2),
+        nn.Conv2d(8, 8, 5, stride=2, padding=2, groups=8),
+        nn.Conv2d(8, 8, 3, dilation=2, padding=2, groups=8),
+        nn.Conv2d(8, 16, 3, groups=8),
+        nn.ConvTranspose2d(8, 4, 2, stride=2),
+        nn.ConvTranspose2d(8, 4, 4, stride=2, padding=1, output_padding=1),
+        nn.ConvTranspose2d(8, 4, 3, stride=2, output_padding=1),
+        nn.ConvTranspose2d(8, 4, 3, padding=1),
+        nn.ConvTranspose2d(8, 12, 3, stride=2, groups=2),
+        nn.ConvTranspose2d(8, 8, 4, stride=2, padding=1, groups=8),
+        nn.ConvTranspose2d(8, 4, (3, 2), stride=2, dilation=2, padding=(1, 0)),
+        nn.Sequential(nn.Flatten(2), nn.Conv1d(8, 4, 3)),
+        nn.MaxPool2d(3, 2, 1),
+        nn.MaxPool2d(2),
+        nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+        nn.MaxPool2d((2, 3)),
+        nn.Sequential(nn.BatchNorm2d(8), nn.Upsample(scale_factor=2, mode="bilinear")),
+        nn.Upsample((23, 12), mode="bilinear"),
+        nn.Upsample(scale_factor=1.3, mode="bilinear"),
+        nn.Upsample((40, 31), mode="bilinear", align_corners=True),
     ],
     ids=str,
 )
-def test_every_kind_of_convolution_and_its_gradient_is_pytorch_s(layer):
-    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), layer)
-    options = {"classes": None, "size": (12, 14)}
-    model, called = adapted(module, **options), adapted(module, via="callback", **options)
-    image = RNG.uniform(0, 255, (12, 14, 3)).astype(np.float32)
-    weights = RNG.normal(size=called(image).shape).astype(np.float32)
-    pairs = zip(
-        gradient_of(model, image, weights), gradient_of(called, image, weights), strict=True
-    )
-    for ours, theirs in pairs:
-        assert_close(ours, theirs)
+def test_each_operator_is_pytorch_s(layer):
+    torch.manual_seed(0)
+    check_as_in_float64(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Tanh(), layer))
 
 
-def test_parameters_are_leaves_and_no_constants(model):
-    module = Small().eval()
-    expected = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
-    paths = " ".join(models.parameters_of(model))
-    assert all(f"'module.{name}'" in paths for name in expected)
-    constants = jax.make_jaxpr(lambda model, image: model.scores(image))(model, IMAGE).consts
-    assert sum(np.size(each) for each in constants) <= 8  # `plain`, which is no buffer
-    twice = jax.tree.map(lambda leaf: leaf * 2, model)
-    assert not np.allclose(twice.scores(IMAGE), model.scores(IMAGE))
-    assert weights_digest(twice) != weights_digest(model) == weights_digest(adapted(module))
-    assert weights_digest(adapted(module, std=(0.2, 0.2, 0.2))) != weights_digest(model)
+@needs_torchax
+def test_indices_of_64_bits_are_no_warning():
+    function = lambda _, x: x * torch.arange(x.shape[3], device=x.device).to(torch.int64)  # noqa: E731
+    check_as_in_float64(Calls(function))
 
 
-def test_weights_are_those_of_the_module_as_it_was():
-    module = Small()
-    model = adapted(module)
-    before = np.asarray(model.scores(IMAGE))
-    with torch.no_grad():
-        module.head.weight.zero_()
-    module.train()
-    np.testing.assert_array_equal(model.scores(IMAGE), before)
-    assert_close(jax.jit(lambda image: model.scores(image))(IMAGE), before)
-
-
-def test_what_a_module_keeps_does_not_outlive_a_trace():
-    module = Small()
-    model = adapted(module)
-    for rows in (16, 24, 16):
-        jax.jit(lambda image: model.scores(image))(IMAGE[:rows])
-    assert not module.kept or all(type(each) is torch.Tensor for each in module.kept.values())
-    assert_close(model.scores(IMAGE), adapted(module, via="callback").scores(IMAGE))
-
-
-def test_a_batch_is_its_images(model):
-    each = [np.asarray(model.scores(image)) for image in IMAGES]
-    np.testing.assert_allclose(jax.jit(jax.vmap(model.scores))(IMAGES), each, atol=1e-5)
-    weights = RNG.normal(size=each[0].shape).astype(np.float32)
-    slopes = jax.jit(jax.grad(lambda image: (model.scores(image) * weights).sum()))
-    batch, each = jax.vmap(slopes)(IMAGES), [slopes(image) for image in IMAGES]
-    np.testing.assert_allclose(batch, each, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_attack_and_stream_are_those_that_pytorch_is_called_back_in(model, targets):
-    method = dag_jax.Method(max_steps=5)
-    called = adapted(Small(), via="callback")
-    expected = dag_jax.attack(models.score_fn(called), IMAGE, targets, method)
-    function = models.score_fn(model)
-    mesh = jax.sharding.Mesh(jax.local_devices(), ("images",))
-    examples = [(name, IMAGE, targets) for name in "abc"]
-    streamed = dict(dag_jax.attack_stream(function, examples, method, slots=2, mesh=mesh))
-    assert sorted(streamed) == ["a", "b", "c"]
-    for result in (dag_jax.attack(function, IMAGE, targets, method), *streamed.values()):
-        np.testing.assert_allclose(result.perturbation, expected.perturbation, atol=1e-3)
-        np.testing.assert_array_equal(result.active_counts, expected.active_counts)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("via", ["callback", "torchax"])
-def test_the_audit_passes_a_slope_and_finds_what_is_detached_half_way(via, targets):
-    class Half(torch.nn.Module):
-        def __init__(self, share):
-            super().__init__()
-            self.network, self.share = torch.nn.Conv2d(3, 4, 3, padding=1), share
-
-        def forward(self, x):
-            y = self.network(x)
-            return y + self.share * y.detach()
-
-    for share, passes in ((0, True), (1, False)):
-        torch.manual_seed(0)
-        function = models.score_fn(adapted(Half(share), via=via))
-        findings = dag_jax.audit(function, IMAGE, targets)
-        assert all(finding.passed for finding in findings) is passes, findings
-
-
-def test_several_outputs_and_channels_last():
-    class Last(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.network = Small()
-
-        def forward(self, x):
-            scores = self.network(x.permute(0, 3, 1, 2))
-            return {"a": scores.permute(0, 2, 3, 1), "b": scores.mean((2, 3))}
-
-    options = {"layout": "nhwc", "classes": None, "output": ("b", "a")}
-    means, maps = jax.jit(adapted(Last(), **options))(IMAGE)
-    assert means.shape == (4,) and maps.shape == (12, 16, 4)
-    assert_close(maps, adapted(Small()).scores(IMAGE))
-    np.testing.assert_allclose(means, maps.mean(axis=(0, 1)), atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_module_of_another_precision(dtype):
-    scores = adapted(Small().to(dtype)).scores(IMAGE)
-    assert scores.dtype == jnp.float32
-    expected = adapted(Small()).scores(IMAGE)
-    np.testing.assert_allclose(scores, expected, atol=0.05 if dtype == torch.bfloat16 else 1e-5)
-
-
-class Made(torch.nn.Module):
-    """Returns what a function makes of a network's scores."""
+class Calls(nn.Module):
+    """A convolution of a pair of functions: what it reads of the image, and what comes out."""
 
     def __init__(self, function):
         super().__init__()
-        self.network, self.function = torch.nn.Conv2d(3, 4, 3, padding=1), function
+        torch.manual_seed(0)
+        self.network, self.function = nn.Conv2d(3, 4, 3, stride=2, padding=1), function
 
     def forward(self, x):
-        return self.function(self.network(x))
+        return self.function(self, self.network(x))
 
 
-class Doubled(torch.autograd.Function):
-    """Has a gradient of its own, which is no slope; JAX does not know it."""
-
-    @staticmethod
-    def forward(context, x):
-        return x * 1
-
-    @staticmethod
-    def backward(context, slope):
-        return 2 * slope
+def without_gradient(x):
+    with torch.no_grad():
+        return x.tanh()
 
 
+@needs_torchax
 @pytest.mark.parametrize(
-    ("function", "message"),
+    "function",
     [
-        (lambda s: s if s.mean() > 0 else -s, r"cannot trace Made \(\w+Error: .*via='callback'"),
-        (lambda s: Doubled.apply(s), "compiled by torchax has a gradient other than PyTorch's"),
-        (lambda s: s.detach(), "Made has no gradient at the image"),
-        (lambda s: s.softmax(1), "Made gives probabilities"),
+        lambda _, x: x + (x.round() - x).detach(),  # rounds, and its gradient does not know
+        lambda _, x: x * x.mT.detach().mT,
+        lambda _, x: x * without_gradient(x),
     ],
 )
-def test_what_cannot_be_attacked_this_way_is_told_why(function, message):
+def test_what_is_detached_has_no_gradient(function):
+    check_as_in_float64(Calls(function))
+
+
+@needs_torchax
+def test_the_parameters_are_traced():
+    module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4))
+    model = adapted(module, classes=CLASSES)
+    digest, scores = weights_digest(model), model.scores(IMAGE)
+    assert weights_digest(adapted(module, classes=CLASSES)) == digest
+    assert weights_digest(adapted(module, classes=CLASSES, std=(1, 2, 1))) != digest
+    traces = []
+
+    @jax.jit
+    def compiled(model, image):
+        traces.append(0)
+        return model.scores(image)
+
+    np.testing.assert_allclose(compiled(model, IMAGE), scores, atol=1e-5)
+    doubled = jax.tree.map(lambda leaf: leaf * 2 if leaf.shape == (4, 3, 3, 3) else leaf, model)
+    assert not np.allclose(compiled(doubled, IMAGE), scores) and len(traces) == 1
+    with torch.no_grad():
+        module[0].weight.mul_(2)
+    np.testing.assert_array_equal(model.scores(IMAGE), scores)  # as they were
+    assert weights_digest(adapted(module, classes=CLASSES)) == weights_digest(doubled) != digest
+
+
+@needs_torchax
+def test_a_module_keeps_nothing_that_was_traced():
+    def grid(self, x):
+        if not hasattr(self, "offsets"):
+            self.offsets = torch.ones_like(x)
+            self.register_buffer("also", x.mean())
+        return x + self.offsets + self.also
+
+    module = Calls(grid)
+    function = adapted(module)
+    jax.jit(function)(IMAGE)
+    jax.grad(lambda image: jax.jit(function)(image).sum())(IMAGE)
+    assert not hasattr(module, "offsets") and not hasattr(module, "also")
+    assert module(torch.zeros(1, 3, 8, 8)).shape == (1, 4, 4, 4)  # PyTorch runs it still
+
+
+@needs_torchax
+def test_several_outputs_are_those_that_were_named():
+    module = Calls(lambda _, x: {"a": x, "b": x.mean((2, 3)), "n": 3})
+    means, maps = jax.jit(adapted(module, output=("b", "a")))(IMAGE)
+    assert means.shape == (4,) and maps.shape == (4, 10, 13)
+    np.testing.assert_allclose(means, maps.mean(axis=(1, 2)), atol=1e-6)
+    np.testing.assert_allclose(adapted(module, output="b")(IMAGE), means, atol=1e-6)
+
+
+@needs_torchax
+def test_a_module_of_half_precision_works_in_it():
+    module = Calls(lambda _, x: x)
+    single = adapted(module)(IMAGE)
+    half = adapted(module.bfloat16())(IMAGE)
+    assert half.dtype == jnp.float32
+    np.testing.assert_array_equal(half, half.astype(jnp.bfloat16).astype(jnp.float32))
+    np.testing.assert_allclose(half, single, atol=0.03 * np.abs(single).max())
+
+
+@needs_torchax
+@pytest.mark.parametrize(
+    ("function", "changes", "message"),
+    [
+        (lambda _, x: x.softmax(1), {}, "Calls gives probabilities: .* give what it has before"),
+        (lambda _, x: x.argmax(1, keepdim=True), {"classes": ("a",)}, "Calls is int.*be scores"),
+        (lambda _, x: {"out": x}, {}, r"a dict of 'out' \[1, 4, 10, 13\]; output= names one"),
+        (lambda _, x: x, {"classes": CLASSES[:3]}, "scores of 4 classes, and classes= names 3"),
+        (lambda _, x: x.detach(), {}, "Calls has a gradient of zero at the image: somewhere"),
+        (
+            lambda _, x: {"a": x, "b": x.detach()},
+            {"classes": None, "output": ("a", "b")},
+            "output 'b' of Calls has a gradient of zero",
+        ),
+        (lambda _, x: x, {"std": (1, 0, 1)}, "std is .*; it must be above 0"),
+    ],
+)
+def test_what_cannot_be_attacked_is_told_why(function, changes, message):
     with pytest.raises(dag_jax.UserError, match=message):
-        adapted(Made(function))
+        adapted(Calls(function), **{"classes": CLASSES} | changes)
 
 
-def test_other_scores_than_pytorch_s_are_refused():
-    called = adapted(Small(), via="callback").function
-    image, model = IMAGE, adapted(Small())
-    outputs = [np.asarray(called(image))]
-    traced.compare(model.function, image, outputs, called.pull, "Small")
+@needs_torchax
+def test_training_mode_is_refused_at_once_and_later():
+    module = Calls(lambda _, x: x)
+    function = adapted(module)
+    module.train()
+    with pytest.raises(dag_jax.UserError, match="Calls .* in training mode"):
+        jax.jit(function)(IMAGE)
+    with pytest.raises(dag_jax.UserError, match="Calls .* in training mode"):
+        adapters.from_torch(module, mean=ZEROS, std=ONES, via="torchax")
+
+
+def test_another_way_is_refused():
     with pytest.raises(
-        dag_jax.UserError, match=r"Small .* has scores other than .*, by 0\.0\d+ of"
+        dag_jax.UserError, match="via is 'jax'; it must be one of callback, torchax"
     ):
-        traced.compare(model.function, image, [outputs[0] * 1.02], called.pull, "Small")
+        adapters.from_torch(nn.Conv2d(3, 4, 3).eval(), mean=ZEROS, std=ONES, via="jax")
 
 
-def test_training_mode_and_another_way_are_refused():
-    with pytest.raises(dag_jax.UserError, match="it is in training mode"):
-        adapters.from_torch(Small().train(), mean=MEAN, std=STD, via="torchax")
-    with pytest.raises(dag_jax.UserError, match="via is 'onnx'; it must be one of callback, tor"):
-        adapted(Small(), via="onnx")
+@pytest.mark.skipif(HAS_TORCHAX, reason="torchax is installed")
+def test_what_lacks_is_said():
+    with pytest.raises(dag_jax.UserError, match=r"needs torchax .* 'dag-jax\[torchax\]'"):
+        adapted(nn.Conv2d(3, 4, 3))
