@@ -103,6 +103,14 @@ class TorchFunction:
             checks.check_gradient(gradient, title)
         return [self._as_numpy(each) for each in outputs]
 
+    def pull(
+        self, image: Float[Array, "H W 3"], cotangents: Sequence[Float[Array, "..."]]
+    ) -> Float[np.ndarray, "H W 3"]:
+        """Return the gradient f32[H, W, 3] of the sum of each output times its cotangent."""
+        x, outputs = self._forward(image)
+        gradient = self._gradient(x, outputs, cotangents)
+        return np.zeros(image.shape, np.float32) if gradient is None else gradient
+
     def _forward(self, image):
         """Return (tensor of the image that the gradient is of, list of outputs)."""
         torch = self._torch
@@ -167,14 +175,9 @@ class TorchFunction:
 
     def _pull(self, image, cotangents):
         shape = jax.ShapeDtypeStruct(image.shape, jnp.float32)
-        pulled = jax.pure_callback(
-            self._run_back, shape, image, cotangents, vmap_method="sequential"
-        )
+        pulled = jax.pure_callback(self.pull, shape, image, cotangents, vmap_method="sequential")
         return (pulled,)
 
-    def _run_back(self, image, cotangents):
-        gradient = self._gradient(*self._forward(image), cotangents)
-        return np.zeros(image.shape, np.float32) if gradient is None else gradient
 
 
 jax.tree_util.register_pytree_node(
@@ -200,8 +203,9 @@ def from_torch(
 
     By callback it is run as it is, on its own device and in its own dtype. Weights that change
     later are used at once, and run folders tell them apart. By torchax it is compiled for where JAX
-    runs, in single precision or less; parameters and buffers are taken as they are now, and are the
-    leaves of what is returned.
+    runs, in single precision or less, and compared with PyTorch on the noise; it is taken as it is
+    now, and its parameters and buffers are the leaves of what is returned. Either way the gradient
+    is autograd's: what the module detaches has none, and where that is no slope the audit says so.
 
     Args:
       module: a torch.nn.Module in evaluation mode, of one image [1, 3, h, w] as its argument.
@@ -224,7 +228,7 @@ def from_torch(
     Raises:
       ValueError: without PyTorch, or without a torchax that works with it; for a module in training
         mode; for scores that are not there, of another number of classes, of a strange size,
-        probabilities, or without a gradient.
+        probabilities, or without a gradient; for what torchax cannot trace, or gets wrong.
     """
     try:
         torch = importlib.import_module("torch")
@@ -251,14 +255,16 @@ def from_torch(
         "title": title,
     }
     function: Any
+    function = called = TorchFunction(module, **given, output=output, count=count)
     if via == "torchax":
         forward, states = torchax.compiled(module, output, title=title)
         function = compiled.around(forward, states, **given, count=count)
-        outputs = compiled.try_out(function, checks.noise(size), checks.picks(output, title))
-    else:
-        function = TorchFunction(module, **given, output=output, count=count)
-        outputs = function.try_out(checks.noise(size))
+    image = checks.noise(size)
+    outputs = called.try_out(image)
+    if names is not None:
+        checks.check_scores(outputs[0], title)
+    if via == "torchax":
+        torchax.compare(function, image, outputs, called.pull, title)
     if names is None:
         return function
-    checks.check_scores(outputs[0], title)
     return from_function(function, classes=names, title=title)

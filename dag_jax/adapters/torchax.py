@@ -3,22 +3,27 @@
 torchax runs a module's own code on tensors that hold what JAX traces. It is mended here: its
 convolutions, pools and resizing are slow on CPU, their gradients above all and inside compiled
 loops most; its transposed convolution of groups is wrong; it lets gradients pass through what was
-detached; and modules that keep what they computed for the next call would keep what was traced.
+detached; modules that keep what they computed for the next call would keep what was traced; tensors
+that are neither parameters nor buffers, or are made without a device, do not mix with others. What
+comes out is compared with PyTorch's own, once.
 
 Shapes: `B` images, `H W` cells, `C D` channels, `K` kernel size.
 """
 
 import contextlib
+import copy
 import functools
 import importlib
 import importlib.metadata
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Float
 
 from dag_jax.adapters import checks
 from dag_jax.errors import UserError
@@ -27,6 +32,9 @@ from dag_jax.networks import depthwise, operations, planes
 _TOGETHER = "torchax 0.0.13 with torch 2.12.1 and jax 0.10.2"
 _PARTS = ("torchax", "torch", "jax")
 _FEW = 8  # groups that are convolved one by one
+# How far outputs and the gradient may be from PyTorch's, in the norm, in single and in half
+# precision. Rounding leaves 1e-5 of outputs, and 1e-2 of a gradient that passes ties of ReLUs.
+_APART = {"scores": (1e-3, 5e-2), "a gradient": (1e-1, 3e-1)}
 
 
 def compiled(module: Any, output: Any, *, title: str) -> tuple[Callable, dict]:
@@ -38,25 +46,39 @@ def compiled(module: Any, output: Any, *, title: str) -> tuple[Callable, dict]:
       title: of the module.
 
     Raises:
-      ValueError: without a torchax that works. `forward` raises one for a module in training mode,
-        for outputs that are not there, and for those that are no floats.
+      ValueError: without a torchax that works, and for a module in training mode. `forward` raises
+        one for outputs that are not there, and for those that are no floats.
     """
     environment = _environment()
     checks.check_mode(module, title)
-    torchax = importlib.import_module("torchax")
-    states, call = torchax.extract_jax(module, environment)
-    # Copies: what torchax gives may be PyTorch's own memory, which the user may change.
-    states = {name: jnp.array(state) for name, state in states.items()}
+    torch = importlib.import_module("torch")
+    states, stands_in, names = {}, {}, {}
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        states[name] = jnp.array(_to_numpy(tensor))
+        stands_in[id(tensor)] = tensor.detach().to("meta")
+        names[id(stands_in[id(tensor)])] = name
+    # What the module is now, with something of no memory for each tensor that is a leaf.
+    with environment:
+        module = copy.deepcopy(module, stands_in)
     floats = (state.dtype for state in states.values() if jnp.issubdtype(state.dtype, jnp.floating))
     dtype = next(floats, jnp.dtype(jnp.float32))
-    torch = importlib.import_module("torch")
 
     def forward(states, x):
-        checks.check_mode(module, title)
-        with _left_as_it_was(module), torch.enable_grad(), warnings.catch_warnings():
+        with contextlib.ExitStack() as stack:
+            # What the module makes without saying where is made as if on a device of JAX's.
+            for context in (
+                warnings.catch_warnings(),
+                torch.enable_grad(),
+                environment,
+                torch.device("jax"),
+            ):
+                stack.enter_context(context)
             # PyTorch's indices are of 64 bits, and become 32.
             warnings.filterwarnings("ignore", "Explicitly requested dtype int64")
-            outputs = call(states, (x.astype(dtype),))
+            tensors = {place: environment.j2t_iso(states[name]) for place, name in names.items()}
+            # What a module keeps for its next call was traced, and goes with this copy.
+            own = copy.deepcopy(module, tensors)
+            outputs = environment.t2j_iso(own(environment.j2t_iso(x.astype(dtype))))
         picked = []
         for which, index in checks.picks(output, title).items():
             each = checks.pick(outputs, index, title)
@@ -67,20 +89,63 @@ def compiled(module: Any, output: Any, *, title: str) -> tuple[Callable, dict]:
     return forward, states
 
 
-@contextlib.contextmanager
-def _left_as_it_was(module):
-    """Take back what a module keeps in itself, its buffers and its parts: that was traced."""
-    kept = [
-        (attributes, dict(attributes))
-        for part in module.modules()
-        for attributes in (part.__dict__, part._buffers)
-    ]
+def _to_numpy(tensor):
+    """Return a copy of a tensor as an array; NumPy has no bfloat16."""
+    tensor = tensor.detach().cpu()
+    if "bfloat16" in str(tensor.dtype):
+        return np.array(tensor.float().numpy(), jnp.bfloat16)
+    return np.array(tensor.numpy())
+
+
+def compare(
+    function: Callable,
+    image: Float[np.ndarray, "H W 3"],
+    outputs: Sequence[np.ndarray],
+    pull: Callable,
+    title: str,
+) -> None:
+    """Compare what is compiled of a module with what PyTorch computes.
+
+    Args:
+      function: from `compiled.around`, of what `compiled` returns here.
+      image: f32[H, W, 3], grey levels.
+      outputs: PyTorch's own.
+      pull: PyTorch's own function of the image and of an array for each output -> gradient.
+      title: of the module.
+
+    Raises:
+      ValueError: where torchax cannot trace the module, or gets another output or gradient.
+    """
+    rng = np.random.default_rng(0)
+    weights = [rng.normal(size=each.shape).astype(np.float32) for each in outputs]
+
+    @jax.jit
+    def look(function, image):
+        results, back = jax.vjp(lambda image: jax.tree.leaves(function(image)), image)
+        return results, back(weights)[0]
+
     try:
-        yield
-    finally:
-        for attributes, before in kept:
-            attributes.clear()
-            attributes.update(before)
+        # A GPU and a TPU round factors unless they are told not to: here operators are compared.
+        with jax.default_matmul_precision("highest"):
+            results, gradient = look(function, image)
+    except UserError:
+        raise
+    except Exception as error:  # PyTorch has just run the module: it is torchax that cannot
+        first = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"torchax cannot trace {title} ({type(error).__name__}: {first:.200}); "
+            "via='callback' takes any module"
+        ) from error
+    half = any(leaf.dtype.itemsize == 2 for leaf in jax.tree.leaves(function))
+    pairs = [("scores", *pair) for pair in zip(results, outputs, strict=True)]
+    pairs.append(("a gradient", gradient, pull(image, weights)))
+    for what, ours, theirs in pairs:
+        apart = np.linalg.norm(ours - theirs) / max(np.linalg.norm(theirs), np.float32(1e-30))
+        if not apart <= _APART[what][half]:
+            raise UserError(
+                f"{title} compiled by torchax has {what} other than PyTorch's own, by {apart:.1g} "
+                "of their norm; via='callback' runs PyTorch itself"
+            )
 
 
 @functools.cache
@@ -107,9 +172,13 @@ def _environment():
     torch = importlib.import_module("torch")
 
     class Environment(tensor.Environment):
-        """Does not differentiate what PyTorch does not."""
+        """Does not differentiate what PyTorch does not; copies of other tensors are JAX's."""
 
         def dispatch(self, func, types, args, kwargs):
+            if func is torch.Tensor.__deepcopy__:
+                (each,) = args[:1]
+                own = isinstance(each, tensor.Tensor)
+                return self.j2t_iso(each.jax() if own else jnp.array(_to_numpy(each)))
             outputs = super().dispatch(func, types, args, kwargs)
             if torch.is_grad_enabled():
                 return outputs
