@@ -25,11 +25,11 @@ The first six stop by themselves, after at most --max_steps, and bound no change
 have their steps and their bound given, so that their size says how much they were allowed, not how
 much they needed. `dag_jax.methods` has each in a few lines, with its reference.
 
-Results go to --workdir: variants.md, variants.json, variants.png, and for each model and variant a
-folder of what was attacked and its row. An image is kept as soon as it is finished: whatever kills
-a launch, the same command goes on with the next. --models and --variants add rows to those that are
-there, --limit and --image_ids choose images; a folder with results of other settings, weights,
-versions or devices is refused.
+Results go to --workdir: report.html, variants.md, variants.json, variants.png, and for each model
+and variant a folder of what was attacked and its row. An image is kept as soon as it is finished:
+whatever kills a launch, the same command goes on with the next. --models and --variants add rows to
+those that are there, --limit and --image_ids choose images; a folder with results of other
+settings, weights, versions or devices is refused.
 """
 
 import numpy as np
