@@ -2,10 +2,10 @@
 
 At the size that it was trained for it has 200,000 anchors of 80 classes, whose scores would take
 128 MB, twice. So the candidates of an attack are the anchors that a detection can come from: of
-each level the best 1,000 of the clean image, by their best class. `detect` itself looks at no other
-anchor of an image, as torchvision does: the best 1,000 pairs of an anchor and a class of a level
-lie at no more than 1,000 anchors. What is below them may wake up later; `attack_rounds`, which
-proposes again on what it has made, finds it.
+each level the best 1,000 of the clean image, by their best class: at most 5,000, which is 3.2 MB.
+`detect` itself looks at no other anchor of an image, as torchvision does: the best 1,000 pairs of
+an anchor and a class of a level lie at no more than 1,000 anchors. What is below them may wake up
+later; `attack_rounds`, which proposes again on what it has made, finds it.
 
 As of the YOLOs, each candidate is attacked for each class that the image has, whatever the clean
 image says of it, until it is below the threshold of a detection.
