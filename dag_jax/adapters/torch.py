@@ -179,7 +179,6 @@ class TorchFunction:
         return (pulled,)
 
 
-
 jax.tree_util.register_pytree_node(
     TorchFunction, lambda function: ((), function), lambda function, _: function
 )

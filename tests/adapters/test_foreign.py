@@ -164,7 +164,7 @@ def test_a_retinanet_is_a_detector_of_a_sigmoid_head(via):
         module.network.head.classification_head.cls_logits.weight.mul_(20)
     function = adapters.from_torch(module.eval(), **IMAGENET, **options, via=via)
     edges = jax.tree_util.Partial(from_edges, function)
-    model = adapters.from_queries(edges, classes=CLASSES, head="sigmoid", nms_threshold=0.5)
+    model = adapters.from_sigmoid_queries(edges, classes=CLASSES, nms_threshold=0.5)
     found = jax.jit(lambda image: model.detect(image))(IMAGE)
     real = np.asarray(found.valid)
     assert real.any()

@@ -10,6 +10,7 @@ import pytest
 
 import dag_jax
 from dag_jax import adapters
+from dag_jax.adapters import torchax
 from dag_jax.runs.subject import weights_digest
 
 torch = pytest.importorskip("torch", reason="PyTorch, of the torch extra, is not installed")
@@ -99,6 +100,7 @@ class Calls(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.network, self.function = nn.Conv2d(3, 4, 3, stride=2, padding=1), function
+        self.plain = [torch.linspace(1, 2, 4)[:, None, None]]
 
     def forward(self, x):
         return self.function(self, self.network(x))
@@ -145,20 +147,82 @@ def test_the_parameters_are_traced():
     assert weights_digest(adapted(module, classes=CLASSES)) == weights_digest(doubled) != digest
 
 
-@needs_torchax
-def test_a_module_keeps_nothing_that_was_traced():
-    def grid(self, x):
-        if not hasattr(self, "offsets"):
-            self.offsets = torch.ones_like(x)
-            self.register_buffer("also", x.mean())
-        return x + self.offsets + self.also
+def keeps(self, x):
+    kept = self.__dict__.setdefault("kept", {})
+    if x.shape[2] not in kept:
+        kept[x.shape[2]] = torch.ones_like(x)
+        self.offset = x.mean().detach()
+    return x + kept[x.shape[2]]
 
-    module = Calls(grid)
-    function = adapted(module)
-    jax.jit(function)(IMAGE)
+
+@needs_torchax
+def test_what_a_module_keeps_is_no_tracer():
+    module = Calls(keeps)
+    function = adapted(module, size=None)
+    for rows in (16, 8, 16):
+        jax.jit(lambda image: function(image))(IMAGE[:rows])
     jax.grad(lambda image: jax.jit(function)(image).sum())(IMAGE)
-    assert not hasattr(module, "offsets") and not hasattr(module, "also")
+    assert all(type(each) is torch.Tensor for each in (*module.kept.values(), module.offset))
     assert module(torch.zeros(1, 3, 8, 8)).shape == (1, 4, 4, 4)  # PyTorch runs it still
+
+
+def written(_, x):
+    table = torch.zeros(4, 1, 1)
+    table[1] = x.mean()
+    return x + table
+
+
+@needs_torchax
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda self, x: x * self.plain[0],
+        lambda _, x: x * torch.arange(4)[:, None, None],
+        lambda _, x: x + torch.detach(x) ** 2,
+        written,
+    ],
+)
+def test_tensors_that_are_no_parameters_mix(function):
+    check_as_in_float64(Calls(function))
+
+
+class Doubled(torch.autograd.Function):
+    """Has a gradient that is no slope, of which JAX does not know."""
+
+    @staticmethod
+    def forward(_, x):
+        return 1 * x
+
+    @staticmethod
+    def backward(_, slope):
+        return 2 * slope
+
+
+@needs_torchax
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (
+            lambda _, x: x if x.mean() > 0 else -x,
+            r"cannot trace Calls \(.*via='callback'",
+        ),
+        (lambda _, x: x + Doubled.apply(x), "has a gradient other than PyTorch's own, by 0.7 of"),
+        (lambda _, x: x + x.data**2, "has a gradient other than PyTorch's own"),
+    ],
+)
+def test_what_torchax_cannot_do_is_refused(function, message):
+    with pytest.raises(dag_jax.UserError, match=message):
+        adapted(Calls(function))
+
+
+@needs_torchax
+def test_other_scores_than_pytorch_s_are_refused():
+    module = Calls(lambda _, x: x)
+    function, called = adapted(module), adapters.from_torch(module, mean=ZEROS, std=ONES)
+    outputs = np.asarray(called(IMAGE))
+    torchax.compare(function, IMAGE, [outputs], called.pull, "Calls")
+    with pytest.raises(dag_jax.UserError, match=r"has scores other than .*, by 0\.02 of"):
+        torchax.compare(function, IMAGE, [outputs * 1.02], called.pull, "Calls")
 
 
 @needs_torchax
@@ -185,14 +249,18 @@ def test_a_module_of_half_precision_works_in_it():
     ("function", "changes", "message"),
     [
         (lambda _, x: x.softmax(1), {}, "Calls gives probabilities: .* give what it has before"),
-        (lambda _, x: x.argmax(1, keepdim=True), {"classes": ("a",)}, "Calls is int.*be scores"),
+        (
+            lambda _, x: x.argmax(1, keepdim=True),
+            {"classes": ("a",)},
+            "Calls is torch.int64, such",
+        ),
         (lambda _, x: {"out": x}, {}, r"a dict of 'out' \[1, 4, 10, 13\]; output= names one"),
         (lambda _, x: x, {"classes": CLASSES[:3]}, "scores of 4 classes, and classes= names 3"),
-        (lambda _, x: x.detach(), {}, "Calls has a gradient of zero at the image: somewhere"),
+        (lambda _, x: x.detach(), {}, "Calls has no gradient at the image: somewhere"),
         (
             lambda _, x: {"a": x, "b": x.detach()},
             {"classes": None, "output": ("a", "b")},
-            "output 'b' of Calls has a gradient of zero",
+            "output 'b' of Calls has no gradient",
         ),
         (lambda _, x: x, {"std": (1, 0, 1)}, "std is .*; it must be above 0"),
     ],
@@ -203,12 +271,12 @@ def test_what_cannot_be_attacked_is_told_why(function, changes, message):
 
 
 @needs_torchax
-def test_training_mode_is_refused_at_once_and_later():
-    module = Calls(lambda _, x: x)
+def test_training_mode_is_refused_and_later_changes_nothing():
+    module = Calls(lambda self, x: nn.functional.dropout(x, training=self.training))
     function = adapted(module)
+    scores = np.asarray(function(IMAGE))
     module.train()
-    with pytest.raises(dag_jax.UserError, match="Calls .* in training mode"):
-        jax.jit(function)(IMAGE)
+    np.testing.assert_array_equal(function(IMAGE), scores)
     with pytest.raises(dag_jax.UserError, match="Calls .* in training mode"):
         adapters.from_torch(module, mean=ZEROS, std=ONES, via="torchax")
 
