@@ -13,7 +13,6 @@ dilations and the pool are torchvision's, or those of the authors' Caffe files, 
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
