@@ -259,7 +259,7 @@ def _load_ranges(path, names):
 
 
 def pack_image(pixels: np.ndarray) -> bytes:
-    """Return u8[H, W, 3] as a PNG."""
+    """Return u8[H, W, 3], or u8 or u16[H, W] of one channel, as a PNG."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()

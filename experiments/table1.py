@@ -15,14 +15,14 @@ r"""Table 1: models before the attack (ORIG), under it (ADVR), under its permuta
 Photographs keep their sizes unless --canvas scales them: they go through a few compiled shapes, by
 padding that changes no score.
 
-Results go to --workdir: table1.md, table1.json, examples.png, and for each model a folder of what
-was attacked (where its margin is not 0 a second one, with margin 0): its manifest, and a file for
-each image and kind: perturbation with its record, adversarial PNG, what its scores are made of; its
-row and its audit, which is printed under the table: whether it measures the attack at all.
-`dag_jax.runs.read` reads a folder. An image is kept as soon as it is finished: whatever kills a
-launch, the same command goes on with the next image, and ends with the same files. --models adds
-rows to those that are there, --limit and --image_ids choose images; a folder with results of other
-settings, weights, versions or devices is refused.
+Results go to --workdir: report.html, table1.md, table1.json, examples.png, and for each model a
+folder of what was attacked (where its margin is not 0 a second one, with margin 0): its manifest,
+and a file for each image and kind: perturbation with its record, adversarial PNG, what its scores
+are made of; its row and its audit, which is printed under the table: whether it measures the attack
+at all. `dag_jax.runs.read` reads a folder. An image is kept as soon as it is finished: whatever
+kills a launch, the same command goes on with the next image, and ends with the same files. --models
+adds rows to those that are there, --limit and --image_ids choose images; a folder with results of
+other settings, weights, versions or devices is refused.
 """
 
 from absl import flags

@@ -19,9 +19,9 @@ A sum of models that were attacked on different splits cannot be made: attack al
 split, as above, for sums across tasks. Without --sums such sums are left out.
 
 Results go to --workdir: transfer.md (the tables, which of the paper's claims hold, and what the
-audit of table1 found of the attacks), .csv, .tex, .json, transfer.png, and the cells, each kept
-once it is made. Models that are added to --run later join them; a cell whose perturbations were
-made anew is refused.
+audit of table1 found of the attacks), .csv, .tex, .json, transfer.png, report.html, and the cells,
+each kept once it is made. Models that are added to --run later join them; a cell whose
+perturbations were made anew is refused.
 """
 
 import collections
@@ -30,7 +30,7 @@ import time
 
 from absl import app, flags
 
-from dag_jax import datasets, files, models, networks
+from dag_jax import datasets, files, models, networks, report
 from dag_jax.engine.scoring import kind_of
 from dag_jax.errors import UserError
 from dag_jax.progress import progress
@@ -180,7 +180,8 @@ def write(workdir, matrix, started):
     files.write(workdir / "transfer.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     heatmap.draw(blocks, workdir / "transfer.png")
     print(text)
-    print(f"{time.monotonic() - started:.0f} s; results: {workdir}/")
+    page = report.write(workdir)
+    print(f"{time.monotonic() - started:.0f} s; results: {workdir}/, to be looked at: {page}")
 
 
 def main(argv):

@@ -174,6 +174,38 @@ def score_sets(subject: Subject, examples, found, images, classes=None) -> np.nd
     if not subject.about.detects:
         confusions = np.stack([counts["confusion"] for counts in found])
         return 100 * metrics.mean_iou_of_sets(confusions, images, classes=classes)
+    matches = _matches(subject, examples, found)
+    return 100 * metrics.mean_ap_of_sets(matches, images, classes=classes)
+
+
+def class_scores(subject: Subject, examples, found) -> list[float | None]:
+    """Score each class that model and dataset share, in percent, rounded to hundredths.
+
+    Args:
+      subject: what the row is of.
+      examples: what was predicted.
+      found: `evidence` of each, in the same order.
+
+    Returns:
+      IoU or 11-point AP in the order of `subject.facts()["classes"]`; None for a class that is in
+      no truth (of labels: nor in any prediction). Their mean is what `score_sets` returns.
+    """
+    if subject.about.detects:
+        matches, images = _matches(subject, examples, found), np.ones((1, len(found)), np.int64)
+        nothing = np.full(1, np.nan)
+        shares = [
+            metrics.average_precision(matches[c], images) if c in matches else nothing
+            for c in subject.shared.of_model
+        ]
+        values = np.concatenate(shares)
+    else:
+        counts = np.sum([evidence["confusion"] for evidence in found], axis=0)
+        values = metrics.class_iou(counts)[list(subject.shared.of_model)]
+    return [None if math.isnan(value) else round(100 * float(value), 2) for value in values]
+
+
+def _matches(subject, examples, found):
+    """Return {class: `metrics.Matches`} of detections with the truth."""
     detections, truths = {}, {}
     for example, boxes in zip(examples, found, strict=True):
         objects = example["objects"]
@@ -181,10 +213,9 @@ def score_sets(subject: Subject, examples, found, images, classes=None) -> np.nd
         truths[example["image_id"]] = metrics.Truths(
             objects["boxes"], objects["label"], objects["difficult"]
         )
-    matches = metrics.match_detections(
+    return metrics.match_detections(
         detections,
         truths,
         num_classes=len(subject.about.classes),
         background=subject.about.background,
     )
-    return 100 * metrics.mean_ap_of_sets(matches, images, classes=classes)

@@ -11,7 +11,8 @@ with the next image and ends with the same bytes. `read` gives other people's co
 
     manifest.json                       what the run is of: settings, versions, format, units
     images/<key>.png                    the adversarial image in whole grey levels
-    perturbations/<key>.safetensors     the perturbation and its record; where it is, all is there
+    perturbations/<key>.safetensors     the perturbation and its record; where it is, all is there;
+                                        of the clean image what the two do not tell: see `Run.clean`
     scores/<column>/<key>.safetensors   small arrays that the launch computed of the image
     timings/<key>.json                  apart, as no two runs agree on them
 
@@ -86,6 +87,21 @@ def saved_pixels(
     return np.rint(np.clip(perturbed, 0, 255)).astype(np.uint8)
 
 
+def _taken_back(pixels, perturbation):
+    """Return the saved image without its perturbation: the clean one, but for a few values."""
+    return np.rint(np.clip(pixels - perturbation, 0, 255)).astype(np.uint8)
+
+
+def _missed(image, pixels, perturbation):
+    """Return what `_taken_back` does not: the places and the values, of a clean image of bytes."""
+    image = np.asarray(image)
+    if not ((image >= 0) & (image <= 255) & (image == np.rint(image))).all():
+        return {}
+    clean = image.astype(np.uint8)
+    at = np.flatnonzero(clean != _taken_back(pixels, perturbation))
+    return {"missed_at": at.astype(np.int32), "missed": clean.ravel()[at]} if at.size else {}
+
+
 class Run:
     """What a folder of `Results` holds; see `read`.
 
@@ -120,6 +136,18 @@ class Run:
         """Return the adversarial image u8[H, W, 3]; raises as `files.load` does."""
         digest = self._load(layout.CHANGES, key, ())[0]["pixels_sha256"]
         return files.load_image(layout.path(self.folder, layout.IMAGES, key), digest)
+
+    def clean(self, key: str) -> UInt8[np.ndarray, "H W 3"]:
+        """Return the clean image u8[H, W, 3], from the two others; raises as `files.load` does.
+
+        Folders of versions before 0.2 was finished do not say what is lost at 0, at 255 and at
+        halves: a few pixels can differ there. A record's `image_sha256` tells.
+        """
+        arrays = self._load(layout.CHANGES, key)[1]
+        image = _taken_back(self.image(key), arrays["perturbation"])
+        if "missed_at" in arrays:
+            image.reshape(-1)[arrays["missed_at"]] = arrays["missed"]
+        return image
 
     def has(self, column: str, key: str) -> bool:
         """Return whether `Results.put` wrote this."""
@@ -224,6 +252,7 @@ class Results:
             record = json.loads(files.canonical_json(record | {"key": key}))
             content = {"record": record, "pixels_sha256": files.sha256(pixels)}
             arrays = {"perturbation": np.asarray(perturbation, np.float32)}
+            arrays |= _missed(image, pixels, arrays["perturbation"])
             change = layout.pack(self._run, layout.CHANGES, key, arrays, **content)
         except ValueError as error:
             raise UserError(f"image {key!r}: {error}; nothing was written of it") from error

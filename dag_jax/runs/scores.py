@@ -7,10 +7,13 @@ all have kept.
 Shapes: `H W` pixels.
 """
 
+import io
+
 import jax
 import numpy as np
+from PIL import Image
 
-from dag_jax import metrics
+from dag_jax import files, metrics
 from dag_jax.engine.algorithm import Status, perturb
 from dag_jax.engine.targets import image_key
 from dag_jax.runs import buckets, evaluation, findings, rundir
@@ -21,6 +24,7 @@ SHUFFLED = tuple(f"perm_{shuffle}" for shuffle in range(PERMUTATIONS))
 ADVR = "advr"
 # Of all that a row can have; the attacked image comes last: where it is there, all are.
 COLUMNS = ("orig", "advr_uint8", *SHUFFLED, ADVR)
+LABELS = "labels_png"  # beside the evidence of orig and advr: what a segmenter said of each pixel
 NOTICEABLE = 10  # grey levels: the paper's figures stay below
 
 
@@ -100,7 +104,23 @@ def keep_column(subject, results, column, image_function, *, examples=None, mesh
     )
     for place, prediction in predictions:
         row = rows[place]
-        results.put(column, row, evaluation.evidence(subject, examples[row], prediction))
+        arrays = evaluation.evidence(subject, examples[row], prediction)
+        if column in ("orig", ADVR) and not subject.about.detects:
+            arrays = {**arrays, LABELS: pack_labels(prediction)}
+        results.put(column, row, arrays)
+
+
+def pack_labels(labels) -> np.ndarray:
+    """Return labels i32[H, W], 0 to 65535, as the bytes u8[n] of a PNG, 1 to 3% of their size."""
+    labels = np.asarray(labels)
+    small = labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
+    return np.frombuffer(files.pack_image(small), np.uint8)
+
+
+def unpack_labels(png) -> np.ndarray:
+    """Return the labels i32[H, W] that `pack_labels` packed."""
+    with Image.open(io.BytesIO(png.tobytes())) as image:
+        return np.asarray(image).astype(np.int32)
 
 
 def join(results, column) -> list[dict]:
@@ -181,6 +201,11 @@ def row_of(plan: Plan, results: rundir.Results, *, columns=COLUMNS, subsets=None
     names = subject.about.classes
     scores: dict = {}
     intervals: dict = {}
+    class_scores = {
+        column: evaluation.class_scores(subject, examples, found[column])
+        for column in ("orig", ADVR)
+        if column in found
+    }
     for ending, wanted in {"": None, **(subsets or {})}.items():
         classes = None if wanted is None else [i for i, name in enumerate(names) if name in wanted]
         sets = {
@@ -197,6 +222,7 @@ def row_of(plan: Plan, results: rundir.Results, *, columns=COLUMNS, subsets=None
         **subject.facts(),
         **{name: round(value, 2) for name, value in scores.items()},
         "intervals": intervals,
+        "class_scores": class_scores,
         "method": plan.method.describe(),
         "margin": plan.method.describe()["margin"],
         "max_steps": plan.method.max_steps,

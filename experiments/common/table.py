@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from absl import flags
 
-from dag_jax import files
+from dag_jax import files, report
 from dag_jax.errors import UserError
 from dag_jax.report import audit as audit_report
 from dag_jax.report import tables
@@ -220,14 +220,14 @@ class Table:
         notes = [*tables.class_notes(self.rows), *tables.skipped_notes(self.rows)]
         return [*notes, *tables.version_notes(self.rows, rundir.accepted(self.workdir))]
 
-    def finish(self, mesh, report, draw) -> None:
+    def finish(self, mesh, text_of, draw) -> None:
         """Write and print the table, draw, audit; raise what went wrong with rows.
 
         The table is written before its audit, too: that takes its time, and can be interrupted.
 
         Args:
           mesh: devices.
-          report: function of the table that returns (Markdown, what else its JSON file holds).
+          text_of: function of the table that returns (Markdown, what else its JSON file holds).
           draw: function of the table that draws its pictures.
 
         Raises:
@@ -236,14 +236,15 @@ class Table:
         if self._process:
             print(f"process {self._process} is done; process 0 writes the table: {self.workdir}/")
         elif self.made:
-            markdown, more = report(self)
+            markdown, more = text_of(self)
             audited = audit.kept(self.workdir, [row["row"] for row in self.rows])
             text = self._write(markdown, more, audited)
             draw(self)
             if FLAGS.audit:
                 text = self._write(markdown, more, audited | self._audit(mesh))
+            page = report.write(self.workdir)
             seconds = time.monotonic() - self._started
-            print(f"{text}\n{seconds:.0f} s; results: {self.workdir}/")
+            print(f"{text}\n{seconds:.0f} s; results: {self.workdir}/, to be looked at: {page}")
         if self._errors:
             raise UserError("no row of " + "; no row of ".join(self._errors))
 

@@ -145,6 +145,25 @@ def test_sets_of_images_score_as_if_they_were_alone():
     np.testing.assert_allclose(sets, [alone, again])
 
 
+@pytest.mark.parametrize("kind", [Known, Finder])
+def test_the_mean_of_the_scores_of_classes_is_the_score(kind):
+    some = [example(image_id=name) for name in "abc"]
+    one = subject(kind, *some)
+    predictions = evaluation.predict(one.model, evaluation.clean_images(one.examples))
+    if kind is Known:  # wrong at some pixels
+        predictions[0] = np.where(np.arange(predictions[0].shape[1]) < 9, 0, predictions[0])
+    else:  # a box that is nowhere
+        predictions[0] = dataclasses.replace(predictions[0], boxes=predictions[0].boxes + 100)
+    pairs = zip(one.examples, predictions, strict=True)
+    evidence = [evaluation.evidence(one, *pair) for pair in pairs]
+    values = evaluation.class_scores(one, one.examples, evidence)
+    assert len(values) == len(one.facts()["classes"])
+    mean = np.mean([value for value in values if value is not None])
+    expected = evaluation.score_evidence(one, one.examples, evidence)
+    assert 0 < expected < 100
+    np.testing.assert_allclose(mean, expected, atol=0.01)
+
+
 class Reals(Known):
     """A segmenter that predicts at its stride."""
 
