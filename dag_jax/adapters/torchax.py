@@ -33,8 +33,8 @@ _TOGETHER = "torchax 0.0.13 with torch 2.12.1 and jax 0.10.2"
 _PARTS = ("torchax", "torch", "jax")
 _FEW = 8  # groups that are convolved one by one
 # How far outputs and the gradient may be from PyTorch's, in the norm, in single and in half
-# precision. Rounding leaves 1e-5 of outputs, and 1e-2 of a gradient that passes ties of ReLUs.
-_APART = {"scores": (1e-3, 5e-2), "a gradient": (1e-1, 3e-1)}
+# precision. Rounding leaves 1e-5 of outputs, and some 1e-2 of a gradient that passes ties of ReLUs.
+_APART = {"scores": (1e-3, 5e-2), "a gradient": (2e-1, 3e-1)}
 
 
 def compiled(module: Any, output: Any, *, title: str) -> tuple[Callable, dict]:
