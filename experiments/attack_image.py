@@ -34,10 +34,9 @@ import numpy as np
 from absl import app, flags
 
 import dag_jax
-from dag_jax import datasets, files, models
+from dag_jax import datasets, files, methods, models
 from dag_jax.datasets import photographs
 from dag_jax.engine.algorithm import advance
-from dag_jax.engine.method import Method
 from dag_jax.errors import UserError
 from dag_jax.progress import progress
 from dag_jax.report import figures, pictures
@@ -86,6 +85,12 @@ options.string(
     "background included: that class everywhere. A file: a drawn segmentation of the photograph's "
     "size for a segmenter, grey levels being class indices, or in the colours of VOC; void is left "
     "alone.",
+)
+flags.DEFINE_enum(
+    "method",
+    "dag",
+    list(methods.UNBOUNDED),
+    "dag: the paper's. What the others are says experiments.variants --help.",
 )
 options.number(
     "min_score",
@@ -140,7 +145,7 @@ def scaled(image, canvas, drawing=None):
 
 def plan_of(subject, targets_of, max_steps) -> Plan:
     """Return how a model is attacked."""
-    method = Method(
+    method = methods.UNBOUNDED[FLAGS.method]().replace(
         step_size=FLAGS.step_size,
         margin=subject.about.margin if FLAGS.margin is None else FLAGS.margin,
         max_steps=max_steps,

@@ -103,7 +103,7 @@ def claim(workdir, manifest, attacked):
     workdir = rundir.claim(workdir, about, accept_version=FLAGS.accept_version)
     path = workdir / "convergence.json"
     now = {each.manifest["model"]: each.manifest["weights_sha256"] for each in attacked}
-    there = files.load_json(path, digest=True, keys=("rows",)) if path.exists() else {"rows": []}
+    there = files.load_json(path, keys=("rows",)) if path.exists() else {"rows": []}
     for row in there["rows"]:
         # Models may have joined since, and none leaves a run.
         if row.get("weights_sha256") != now.get(row["network"]):

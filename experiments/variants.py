@@ -13,12 +13,15 @@ All attack the same images of each model, which is scored before and after:
                 segmentation, stops when 1% of the pixels is left
     best_other  adversarial-library: the margin of the label over the best other class
     momentum    dag, with 0.9 of the direction of earlier steps
+    clipped     dag, a step's gradient clipped at 4 times its root mean square, not divided by its
+                largest number
+    clipped_best_other  both
     fgsm        one step of --epsilon by the sign of the gradient of the cross-entropy
     pgd         --bounded_steps such steps of --bounded_step_size, never further than --epsilon
     segpgd      pgd that turns from pixels that are right to those that are wrong; segmentation only
     cospgd      pgd that weighs pixels by how well they agree with the label; segmentation only
 
-The first four stop by themselves, after at most --max_steps, and bound no change; the last four
+The first six stop by themselves, after at most --max_steps, and bound no change; the last four
 have their steps and their bound given, so that their size says how much they were allowed, not how
 much they needed. `dag_jax.methods` has each in a few lines, with its reference.
 
@@ -48,6 +51,8 @@ TITLES = {
     "release": "DAG, authors' release",
     "best_other": "DAG, best other class",
     "momentum": "DAG, momentum",
+    "clipped": "DAG, clipped",
+    "clipped_best_other": "DAG, clipped, best other class",
     "fgsm": "FGSM",
     "pgd": "PGD",
     "segpgd": "SegPGD",
@@ -100,11 +105,8 @@ def method_of(variant, about) -> Method:
         }
         method = known[variant]()
     else:
-        known = {
-            "dag": methods.dag,
-            "release": lambda: methods.release(about.background if about.detects else None),
-            "best_other": methods.best_other,
-            "momentum": methods.momentum,
+        known = methods.UNBOUNDED | {
+            "release": lambda: methods.release(about.background if about.detects else None)
         }
         method = known[variant]().replace(
             step_size=FLAGS.step_size, max_steps=FLAGS.max_steps or about.max_steps

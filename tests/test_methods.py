@@ -21,6 +21,8 @@ DAGS = {
     "release_detection": methods.release(background=0),
     "best_other": methods.best_other(),
     "momentum": methods.momentum(0.9),
+    "clipped": methods.clipped(1.5),
+    "clipped_best_other": methods.clipped_best_other(1.5),
 }
 METHODS = {name: dag.replace(max_steps=MAX_STEPS) for name, dag in DAGS.items()} | BOUNDED
 advance = jax.jit(dag_jax.step)
@@ -72,9 +74,9 @@ def slope_of(name, scores, label, adversarial, progress):
         return (seen != adversarial) * (one_hot(seen) - towards)
     if name == "release_detection":
         return (seen not in (adversarial, 0) or right) * (one_hot(label) - towards)
-    if name == "best_other":
+    if name in ("best_other", "clipped_best_other"):
         return right * (one_hot(label) - one_hot(best_without(scores, label)))
-    if name == "momentum":
+    if name in ("momentum", "clipped"):
         return right * (one_hot(label) - towards)
     likelihood = softmax(scores)
     if name == "segpgd":
@@ -110,6 +112,8 @@ def twin(name, weights, bias, image, labels, adversarial, valid):
             seen_next = np.clip(image + np.clip(r, -EPSILON, EPSILON), 0, 255)
             r = seen_next - image
             continue
+        if name.startswith("clipped"):
+            gradient = np.clip(gradient / (1.5 * np.sqrt((gradient**2).mean())), -1, 1)
         gradient /= np.abs(gradient).max()
         if name == "momentum":
             gradient = velocity = gradient + 0.9 * velocity
@@ -316,6 +320,16 @@ def test_a_random_start_is_drawn_within_the_ball_and_the_range(problem):
     assert (result.perturbation != plain.perturbation).any()
 
 
+def test_a_clipped_step_asks_for_no_unit_of_the_gradient(rng):
+    gradient = jnp.asarray(rng.standard_normal((H, W, 3)), jnp.float32).at[0, 0, 0].set(90)
+    update = methods.ClippedStep(4.0)(0.5).update
+    steps = [update(scale * gradient, ())[0] for scale in (1.0, 1e-30, 1e30)]
+    for step in steps:
+        np.testing.assert_allclose(step, steps[0], rtol=1e-5)
+        assert float(step[0, 0, 0]) == -0.5 and np.median(np.abs(step)) > 0.005
+    assert not update(jnp.zeros((H, W, 3)), ())[0].any()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -324,6 +338,7 @@ def test_a_random_start_is_drawn_within_the_ball_and_the_range(problem):
         (lambda: methods.cospgd(8, -1), "step_size is -1"),
         (lambda: methods.momentum(1.0), "decay is 1.0"),
         (lambda: methods.momentum(-0.1), "decay is -0.1"),
+        (lambda: methods.clipped(0), "factor is 0; it is a positive number"),
         (lambda: methods.dag(step_size=0), "step_size is 0"),
         (lambda: methods.segpgd(max_steps=0), "max_steps is 0"),
         (lambda: methods.random_start(jax.random.key(0), np.zeros((2, 2, 3)), -1), "epsilon"),

@@ -8,15 +8,22 @@ model = dag_jax.adapters.from_queries(function, classes=names)   # a detector li
 
 from dag_jax.adapters.functions import FunctionSegmenter, from_function
 from dag_jax.adapters.keras import from_keras
-from dag_jax.adapters.queries import QueryDetector, from_queries
+from dag_jax.adapters.queries import (
+    QueryDetector,
+    SigmoidQueryDetector,
+    from_queries,
+    from_sigmoid_queries,
+)
 from dag_jax.adapters.torch import TorchFunction, from_torch
 
 __all__ = [
     "FunctionSegmenter",
     "QueryDetector",
+    "SigmoidQueryDetector",
     "TorchFunction",
     "from_function",
     "from_keras",
     "from_queries",
+    "from_sigmoid_queries",
     "from_torch",
 ]

@@ -39,10 +39,39 @@ def check_layout(layout: str) -> None:
         raise UserError(f"layout is {layout!r:.50}; it must be one of {', '.join(LAYOUTS)}")
 
 
+def check_mode(module: Any, title: str) -> None:
+    """Raise a UserError for a PyTorch module in training mode, or with a part that is."""
+    for name, part in module.named_modules():
+        if part.training:
+            which = f"its {name} is" if name else "it is"
+            raise UserError(
+                f"{title} is to be attacked as it predicts, and {which} in training mode: "
+                "call module.eval() first"
+            )
+
+
+def check_floating(floating: bool, dtype: Any, title: str) -> None:
+    """Raise a UserError for an output that holds no floats."""
+    if not floating:
+        raise UserError(f"{title} is {dtype}, such as the classes that win; it must be scores")
+
+
 def noise(size: tuple[int, int] | None) -> Float[np.ndarray, "H W 3"]:
     """Return the image that a model is tried on: f32[H, W, 3], grey levels."""
     rng = np.random.default_rng(0)
     return rng.uniform(0, 255, (*(size or TRIED), 3)).astype(np.float32)
+
+
+def picks(output: Any, title: str) -> dict[str, str | int | None]:
+    """Return what `pick` takes for each output that is asked for, by what it is called.
+
+    Args:
+      output: a key or an index, None, or a tuple of those.
+      title: of the model.
+    """
+    if isinstance(output, tuple):
+        return {f"output {index!r} of {title}": index for index in output}
+    return {title: output}
 
 
 def pick(outputs: Any, output: str | int | None, title: str) -> Any:

@@ -7,39 +7,11 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from dag_jax.adapters import checks
+from dag_jax.adapters import checks, compiled
 from dag_jax.adapters.functions import FunctionSegmenter, class_names, from_function
 from dag_jax.errors import UserError
-
-
-class _Stateless:
-    """What of a Keras model is no array; two of them are the same where they are one object."""
-
-    def __init__(self, model, mean, std, layout, output, size, count, title):
-        self._model, self._layout, self._output = model, layout, output
-        self._mean, self._std = np.float32(mean), np.float32(std)
-        self._size, self._count, self._title = size, count, title
-
-    def __call__(self, variables, image):
-        # Keras promotes as NumPy does; whoever calls this may not.
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            x = jnp.asarray(image).astype(jnp.float32)
-            if self._size is not None and x.shape[:2] != self._size:
-                x = jax.image.resize(x, (*self._size, 3), "bilinear", antialias=False)
-            seen, x = x.shape[:2], ((x / 255 - self._mean) / self._std)[None]
-            x = x.transpose(0, 3, 1, 2) if self._layout == "nchw" else x
-            outputs, _ = self._model.stateless_call(*variables, x, training=False)
-            if self._output is not None or self._count is not None:
-                outputs = checks.pick(outputs, self._output, self._title)
-            if self._count is None:
-                return jax.tree.map(lambda array: array[0].astype(jnp.float32), outputs)
-            checks.check_map(outputs.shape, seen, self._layout, self._count, self._title)
-            scores = outputs[0].astype(jnp.float32)
-            return scores.transpose(1, 2, 0) if self._layout == "nchw" else scores
 
 
 def from_keras(
@@ -99,18 +71,31 @@ def from_keras(
     checks.check_layout(layout)
     size = size or _own_size(model, layout)
     names = None if classes is None else class_names(classes)
-    count = None if names is None else len(names)
-    stateless = _Stateless(model, mean, std, layout, output, size, count, title)
+
+    def forward(variables, x):
+        outputs, _ = model.stateless_call(*variables, x, training=False)
+        if output is None and names is None:
+            return outputs
+        return checks.pick(outputs, output, title)
+
     variables = [
         [jnp.asarray(variable.value) for variable in kind]
         for kind in (model.trainable_variables, model.non_trainable_variables)
     ]
-    function = jax.tree_util.Partial(stateless, variables)
+    function = compiled.around(
+        forward,
+        variables,
+        mean=mean,
+        std=std,
+        layout=layout,
+        size=size,
+        count=None if names is None else len(names),
+        title=title,
+    )
     if names is None:
         return function
-    scores, gradient = _try_out(function, checks.noise(size))
+    (scores,) = compiled.try_out(function, checks.noise(size), [title])
     checks.check_scores(scores, title)
-    checks.check_gradient(gradient, title)
     return from_function(function, classes=names, title=title)
 
 
@@ -127,14 +112,3 @@ def _own_size(model, layout):
         return None
     size = shape[2:] if layout == "nchw" else shape[1:3]
     return None if None in size else tuple(size)
-
-
-def _try_out(function, image):
-    """Return (scores f32[h, w, C], a gradient f32[H, W, 3]) on an image."""
-
-    @jax.jit
-    def both(function, image):
-        scores, pull = jax.vjp(function, image)
-        return scores, pull(jax.random.normal(jax.random.key(0), scores.shape))[0]
-
-    return jax.tree.map(np.asarray, both(function, image))

@@ -3,14 +3,14 @@
 What is compiled calls back to the host, once for scores and once for their gradient, so that any
 module of any version goes in as it is, and the gradient is PyTorch's to the last bit. Preparing
 the image is done in PyTorch, too. A module on a GPU works there, but the image goes through the
-host; on a TPU callbacks need a host that has PyTorch.
+host; on a TPU callbacks need a host that has PyTorch. The other way is `torchax`: no PyTorch runs.
 
 Shapes: `H W` pixels of the user's image, `h w` cells of a map, `C` classes.
 """
 
 import hashlib
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from dag_jax.adapters import checks
+from dag_jax.adapters import checks, compiled, torchax
 from dag_jax.adapters.functions import FunctionSegmenter, class_names, from_function
 from dag_jax.arrays import Array
 from dag_jax.errors import UserError
 
 Output = str | int | None
+WAYS = ("callback", "torchax")
 
 
 class TorchFunction:
@@ -44,22 +45,17 @@ class TorchFunction:
         layout: str,
         output: Output | tuple[Output, ...],
         size: tuple[int, int] | None,
-        take: Callable,
         title: str,
+        count: int | None,
     ):
-        """Keep what `from_torch` was given.
-
-        `take` is a function of an output and of the pixels (H, W) that the module saw.
-        """
+        """Keep what `from_torch` was given, and how many classes there are."""
         self.title = title
         self._torch = importlib.import_module("torch")
-        self._module, self._layout, self._size, self._take = module, layout, size, take
+        self._module, self._layout, self._size, self._count = module, layout, size, count
         self._mean, self._std = (
             np.asarray(values, np.float32).reshape(1, 3, 1, 1) for values in (mean, std)
         )
-        self._picks, self._single = (
-            (output, False) if isinstance(output, tuple) else ((output,), True)
-        )
+        self._picks, self._single = checks.picks(output, title), not isinstance(output, tuple)
         self._shapes_of: dict[tuple[int, ...], list] = {}
         self._call = jax.custom_vjp(self._scores)
         self._call.defvjp(lambda image: (self._scores(image), image), self._pull)
@@ -79,7 +75,8 @@ class TorchFunction:
     @property
     def weights_sha256(self) -> str:
         """SHA-256 of the module's parameters and buffers as they are now, mean, std and size."""
-        digest = hashlib.sha256(f"{self._size} {self._picks} {self._layout}\n".encode())
+        picks = tuple(self._picks.values())
+        digest = hashlib.sha256(f"{self._size} {picks} {self._layout}\n".encode())
         digest.update(self._mean.tobytes() + self._std.tobytes())
         for name, tensor in self._module.state_dict().items():
             if not isinstance(tensor, self._torch.Tensor):  # a module's extra state
@@ -96,28 +93,15 @@ class TorchFunction:
         Raises:
           ValueError: for a module in training mode, without a named output, or without a gradient.
         """
-        self._check_mode()
+        checks.check_mode(self._module, self.title)
         x, outputs = self._forward(image)
         rng = np.random.default_rng(0)
-        for index, each in zip(self._picks, outputs, strict=True):
-            title = self.title if self._single else f"output {index!r} of {self.title}"
-            if not each.is_floating_point():
-                raise UserError(
-                    f"{title} is {each.dtype}, such as the classes that win; it must be scores"
-                )
+        for title, each in zip(self._picks, outputs, strict=True):
+            checks.check_floating(each.is_floating_point(), each.dtype, title)
             weights = rng.normal(size=tuple(each.shape)).astype(np.float32)
             gradient = self._gradient(x, [each], [weights], retain_graph=True)
             checks.check_gradient(gradient, title)
         return [self._as_numpy(each) for each in outputs]
-
-    def _check_mode(self):
-        for name, part in self._module.named_modules():
-            if part.training:
-                which = f"its {name} is" if name else "it is"
-                raise UserError(
-                    f"{self.title} is to be attacked as it predicts, and {which} in training mode: "
-                    "call module.eval() first"
-                )
 
     def _forward(self, image):
         """Return (tensor of the image that the gradient is of, list of outputs)."""
@@ -135,8 +119,15 @@ class TorchFunction:
             mean, std = (torch.from_numpy(values).to(x) for values in (self._mean, self._std))
             x, seen = (x / 255 - mean) / std, x.shape[2:]
             outputs = self._module(x if self._layout == "nchw" else x.permute(0, 2, 3, 1))
-            outputs = [checks.pick(outputs, index, self.title) for index in self._picks]
+            outputs = [checks.pick(outputs, index, self.title) for index in self._picks.values()]
             return leaf, [self._take(each, seen) for each in outputs]
+
+    def _take(self, tensor, seen):
+        """Return scores [h, w, C] of an image of `seen` pixels, or an output less its batch."""
+        if self._count is None:
+            return tensor[0] if tensor.ndim and len(tensor) == 1 else tensor
+        checks.check_map(tensor.shape, seen, self._layout, self._count, self.title)
+        return tensor[0].permute(1, 2, 0) if self._layout == "nchw" else tensor[0]
 
     def _gradient(self, x, outputs, cotangents, **options):
         """Return f32[H, W, 3], or None where no output depends on the image by autograd."""
@@ -160,7 +151,7 @@ class TorchFunction:
     def _shapes(self, shape):
         """Return the shapes of the outputs of an image, by running the module once a shape."""
         if shape not in self._shapes_of:
-            self._check_mode()
+            checks.check_mode(self._module, self.title)
             outputs = self._forward(np.zeros(shape, np.float32))[1]
             self._shapes_of[shape] = [
                 jax.ShapeDtypeStruct(tuple(each.shape), jnp.float32) for each in outputs
@@ -201,12 +192,16 @@ def from_torch(
     output: Output | tuple[Output, ...] = None,
     size: tuple[int, int] | None = None,
     title: str | None = None,
-) -> FunctionSegmenter | TorchFunction:
+    via: str = "callback",
+) -> FunctionSegmenter | TorchFunction | jax.tree_util.Partial:
     """Return a PyTorch module as a segmenter, or as a function of an image.
 
-    The module sees (resize(image) / 255 - mean) / std. It is run as it is, on its own device and in
-    its own dtype, and tried once on noise. Weights that change later are used at once, and run
-    folders tell them apart.
+    The module sees (resize(image) / 255 - mean) / std, and is tried once on noise.
+
+    By callback it is run as it is, on its own device and in its own dtype. Weights that change
+    later are used at once, and run folders tell them apart. By torchax it is compiled for where JAX
+    runs, in single precision or less; parameters and buffers are taken as they are now, and are the
+    leaves of what is returned.
 
     Args:
       module: a torch.nn.Module in evaluation mode, of one image [1, 3, h, w] as its argument.
@@ -218,15 +213,18 @@ def from_torch(
         there is one. Without classes also a tuple of these.
       size: pixels (h, w) that the image is resized to, bilinearly; None leaves it as it is.
       title: what tables call it; None is the module's class.
+      via: "callback" or "torchax".
 
     Returns:
-      With classes a segmenter, `models.Segmenter`. Else a `TorchFunction`, image f32[H, W, 3] ->
-      the output as the module shapes it, less its first axis of 1; a tuple of them where `output`
-      is one. Both are pytrees; they work in `jit`, `vmap`, `grad` and `shard_map`.
+      With classes a segmenter, `models.Segmenter`. Else a `TorchFunction` or, by torchax, a
+      `jax.tree_util.Partial`, image f32[H, W, 3] -> the output as the module shapes it, less its
+      first axis of 1; a tuple of them where `output` is one. All are pytrees; they work in `jit`,
+      `vmap`, `grad` and `shard_map`.
 
     Raises:
-      ValueError: without PyTorch; for a module in training mode; for scores that are not there, of
-        another number of classes, of a strange size, probabilities, or without a gradient.
+      ValueError: without PyTorch, or without a torchax that works with it; for a module in training
+        mode; for scores that are not there, of another number of classes, of a strange size,
+        probabilities, or without a gradient.
     """
     try:
         torch = importlib.import_module("torch")
@@ -238,29 +236,28 @@ def from_torch(
         raise UserError(f"module is a {type(module).__name__}; it must be a torch.nn.Module")
     checks.check_normalisation(mean, std)
     checks.check_layout(layout)
+    if via not in WAYS:
+        raise UserError(f"via is {via!r:.50}; it must be one of {', '.join(WAYS)}")
     title = title or type(module).__name__
     if classes is not None and isinstance(output, tuple):
         raise UserError(f"output is {output!r:.80}; of a segmenter it names one")
     names = None if classes is None else class_names(classes)
-
-    def as_map(scores, seen):
-        checks.check_map(scores.shape, seen, layout, len(names), title)
-        return scores[0].permute(1, 2, 0) if layout == "nchw" else scores[0]
-
-    def without_batch(tensor, _):
-        return tensor[0] if tensor.ndim and len(tensor) == 1 else tensor
-
-    function = TorchFunction(
-        module,
-        mean=mean,
-        std=std,
-        layout=layout,
-        output=output,
-        size=size,
-        take=without_batch if names is None else as_map,
-        title=title,
-    )
-    outputs = function.try_out(checks.noise(size))
+    count = None if names is None else len(names)
+    given: dict[str, Any] = {
+        "mean": mean,
+        "std": std,
+        "layout": layout,
+        "size": size,
+        "title": title,
+    }
+    function: Any
+    if via == "torchax":
+        forward, states = torchax.compiled(module, output, title=title)
+        function = compiled.around(forward, states, **given, count=count)
+        outputs = compiled.try_out(function, checks.noise(size), checks.picks(output, title))
+    else:
+        function = TorchFunction(module, **given, output=output, count=count)
+        outputs = function.try_out(checks.noise(size))
     if names is None:
         return function
     checks.check_scores(outputs[0], title)

@@ -1,6 +1,6 @@
 """Detection geometry without a network: boxes, anchors, suppression, pooling, assignment."""
 
-from dag_jax.detection.anchors import RATIOS, generate_anchors, tile_anchors
+from dag_jax.detection.anchors import RATIOS, centred_anchors, generate_anchors, tile_anchors
 from dag_jax.detection.assign import (
     AnchorTargets,
     RegionTargets,
@@ -11,6 +11,7 @@ from dag_jax.detection.assign import (
 from dag_jax.detection.boxes import (
     boxes_from_centres,
     boxes_from_edges,
+    boxes_to_edges,
     clip_boxes,
     decode_boxes,
     encode_boxes,
@@ -19,6 +20,7 @@ from dag_jax.detection.boxes import (
 )
 from dag_jax.detection.nms import nms, nms_per_class
 from dag_jax.detection.ps_roi import ps_roi_vote
+from dag_jax.detection.roi_align import pyramid_levels, roi_align
 from dag_jax.detection.roi_pool import max_windows, pool_windows, roi_max_pool
 
 __all__ = [
@@ -28,6 +30,8 @@ __all__ = [
     "anchor_targets",
     "boxes_from_centres",
     "boxes_from_edges",
+    "boxes_to_edges",
+    "centred_anchors",
     "clip_boxes",
     "decode_boxes",
     "encode_boxes",
@@ -39,7 +43,9 @@ __all__ = [
     "nms_per_class",
     "pool_windows",
     "ps_roi_vote",
+    "pyramid_levels",
     "region_targets",
+    "roi_align",
     "roi_max_pool",
     "scale_boxes",
     "tile_anchors",

@@ -48,6 +48,34 @@ def generate_anchors(
     return np.concatenate([centre - half, centre + half], axis=-1).astype(np.float32)
 
 
+def centred_anchors(
+    sizes: Sequence[float], *, ratios: Sequence[float] = RATIOS
+) -> Float32[np.ndarray, "A 4"]:
+    """Return anchors around the upper left corner of the first pixel, as torchvision has them.
+
+    They are in the order of `generate_anchors`, and their edges are rounded to whole pixels.
+
+    Args:
+      sizes: square root of the area of each anchor, in pixels.
+      ratios: height over width.
+
+    Returns:
+      NumPy f32[A, 4], boxes in pixels.
+
+    Raises:
+      ValueError: where a size or a ratio is not positive.
+
+    Reference: `AnchorGenerator` of torchvision.models.detection, all of it in float32.
+    """
+    if min(*sizes, *ratios) <= 0:
+        raise UserError(f"sizes {sizes} and ratios {ratios} should be positive")
+    heights = np.sqrt(np.asarray(ratios, np.float32))[:, None]
+    sides = np.asarray(sizes, np.float32)[None, :, None]
+    half = np.stack([1 / heights, heights], axis=-1) * sides / 2
+    edges = np.round(half.reshape(-1, 2))
+    return np.concatenate([-edges, edges - 1], axis=-1)
+
+
 def tile_anchors(
     anchors: Float[np.ndarray, "A 4"], shape: tuple[int, int], *, stride: int
 ) -> Float32[np.ndarray, "{shape[0]}*{shape[1]}*A 4"]:

@@ -172,6 +172,22 @@ def boxes_from_edges(boxes: Float[Array, "*S 4"]) -> Float[jax.Array, "*S 4"]:
     return jnp.concatenate([boxes[..., :2], boxes[..., 2:] - 1], axis=-1)
 
 
+def boxes_to_edges(boxes: Float[Array, "*S 4"]) -> Float[jax.Array, "*S 4"]:
+    """Undo `boxes_from_edges`.
+
+    Args:
+      boxes: f32[*S, 4], inclusive corners in pixels.
+
+    Returns:
+      f32[*S, 4], the edges of the same boxes.
+
+    Raises:
+      ValueError: where `boxes` is no list of boxes.
+    """
+    _check("boxes", boxes)
+    return jnp.concatenate([boxes[..., :2], boxes[..., 2:] + 1], axis=-1)
+
+
 def boxes_from_centres(boxes: Float[Array, "*S 4"]) -> Float[jax.Array, "*S 4"]:
     """Return boxes that are given by centre and size, such as DETR's and YOLO's, by corners.
 

@@ -6,7 +6,7 @@ Shapes: `N` boxes, `K` outputs, `C` classes.
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Bool, Float, Int32
+from jaxtyping import Bool, Float, Int, Int32
 
 from dag_jax.arrays import Array, Number
 from dag_jax.detection import boxes as box_ops
@@ -36,6 +36,7 @@ def nms(
     threshold: Number,
     max_outputs: int,
     valid: Bool[Array, " N"] | None = None,
+    groups: Int[Array, " N"] | None = None,
 ) -> tuple[Int32[jax.Array, " {max_outputs}"], Bool[jax.Array, " {max_outputs}"]]:
     """Keep boxes in the order of their score, dropping each that overlaps a kept one.
 
@@ -48,6 +49,7 @@ def nms(
       threshold: largest IoU that two kept boxes may have.
       max_outputs: K.
       valid: bool[N], boxes to consider, or None for all.
+      groups: i32[N], such as classes: a box drops those of its own alone; None: all are of one.
 
     Returns:
       indices: i32[K], kept boxes by descending score, then padding.
@@ -65,11 +67,16 @@ def nms(
         valid = jnp.ones(count, bool)
     if valid.shape != (count,):
         raise UserError(f"boxes has {count} rows, valid has shape {valid.shape}")
+    if groups is not None and groups.shape != (count,):
+        raise UserError(f"boxes has {count} rows, groups has shape {groups.shape}")
     boxes, scores = (lax.stop_gradient(jnp.asarray(x)) for x in (boxes, scores))
     order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True).astype(jnp.int32)
     boxes, valid = boxes[order], jnp.asarray(valid)[order]
     rank = jnp.arange(count)
     overlaps = (box_ops.iou(boxes, boxes) > threshold) & (rank[:, None] < rank[None, :])
+    if groups is not None:
+        groups = jnp.asarray(groups)[order]
+        overlaps &= groups[:, None] == groups[None, :]
     keep = _sweep_to_fixed_point(overlaps, valid)
     (kept,) = jnp.nonzero(keep, size=max_outputs, fill_value=0)
     indices = order[kept] if count else jnp.zeros(max_outputs, jnp.int32)

@@ -1,5 +1,6 @@
 """The project's own networks: `load` one by name; it is a model of `dag_jax.models`."""
 
+from dag_jax.networks.entry import PRECISIONS
 from dag_jax.networks.network import DetectionNetwork, Network, SegmentationNetwork
 from dag_jax.networks.yolo import YoloNetwork, load_darknet
 from dag_jax.networks.zoo import (
@@ -7,7 +8,6 @@ from dag_jax.networks.zoo import (
     ENTRIES,
     MINIATURES,
     NAMES,
-    PRECISIONS,
     TASKS,
     build,
     facts,

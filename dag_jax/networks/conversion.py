@@ -90,7 +90,7 @@ def read_network(name, module, sources, **options):
     if not isinstance(dense, list) or not all(isinstance(path, str) for path in dense):
         raise UserError(f"the record of {sources} has no list of names as dense: {dense!r:.80}")
     if unknown := set(dense) - set(getattr(module, "upsamplings", tuple)()):
-        raise UserError(f"{sources} has upsamplings that {name} has not: {sorted(unknown)}")
+        raise UserError(f"{sources} has upsamplings that {name} has not: {sorted(unknown)!s:.300}")
     return module.clone(dense=tuple(dense)) if dense else module, parameters, record
 
 

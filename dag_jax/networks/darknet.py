@@ -56,13 +56,6 @@ class Convolution(nn.Module):
         return _ACTIVATIONS[layer.activation](x)
 
 
-def _upsample(x, stride):
-    *batch, height, width, channels = x.shape
-    shape = (*batch, height, stride, width, stride, channels)
-    x = jnp.broadcast_to(x[..., :, None, :, None, :], shape)
-    return x.reshape(*batch, height * stride, width * stride, channels)
-
-
 def _max_pool(x, layer):
     first = layer.padding // 2
     config = [(0, 0, 0)] * (x.ndim - 3)
@@ -110,7 +103,7 @@ class Darknet(nn.Module):
                         axis=-1,
                     )
                 case darknet_cfg.Upsample():
-                    x = _upsample(x, layer.stride)
+                    x = operations.enlarge(x, layer.stride)
                 case darknet_cfg.MaxPool():
                     x = _max_pool(x, layer)
                 case darknet_cfg.Head():

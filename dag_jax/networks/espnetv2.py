@@ -12,6 +12,7 @@ Reference: Mehta, Rastegari, Shapiro, Hajishirzi, ESPNetv2: A Light-weight, Powe
 General Purpose Convolutional Neural Network, CVPR 2019; https://github.com/sacmehta/EdgeNets.
 """
 
+import functools
 import math
 
 import jax
@@ -19,7 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from dag_jax.models import SEGMENTATION
 from dag_jax.networks import planes
+from dag_jax.networks.entry import Entry
 from dag_jax.networks.grids import pixels, poison
 
 # Of ImageNet's RGB from 0 to 1, as torchvision rounds them.
@@ -302,3 +305,24 @@ class EspNetV2(nn.Module):
             features = self.num_classes if last else (5 - number) * base
             x = Pyramid(features, narrow, not last, name=f"decode{number}")(x)
         return x
+
+
+def _entry(width, size, score):
+    return Entry(
+        f"ESPNetv2 {width} ({size})",
+        SEGMENTATION,
+        "voc2012_seg_val",
+        "Mehta, Rastegari, Shapiro and Hajishirzi, CVPR 2019",
+        functools.partial(EspNetV2, width, (size, size)),
+        size=f"{size} x {size} pixels",
+        score=f"mIoU {score} on VOC2012 val",
+        precisions=("float32",),
+    )
+
+
+ENTRIES = {
+    "espnetv2_20_384": _entry(2.0, 384, 67.01),
+    "espnetv2_20_256": _entry(2.0, 256, 63.36),
+    "espnetv2_10_384": _entry(1.0, 384, 60.22),
+    "espnetv2_05_384": _entry(0.5, 384, 47.18),
+}

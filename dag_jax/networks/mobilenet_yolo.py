@@ -1,8 +1,13 @@
-"""The layers of dog-qiuqiu's MobileNetV2-YOLOs, as their `.cfg` files have them.
+"""dog-qiuqiu's MobileNetV2-YOLOs: their layers, as their `.cfg` files have them.
 
 Reference: https://github.com/dog-qiuqiu/MobileNet-Yolo; Sandler et al., MobileNetV2, CVPR 2018.
 """
 
+from dag_jax.datasets.classes import CLASS_NAMES, COCO_NAMES
+from dag_jax.models import DETECTION
+from dag_jax.networks import conversion, yolo
+from dag_jax.networks.darknet import Darknet
+from dag_jax.networks.entry import Entry
 from dag_jax.weights import darknet_cfg
 
 # (channels, stride) of each block at full width; a block widens sixfold what it reads.
@@ -73,3 +78,35 @@ def cfg(heads, classes: int, anchors: str, *, width: float = 1.0) -> darknet_cfg
     convolve(**outputs)
     add("yolo", mask="0,1,2", scale_x_y=1.05, **common)
     return darknet_cfg.parse("\n".join(lines))
+
+
+def _entry(title, score, heads, classes, anchors, **options):
+    def build():
+        return Darknet(cfg(heads, len(classes), anchors, **options))
+
+    return Entry(
+        title,
+        DETECTION,
+        "voc07_test",
+        "dog-qiuqiu, MobileNet-Yolo, 2020",
+        build,
+        read=conversion.read_darknet,
+        size="320 x 320 pixels",
+        score=score,
+        classes=classes,
+        precisions=("float32",),
+        margin=yolo.MARGIN,
+        kind=yolo.YoloNetwork,
+    )
+
+
+_VOC = CLASS_NAMES[1:], VOC_ANCHORS  # YOLO has no background
+_COCO = COCO_NAMES, COCO_ANCHORS
+
+ENTRIES = {
+    "yolov3_nano_voc": _entry("YOLOv3-Nano", "mAP 65.27 on VOC2007 test", NANO, *_VOC),
+    "yolo_fastest_voc": _entry(
+        "YOLO-Fastest", "mAP 46.55 on VOC2007 test", FASTEST, *_VOC, width=0.5
+    ),
+    "yolov3_nano_coco": _entry("YOLOv3-Nano-COCO", "mAP 30.13 at IoU 0.5 on COCO", NANO, *_COCO),
+}

@@ -231,10 +231,14 @@ class DetectionNetwork(Network):
         height, width = shape[:2]
         if self.module.resize is None:
             return self, raised((height, width), BUCKET)
-        (canvas, _), long = self.module.canvas((height, width, 3)), self.module.resize[1]
-        module = self.module.clone(canvas_shape=raised(canvas, long // 5))
+        canvas, _ = self.module.canvas((height, width, 3))
+        module = self.module.clone(canvas_shape=raised(canvas, self._canvas_step()))
         # Only the canvas costs: images of any shape share one.
         return dataclasses.replace(self, module=module), raised((height, width), 4 * BUCKET)
+
+    def _canvas_step(self):
+        """Return the pixels by which the canvases of buckets differ."""
+        return self.module.resize[1] // 5
 
 
 def raised(sides, step: int) -> tuple[int, ...]:

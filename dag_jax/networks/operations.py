@@ -32,13 +32,14 @@ def _batched(function, x):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _correlate(x, kernel, pads, dilation=1):
-    """Correlate f32[B, H, W, C] with f32[K, K, C, D] at every cell; the result is float32."""
+    """Correlate f32[B, H, W, C] with f32[K, K, C, D] at every cell; the sums are float32."""
     columns = slice(None)
     if kernel.shape[0] > 1 and not any(sum(pads, ())):
         # Without any padding XLA's convolution takes up to ten times as long on CPU.
         pads, columns = ((0, 0), (0, 1)), slice(-1)
     spread = {"padding": pads, "rhs_dilation": (dilation, dilation)}
-    y = _convolution(x, kernel, **spread, preferred_element_type=jnp.float32)
+    sums = jnp.promote_types(x.dtype, jnp.float32)
+    y = _convolution(x, kernel, **spread, preferred_element_type=sums)
     return y[:, :, columns]
 
 
@@ -383,15 +384,15 @@ def resize(x, shape: tuple[int, int], *, ratios, extent=None):
     return _batched(scale, x)
 
 
+def enlarge(x, times: int):
+    """Return f32[*B, times H, times W, C]: f32[*B, H, W, C] with each cell repeated."""
+    *batch, height, width, channels = x.shape
+    shape = (*batch, height, times, width, times, channels)
+    x = jnp.broadcast_to(x[..., :, None, :, None, :], shape)
+    return x.reshape(*batch, height * times, width * times, channels)
+
+
 def subtract_mean(image, mean_rgb: tuple[float, float, float]):
-    """Turn an RGB image into what a Caffe network reads: BGR less the training set's mean.
-
-    Args:
-      image: f32[*B, H, W, 3], grey levels 0-255, RGB.
-      mean_rgb: mean of each channel in grey levels, RGB.
-
-    Returns:
-      f32[*B, H, W, 3], BGR.
-    """
+    """Return BGR less `mean_rgb` of an RGB image f32[*B, H, W, 3], as Caffe's networks read it."""
     mean = jnp.asarray(mean_rgb, jnp.float32).reshape((1,) * (image.ndim - 1) + (3,))
     return (image - mean)[..., ::-1]

@@ -48,7 +48,7 @@ class Bottleneck(nn.Module):
         """
         narrow, dilation = self.features // 4, self.dilation
         norm: dict[str, Any] = {"batch_norm": self.batch_norm}
-        shortcut = x.astype(jnp.float32)
+        shortcut = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if self.stride > 1 or x.shape[-1] != self.features:
             layer = layers.Conv(self.features, 1, self.stride, relu=False, name="shortcut", **norm)
             shortcut = layer(x, train)
@@ -89,7 +89,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool = False, grid=None):
-        """Map a mean-subtracted image f32[*B, H, W, 3] to {"stage4" and "stage5": the `Map`s}.
+        """Map a mean-subtracted image f32[*B, H, W, 3] to {"stage2", ... "stage5": their `Map`s}.
 
         `grid` is the image's; None is that of an image without padding.
 
@@ -128,4 +128,4 @@ class ResNet(nn.Module):
                 )
                 x, grid = block(x, grid, train)
             maps[f"stage{stage}"] = Map(x, grid)
-        return {name: maps[name] for name in ("stage4", "stage5")}
+        return maps

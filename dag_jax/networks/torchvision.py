@@ -13,12 +13,16 @@ Convolution for Semantic Image Segmentation, 2017; Howard et al., ICCV 2019;
 https://github.com/pytorch/vision, torchvision.models.segmentation.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from dag_jax.errors import UserError
+from dag_jax.models import SEGMENTATION
 from dag_jax.networks import layers, operations, planes
+from dag_jax.networks.entry import Entry
 from dag_jax.networks.espnetv2 import MEAN, STD
 from dag_jax.networks.grids import Map, pixels, poison
 from dag_jax.networks.mobilenetv3 import MobileNetV3, averages
@@ -161,17 +165,32 @@ class Segmenter(nn.Module):
 
 _FCN, _DEEPLAB = "Long, Shelhamer and Darrell, CVPR 2015", "Chen et al., arXiv 1706.05587, 2017"
 _RESNET50, _RESNET101 = ResNet(stride=8), ResNet(blocks=(3, 4, 23, 3), stride=8)
-# By name: title, paper, mIoU that torchvision publishes, trunk, head.
-SEGMENTERS = {
-    "lraspp_mobilenet_v3_large": (
-        *("LR-ASPP-MobileNetV3", "Howard et al., ICCV 2019", 57.9),
-        *(MobileNetV3(), LrasppHead()),
+
+
+def _entry(title, paper, score, backbone, head):
+    return Entry(
+        title,
+        SEGMENTATION,
+        "voc2012_seg_val",
+        paper,
+        functools.partial(Segmenter, backbone, head),
+        size="520 pixels the short side",
+        score=f"mIoU {score} on COCO val2017, of VOC's classes",
+        precisions=("float32",),
+    )
+
+
+ENTRIES = {
+    "lraspp_mobilenet_v3_large": _entry(
+        "LR-ASPP-MobileNetV3", "Howard et al., ICCV 2019", 57.9, MobileNetV3(), LrasppHead()
     ),
-    "deeplabv3_mobilenet_v3_large": (
-        *("DeepLabV3-MobileNetV3", _DEEPLAB, 60.3, MobileNetV3(), DeepLabHead()),
+    "deeplabv3_mobilenet_v3_large": _entry(
+        "DeepLabV3-MobileNetV3", _DEEPLAB, 60.3, MobileNetV3(), DeepLabHead()
     ),
-    "fcn_resnet50": ("FCN-ResNet-50", _FCN, 60.5, _RESNET50, FcnHead()),
-    "fcn_resnet101": ("FCN-ResNet-101", _FCN, 63.7, _RESNET101, FcnHead()),
-    "deeplabv3_resnet50": ("DeepLabV3-ResNet-50", _DEEPLAB, 66.4, _RESNET50, DeepLabHead()),
-    "deeplabv3_resnet101": ("DeepLabV3-ResNet-101", _DEEPLAB, 67.4, _RESNET101, DeepLabHead()),
+    "fcn_resnet50": _entry("FCN-ResNet-50", _FCN, 60.5, _RESNET50, FcnHead()),
+    "fcn_resnet101": _entry("FCN-ResNet-101", _FCN, 63.7, _RESNET101, FcnHead()),
+    "deeplabv3_resnet50": _entry("DeepLabV3-ResNet-50", _DEEPLAB, 66.4, _RESNET50, DeepLabHead()),
+    "deeplabv3_resnet101": _entry(
+        "DeepLabV3-ResNet-101", _DEEPLAB, 67.4, _RESNET101, DeepLabHead()
+    ),
 }

@@ -8,27 +8,31 @@ fc6), in its anchors and in its number of residual blocks. Full-size figures are
 deploy files, for the black box those of torchvision (ResNet-50) and, of the detector's head, of
 detectron2's R50-DC5.
 
-The others are networks of other authors, whose weights are free to use, and torchvision's. They are
-what is published: none has a miniature.
+The others are networks of other authors, whose weights are free to use, and torchvision's; their
+entries lie beside them. They are what is published: none has a miniature.
 
 Where the weights of a network are published, and under which licence, `weights.published` says.
 """
 
 import functools
 import pathlib
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dag_jax.datasets.classes import CLASS_NAMES, COCO_NAMES
 from dag_jax.errors import UserError
 from dag_jax.models import DETECTION, MARGINS, MAX_STEPS, SEGMENTATION
-from dag_jax.networks import backbones, conversion, mobilenet_yolo, torchvision, yolo
-from dag_jax.networks.darknet import Darknet
-from dag_jax.networks.espnetv2 import EspNetV2
+from dag_jax.networks import (
+    backbones,
+    conversion,
+    espnetv2,
+    fpn_faster_rcnn,
+    mobilenet_yolo,
+    retinanet,
+    torchvision,
+)
+from dag_jax.networks.entry import Entry
 from dag_jax.networks.faster_rcnn import FasterRCNN
 from dag_jax.networks.fcn import DilatedFcn, Fcn
 from dag_jax.networks.network import DetectionNetwork, Facts, Network, SegmentationNetwork
@@ -36,47 +40,9 @@ from dag_jax.networks.resnet import ResNet
 from dag_jax.networks.rfcn import RFCN
 from dag_jax.weights import store
 
-PRECISIONS = ("float32", "bfloat16")
 CHECKPOINTS = pathlib.Path(__file__).parent / "checkpoints"
 _KINDS = {SEGMENTATION: SegmentationNetwork, DETECTION: DetectionNetwork}
 _ANY_IMAGE = (128, 128, 3)  # parameters do not depend on the image's size
-
-
-class Entry(NamedTuple):
-    """All that is said of a network.
-
-    Attributes:
-      title: what tables call it.
-      task: SEGMENTATION or DETECTION.
-      split: the split that it is tested on.
-      paper: who describe it.
-      build: function that returns the full-size module; `batch_norm=True` builds it for training
-        where there is a miniature.
-      miniature: as `build`, of the small one, whose trained checkpoint ships; None: there is none.
-      read: function as `conversion.read_network`, of files that hold its weights.
-      size: the image's size in its layers.
-      score: what is published for its weights, in percent, and of which images.
-      classes: names of its classes by index.
-      precisions: of `PRECISIONS`, those that it can multiply in.
-      proposals: the most proposals of a detector that are attacked, full size and miniature.
-      margin: logits by which a label must have lost before its target rests; None: its task's.
-      kind: what it is; None: its task's.
-    """
-
-    title: str
-    task: str
-    split: str
-    paper: str
-    build: Callable[..., nn.Module]
-    miniature: Callable[..., nn.Module] | None = None
-    read: Callable = conversion.read_network
-    size: str = "its own"
-    score: str = "none"
-    classes: tuple[str, ...] = CLASS_NAMES
-    precisions: tuple[str, ...] = PRECISIONS
-    proposals: tuple[int, int] = (0, 0)
-    margin: float | None = None
-    kind: type[Network] | None = None
 
 
 def _fcn_alex(**norm):
@@ -173,56 +139,6 @@ _RESNET = "He, Zhang, Ren and Sun, CVPR 2016"
 _MIOU, _MAP = "mIoU {} on VOC2011 seg11valid", "mAP {} on VOC2007 test"  # of the paper's Table 1
 
 
-def _espnetv2(width, size, score):
-    return Entry(
-        f"ESPNetv2 {width} ({size})",
-        SEGMENTATION,
-        "voc2012_seg_val",
-        "Mehta, Rastegari, Shapiro and Hajishirzi, CVPR 2019",
-        functools.partial(EspNetV2, width, (size, size)),
-        size=f"{size} x {size} pixels",
-        score=f"mIoU {score} on VOC2012 val",
-        precisions=("float32",),
-    )
-
-
-def _yolo(title, score, heads, classes, anchors, **options):
-    def build():
-        return Darknet(mobilenet_yolo.cfg(heads, len(classes), anchors, **options))
-
-    return Entry(
-        title,
-        DETECTION,
-        "voc07_test",
-        "dog-qiuqiu, MobileNet-Yolo, 2020",
-        build,
-        read=conversion.read_darknet,
-        size="320 x 320 pixels",
-        score=score,
-        classes=classes,
-        precisions=("float32",),
-        margin=yolo.MARGIN,
-        kind=yolo.YoloNetwork,
-    )
-
-
-_VOC = CLASS_NAMES[1:], mobilenet_yolo.VOC_ANCHORS  # YOLO has no background
-_COCO = COCO_NAMES, mobilenet_yolo.COCO_ANCHORS
-
-
-def _torchvision(title, paper, score, backbone, head):
-    return Entry(
-        title,
-        SEGMENTATION,
-        "voc2012_seg_val",
-        paper,
-        functools.partial(torchvision.Segmenter, backbone, head),
-        size="520 pixels the short side",
-        score=f"mIoU {score} on COCO val2017, of VOC's classes",
-        precisions=("float32",),
-    )
-
-
 ENTRIES = {
     "fcn_alex": _FCN(
         "FCN-Alex", build=_fcn_alex, miniature=_small_fcn_alex, score=_MIOU.format(48.04)
@@ -257,18 +173,11 @@ ENTRIES = {
         score=_MAP.format(77.6),
         precisions=("float32",),
     ),
-    "espnetv2_20_384": _espnetv2(2.0, 384, 67.01),
-    "espnetv2_20_256": _espnetv2(2.0, 256, 63.36),
-    "espnetv2_10_384": _espnetv2(1.0, 384, 60.22),
-    "espnetv2_05_384": _espnetv2(0.5, 384, 47.18),
-    "yolov3_nano_voc": _yolo("YOLOv3-Nano", _MAP.format(65.27), mobilenet_yolo.NANO, *_VOC),
-    "yolo_fastest_voc": _yolo(
-        "YOLO-Fastest", _MAP.format(46.55), mobilenet_yolo.FASTEST, *_VOC, width=0.5
-    ),
-    "yolov3_nano_coco": _yolo(
-        "YOLOv3-Nano-COCO", "mAP 30.13 at IoU 0.5 on COCO", mobilenet_yolo.NANO, *_COCO
-    ),
-    **{name: _torchvision(*row) for name, row in torchvision.SEGMENTERS.items()},
+    **espnetv2.ENTRIES,
+    **mobilenet_yolo.ENTRIES,
+    **torchvision.ENTRIES,
+    **fpn_faster_rcnn.ENTRIES,
+    **retinanet.ENTRIES,
 }
 TASKS = {name: entry.task for name, entry in ENTRIES.items()}
 BLACK_BOX = ("fcn_resnet", "fr_resnet")

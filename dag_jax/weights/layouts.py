@@ -61,9 +61,9 @@ _EESP_LAYERS = (
 
 # torchvision's trunks, and the joins of their normalisations.
 _TORCHVISION_TRUNKS = (
-    Rule(r"backbone\.conv1", r"backbone/conv1", "conv"),
+    Rule(r"backbone\.(?:body\.)?conv1", r"backbone/conv1", "conv"),
     *(
-        Rule(rf"backbone\.layer{stage - 1}\.{block}\.{old}", path + new, "conv")
+        Rule(rf"backbone\.(?:body\.)?layer{stage - 1}\.{block}\.{old}", path + new, "conv")
         for stage in range(2, 6)
         for block in range(23)
         for path in [f"backbone/stage{stage}_{block + 1}/"]
@@ -83,10 +83,30 @@ _TORCHVISION_TRUNKS = (
 )
 _TORCHVISION_JOINS = (
     (r"(backbone\..*)bn([1-3])", r"\1conv\2"),
-    (r"(backbone\.layer.*\.downsample)\.1", r"\1.0"),
+    (r"(backbone\..*\.downsample)\.1", r"\1.0"),
     (r"(backbone\.(?:\d+|\d+\.block\.\d))\.1", r"\1.0"),
 )
 _TORCHVISION_EPSILONS = ((r"backbone\.\d+\..*", 1e-3),)  # MobileNetV3's
+# The published detectors were trained without it, and torchvision sets it to 0 for them.
+_FROZEN_EPSILONS = ((r"backbone\..*", 0.0),)
+
+
+def _pyramid(first):
+    """Return the rules of a pyramid's convolutions from a stage on.
+
+    A convolution is a block's layer 0; in older files, such as the published ones, the block.
+    """
+    return tuple(
+        Rule(
+            rf"backbone\.fpn\.{old}_blocks\.{block}(?:\.0)?",
+            f"pyramid/stage{first + block}_{new}",
+            "conv",
+        )
+        for block in range(4)
+        for old, new in (("inner", "inner"), ("layer", "outer"))
+    )
+
+
 _RESNET_LAYERS = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}
 
 LAYOUTS = {
@@ -233,5 +253,41 @@ LAYOUTS = {
             Rule(r"classifier\.4", "head/score", "conv"),
         ),
         joins=(*_TORCHVISION_JOINS, (r"classifier\.1", "classifier.0")),
+    ),
+    "torchvision_fasterrcnn": Layout(
+        r"roi_heads\.box_head\.fc6",
+        (
+            *_TORCHVISION_TRUNKS,
+            *_pyramid(2),
+            Rule(r"rpn\.head\.conv(?:\.0\.0)?", "rpn_conv", "conv"),
+            Rule(r"rpn\.head\.cls_logits", "rpn_cls_score", "conv"),
+            Rule(r"rpn\.head\.bbox_pred", "rpn_bbox_pred", "conv"),
+            Rule(r"roi_heads\.box_head\.(fc[67])", r"\1", "patch"),
+            Rule(r"roi_heads\.box_predictor\.(cls_score|bbox_pred)", r"\1", "dense"),
+        ),
+        joins=_TORCHVISION_JOINS,
+        epsilons=_FROZEN_EPSILONS,
+    ),
+    "torchvision_retinanet": Layout(
+        r"head\.classification_head\.cls_logits",
+        (
+            *_TORCHVISION_TRUNKS,
+            *_pyramid(3),
+            Rule(r"backbone\.fpn\.extra_blocks\.p6", "pyramid/extra0", "conv"),
+            Rule(r"backbone\.fpn\.extra_blocks\.p7", "pyramid/extra1", "conv"),
+            *(
+                Rule(
+                    rf"head\.{old}_head\.conv\.(?:{number}\.0|{2 * number})",
+                    f"{new}_conv_{number}",
+                    "conv",
+                )
+                for number in range(4)
+                for old, new in (("classification", "cls"), ("regression", "box"))
+            ),
+            Rule(r"head\.classification_head\.cls_logits", "cls_logits", "conv"),
+            Rule(r"head\.regression_head\.bbox_reg", "bbox_reg", "conv"),
+        ),
+        joins=_TORCHVISION_JOINS,
+        epsilons=_FROZEN_EPSILONS,
     ),
 }

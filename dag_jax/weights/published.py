@@ -147,9 +147,10 @@ def _torchvision(kind, digits, checksum=None, size=None):
     # The file's name ends with the first digits of its SHA-256.
     name = f"{kind}-{digits}.pth"
     address = f"https://download.pytorch.org/models/{name}"
+    page = {"fasterrcnn": "faster_rcnn"}.get(family := kind.partition("_")[0], family)
     return Origin(
         (Published(name, (address,), f"sha256:{checksum or digits}", size),),
-        f"https://docs.pytorch.org/vision/stable/models/{kind.partition('_')[0]}.html",
+        f"https://docs.pytorch.org/vision/stable/models/{page}.html",
         "BSD 3-Clause, the repository's; its weights may be bound by the terms of what they were "
         "trained on, ImageNet and COCO",
     )
@@ -256,4 +257,6 @@ ORIGINS = {  # by the network's name in the zoo
     "fcn_resnet101": _torchvision("fcn_resnet101_coco", "7ecb50ca"),
     "deeplabv3_resnet50": _torchvision("deeplabv3_resnet50_coco", "cd0a2569"),
     "deeplabv3_resnet101": _torchvision("deeplabv3_resnet101_coco", "586e9e4e"),
+    "fasterrcnn_resnet50_fpn": _torchvision("fasterrcnn_resnet50_fpn_coco", "258fb6c6"),
+    "retinanet_resnet50_fpn": _torchvision("retinanet_resnet50_fpn_coco", "eeacb38b"),
 }

@@ -119,6 +119,81 @@ def test_queries_of_other_classes_are_refused(queries, classes, message):
         from_queries(queries.function, classes=classes).detect(IMAGE)
 
 
+@pytest.fixture(scope="module")
+def sigmoid():
+    """A toy: queries that see class 0 by how bright their box is, and class 1 by how dark."""
+    boxes = np.float32([[1, 1, 14, 14], [2, 2, 15, 15], [20, 1, 35, 12], [22, 18, 37, 30]])
+
+    def look(gain, image):
+        held = [image[top : low + 1, left : right + 1].mean() for left, top, right, low in places]
+        bright = gain * (jnp.stack(held) - 127)
+        return jnp.asarray(boxes), jnp.stack([bright, -bright], axis=1)
+
+    places = boxes.astype(int).tolist()
+    look = jax.tree_util.Partial(look, jnp.float32(0.1))
+    return adapters.from_sigmoid_queries(
+        look, classes=("day", "background"), threshold=0.2, nms_threshold=0.5, title="Toy"
+    )
+
+
+def scene():
+    """Return an image whose first, overlapping queries are bright, and whose last is dark."""
+    image = np.full((32, 40, 3), 120, np.float32)
+    image[:16, :16], image[18:, 22:] = 150, 90
+    return image
+
+
+def test_each_query_says_of_each_class_whether_it_is_there(sigmoid):
+    about = models.about(sigmoid)
+    assert about.detects and about.objects == (0, 1) and about.background is None
+    assert about.title == "Toy" and about.margin == 0
+    handle = np.int32([3, 0])
+    logits = 0.1 * (np.float32([90, 150])[:, None] - 127) * np.float32([1, -1])[None]
+    scores = sigmoid.scores(scene(), handle)
+    np.testing.assert_allclose(scores[..., 0], logits, rtol=1e-5)
+    np.testing.assert_allclose(jax.nn.sigmoid(scores[..., 1]), 0.2, rtol=1e-6)
+    found = jax.jit(lambda model, image: model.detect(image))(sigmoid, scene())
+    # By descending score: the dark one, one of the two bright ones that overlap, and the third,
+    # which is a little dark, and less a bright one.
+    rows = np.flatnonzero(found.valid)
+    expected = 1 / (1 + np.exp(-np.float32([3.7, 2.3, 0.7, -0.7])))
+    np.testing.assert_array_equal(found.classes[rows], [1, 0, 1, 0])
+    np.testing.assert_allclose(found.scores[rows], expected, rtol=1e-5)
+    boxes = np.asarray(sigmoid.propose(IMAGE).boxes)
+    np.testing.assert_array_equal(found.boxes[rows[:2]], boxes[[3, 0]])
+
+
+def test_an_attack_leaves_no_detection_of_the_classes_that_were_there(sigmoid):
+    truths = Truths(np.float32([[1, 1, 14, 14]]), np.int32([0]), np.zeros(1, bool))
+    targets, score_fn = dag_jax.detector_targets(sigmoid, scene(), truths, key=jax.random.key(0))
+    assert targets.labels.shape == (4, 2) and np.array_equal(targets.valid, [[True, False]] * 4)
+    result = dag_jax.attack(score_fn, scene(), targets, dag_jax.Method(max_steps=200))
+    assert result.status == dag_jax.Status.FOOLED and result.active_counts[0] == 3
+    found = sigmoid.detect(result.adversarial)
+    left = np.asarray(found.classes)[np.asarray(found.valid)]
+    assert (left == 1).any() and not (left == 0).any()
+
+
+def test_without_suppression_every_pair_above_the_threshold_is_a_detection(sigmoid):
+    plain = adapters.from_sigmoid_queries(sigmoid.function, classes=("a", "b"), threshold=0.2)
+    assert int(plain.detect(scene()).valid.sum()) == int(sigmoid.detect(scene()).valid.sum()) + 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": ("cat",)}, r"boxes \[4, 4\] and logits \[4, 2\]; of 1 classes .* \[N, 1\]"),
+        ({"threshold": 1}, "threshold is 1; a probability"),
+        ({"nms_threshold": 1.5}, "nms_threshold is 1.5; an IoU"),
+        ({"classes": ("cat", "cat")}, "classes repeat"),
+    ],
+)
+def test_sigmoid_queries_that_do_not_fit_are_refused(sigmoid, changes, message):
+    options = {"classes": ("cat", "dog")} | changes
+    with pytest.raises(dag_jax.UserError, match=message):
+        adapters.from_sigmoid_queries(sigmoid.function, **options).detect(IMAGE)
+
+
 def test_a_function_is_a_segmenter_whose_coarse_scores_are_resized():
     def forward(kernel, image):
         cells = image.reshape(8, 4, 10, 4, 3).mean(axis=(1, 3))

@@ -1,4 +1,9 @@
-"""PyTorch's modules as ours, against PyTorch itself: the same pipeline, written by hand."""
+"""PyTorch's modules as ours, against PyTorch itself: the same pipeline, written by hand.
+
+What takes `model` runs by callback and, where torchax is installed, by that.
+"""
+
+import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -54,9 +59,11 @@ def module():
     return network()
 
 
-@pytest.fixture(scope="module")
-def model(module):
-    return adapted(module)
+@pytest.fixture(scope="module", params=["callback", "torchax"])
+def model(module, request):
+    if request.param == "torchax" and not importlib.util.find_spec("torchax"):
+        pytest.skip("torchax, an extra, is not installed")
+    return adapted(module, via=request.param)
 
 
 @pytest.fixture(scope="module")

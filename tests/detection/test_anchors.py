@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dag_jax.detection import generate_anchors, tile_anchors
+from dag_jax.detection import centred_anchors, generate_anchors, tile_anchors
 
 # What the comment in py-faster-rcnn's generate_anchors.py lists, from MATLAB and thus 1-based.
 ONE_BASED = [
@@ -43,7 +43,25 @@ def test_tiles_run_along_anchors_then_columns_then_rows():
                 np.testing.assert_array_equal(tiles[(row * 3 + column) * 3 + a], expected)
 
 
+def test_the_first_anchors_of_torchvision():
+    # AnchorGenerator(((32,),), ((0.5, 1, 2),)).cell_anchors, which are edges.
+    edges = np.float32([[-23, -11, 23, 11], [-16, -16, 16, 16], [-11, -23, 11, 23]])
+    np.testing.assert_array_equal(centred_anchors((32,)), edges - np.float32([0, 0, 1, 1]))
+    assert centred_anchors((32,)).dtype == np.float32
+
+
+def test_centred_anchors_run_along_sizes_then_ratios():
+    anchors = centred_anchors((256, 322, 406))
+    roots = np.repeat(np.sqrt([0.5, 1, 2]), 3)
+    sizes = np.tile([256, 322, 406], 3)
+    exact = np.stack([sizes / roots, sizes * roots], axis=1)
+    np.testing.assert_array_equal(anchors[:, :2] + anchors[:, 2:], np.full((9, 2), -1))
+    np.testing.assert_allclose(anchors[:, 2:] - anchors[:, :2] + 1, exact, atol=1)
+
+
 def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="sizes \\(32, 0\\)"):
+        centred_anchors((32, 0))
     with pytest.raises(ValueError, match="base 0"):
         generate_anchors(base=0)
     with pytest.raises(ValueError, match=r"\(4,\)"):

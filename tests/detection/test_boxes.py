@@ -5,6 +5,7 @@ import pytest
 from dag_jax.detection import (
     boxes_from_centres,
     boxes_from_edges,
+    boxes_to_edges,
     clip_boxes,
     decode_boxes,
     encode_boxes,
@@ -123,6 +124,7 @@ def test_a_box_of_other_conventions_is_the_same_pixels():
     centre = np.float32([3.5, 2, 3, 2])
     parts = np.float32([3.5 / 16, 2 / 8, 3 / 16, 2 / 8])
     np.testing.assert_array_equal(boxes_from_edges(edges), ours)
+    np.testing.assert_array_equal(boxes_to_edges(ours), edges)
     np.testing.assert_array_equal(boxes_from_centres(centre), ours)
     np.testing.assert_array_equal(boxes_from_centres(scale_boxes(parts, (8, 16))), ours)
 
@@ -142,7 +144,7 @@ def test_conversions_keep_overlaps_and_work_compiled_on_batches(rng):
     np.testing.assert_allclose(batched.reshape(12, 4), ours, atol=1e-4)
 
 
-@pytest.mark.parametrize("convert", [boxes_from_edges, boxes_from_centres])
+@pytest.mark.parametrize("convert", [boxes_from_edges, boxes_to_edges, boxes_from_centres])
 def test_what_is_no_list_of_boxes_is_not_converted(convert):
     with pytest.raises(ValueError, match="its last axis should be 4 long"):
         convert(np.zeros((4, 3), np.float32))

@@ -76,6 +76,20 @@ def test_a_chain_where_each_box_overlaps_the_next():
     np.testing.assert_array_equal(result, [0, 2, 4, 6, 8])
 
 
+def test_groups_are_suppressed_each_alone(rng):
+    boxes, scores = clustered(rng, 90), rng.permutation(90).astype(np.float32)
+    groups = rng.integers(0, 4, 90).astype(np.int32)
+    suppress = functools.partial(nms, threshold=0.5, max_outputs=90)
+    result = kept(*jax.jit(suppress)(boxes, scores, groups=groups))
+    assert np.all(np.diff(scores[result]) < 0)
+    for group in range(4):
+        (members,) = np.nonzero(groups == group)
+        alone = members[greedy(boxes[members], scores[members], 0.5)]
+        np.testing.assert_array_equal(result[groups[result] == group], alone)
+    with pytest.raises(ValueError, match=r"groups has shape \(3,\)"):
+        suppress(boxes, scores, groups=groups[:3])
+
+
 def test_an_overlap_equal_to_the_threshold_stays():
     boxes = np.float32([[0, 0, 9, 9], [0, 0, 9, 4]])  # IoU exactly 0.5
     scores = np.float32([1, 0])

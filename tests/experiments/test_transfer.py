@@ -323,11 +323,9 @@ def test_cells_of_other_perturbations_are_refused_and_others_kept(matrix, toys, 
     more = [*matrix.sources, matrix.sources[-1]._replace(members=(SEGMENTER, SIGMOID))]
     assert not Matrix(matrix.folder, matrix.stored, more, matrix.looking).is_complete(SEGMENTER)
     shutil.copytree(toys[0] / folder(SIGMOID), other / folder(SIGMOID))
-    path = other / folder(SIGMOID) / "manifest.json"
-    files.write_json(path, files.load_json(path, digest=True) | {"weights_sha256": "ab"})
-    changed = Matrix(
-        matrix.folder, Stored(other, load_scenes(cache)), matrix.sources, matrix.looking
-    )
+    stored = Stored(other, load_scenes(cache))
+    stored.runs[SIGMOID].manifest["weights_sha256"] = "ab"
+    changed = Matrix(matrix.folder, stored, matrix.sources, matrix.looking)
     with pytest.raises(ValueError, match=r"settings \(members.*weights_sha256.* another --work"):
         changed.is_complete(SEGMENTER)
 

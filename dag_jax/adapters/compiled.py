@@ -1,0 +1,106 @@
+"""Models whose framework computes in JAX: Keras, and PyTorch by torchax. Variables are leaves.
+
+Shapes: `H W` pixels of the user's image, `h w` cells of a map, `C` classes.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from dag_jax.adapters import checks
+from dag_jax.arrays import Array
+
+
+class _Around:
+    """What of a model is no array; two of them are the same where they are one object."""
+
+    def __init__(self, forward, layout, size, count, title):
+        self._forward, self._layout, self._size = forward, layout, size
+        self._count, self._title = count, title
+
+    def __call__(self, variables, normalisation, image):
+        # Frameworks promote as NumPy does; whoever calls this may not.
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            x = jnp.asarray(image).astype(jnp.float32)
+            if self._size is not None and x.shape[:2] != self._size:
+                x = jax.image.resize(x, (*self._size, 3), "bilinear", antialias=False)
+            mean, std = normalisation
+            seen, x = x.shape[:2], ((x / 255 - mean) / std)[None]
+            x = x.transpose(0, 3, 1, 2) if self._layout == "nchw" else x
+            outputs = self._forward(variables, x)
+            if self._count is None:
+                return jax.tree.map(_without_batch, outputs)
+            checks.check_map(outputs.shape, seen, self._layout, self._count, self._title)
+            scores = outputs[0].astype(jnp.float32)
+            return scores.transpose(1, 2, 0) if self._layout == "nchw" else scores
+
+
+def _without_batch(array):
+    return (array[0] if array.ndim and len(array) == 1 else array).astype(jnp.float32)
+
+
+def around(
+    forward: Callable,
+    variables: Any,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    layout: str,
+    size: tuple[int, int] | None,
+    count: int | None,
+    title: str,
+) -> jax.tree_util.Partial:
+    """Return a function of an image, which it resizes and normalises for a model.
+
+    Args:
+      forward: (variables, image f32[1, h, w, 3] or f32[1, 3, h, w]) -> outputs, arrays; where
+        `count` is given, scores of each pixel, [1, h, w, C] or [1, C, h, w].
+      variables: pytree of arrays.
+      mean: of R, G and B, of images in 0..1.
+      std: likewise.
+      layout: "nhwc" or "nchw", of the model's images and scores.
+      size: pixels (h, w) that the image is resized to, bilinearly; None leaves it as it is.
+      count: C; None for what segments no image.
+      title: of the model.
+
+    Returns:
+      A pytree, image f32[H, W, 3], RGB grey levels -> f32[h, w, C]; without a count the outputs as
+      float32, less their first axis of 1.
+    """
+    normalisation = tuple(jnp.asarray(values, jnp.float32) for values in (mean, std))
+    function = _Around(forward, layout, size, count, title)
+    return jax.tree_util.Partial(function, variables, normalisation)
+
+
+def try_out(
+    function: Callable, image: Float[Array, "H W 3"], titles: Iterable[str]
+) -> list[Float[np.ndarray, "..."]]:
+    """Run a function of an image forward and backward once, and return its outputs.
+
+    Args:
+      function: a pytree.
+      image: f32[H, W, 3], grey levels.
+      titles: what each output is called.
+
+    Raises:
+      ValueError: for one without a gradient at the image.
+    """
+
+    @jax.jit
+    def look(function, image):
+        outputs, pull = jax.vjp(lambda image: jax.tree.leaves(function(image)), image)
+        gradients = []
+        for index, output in enumerate(outputs):
+            cotangents = [jnp.zeros_like(each) for each in outputs]
+            cotangents[index] = jax.random.normal(jax.random.key(0), output.shape)
+            gradients.append(pull(cotangents)[0])
+        return outputs, gradients
+
+    outputs, gradients = jax.tree.map(np.asarray, look(function, image))
+    for title, gradient in zip(titles, gradients, strict=True):
+        checks.check_gradient(gradient, title)
+    return outputs

@@ -1,0 +1,218 @@
+"""PyTorch's modules compiled into JAX by torchax; their parameters and buffers are the leaves.
+
+torchax runs a module's own code on tensors that hold what JAX traces. It is mended here: its
+convolutions, pools and resizing are slow on CPU, their gradients above all and inside compiled
+loops most; its transposed convolution of groups is wrong; it lets gradients pass through what was
+detached; and modules that keep what they computed for the next call would keep what was traced.
+
+Shapes: `B` images, `H W` cells, `C D` channels, `K` kernel size.
+"""
+
+import contextlib
+import functools
+import importlib
+import importlib.metadata
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dag_jax.adapters import checks
+from dag_jax.errors import UserError
+from dag_jax.networks import depthwise, operations, planes
+
+_TOGETHER = "torchax 0.0.13 with torch 2.12.1 and jax 0.10.2"
+_PARTS = ("torchax", "torch", "jax")
+_FEW = 8  # groups that are convolved one by one
+
+
+def compiled(module: Any, output: Any, *, title: str) -> tuple[Callable, dict]:
+    """Return (forward, variables) of a module, as `compiled.around` takes them.
+
+    Args:
+      module: a torch.nn.Module in evaluation mode, of one image as its argument.
+      output: what `forward` returns of its outputs, as of `from_torch`.
+      title: of the module.
+
+    Raises:
+      ValueError: without a torchax that works. `forward` raises one for a module in training mode,
+        for outputs that are not there, and for those that are no floats.
+    """
+    environment = _environment()
+    checks.check_mode(module, title)
+    torchax = importlib.import_module("torchax")
+    states, call = torchax.extract_jax(module, environment)
+    # Copies: what torchax gives may be PyTorch's own memory, which the user may change.
+    states = {name: jnp.array(state) for name, state in states.items()}
+    floats = (state.dtype for state in states.values() if jnp.issubdtype(state.dtype, jnp.floating))
+    dtype = next(floats, jnp.dtype(jnp.float32))
+    torch = importlib.import_module("torch")
+
+    def forward(states, x):
+        checks.check_mode(module, title)
+        with _left_as_it_was(module), torch.enable_grad(), warnings.catch_warnings():
+            # PyTorch's indices are of 64 bits, and become 32.
+            warnings.filterwarnings("ignore", "Explicitly requested dtype int64")
+            outputs = call(states, (x.astype(dtype),))
+        picked = []
+        for which, index in checks.picks(output, title).items():
+            each = checks.pick(outputs, index, title)
+            checks.check_floating(jnp.issubdtype(each.dtype, jnp.floating), each.dtype, which)
+            picked.append(each)
+        return tuple(picked) if isinstance(output, tuple) else picked[0]
+
+    return forward, states
+
+
+@contextlib.contextmanager
+def _left_as_it_was(module):
+    """Take back what a module keeps in itself, its buffers and its parts: that was traced."""
+    kept = [
+        (attributes, dict(attributes))
+        for part in module.modules()
+        for attributes in (part.__dict__, part._buffers)
+    ]
+    try:
+        yield
+    finally:
+        for attributes, before in kept:
+            attributes.clear()
+            attributes.update(before)
+
+
+@functools.cache
+def _environment():
+    """Return the place in which torchax runs modules, with operators of ours.
+
+    Raises:
+      ValueError: where torchax is not there, or does not work with the PyTorch or JAX that is.
+    """
+    try:
+        tensor = importlib.import_module("torchax.tensor")
+    except ModuleNotFoundError as error:
+        if error.name != "torchax":
+            raise
+        raise UserError(
+            f"via='torchax' needs {_TOGETHER}: pip install 'dag-jax[torchax]'"
+        ) from error
+    except (AttributeError, ImportError, RuntimeError) as error:
+        versions = [f"{name} {importlib.metadata.version(name)}" for name in _PARTS]
+        raise UserError(
+            f"torchax cannot be imported ({error!s:.80}): {_TOGETHER} work together, and here are "
+            f"{', '.join(versions)}"
+        ) from error
+    torch = importlib.import_module("torch")
+
+    class Environment(tensor.Environment):
+        """Does not differentiate what PyTorch does not."""
+
+        def dispatch(self, func, types, args, kwargs):
+            outputs = super().dispatch(func, types, args, kwargs)
+            if torch.is_grad_enabled():
+                return outputs
+            stop = lambda leaf: leaf.detach() if isinstance(leaf, tensor.Tensor) else leaf  # noqa: E731
+            return torch.utils._pytree.tree_map(stop, outputs)
+
+    environment = Environment()
+
+    def override(operator, function):
+        def of_tensors(*arguments, **named):
+            arguments, named = environment.t2j_iso((arguments, named))
+            return environment.j2t_iso(function(*arguments, **named))
+
+        environment.override_op_definition(operator, of_tensors)
+
+    aten, jaten = torch.ops.aten, importlib.import_module("torchax.ops.jaten")
+    override(aten.detach.default, lax.stop_gradient)
+    override(aten.convolution.default, functools.partial(_convolve, jaten._aten_convolution))
+    override(aten.upsample_bilinear2d.default, _resize)
+    theirs = importlib.import_module("torchax.ops.jtorch")._functional_max_pool2d
+    override(torch.nn.functional.max_pool2d, functools.partial(_max_pool, theirs))
+    return environment
+
+
+def _max_pool(
+    theirs, x, size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
+):
+    """Return torch.nn.functional.max_pool2d; `theirs` does what the project's own does not."""
+    stride = size if stride is None else stride
+    squares = [{each} if isinstance(each, int) else {*each} for each in (size, stride, padding)]
+    own = x.ndim == 4 and dilation in (1, (1, 1)) and all(len(square) == 1 for square in squares)
+    if not own or return_indices:
+        return theirs(x, size, stride, padding, dilation, ceil_mode, return_indices)
+    size, stride, padding = (each for square in squares for each in square)
+    if not ceil_mode:  # ours is always so: give it what whole windows cover
+        config = [(0, 0, 0), (0, 0, 0)]
+        for side in x.shape[2:]:
+            covered = (side + 2 * padding - size) // stride * stride + size
+            config.append((padding, covered - side - padding, 0))
+        x, padding = lax.pad(x, jnp.array(-jnp.inf, x.dtype), config), 0
+    y = operations.max_pool(x.transpose(0, 2, 3, 1), size=size, stride=stride, padding=padding)
+    return y.transpose(0, 3, 1, 2)
+
+
+def _resize(x, shape, align_corners, *scales):
+    """Return aten::upsample_bilinear2d of [B, C, H, W]."""
+    matrices = []
+    for size, cells, scale in zip(shape, x.shape[2:], scales or (None, None), strict=True):
+        if align_corners:
+            matrices.append(planes.corners_matrix(size, cells).astype(x.dtype))
+            continue
+        places = np.maximum(
+            0, (np.arange(size) + 0.5) * (1 / scale if scale else cells / size) - 0.5
+        )
+        places = np.minimum(places, cells - 1)[:, None]
+        weights = np.maximum(0, 1 - np.abs(places - np.arange(cells)))
+        matrices.append(weights.astype(x.dtype))
+    return planes.resize(x, *matrices)
+
+
+def _convolve(theirs, x, kernel, bias, *geometry):
+    """Return aten::convolution; `theirs` does what the project's own do not."""
+    *geometry, transposed, more, groups = geometry
+    if transposed and groups > 1:  # as one, of a kernel that is zero between groups
+        kernel = kernel.reshape(groups, -1, 1, *kernel.shape[1:])
+        apart = np.eye(groups, dtype=bool).reshape(groups, 1, groups, *(1,) * (kernel.ndim - 3))
+        kernel = jnp.where(apart, kernel, 0)
+        kernel = kernel.reshape(x.shape[1], -1, *kernel.shape[4:])
+        groups = 1
+    y = None
+    if x.ndim == kernel.ndim == 4:
+        y = _fast(x.transpose(0, 2, 3, 1), kernel, *geometry, transposed, more, groups)
+    if y is None:
+        return theirs(x, kernel, bias, *geometry, transposed, more, groups)
+    y = y.transpose(0, 3, 1, 2).astype(x.dtype)
+    return y if bias is None else y + bias[None, :, None, None]
+
+
+def _fast(x, kernel, strides, paddings, dilations, transposed, more, groups):
+    """Return f32[B, H', W', D] of [B, H, W, C], or None where there is nothing of the project's."""
+    stride, padding, dilation = strides[0], paddings[0], dilations[0]
+    size, even = kernel.shape[2], len(set(paddings)) == 1
+    alike = all(len(set(pair)) == 1 for pair in (kernel.shape[2:], strides, dilations))
+    if not alike or (stride > 1 and dilation > 1):
+        return None
+    if transposed:
+        if dilation > 1 or not even or max(more) > padding:
+            return None
+        shape = tuple(
+            (side - 1) * stride + size - 2 * padding + extra
+            for side, extra in zip(x.shape[1:3], more, strict=True)
+        )
+        kernel = kernel.transpose(2, 3, 0, 1)
+        return operations.upsample_dense(x, kernel, shape, stride=stride, offset=padding)
+    kernel = kernel.transpose(2, 3, 1, 0)
+    geometry = {"stride": stride, "dilation": dilation}
+    if groups == x.shape[3] == kernel.shape[3] and even:
+        return depthwise.convolve(x, kernel[:, :, 0], padding=padding, **geometry)
+    if groups > _FEW:
+        return None
+    if size == 1 and not any(paddings):
+        x, geometry["stride"] = x[:, ::stride, ::stride], 1
+    pads = tuple((pad, pad) for pad in paddings)
+    parts = zip(jnp.split(x, groups, axis=3), jnp.split(kernel, groups, axis=3), strict=True)
+    sums = [operations.convolve(*part, padding=pads, **geometry) for part in parts]
+    return jnp.concatenate(sums, axis=3)
