@@ -38,7 +38,7 @@ def _correlate(x, kernel, pads, dilation=1):
         # Without any padding XLA's convolution takes up to ten times as long on CPU.
         pads, columns = ((0, 0), (0, 1)), slice(-1)
     spread = {"padding": pads, "rhs_dilation": (dilation, dilation)}
-    sums = jnp.promote_types(x.dtype, jnp.float32)
+    sums = np.promote_types(x.dtype, jnp.float32)
     y = _convolution(x, kernel, **spread, preferred_element_type=sums)
     return y[:, :, columns]
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from dag_jax.errors import UserError
@@ -48,7 +49,7 @@ class Bottleneck(nn.Module):
         """
         narrow, dilation = self.features // 4, self.dilation
         norm: dict[str, Any] = {"batch_norm": self.batch_norm}
-        shortcut = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        shortcut = x.astype(np.promote_types(x.dtype, jnp.float32))
         if self.stride > 1 or x.shape[-1] != self.features:
             layer = layers.Conv(self.features, 1, self.stride, relu=False, name="shortcut", **norm)
             shortcut = layer(x, train)
