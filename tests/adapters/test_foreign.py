@@ -186,8 +186,8 @@ def test_a_retinanet_is_a_detector_of_a_sigmoid_head(via):
     )
     targets, score_fn = dag_jax.detector_targets(model, IMAGE, truths, key=jax.random.key(0))
     result = dag_jax.attack(score_fn, IMAGE, targets, dag_jax.Method(max_steps=20))
-    left = np.asarray(model.detect(result.adversarial).valid)
-    assert left.sum() < real.sum()
+    counts = np.asarray(result.active_counts)
+    assert counts[0] >= real.sum() and counts[counts >= 0][-1] < counts[0]
 
 
 def from_edges(function, image):
