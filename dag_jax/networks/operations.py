@@ -38,11 +38,7 @@ def _correlate(x, kernel, pads, dilation=1):
         # Without any padding XLA's convolution takes up to ten times as long on CPU.
         pads, columns = ((0, 0), (0, 1)), slice(-1)
     spread = {"padding": pads, "rhs_dilation": (dilation, dilation)}
-<<<<<<< HEAD
-    sums = np.promote_types(x.dtype, np.float32)  # JAX may be strict
-=======
     sums = np.promote_types(x.dtype, jnp.float32)
->>>>>>> main
     y = _convolution(x, kernel, **spread, preferred_element_type=sums)
     return y[:, :, columns]
 

@@ -13,10 +13,7 @@ dilations and the pool are torchvision's, or those of the authors' Caffe files, 
 from typing import Any
 
 import jax
-<<<<<<< HEAD
-=======
 import jax.numpy as jnp
->>>>>>> main
 import numpy as np
 from flax import linen as nn
 
@@ -52,11 +49,7 @@ class Bottleneck(nn.Module):
         """
         narrow, dilation = self.features // 4, self.dilation
         norm: dict[str, Any] = {"batch_norm": self.batch_norm}
-<<<<<<< HEAD
-        shortcut = x.astype(np.promote_types(x.dtype, np.float32))
-=======
         shortcut = x.astype(np.promote_types(x.dtype, jnp.float32))
->>>>>>> main
         if self.stride > 1 or x.shape[-1] != self.features:
             layer = layers.Conv(self.features, 1, self.stride, relu=False, name="shortcut", **norm)
             shortcut = layer(x, train)
