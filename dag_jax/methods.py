@@ -117,8 +117,8 @@ def clipped(factor: float = 4.0) -> Method:
 
         r = r + gamma clip(r_m / (factor rms(r_m)), -1, 1)
 
-    rms(r_m) is the root mean square over pixels and channels. The largest of r_m is about 25 times
-    as large in networks of photographs: scaled by it, as in the paper, a step moves few pixels.
+    rms(r_m) is the root mean square over pixels and channels. The largest of r_m is many times as
+    large: scaled by it, as in the paper, a step moves few pixels.
 
     Args:
       factor: of the root mean square, at which a gradient is clipped; a positive number.
