@@ -58,7 +58,8 @@ def attack_dataset(
 
     Returns:
       The row, also written to row.json: scores in percent (orig, advr, advr_uint8, perm) with 95%
-      intervals, steps, sizes, shares of images that are fooled, classes that were compared.
+      intervals, steps, sizes, shares (0 to 1) of images that are fooled, classes that were
+      compared.
 
     Raises:
       ValueError: for a model, examples or a folder that do not fit, before anything is attacked;
