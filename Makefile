@@ -4,6 +4,7 @@
 #   make table1 ARGS="--models=fcn_vgg --limit=4"       flags of the launch
 #   make test ARGS="tests/test_attack.py -x"            arguments of pytest
 #   make test PYTHON=python3.12 VENV=.venv312           another interpreter, beside the first
+#   make package                                        what is released: dist/
 #   make real VOC=/data/VOCdevkit ARGS="--limit=16"     published networks on photographs of PASCAL VOC 2012
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ REAL := espnetv2_20_384,espnetv2_20_256,espnetv2_10_384,espnetv2_05_384,yolov3_n
 IN_VENV := $(VENV)/bin/python
 INSTALL := $(IN_VENV) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: table1 real test lint format
+.PHONY: table1 real test lint format package
 .NOTPARALLEL:  # two installs into one environment would disturb each other
 
 table1: $(VENV)/.installed
@@ -40,6 +41,11 @@ format: $(VENV)/.installed-test
 	@$(IN_VENV) -m ruff check --fix .
 	@$(IN_VENV) -m ruff format .
 
+package: $(VENV)/.installed-test
+	@rm -rf dist
+	@$(IN_VENV) -m build --outdir dist
+	@$(IN_VENV) -m twine check --strict dist/*
+
 $(WEIGHTS): | $(VENV)/.installed
 	@$(IN_VENV) -m experiments.fetch_weights --networks=$(REAL) --workdir=$@
 
@@ -51,7 +57,7 @@ $(VENV)/bin/pip:
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
 	@echo "Installing dag-jax into $(VENV) (once; about a minute)"
-	@$(INSTALL) --editable .
+	@$(INSTALL) --editable '.[experiments]'
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/pip

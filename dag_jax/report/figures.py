@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dag_jax.errors import UserError
+from dag_jax.errors import UserError, optional_import
 from dag_jax.metrics import Detections
 from dag_jax.report import lineplot
 
@@ -58,7 +58,8 @@ def attack_figure(rows, path, *, class_names, palette, void=None, void_colour=No
     Raises:
       UserError: where there is no row, or a prediction has a class without a name or colour.
     """
-    from matplotlib.figure import Figure
+    with optional_import("experiments"):
+        from matplotlib.figure import Figure
 
     rows = list(rows)
     if not rows:
@@ -121,7 +122,8 @@ def segmentation_panel(axes, labels, title, *, class_names, palette, void, void_
 
     The other arguments are those of `attack_figure`.
     """
-    from scipy import ndimage
+    with optional_import("experiments"):
+        from scipy import ndimage
 
     labels = np.asarray(labels)
     shown = np.zeros((*labels.shape, 3), np.uint8)

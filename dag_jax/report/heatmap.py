@@ -5,6 +5,7 @@ Nothing here touches pyplot, so nothing needs a display and nothing stays open.
 
 import numpy as np
 
+from dag_jax.errors import optional_import
 from dag_jax.report import lineplot
 
 _CELL = 0.66, 0.3  # inches
@@ -24,7 +25,8 @@ def draw(blocks, path) -> None:
       blocks: from `crosstable.blocks`.
       path: PNG to write.
     """
-    from matplotlib.figure import Figure
+    with optional_import("experiments"):
+        from matplotlib.figure import Figure
 
     longest = max(len(title) for block in blocks for title in block.sources.values())
     width = _LETTER * longest + _CELL[0] * max(len(block.targets) for block in blocks) + _SCALE

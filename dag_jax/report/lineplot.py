@@ -9,6 +9,8 @@ import warnings
 
 from etils import epath
 
+from dag_jax.errors import optional_import
+
 # Told apart by colour-blind readers, too: matplotlib's petroff10.
 COLOURS = (
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
@@ -50,7 +52,8 @@ def panels(count, title, *, columns=None, inches=(4.2, 3.5)):
       columns: panels side by side; None: all.
       inches: width and height of a panel.
     """
-    from matplotlib.figure import Figure
+    with optional_import("experiments"):
+        from matplotlib.figure import Figure
 
     columns = columns or count
     rows = -(-count // columns)
