@@ -160,6 +160,11 @@ def test_a_launch_says_what_it_lacks():
     )
 
 
+def test_the_citation_is_of_this_version():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert re.findall(r"^version: (.+)$", citation, re.M) == [dag_jax.__version__]
+
+
 def test_nothing_installed_imports_launches_or_their_flags():
     for path in sorted((ROOT / "dag_jax").rglob("*.py")):
         found = re.search(r"^\s*(from|import) (absl|experiments)\b.*", path.read_text(), re.M)
