@@ -26,7 +26,7 @@ _PANEL_INCHES = lineplot.WIDTH / _COLUMNS
 _PANEL_POINTS = 0.97 * _PANEL_INCHES * 72  # width of an image in it
 _HEADING_INCHES = 0.46  # titles of a row's panels, and what stands below one
 _TITLE_INCHES = 0.18  # a line of a row's title
-_TITLE_LETTERS = 88  # of such a line
+_TITLE_LETTERS = 110  # of such a line
 _LEGEND_COLUMNS = 6
 _LEGEND_LINE_INCHES = 0.2
 

@@ -11,9 +11,9 @@ import numpy as np
 from dag_jax.errors import optional_import
 
 POINTS = 7.5  # of a name's letters
-_LETTER = 0.64, 1.25  # width and height of a letter and its share of the margin, of its points
+_LETTER = 0.58, 1.05  # width and height of a letter, of its points
 _MARGIN = 3  # points around a name, both sides together
-_COVERED = 1 / 4  # of a region: what a name may hide that does not fit into it
+_COVERED = 0.4  # of a region: what a name may hide that does not fit into it
 
 
 class Labels:
@@ -44,7 +44,7 @@ class Labels:
 
         Returns:
           (x, y) of its middle in pixels. None where the name would stand out of the region and hide
-          more than a quarter of a part of it.
+          more than 0.4 of each of its parts.
         """
         with optional_import("experiments"):
             from scipy import ndimage
