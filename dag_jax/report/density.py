@@ -28,13 +28,13 @@ def draw(rows, path, *, title) -> None:
       path: PNG to write.
       title: of the detector.
     """
-    heading = (
-        f"{title} attacked on the proposals of a sparser or denser suppression (margin "
-        f"{rows[0]['margin']:g}, {rows[0]['images']} images; its evaluation stays as it is)"
-    )
     most_left = max(row["unfinished"] for row in rows)
-    left = f"At most {most_left} images of a setting have" if most_left else "No image has"
-    heading += f"\n{left} targets left at the end"
+    ends = f"at most {most_left} of a setting end" if most_left else "none ends"
+    heading = (
+        f"{title} attacked on the proposals of sparser and denser suppression\n"
+        f"(margin {rows[0]['margin']:g}; {rows[0]['images']} images, {ends} with targets left; its "
+        "evaluation stays as it is)"
+    )
     panels = [panel for panel in _PANELS if any(row[panel[0]] is not None for row in rows)]
     figure, places = lineplot.panels(len(panels), heading, columns=2, height=2.6)
     for axes, (entry, label) in zip(places, panels, strict=True):

@@ -13,7 +13,6 @@ from dag_jax.errors import optional_import
 POINTS = 7.5  # of a name's letters
 _LETTER = 0.58, 1.05  # width and height of a letter, of its points
 _MARGIN = 3  # points around a name, both sides together
-_COVERED = 0.4  # of a region: what a name may hide that does not fit into it
 
 
 class Labels:
@@ -43,25 +42,16 @@ class Labels:
           region: bool[H, W].
 
         Returns:
-          (x, y) of its middle in pixels. None where the name would stand out of the region and hide
-          more than 0.4 of each of its parts.
+          (x, y) of its middle in pixels; None where there is no room for all of it in the region.
         """
         with optional_import("experiments"):
             from scipy import ndimage
 
         width, height = map(math.ceil, self.size(text))
+        free = (region & ~self._taken()).astype(np.uint8)
         if width > self._width or height > self._height:
             return None
-        window = {"size": (height, width), "mode": "constant"}
-        taken = self._taken()
-        fits = ndimage.minimum_filter((region & ~taken).astype(np.uint8), cval=0, **window) > 0
-        if not fits.any():
-            parts, _ = ndimage.label(region)
-            areas = np.bincount(parts.ravel())
-            large = areas * _COVERED >= width * height
-            large[0] = False
-            free = ndimage.maximum_filter(taken.astype(np.uint8), cval=1, **window) == 0
-            fits = large[parts] & free
+        fits = ndimage.minimum_filter(free, (height, width), mode="constant") > 0
         if not fits.any():
             return None
         # In pixels from the region's border and the image's.

@@ -44,7 +44,7 @@ def test_a_line_for_each_number_kept_and_no_empty_panel(drawn):
     density.draw(ROWS, "a.png", title="FR")
     assert len(drawn[0].axes) == 4 and all(axes.get_visible() for axes in drawn[0].axes)
     assert all(axes.get_lines() and axes.get_ylabel() for axes in drawn[0].axes)
-    assert drawn[0].get_suptitle().endswith("\nNo image has targets left at the end")
+    assert "\n(margin 0; 10 images, none ends with targets left; " in drawn[0].get_suptitle()
     (legend,) = drawn[0].legends
     texts = [text.get_text() for text in legend.get_texts()]
     assert texts[:2] == ["at most 100 kept", "at most 300 kept"] and "ORIG 80.0" in texts[2]
@@ -52,7 +52,7 @@ def test_a_line_for_each_number_kept_and_no_empty_panel(drawn):
 
 def test_what_is_unfinished_is_said(drawn):
     density.draw([*ROWS, row(0.95, 300, unfinished=2)], "a.png", title="FR")
-    assert "\nAt most 2 images of a setting have targets left" in drawn[0].get_suptitle()
+    assert "10 images, at most 2 of a setting end with targets left;" in drawn[0].get_suptitle()
 
 
 def test_steps_that_nothing_has_are_no_panel(drawn):

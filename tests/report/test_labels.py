@@ -51,17 +51,19 @@ def letter_a():
 
 
 def test_a_name_that_would_hide_a_letter_is_left_out():
-    assert Labels(SHAPE, POINTS).inside("person", letter_a()) is None
+    letter = letter_a()
+    assert Labels(SHAPE, POINTS).inside("person", letter) is None
+    word = letter | np.roll(letter, 38, axis=1) | np.roll(letter, -38, axis=1)
+    word[81:83, 12:116] = True  # whose letters touch
+    assert Labels(SHAPE, POINTS).inside("person", word) is None
 
 
-def test_a_name_may_stand_out_of_a_region_that_is_far_larger():
-    ring = np.zeros(SHAPE, bool)
-    ring[8:120, 8:120] = True
-    ring[16:112, 16:112] = False  # as wide as half a name's height
+def test_a_name_that_would_stand_out_of_its_region_is_left_out():
     labels = Labels(SHAPE, POINTS)
-    place = labels.inside("person", ring)
-    assert place and on_picture(tile(labels, "person", place))
-    assert ring[round(place[1]), round(place[0])]
+    region = np.zeros(SHAPE, bool)
+    region[30:100, 60 : 60 + round(0.9 * labels.size("person")[0])] = True
+    assert labels.inside("person", region) is None
+    assert labels.inside("dog", region) is not None
 
 
 def test_names_of_regions_do_not_lie_on_each_other():
