@@ -12,7 +12,7 @@ from dag_jax.errors import optional_import
 
 POINTS = 7.5  # of a name's letters
 _LETTER = 0.58, 1.05  # width and height of a letter, of its points
-_MARGIN = 3  # points around a name, both sides together
+_MARGIN = 4  # points around a name, both sides together
 
 
 class Labels:
