@@ -34,7 +34,8 @@ def attack_rows(attacks: Iterable[tuple[Plan, rundir.Run]]) -> list[figures.Atta
     Args:
       attacks: of each row, how it was attacked and what its folder holds.
     """
-    rows, shown = [], set()
+    rows: list[figures.AttackRow] = []
+    shown: set[str] = set()
     for plan, run in attacks:
         row, image_id = _attack_row(plan, run, shown)
         rows.append(row)
