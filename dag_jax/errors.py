@@ -91,9 +91,11 @@ def optional_import(extra):
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if not package or package in sys.modules:  # it is there, and lacks a part
+        parent = sys.modules.get(package)
+        if not package or getattr(parent, "__file__", None):  # it is there, and lacks a part
             raise
-        raise MissingPackageError(package, extra) from error
+        # Of a namespace, such as google, each part is a package.
+        raise MissingPackageError(error.name if parent else package, extra) from error
 
 
 @contextlib.contextmanager

@@ -17,6 +17,15 @@ def test_a_missing_package_is_named_with_what_installs_it():
     assert isinstance(caught.value, UserError) and isinstance(caught.value, ImportError)
 
 
+def test_a_missing_part_of_a_namespace_is_a_package(tmp_path, monkeypatch):
+    (tmp_path / "namespace_of_nobody" / "present").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("namespace_of_nobody.present")
+    with pytest.raises(MissingPackageError, match="^namespace_of_nobody.absent is not installed"):
+        with optional_import("data"):
+            importlib.import_module("namespace_of_nobody.absent")
+
+
 @pytest.mark.parametrize("name", ["dag_jax.a_module_of_nobody", "json.a_module_of_nobody"])
 def test_a_module_that_lacks_in_what_is_installed_is_a_fault(name):
     with pytest.raises(ModuleNotFoundError), optional_import("data"):
