@@ -53,13 +53,13 @@ def panels(count, title, *, columns=None, height=2.9):
     Args:
       count: number of panels.
       title: above all of them.
-      columns: panels side by side; None: all, up to three.
+      columns: panels side by side; None: up to three, as many in each line.
       height: inches of a panel.
     """
     with optional_import("experiments"):
         from matplotlib.figure import Figure
 
-    columns = columns or min(count, _MOST_COLUMNS)
+    columns = columns or -(-count // -(-count // _MOST_COLUMNS))
     rows = -(-count // columns)
     figure = Figure(figsize=(WIDTH, 0.3 + height * rows), layout="constrained")
     title = "\n".join(textwrap.fill(line, _TITLE_LETTERS) for line in title.splitlines())
@@ -67,7 +67,7 @@ def panels(count, title, *, columns=None, height=2.9):
     every = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for axes in every:
         axes.set_prop_cycle(color=COLOURS)
-        axes.tick_params(labelsize=8)
+        axes.tick_params(which="both", labelsize=8)
         for text in (axes.xaxis.label, axes.yaxis.label):
             text.set_fontsize(8.5)
     for axes in every[count:]:
