@@ -139,7 +139,7 @@ def _busy_over_time(by_network):
             mean = _windowed(points, ends[-1])[1][0]
             label = f"{kind}, mean {mean:.2f}"
             axes.stairs(means, edges, color=colour, linewidth=2.2, label=label, baseline=None)
-        axes.set(xlabel="iterations since the start", ylabel="slots with an image under way", ylim=(0, None))
+        axes.set(xlabel="iterations since the start", ylabel="busy slots", ylim=(0, None))
         axes.set_title(network, fontsize=8.5)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="lower left")
