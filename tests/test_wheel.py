@@ -52,16 +52,18 @@ def test_the_wheel_holds_every_file_of_dag_jax(wheel):
 
 
 @pytest.mark.slow
-def test_pictures_of_the_long_description_have_whole_addresses(wheel):
+def test_pictures_and_links_of_the_long_description_have_whole_addresses(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
-        metadata = archive.read(name).decode()
-    pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)|\bsrc=\"([^\"]*)\"", metadata)
-    addresses = ["".join(picture) for picture in pictures]
-    assert addresses and all(address.startswith("https://") for address in addresses)
-    here = f"https://raw.githubusercontent.com/dag-jax/dag-jax/v{dag_jax.__version__}/"
-    ours = [address.removeprefix(here) for address in addresses if address.startswith(here)]
-    assert ours and all((ROOT / path).is_file() for path in ours)
+        text = re.sub("^```.*?^```", "", archive.read(name).decode(), flags=re.M | re.S)
+    link = r"\]\(([^)\s]+)\)|^\[[^]]+\]: +(\S+)|\b(?:src|href)=\"([^\"]+)\""
+    addresses = ["".join(groups) for groups in re.findall(link, text, re.M)]
+    assert all(address.startswith(("https://", "#")) for address in addresses), addresses
+    release = f"dag-jax/dag-jax/(?:blob/)?v{re.escape(dag_jax.__version__)}/"
+    here = rf"https://(?:raw\.githubusercontent|github)\.com/{release}([^#]+)"
+    paths = [match[1] for match in map(re.compile(here).match, addresses) if match]
+    assert paths and all((ROOT / path).is_file() for path in paths)
+    assert any(path.endswith(".png") for path in paths)
 
 
 # Hides the modules that `pip install dag-jax` does not bring: sys.argv names them.
