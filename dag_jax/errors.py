@@ -7,6 +7,7 @@ its traceback.
 import contextlib
 import errno
 import os
+import sys
 
 _HINTS = {
     errno.ENOSPC: "make room on that disk",
@@ -46,6 +47,20 @@ class DamagedError(UserError):
         self.path, self.reason = path, str(reason)
 
 
+class MissingPackageError(UserError, ImportError):
+    """A package is not installed that an extra of this one brings.
+
+    Args:
+      package: its name, as it is imported.
+      extra: the optional set of packages that it belongs to.
+    """
+
+    def __init__(self, package, extra):
+        install = f"pip install 'dag-jax[{extra}]'"
+        super().__init__(f"{package} is not installed, and this needs it: {install}")
+        self.name = package
+
+
 class StorageError(UserError, OSError):
     """The disk, the memory or the connection fails, and no file is known to be damaged.
 
@@ -57,6 +72,30 @@ class StorageError(UserError, OSError):
     def __init__(self, number, text):
         super().__init__(text)
         self.errno = number
+
+
+@contextlib.contextmanager
+def optional_import(extra):
+    """Say of a package that is missing which extra brings it; its imports stand in the block.
+
+        with optional_import("data"):
+            from PIL import Image
+
+    Args:
+      extra: one of the optional sets of packages in pyproject.toml.
+
+    Raises:
+      MissingPackageError: naming the package and what installs it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        parent = sys.modules.get(package)
+        if not package or getattr(parent, "__file__", None):  # it is there, and lacks a part
+            raise
+        # Of a namespace, such as google, each part is a package.
+        raise MissingPackageError(error.name if parent else package, extra) from error
 
 
 @contextlib.contextmanager

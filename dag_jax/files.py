@@ -21,9 +21,8 @@ import fsspec
 import numpy as np
 import safetensors.numpy
 from etils import epath
-from PIL import Image
 
-from dag_jax.errors import UserError, parsing, reading, writing
+from dag_jax.errors import UserError, optional_import, parsing, reading, writing
 
 FORMAT = "dag_jax arrays 1"
 TEMPORARY = re.compile(r"(.+)\.tmp-[0-9a-f]{8}")  # a name while `write` is at it
@@ -260,6 +259,9 @@ def _load_ranges(path, names):
 
 def pack_image(pixels: np.ndarray) -> bytes:
     """Return u8[H, W, 3], or u8 or u16[H, W] of one channel, as a PNG."""
+    with optional_import("data"):
+        from PIL import Image
+
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
@@ -270,6 +272,9 @@ def load_image(path: epath.Path, digest: str) -> np.ndarray:
 
     One of more than 2^26 pixels, which take 400 MB, is refused: none is attacked.
     """
+    with optional_import("data"):
+        from PIL import Image
+
     with parsing(path):
         with Image.open(io.BytesIO(_bytes_of(path))) as image:
             if image.width * image.height > _MOST_PIXELS:

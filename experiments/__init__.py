@@ -26,7 +26,12 @@ def _leave():
 def _uncaught(kind, error, traceback, otherwise=sys.excepthook):
     if issubclass(kind, KeyboardInterrupt):
         _leave()
-    otherwise(kind, error, traceback)
+    errors = sys.modules.get("dag_jax.errors")
+    if errors and issubclass(kind, errors.MissingPackageError):  # while a launch is imported
+        install = "pip install --editable '.[experiments]'"
+        print(f"error: launches need {error.name}, too: {install}", file=sys.stderr)
+    else:
+        otherwise(kind, error, traceback)
 
 
 def _unraisable(unraisable, otherwise=sys.unraisablehook):

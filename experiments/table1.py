@@ -183,9 +183,9 @@ def draw(table) -> None:
     for (_, classes), entry in shown.items():
         by_classes.setdefault(classes, []).append(entry)
     for number, entries in enumerate(by_classes.values()):
-        rows = [
-            pictures.attack_row(entry.plan, table.run(table.made[entry.name])) for entry in entries
-        ]
+        rows = pictures.attack_rows(
+            (entry.plan, table.run(table.made[entry.name])) for entry in entries
+        )
         pictures.draw(rows, table.picture(number, "examples"), entries[0].plan.subject)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from dag_jax.adapters import checks, compiled
 from dag_jax.adapters.functions import FunctionSegmenter, class_names, from_function
-from dag_jax.errors import UserError
+from dag_jax.errors import UserError, optional_import
 
 
 def from_keras(
@@ -52,14 +52,13 @@ def from_keras(
         that are not there, of another number of classes, of a strange size, probabilities, or
         without a gradient.
     """
-    try:
-        keras = importlib.import_module("keras")
-    except ModuleNotFoundError as error:
-        if error.name not in ("keras", "tensorflow"):
-            raise
-        if error.name == "tensorflow":  # the backend that Keras takes where nothing is said
+    with optional_import("keras"):
+        try:
+            keras = importlib.import_module("keras")
+        except ModuleNotFoundError as error:
+            if error.name != "tensorflow":  # the backend that Keras takes where nothing is said
+                raise
             raise UserError(_OTHER_BACKEND.format("tensorflow")) from error
-        raise UserError("from_keras needs Keras: pip install 'dag-jax[keras]'") from error
     if (backend := keras.backend.backend()) != "jax":
         raise UserError(_OTHER_BACKEND.format(backend))
     if not isinstance(model, keras.Model):

@@ -21,7 +21,7 @@ from jaxtyping import Float, PyTree
 from dag_jax.adapters import checks, compiled, torchax
 from dag_jax.adapters.functions import FunctionSegmenter, class_names, from_function
 from dag_jax.arrays import Array
-from dag_jax.errors import UserError
+from dag_jax.errors import UserError, optional_import
 
 Output = str | int | None
 WAYS = ("callback", "torchax")
@@ -229,12 +229,8 @@ def from_torch(
         mode; for scores that are not there, of another number of classes, of a strange size,
         probabilities, or without a gradient; for what torchax cannot trace, or gets wrong.
     """
-    try:
+    with optional_import("torch"):
         torch = importlib.import_module("torch")
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise UserError("from_torch needs PyTorch: pip install 'dag-jax[torch]'") from error
     if not isinstance(module, torch.nn.Module):
         raise UserError(f"module is a {type(module).__name__}; it must be a torch.nn.Module")
     checks.check_normalisation(mean, std)

@@ -26,7 +26,7 @@ from jax import lax
 from jaxtyping import Float
 
 from dag_jax.adapters import checks
-from dag_jax.errors import UserError
+from dag_jax.errors import UserError, optional_import
 from dag_jax.networks import depthwise, operations, planes
 
 _TOGETHER = "torchax 0.0.13 with torch 2.12.1 and jax 0.10.2"
@@ -155,20 +155,17 @@ def _environment():
     Raises:
       ValueError: where torchax is not there, or does not work with the PyTorch or JAX that is.
     """
-    try:
-        tensor = importlib.import_module("torchax.tensor")
-    except ModuleNotFoundError as error:
-        if error.name != "torchax":
+    with optional_import("torchax"):
+        try:
+            tensor = importlib.import_module("torchax.tensor")
+        except ModuleNotFoundError:
             raise
-        raise UserError(
-            f"via='torchax' needs {_TOGETHER}: pip install 'dag-jax[torchax]'"
-        ) from error
-    except (AttributeError, ImportError, RuntimeError) as error:
-        versions = [f"{name} {importlib.metadata.version(name)}" for name in _PARTS]
-        raise UserError(
-            f"torchax cannot be imported ({error!s:.80}): {_TOGETHER} work together, and here are "
-            f"{', '.join(versions)}"
-        ) from error
+        except (AttributeError, ImportError, RuntimeError) as error:
+            versions = [f"{name} {importlib.metadata.version(name)}" for name in _PARTS]
+            raise UserError(
+                f"torchax cannot be imported ({error!s:.80}): {_TOGETHER} work together, and here "
+                f"are {', '.join(versions)}"
+            ) from error
     torch = importlib.import_module("torch")
 
     class Environment(tensor.Environment):

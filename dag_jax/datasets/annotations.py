@@ -14,6 +14,7 @@ import numpy as np
 
 from dag_jax.datasets.classes import CLASS_NAMES, VOID
 from dag_jax.datasets.photographs import LARGEST, read_indices
+from dag_jax.datasets.selection import is_outside
 from dag_jax.errors import UserError, reading
 
 # What tools write for `difficult`, beside VOC's 0 and 1.
@@ -24,12 +25,6 @@ _MATRIX, _COMPRESSED, _STRUCT = 14, 15, 2
 _NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8"}
 _NUMBERS |= {13: "u8"}
 _NUMERIC = range(6, 16)  # classes of matrices that are numbers
-
-
-def is_outside(box, shape) -> bool:
-    """Return whether a box, 0-based inclusive, has no pixel of an image of this (H, W)."""
-    x0, y0, x1, y1 = map(float, box)
-    return x0 >= shape[1] or y0 >= shape[0] or x1 <= -1 or y1 <= -1
 
 
 def read_objects(file, classes=CLASS_NAMES, shape=None):

@@ -25,9 +25,9 @@ import pathlib
 import numpy as np
 from jaxtyping import Bool
 
-from dag_jax.datasets.annotations import is_outside
 from dag_jax.datasets.examples import FileExamples
 from dag_jax.datasets.photographs import printable, read_indices, read_stored
+from dag_jax.datasets.selection import is_outside
 from dag_jax.errors import UserError
 from dag_jax.files import PathLike
 

@@ -6,9 +6,11 @@ Shapes: `H W` pixels.
 import pathlib
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
-from dag_jax.errors import UserError
+from dag_jax.errors import UserError, optional_import
+
+with optional_import("data"):
+    from PIL import Image, ImageDraw, ImageFont
 
 _RADIUS = 0.3  # of a circle and of a square's half side, as a share of the shorter side
 _BAND = 0.25  # a strip's height, as a share of the image's
@@ -71,8 +73,9 @@ def word(shape, text: str) -> np.ndarray:
 
 def _font():
     """Return (path of a font that Matplotlib brings, code points of its letters)."""
-    import matplotlib  # here, as it takes its time and no other shape asks for it
-    from matplotlib.ft2font import FT2Font
+    with optional_import("experiments"):  # here: it takes its time, and words alone want it
+        import matplotlib
+        from matplotlib.ft2font import FT2Font
 
     path = pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf")
     return path, FT2Font(path).get_charmap()

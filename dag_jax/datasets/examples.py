@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
-from PIL import Image
 
 from dag_jax.datasets.classes import CLASS_NAMES, VOID
 from dag_jax.datasets.photographs import decode
-from dag_jax.errors import UserError
+from dag_jax.errors import UserError, optional_import
+
+with optional_import("data"):
+    import tensorflow_datasets as tfds
+    from PIL import Image
 
 
 class ExampleBuilder(  # type: ignore[call-arg]

@@ -8,8 +8,6 @@ import re
 import sys
 from collections.abc import Collection
 
-import tensorflow_datasets as tfds
-
 from dag_jax.datasets import DATASETS
 from dag_jax.datasets.coco import open_coco
 from dag_jax.datasets.examples import Examples, FileExamples
@@ -17,8 +15,11 @@ from dag_jax.datasets.folder import open_plain_folder
 from dag_jax.datasets.scenes import Scenes, scenes_config
 from dag_jax.datasets.selection import ExampleSet, resize
 from dag_jax.datasets.voc import open_voc
-from dag_jax.errors import StorageError, UserError, writing
+from dag_jax.errors import StorageError, UserError, optional_import, writing
 from dag_jax.files import PathLike
+
+with optional_import("data"):
+    import tensorflow_datasets as tfds
 
 DEFAULT_CACHE = "~/.cache/dag_jax/tfds"
 # What is read from its files whenever it is asked for, and what `data_dir` then is.

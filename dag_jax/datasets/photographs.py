@@ -15,10 +15,12 @@ import pathlib
 import warnings
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
 
 from dag_jax.datasets.classes import CLASS_NAMES, VOID, VOID_COLOUR, palette
-from dag_jax.errors import UserError, reading
+from dag_jax.errors import UserError, optional_import, reading
+
+with optional_import("data"):
+    from PIL import ExifTags, Image, UnidentifiedImageError
 
 MIN_SIDE = 32  # pixels
 LARGEST = 2**26  # pixels of an image

@@ -7,11 +7,13 @@ training lists: as in VOC, the longer holds the shorter.
 import dataclasses
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from dag_jax.datasets import examples, rendering
 from dag_jax.datasets.rendering import SPLITS
-from dag_jax.errors import UserError
+from dag_jax.errors import UserError, optional_import
+
+with optional_import("data"):
+    import tensorflow_datasets as tfds
 
 
 @dataclasses.dataclass(eq=False)

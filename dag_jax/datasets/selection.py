@@ -8,12 +8,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Integer
-from PIL import Image
 
 from dag_jax.arrays import Array
-from dag_jax.datasets.annotations import is_outside
 from dag_jax.datasets.classes import VOID
-from dag_jax.errors import UserError
+from dag_jax.errors import UserError, optional_import
 
 
 class ExampleSet(Sequence):
@@ -193,6 +191,12 @@ def _kind(array):
     return f"{array.dtype}{list(array.shape)}"
 
 
+def is_outside(box, shape) -> bool:
+    """Return whether a box, 0-based inclusive, has no pixel of an image of this (H, W)."""
+    x0, y0, x1, y1 = map(float, box)
+    return x0 >= shape[1] or y0 >= shape[0] or x1 <= -1 or y1 <= -1
+
+
 def resize(example: dict, canvas: int) -> dict:
     """Scale an example to canvas x canvas pixels; its aspect ratio gives way.
 
@@ -203,6 +207,9 @@ def resize(example: dict, canvas: int) -> dict:
     Returns:
       The example with its image (area filter), mask (nearest) and boxes scaled.
     """
+    with optional_import("data"):
+        from PIL import Image
+
     height, width = example["image"].shape[:2]
     size = (canvas, canvas)
     image = Image.fromarray(example["image"]).resize(size, Image.Resampling.BOX)

@@ -24,7 +24,6 @@ import re
 from collections.abc import Iterable
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from dag_jax.datasets import examples, paper_lists
 from dag_jax.datasets.annotations import read_mask, read_objects
@@ -32,8 +31,11 @@ from dag_jax.datasets.archives import Member
 from dag_jax.datasets.classes import CLASS_NAMES, VOID
 from dag_jax.datasets.devkit import LAYOUT, Devkit, where
 from dag_jax.datasets.photographs import read_stored
-from dag_jax.errors import UserError
+from dag_jax.errors import UserError, optional_import
 from dag_jax.files import PathLike
+
+with optional_import("data"):
+    import tensorflow_datasets as tfds
 
 # 'train' is a class, too: train_val.txt is the validation list of trains, train_aug.txt is not one.
 _OF_ONE_CLASS = re.compile(rf"({'|'.join(CLASS_NAMES[1:])})_(train|val|trainval|test)")

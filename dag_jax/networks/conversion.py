@@ -15,7 +15,7 @@ from etils import epath
 
 from dag_jax import files
 from dag_jax.errors import MissingError, UserError, reading
-from dag_jax.weights import caffe, convert, darknet, darknet_cfg, kinds, store, torch
+from dag_jax.weights import convert, darknet, darknet_cfg, kinds, store, torch
 
 # NumPy's names of safetensors' dtypes; others keep the name that they have there.
 _SAFETENSORS_TYPES = {
@@ -202,8 +202,11 @@ def read(path):
 
 def _reader(path):
     head = _head(path)
-    # A zip archive, or a pickle; a caffemodel begins with one of NetParameter's fields.
-    return torch if head[:2] == b"PK" or head[:1] == b"\x80" else caffe
+    if head[:2] == b"PK" or head[:1] == b"\x80":  # a zip archive, or a pickle
+        return torch
+    from dag_jax.weights import caffe  # its file begins with one of NetParameter's fields
+
+    return caffe
 
 
 def list_files(sources):
@@ -245,12 +248,13 @@ def _tensors(path):
     if _is_safetensors(path):
         yield from _safetensors(path)
         return
-    if _reader(path) is torch:
+    reader = _reader(path)
+    if reader is torch:
         arrays = torch.read(path).items()
     else:
         arrays = (
             (f"{layer.name} ({layer.type}) blob {number}", blob)
-            for layer in caffe.layers(path)
+            for layer in reader.layers(path)
             for number, blob in enumerate(layer.blobs)
         )
     for name, array in arrays:

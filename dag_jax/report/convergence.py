@@ -8,7 +8,6 @@ import numpy as np
 from dag_jax.report import lineplot
 
 LINEAR_BELOW = 0.01  # share of targets: above, the plot's axis is logarithmic
-LEAST_INCHES = 7  # width of a plot, for its title and legend
 ROOM = 0.09  # share of images: the part of a bar that a number fits into
 # By Okabe and Ito, told apart by colour-blind readers.
 STATUS_COLOURS = {
@@ -48,8 +47,7 @@ def draw_curves(pairs, path, *, paper_steps):
         "Targets active after each iteration, as a share of those on the clean image "
         f"({images} images a network)"
     )
-    inches = max(3.1, LEAST_INCHES / columns), 2.8
-    figure, panels = lineplot.panels(columns * len(by_task), title, columns=columns, inches=inches)
+    figure, panels = lineplot.panels(columns * len(by_task), title, columns=columns, height=2.3)
     for line, (task, groups) in enumerate(by_task.items()):
         for column in range(columns):
             axes = panels[line * columns + column]
@@ -72,8 +70,8 @@ def draw_curves(pairs, path, *, paper_steps):
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=len(handles) if columns > 3 else 2,
-        fontsize=9,
+        ncols=2,
+        fontsize=8.5,
         frameon=False,
     )
     lineplot.save(figure, path)
@@ -100,7 +98,7 @@ def _draw_network(axes, pairs, paper_steps, *, labelled):
     axes.tick_params(labelleft=labelled)
     if labelled:
         axes.set_ylabel(f"targets active (%)\n(linear below {LINEAR_BELOW:.0%})")
-    axes.set_title(pairs[0][0]["title"], fontsize=9.5)
+    axes.set_title(pairs[0][0]["title"], fontsize=8.5)
     axes.grid(alpha=0.3)
 
 
@@ -121,13 +119,12 @@ def draw_distributions(rows, records, path):
         for row in rows
     ]
     title = "How long the attack of an image takes, how large its perturbation is, how it ends"
-    inches = 3.6, 0.9 + 0.32 * len(rows)
-    figure, (steps, sizes, statuses) = lineplot.panels(3, title, inches=inches)
+    figure, (steps, sizes, statuses) = lineplot.panels(3, title, height=1.1 + 0.26 * len(rows))
     places = np.arange(len(rows))
     with_targets = [[record for record in some if record["active_counts"][0]] for some in records]
     for axes, entry, scale, label in (
-        (steps, "num_steps", 1, "steps (box: quartiles; line: 5 to 95%)"),
-        (sizes, "perceptibility", 1000, "perceptibility p × 1000 (the same)"),
+        (steps, "num_steps", 1, "steps\n(box: quartiles; line: 5 to 95%)"),
+        (sizes, "perceptibility", 1000, "perceptibility p × 1000\n(the same)"),
     ):
         axes.boxplot(
             [[record[entry] * scale for record in some] for some in with_targets],
@@ -150,10 +147,10 @@ def draw_distributions(rows, records, path):
             texts = [f"{part:.0%}" if part >= ROOM else "" for part in parts]
             statuses.bar_label(bars, texts, label_type="center", fontsize=8)
             starts += parts
-    statuses.set(xlabel="share of the images, by status (%)", xlim=(0, 1))
+    statuses.set(xlabel="share of the images,\nby status (%)", xlim=(0, 1))
     statuses.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for axes in (steps, sizes, statuses):
-        axes.set_yticks(places, labels=names if axes is steps else [""] * len(rows), fontsize=9)
+        axes.set_yticks(places, labels=names if axes is steps else [""] * len(rows), fontsize=8)
         axes.set_ylim(len(rows) - 0.4, -0.6)  # the first on top
-    figure.legend(loc="outside lower right", ncols=len(STATUS_COLOURS), fontsize=9, frameon=False)
+    figure.legend(loc="outside lower right", ncols=len(STATUS_COLOURS), fontsize=8, frameon=False)
     lineplot.save(figure, path)

@@ -8,10 +8,8 @@ from dag_jax.runs import findings
 _PANELS = (
     ("proposals", "proposals of an image (mean)"),
     ("targets", "targets of an image (mean)"),
-    ("advr", "mAP after the attack, %"),
+    ("advr", "mAP after the attack (%)"),
     ("steps_median", "steps of an image (median)"),
-    ("seconds", "seconds an image"),
-    ("unfinished", "images with targets left"),
 )
 
 
@@ -30,17 +28,15 @@ def draw(rows, path, *, title) -> None:
       path: PNG to write.
       title: of the detector.
     """
-    from matplotlib.ticker import MaxNLocator
-
+    most_left = max(row["unfinished"] for row in rows)
+    ends = f"at most {most_left} of a setting end" if most_left else "none ends"
     heading = (
-        f"{title} attacked on the proposals of a sparser or denser suppression (margin "
-        f"{rows[0]['margin']:g}, {rows[0]['images']} images; its evaluation stays as it is)"
+        f"{title} attacked on the proposals of sparser and denser suppression\n"
+        f"(margin {rows[0]['margin']:g}; {rows[0]['images']} images, {ends} with targets left; its "
+        "evaluation stays as it is)"
     )
-    shown = {entry for entry, _ in _PANELS if entry == "advr" or any(row[entry] for row in rows)}
-    panels = [(entry, label) for entry, label in _PANELS if entry in shown]
-    if not any(row["unfinished"] for row in rows):
-        heading += "\nNo image has targets left at the end"
-    figure, places = lineplot.panels(len(panels), heading, columns=3, inches=(3.7, 3.0))
+    panels = [panel for panel in _PANELS if any(row[panel[0]] is not None for row in rows)]
+    figure, places = lineplot.panels(len(panels), heading, columns=2, height=2.6)
     for axes, (entry, label) in zip(places, panels, strict=True):
         some = [row for row in rows if row[entry] is not None]
         lines = [
@@ -54,13 +50,16 @@ def draw(rows, path, *, title) -> None:
         xlabel = "NMS threshold of the attack (IoU)"
         lineplot.lines(axes, lines, xlabel=xlabel, ylabel=label, doubling=False, log=False)
         axes.get_legend().remove()  # one for all panels, where it covers nothing
-        if entry == "unfinished":
-            axes.set_ylim(0, max(1, axes.get_ylim()[1]))
-            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         if entry == "advr":
             _bands(axes, rows)
             handles, _ = axes.get_legend_handles_labels()
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=len(handles),
+        fontsize=8.5,
+        frameon=False,
+    )
     lineplot.save(figure, path)
 
 
@@ -73,6 +72,6 @@ def _bands(axes, rows):
     clean = rows[0]["orig"]
     label = f"ORIG {clean:.1f}, the mAP before the attack"
     axes.axhline(clean, color="0.35", lw=1, ls="--", label=label)
-    axes.set_title(f"bands: {findings.LEVEL:.0%} intervals", fontsize=9)
+    axes.set_title(f"bands: {findings.LEVEL:.0%} intervals", fontsize=8.5)
     largest = max(clean, *(row["intervals"]["advr"][2] for row in rows))
     axes.set_ylim(0, lineplot.HEADROOM * largest or 1)

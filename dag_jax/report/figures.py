@@ -8,24 +8,27 @@ Classes have the colours that the caller gives. Since many colours are not told 
 large regions and all boxes also carry the name of their class.
 """
 
+import textwrap
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dag_jax.errors import UserError
+from dag_jax.errors import UserError, optional_import
 from dag_jax.metrics import Detections
 from dag_jax.report import lineplot
+from dag_jax.report.labels import POINTS, Labels
 
 MAGNIFICATION = 10
 MIN_SCORE = 0.5  # boxes below are not drawn
 
 _COLUMNS = 5
-_PANEL_INCHES = 2.3
-_HEADING_INCHES = 0.62  # a row's title and the titles of its panels
-_LEGEND_COLUMNS = 7
-_LEGEND_LINE_INCHES = 0.24
-_TEXT_POINTS = 7.5
-_ROOM = 1 / 12  # of a panel: the radius of a disc that fits into a region which carries its name
+_PANEL_INCHES = lineplot.WIDTH / _COLUMNS
+_PANEL_POINTS = 0.97 * _PANEL_INCHES * 72  # width of an image in it
+_HEADING_INCHES = 0.46  # titles of a row's panels, and what stands below one
+_TITLE_INCHES = 0.18  # a line of a row's title
+_TITLE_LETTERS = 110  # of such a line
+_LEGEND_COLUMNS = 6
+_LEGEND_LINE_INCHES = 0.2
 
 
 class AttackRow(NamedTuple):
@@ -58,7 +61,8 @@ def attack_figure(rows, path, *, class_names, palette, void=None, void_colour=No
     Raises:
       UserError: where there is no row, or a prediction has a class without a name or colour.
     """
-    from matplotlib.figure import Figure
+    with optional_import("experiments"):
+        from matplotlib.figure import Figure
 
     rows = list(rows)
     if not rows:
@@ -68,18 +72,19 @@ def attack_figure(rows, path, *, class_names, palette, void=None, void_colour=No
     voids = {"void": void, "void_colour": void_colour}
     present = _classes_present(rows)
     legend_lines = -(-len(present) // _LEGEND_COLUMNS)
+    titles = [textwrap.fill(row.title, _TITLE_LETTERS) for row in rows]
     heights = [
-        _HEADING_INCHES + _PANEL_INCHES * np.shape(row.clean)[0] / np.shape(row.clean)[1]
-        for row in rows
+        _HEADING_INCHES
+        + _TITLE_INCHES * (1 + title.count("\n"))
+        + _PANEL_INCHES * np.shape(row.clean)[0] / np.shape(row.clean)[1]
+        for title, row in zip(titles, rows, strict=True)
     ]
     heights.append(_LEGEND_LINE_INCHES * legend_lines + 0.05)
     figure = Figure((_COLUMNS * _PANEL_INCHES, sum(heights)), layout="constrained")
     *parts, bottom = figure.subfigures(len(rows) + 1, 1, height_ratios=heights)
-    for part, row in zip(parts, rows, strict=True):
+    for part, title, row in zip(parts, titles, rows, strict=True):
         # A title may hold a file's name, and that a dollar sign.
-        part.suptitle(
-            row.title, x=0.008, ha="left", fontsize=11, fontweight="bold", parse_math=False
-        )
+        part.suptitle(title, x=0.008, ha="left", fontsize=9, fontweight="bold", parse_math=False)
         panels = part.subplots(1, _COLUMNS)
         image_panel(panels[0], row.clean, "clean image")
         image_panel(panels[1], row.adversarial, "adversarial image")
@@ -97,7 +102,7 @@ def attack_figure(rows, path, *, class_names, palette, void=None, void_colour=No
             handles=class_legend(present, **names, **voids),
             loc="center",
             ncols=min(len(present), _LEGEND_COLUMNS),
-            fontsize=9,
+            fontsize=8,
             frameon=False,
         )
     lineplot.save(figure, path)
@@ -109,43 +114,38 @@ def image_panel(axes, image, title):
 
 
 def change_panel(axes, clean, adversarial):
-    """Draw adversarial - clean, magnified around mid grey, and name its largest change."""
+    """Draw adversarial - clean, magnified around mid grey, with its largest change below."""
     change = np.asarray(adversarial, np.float32) - np.asarray(clean, np.float32)
     largest = np.abs(change).max(initial=0)
-    title = f"change ×{MAGNIFICATION} (largest {largest:.1f} of 255)"
-    _show(axes, _as_uint8(128 + MAGNIFICATION * change), title, smooth=False)
+    _show(axes, _as_uint8(128 + MAGNIFICATION * change), f"change ×{MAGNIFICATION}", smooth=False)
+    axes.set_xlabel(f"at most {largest:.1f} grey levels", fontsize=8, labelpad=2)
 
 
 def segmentation_panel(axes, labels, title, *, class_names, palette, void, void_colour):
-    """Draw class labels [H, W] in their colours, with the names of the classes of large regions.
+    """Draw class labels [H, W] in their colours, with names on the regions that have room for them.
 
     The other arguments are those of `attack_figure`.
     """
-    from scipy import ndimage
-
     labels = np.asarray(labels)
     shown = np.zeros((*labels.shape, 3), np.uint8)
     for index in np.unique(labels):
         region = labels == index
         shown[region] = void_colour if index == void else palette[index]
     _show(axes, shown, title, smooth=False)
-    for index in np.unique(labels):
+    names = Labels(labels.shape, _PANEL_POINTS)
+    values, counts = np.unique(labels, return_counts=True)
+    for index in values[np.argsort(-counts, kind="stable")]:
         if index == void:
             continue
-        # Where a region is widest, in pixels from its border and the image's.
-        depth = ndimage.distance_transform_edt(np.pad(labels == index, 1))[1:-1, 1:-1]
-        y, x = np.unravel_index(depth.argmax(), depth.shape)
-        if depth[y, x] > _ROOM * max(labels.shape):
-            share = x / labels.shape[1]  # a name near a side stays on the panel
-            ha = "left" if share < 0.17 else "right" if share > 0.83 else "center"
-            _label(axes, class_names[index], (x, y), palette[index], ha=ha, va="center")
+        if place := names.inside(class_names[index], labels == index):
+            _label(axes, class_names[index], place, palette[index])
 
 
 def detection_panel(axes, image, detections, title, *, class_names, palette, min_score=MIN_SCORE):
     """Draw the boxes of `Detections` that score at least `min_score`, with names and scores.
 
-    Names hang at the top, the bottom and the middle of their boxes in turn, so that those of boxes
-    at one place do not cover each other; where they do, the name of the surest is on top.
+    Names stand above their boxes, below or inside, so that they do not cover each other; where they
+    do, the name of the surest is on top.
     """
     from matplotlib.patches import Rectangle
 
@@ -158,8 +158,9 @@ def detection_panel(axes, image, detections, title, *, class_names, palette, min
     order = [row for row in np.argsort(-scores, kind="stable") if scores[row] >= min_score]
     if not order:
         text = f"no box scores {min_score:g}"
-        _label(axes, text, (width / 2, height / 2), (0, 0, 0), ha="center", va="center")
-    for number, row in enumerate(order):
+        _label(axes, text, (width / 2, height / 2), (0, 0, 0))
+    names = Labels((height, width), _PANEL_POINTS)
+    for row in order:
         x0, y0, x1, y1 = boxes[row].astype(float)
         colour = palette[classes[row]]
         # White under the colour: the palette's dark half vanishes on dark photographs.
@@ -174,13 +175,8 @@ def detection_panel(axes, image, detections, title, *, class_names, palette, min
                     linewidth=linewidth,
                 )
             )
-        level, side = number % 3, (number // 3 + (x0 + x1 > width)) % 2
-        place = (x0, x1)[side], (y0, y1, (y0 + y1) / 2)[level]
-        # Towards the middle of the panel, so that no name leaves it.
-        ha = "left" if place[0] < width / 2 else "right"
-        va = "center" if level == 2 else "top" if place[1] < height / 2 else "bottom"
         text = f"{class_names[classes[row]]} {scores[row]:.2f}"
-        _label(axes, text, place, colour, ha=ha, va=va, zorder=4 + scores[row])
+        _label(axes, text, names.beside(text, boxes[row]), colour, zorder=4 + scores[row])
 
 
 def class_legend(labels, *, class_names, palette, void, void_colour):
@@ -237,23 +233,20 @@ def _show(axes, image, title, *, smooth=True):
     """Show u8[H, W, 3] filling the axes; `smooth` is for photographs."""
     # Not smooth: every colour shown is one of the data.
     axes.imshow(image, interpolation="auto" if smooth else "nearest")
-    axes.set_title(title, fontsize=9.5, pad=3)
+    axes.set_title(title, fontsize=8.5, pad=3)
     axes.set_xticks([])
     axes.set_yticks([])
 
 
-def _label(axes, text, place, colour, *, ha, va, zorder=4):
-    """Write a text at a place, black or white on a tile of a colour."""
+def _label(axes, text, place, colour, *, zorder=4):
+    """Write a text around a place, black or white on a tile of a colour."""
     dark = np.dot(colour, (0.299, 0.587, 0.114)) < 128
-    pad = {"left": 2, "right": -2, "center": 0}[ha], {"top": -2, "bottom": 2, "center": 0}[va]
-    axes.annotate(
+    axes.text(
+        *place,
         text,
-        place,
-        pad,
-        textcoords="offset points",
-        fontsize=_TEXT_POINTS,
-        ha=ha,
-        va=va,
+        fontsize=POINTS,
+        ha="center",
+        va="center",
         zorder=zorder,
         color="white" if dark else "black",
         bbox={

@@ -13,15 +13,17 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
 
 from dag_jax import files
 from dag_jax.arrays import Array
 from dag_jax.datasets.classes import palette
 from dag_jax.engine.algorithm import Status
-from dag_jax.errors import reading
+from dag_jax.errors import optional_import, reading
 from dag_jax.report.figures import MIN_SCORE
 from dag_jax.runs import attacks, rundir, scores
+
+with optional_import("experiments"):
+    from PIL import Image
 
 # What an image can be filtered by: a bit each. Unfinished is the table's word: targets are left.
 FLOAT, PNG, UNFINISHED, NO_TARGETS, FAILED = 1, 2, 4, 8, 16

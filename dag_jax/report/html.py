@@ -19,7 +19,7 @@ import urllib.parse
 
 from dag_jax import files
 from dag_jax.datasets.classes import palette
-from dag_jax.errors import UserError
+from dag_jax.errors import UserError, optional_import
 from dag_jax.files import PathLike
 from dag_jax.report import charts, gallery
 from dag_jax.runs import rundir, scores
@@ -150,7 +150,8 @@ def _script_json(value) -> str:
 
 @functools.cache
 def _template():
-    import jinja2  # when a page is made
+    with optional_import("experiments"):  # when a page is made
+        import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_SOURCES),

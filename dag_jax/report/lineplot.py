@@ -5,19 +5,25 @@ else draws is imported by what uses it: it would be half of the time in which a 
 """
 
 import itertools
+import textwrap
 import warnings
 
 from etils import epath
+
+from dag_jax.errors import optional_import
 
 # Told apart by colour-blind readers, too: matplotlib's petroff10.
 COLOURS = (
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
     *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
 )
+WIDTH = 8.32  # inches of a picture: 100 pixels each where it is shown, in a column of 832
 MARKERS = "os^DvPX*<"  # one fewer than colours: pairs repeat after 90
 HEADROOM = 1.1  # of the largest value: no marker is cut
 
-_DPI = 150
+_DPI = 200  # twice those pixels, for fine screens
+_MOST_COLUMNS = 3
+_TITLE_LETTERS = 96  # of a line of a title
 _FONTS = (  # the first that has a letter gives it; the others are systems' own for East Asia
     *("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "IPAGothic"),
     *("Droid Sans Fallback", "Microsoft YaHei", "Malgun Gothic", "PingFang SC", "Hiragino Sans"),
@@ -41,25 +47,29 @@ def series(points, key, x, y, scale=1):
             yield label, *zip(*pairs, strict=True)
 
 
-def panels(count, title, *, columns=None, inches=(4.2, 3.5)):
-    """Return (matplotlib's Figure, list of its axes).
+def panels(count, title, *, columns=None, height=2.9):
+    """Return (matplotlib's Figure, list of its axes); the figure is `WIDTH` wide.
 
     Args:
       count: number of panels.
       title: above all of them.
-      columns: panels side by side; None: all.
-      inches: width and height of a panel.
+      columns: panels side by side; None: up to three, as many in each line.
+      height: inches of a panel.
     """
-    from matplotlib.figure import Figure
+    with optional_import("experiments"):
+        from matplotlib.figure import Figure
 
-    columns = columns or count
+    columns = columns or -(-count // -(-count // _MOST_COLUMNS))
     rows = -(-count // columns)
-    width, height = inches
-    figure = Figure(figsize=(1.5 + width * columns, 0.3 + height * rows), layout="constrained")
-    figure.suptitle(title, fontsize=12)
+    figure = Figure(figsize=(WIDTH, 0.3 + height * rows), layout="constrained")
+    title = "\n".join(textwrap.fill(line, _TITLE_LETTERS) for line in title.splitlines())
+    figure.suptitle(title, fontsize=9.5)
     every = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for axes in every:
         axes.set_prop_cycle(color=COLOURS)
+        axes.tick_params(which="both", labelsize=8)
+        for text in (axes.xaxis.label, axes.yaxis.label):
+            text.set_fontsize(8.5)
     for axes in every[count:]:
         axes.set_visible(False)
     return figure, every[:count]
@@ -113,7 +123,7 @@ def training_curve(points, title, path):
       title: the network's name.
       path: PNG file to write.
     """
-    figure, (loss, score) = panels(2, title, inches=(3.6, 3.2))
+    figure, (loss, score) = panels(2, title)
     for axes, entry, ylabel in (
         (loss, "loss", "training loss"),
         (score, "score", "test score (%)"),

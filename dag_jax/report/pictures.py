@@ -4,6 +4,7 @@ Shapes: `H W` pixels.
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -24,17 +25,29 @@ def kind_of(subject: Subject):
     return scoring.kind_of(subject.model), subject.about.classes
 
 
-def attack_row(plan: Plan, run: rundir.Run) -> figures.AttackRow:
-    """Return the picture of the first image whose objects the model finds and loses.
+def attack_rows(attacks: Iterable[tuple[Plan, rundir.Run]]) -> list[figures.AttackRow]:
+    """Return a picture of each attack: of the first image whose objects the model finds and loses.
 
-    If no image is like that, it is of the one that loses most.
+    If no image is like that, it is of the one that loses most. Each shows another image, where
+    there are several.
 
     Args:
-      plan: how the row was attacked.
-      run: what its folder holds.
+      attacks: of each row, how it was attacked and what its folder holds.
     """
+    rows: list[figures.AttackRow] = []
+    shown: set[str] = set()
+    for plan, run in attacks:
+        row, image_id = _attack_row(plan, run, shown)
+        rows.append(row)
+        shown.add(image_id)
+    return rows
+
+
+def _attack_row(plan, run, shown):
+    """Return a picture, and the id of its image, which is none of `shown` if there are others."""
     subject = plan.subject
     examples = [subject.examples[row] for row in range(min(SHOWN_OF, len(subject.examples)))]
+    examples = [each for each in examples if each["image_id"] not in shown] or examples
     attacked = buckets.Computed(scores.image_of(scores.ADVR, run, plan), examples)
     images = evaluation.clean_images(examples), attacked
     before, after = (evaluation.predict(subject.model, some) for some in images)
@@ -54,7 +67,8 @@ def attack_row(plan: Plan, run: rundir.Run) -> figures.AttackRow:
         f"{left[index, 1]:.0f} after"
     )
     clean = example["image"].astype(np.float32)
-    return figures.AttackRow(title, clean, attacked[index], before[index], after[index])
+    row = figures.AttackRow(title, clean, attacked[index], before[index], after[index])
+    return row, example["image_id"]
 
 
 def draw(rows, path, subject: Subject) -> None:

@@ -22,7 +22,7 @@ def draw(groups, path, *, title, ylabel):
     """
     from matplotlib.lines import Line2D
 
-    figure, (axes,) = lineplot.panels(1, title, inches=(8, 4.4))
+    figure, (axes,) = lineplot.panels(1, title, height=4.2)
     rows = [row for group in groups.values() for row in group]
     # Ever smaller, so that marks at one place are seen.
     sizes = iter(np.linspace(11, 6, len(rows)))
@@ -43,11 +43,11 @@ def draw(groups, path, *, title, ylabel):
     hollow = {"marker": "o", "color": "0.3", "mfc": "white", "ls": "none"}
     handles.append(Line2D([], [], label="\nhollow: the same perturbation,\nshuffled", **hollow))
     axes.set(
-        xlabel="perceptibility p x 1000 (a change of one grey level everywhere: 6.8)",
+        xlabel="perceptibility p × 1000 (a change of one grey level everywhere: 6.8)",
         ylabel=ylabel,
         xlim=(0, 1100 * max(row["perceptibility"] for row in rows) + 1e-3),
         ylim=(-3, 100),
     )
     axes.grid(alpha=0.3)
-    figure.legend(handles=handles, loc="outside right upper", fontsize=9, frameon=False)
+    figure.legend(handles=handles, loc="outside right upper", fontsize=8.5, frameon=False)
     lineplot.save(figure, path)

@@ -11,11 +11,11 @@ import io
 
 import jax
 import numpy as np
-from PIL import Image
 
 from dag_jax import files, metrics
 from dag_jax.engine.algorithm import Status, perturb
 from dag_jax.engine.targets import image_key
+from dag_jax.errors import optional_import
 from dag_jax.runs import buckets, evaluation, findings, rundir
 from dag_jax.runs.attacks import Plan
 
@@ -124,6 +124,9 @@ def pack_labels(labels) -> np.ndarray:
 
 def unpack_labels(png) -> np.ndarray:
     """Return the labels i32[H, W] that `pack_labels` packed."""
+    with optional_import("data"):
+        from PIL import Image
+
     with Image.open(io.BytesIO(png.tobytes())) as image:
         return np.asarray(image).astype(np.int32)
 

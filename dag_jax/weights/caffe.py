@@ -24,11 +24,13 @@ import re
 from typing import NamedTuple
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, unknown_fields
-from google.protobuf.message import Message
 
-from dag_jax.errors import MissingError, StorageError, UserError, reading
+from dag_jax.errors import MissingError, StorageError, UserError, optional_import, reading
 from dag_jax.weights import kinds
+
+with optional_import("data"):
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, unknown_fields
+    from google.protobuf.message import Message
 
 _MAX_BYTES = 2**31 - 1  # of a message, for protobuf and for Caffe (util/io.cpp)
 _MOST_FIELDS = 100_000  # of all messages, ten times a deep network's

@@ -7,11 +7,13 @@ import sys
 
 import jax
 from absl import app, flags, logging
-from tqdm import tqdm
 
 from dag_jax import files
-from dag_jax.errors import UserError
+from dag_jax.errors import UserError, optional_import
 from experiments.common import options
+
+with optional_import("experiments"):
+    from tqdm import tqdm
 
 _NEEDED = re.compile(r"--(\w+)=None: Flag --\1 must have a value other than None\.")
 

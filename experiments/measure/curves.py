@@ -43,14 +43,14 @@ def _time_against_batch(points):
         whole,
         lineplot.series(points, "network", "lanes", "seconds", 1000),
         xlabel=xlabel,
-        ylabel="ms",
+        ylabel="ms an iteration",
     )
     points = [p | {"each": p["seconds"] and p["seconds"] / p["lanes"]} for p in points]
     lineplot.lines(
         each,
         lineplot.series(points, "network", "lanes", "each", 1000),
         xlabel=xlabel,
-        ylabel="ms an image",
+        ylabel="ms an iteration of an image",
         log=False,
     )
     return figure
@@ -100,7 +100,7 @@ def _speed_against_slots(by_network):
         slots = [p["slots"] for p in points]
         series = [(kind, slots, [p[kind] for p in points]) for kind in ("stream", "lockstep")]
         lineplot.lines(axes, series, xlabel="slots", ylabel="images per second", log=False)
-        axes.set_title(network, fontsize=10)
+        axes.set_title(network, fontsize=8.5)
     return figure
 
 
@@ -140,7 +140,7 @@ def _busy_over_time(by_network):
             label = f"{kind}, mean {mean:.2f}"
             axes.stairs(means, edges, color=colour, linewidth=2.2, label=label, baseline=None)
         axes.set(xlabel="iterations since the start", ylabel="busy slots", ylim=(0, None))
-        axes.set_title(network, fontsize=10)
+        axes.set_title(network, fontsize=8.5)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="lower left")
     return figure

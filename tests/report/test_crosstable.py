@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dag_jax.report import crosstable, heatmap
+from dag_jax.report import crosstable, heatmap, lineplot
 from dag_jax.runs.claims import Looker
 from dag_jax.runs.matrix import Cell
 from dag_jax.runs.stored import Source
@@ -114,7 +114,21 @@ def test_a_matrix_across_tasks_alone_is_drawn(tmp_path, cell):
     blocks = crosstable.blocks(*matrix(alone(SEGMENTERS), DETECTORS, cell), LOOKERS)
     heatmap.draw(blocks, tmp_path / "transfer.png")
     with Image.open(tmp_path / "transfer.png") as image:
-        assert min(image.size) > 150
+        assert image.width == 2 * 832 and image.height > 150
+
+
+def test_one_matrix_is_drawn_that_of_all_tasks(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(lineplot, "save", lambda figure, path: drawn.append(figure))
+    names = SEGMENTERS + DETECTORS
+    heatmap.draw(crosstable.blocks(*matrix(alone(names), names, CELL), LOOKERS), "a.png")
+    matrix_axes, scale = drawn[0].axes
+    assert matrix_axes.get_title(loc="right").startswith("Across tasks: ")
+    titles = [label.get_text() for label in matrix_axes.get_yticklabels()]
+    assert titles == ["none", "Seg a*", "Seg b_c*", "Det x", "Det y"]
+    numbers = [text.get_text() for text in matrix_axes.texts]
+    assert len(numbers) == 5 * 4 and numbers.count("40.0°") == 4  # the diagonal
+    assert "left of the clean score" in scale.get_xlabel() and "percent" in scale.get_xlabel()
 
 
 def test_cells_have_intervals():

@@ -13,7 +13,6 @@ def row(threshold, most, *, unfinished=0):
         "targets": 10.0,
         "advr": 30.0,
         "steps_median": 7.0,
-        "seconds": None if threshold < 0.6 else 0.5,
         "unfinished": unfinished,
         "margin": 0.0,
         "images": 10,
@@ -41,15 +40,21 @@ def test_rows_come_by_the_number_kept_and_rising_threshold():
     ]
 
 
-def test_a_line_for_each_number_kept_and_no_panel_without_anything(drawn):
+def test_a_line_for_each_number_kept_and_no_empty_panel(drawn):
     density.draw(ROWS, "a.png", title="FR")
-    labels = [axes.get_ylabel() for axes in drawn[0].axes if axes.get_ylabel()]
-    assert "images with targets left" not in labels and "seconds an image" in labels
+    assert len(drawn[0].axes) == 4 and all(axes.get_visible() for axes in drawn[0].axes)
+    assert all(axes.get_lines() and axes.get_ylabel() for axes in drawn[0].axes)
+    assert "\n(margin 0; 10 images, none ends with targets left; " in drawn[0].get_suptitle()
     (legend,) = drawn[0].legends
     texts = [text.get_text() for text in legend.get_texts()]
     assert texts[:2] == ["at most 100 kept", "at most 300 kept"] and "ORIG 80.0" in texts[2]
 
 
-def test_what_is_unfinished_has_a_panel(drawn):
+def test_what_is_unfinished_is_said(drawn):
     density.draw([*ROWS, row(0.95, 300, unfinished=2)], "a.png", title="FR")
-    assert "images with targets left" in [axes.get_ylabel() for axes in drawn[0].axes]
+    assert "10 images, at most 2 of a setting end with targets left;" in drawn[0].get_suptitle()
+
+
+def test_steps_that_nothing_has_are_no_panel(drawn):
+    density.draw([row(0.5, 100) | {"steps_median": None}], "a.png", title="FR")
+    assert "steps of an image (median)" not in [axes.get_ylabel() for axes in drawn[0].axes]

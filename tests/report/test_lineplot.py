@@ -36,7 +36,7 @@ def test_a_figure_is_saved_into_a_new_folder_without_a_backend(tmp_path):
     backend = matplotlib.get_backend()
     lineplot.save(Figure((2, 1)), tmp_path / "new" / "a.png")
     with Image.open(tmp_path / "new" / "a.png") as picture:
-        assert picture.format == "PNG" and picture.size == (300, 150)
+        assert picture.format == "PNG" and picture.size == (400, 200)
     assert matplotlib.get_backend() == backend
 
 
@@ -46,6 +46,19 @@ def test_letters_of_any_script_are_drawn_without_a_warning(tmp_path):
     axes[0].legend()
     lineplot.save(figure, tmp_path / "a.png")  # a warning is an error here
     assert figure.findobj(matplotlib.text.Text)[0].get_fontfamily()[0] == "DejaVu Sans"
+
+
+def test_a_picture_is_as_wide_as_where_it_is_shown_and_its_title_is_not_wider(tmp_path):
+    figure, panels = lineplot.panels(4, "many words " * 20 + "\nand a line of its own")
+    assert len(figure.axes) == len(panels) == 4
+    lineplot.save(figure, tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width == 2 * 832
+    figure.draw_without_rendering()
+    title = figure.get_suptitle().splitlines()
+    assert len(title) == 4 and title[-1] == "and a line of its own"
+    extent = figure._suptitle.get_window_extent()
+    assert extent.x0 > 0 and extent.x1 < figure.bbox.x1
 
 
 def test_a_training_curve_is_drawn(tmp_path):

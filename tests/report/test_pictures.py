@@ -55,15 +55,20 @@ def plan_and_run(tmp_path):
 
 
 def test_the_image_shown_is_one_that_the_attack_took(plan_and_run):
-    shown = pictures.attack_row(*plan_and_run)
+    (shown,) = pictures.attack_rows([plan_and_run])
     assert shown.title == "Colours on lost: mIoU 100 before, 0 after"
     assert (shown.before == 1).all() and (shown.after == 0).all()
     assert shown.adversarial[0, 0].tolist() == [159, 100, 60]
 
 
+def test_no_image_is_shown_twice_while_there_are_others(plan_and_run):
+    titles = [row.title for row in pictures.attack_rows([plan_and_run] * 3)]
+    assert [title.split()[2] for title in titles] == ["lost:", "kept:", "lost:"]
+
+
 def test_it_is_drawn_in_the_colours_of_the_models_classes(plan_and_run, tmp_path):
     plan, run = plan_and_run
-    pictures.draw([pictures.attack_row(plan, run)], tmp_path / "a.png", plan.subject)
+    pictures.draw(pictures.attack_rows([(plan, run)]), tmp_path / "a.png", plan.subject)
     with Image.open(tmp_path / "a.png") as image:
         assert image.size[0] > image.size[1]
 
