@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import platform
 import re
 import sys
 
@@ -24,10 +25,13 @@ def _address(text):
 
 
 FLAGS = flags.FLAGS
-options.string(
+COMPILED = "~/.cache/dag_jax/compiled"
+_MOST_COMPILED = 2 * 10**9  # bytes; JAX deletes what was not used for longest
+flags.DEFINE_string(
     "compilation_cache",
     None,
-    "Folder to keep compiled programs in: the next launch on such a machine starts at once.",
+    "Folder to keep compiled programs in, for the next launch on such a machine; empty: none is "
+    f"kept. By default one for this kind of machine in {COMPILED}. At most 2 GB.",
 )
 flags.DEFINE_bool(
     "distributed",
@@ -127,10 +131,7 @@ def start_shared(argv) -> tuple[int, int]:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument(s): {' '.join(argv[1:])}")
     jax.config.update("jax_default_matmul_precision", "highest")
-    if FLAGS.compilation_cache:
-        files.make_folder(files.open_folder(FLAGS.compilation_cache))
-        jax.config.update("jax_compilation_cache_dir", FLAGS.compilation_cache)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    _keep_compiled()
     given = [value is not None for value in (FLAGS.process, FLAGS.processes)]
     by_hand = FLAGS.coordinator is not None
     if any(given) != all(given) or (by_hand and not (all(given) and FLAGS.distributed)):
@@ -150,6 +151,39 @@ def start_shared(argv) -> tuple[int, int]:
     # They know who they are. From here on nothing connects them: one that dies harms no other.
     jax.distributed.shutdown()
     return numbers
+
+
+def _keep_compiled():
+    """Have JAX keep compiled programs where --compilation_cache says, or JAX's own settings."""
+    by_default = FLAGS.compilation_cache is None
+    if by_default and jax.config.jax_compilation_cache_dir:  # of the environment
+        return
+    path = f"{COMPILED}/{_kind_of_machine()}" if by_default else FLAGS.compilation_cache
+    if not path:
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    folder = files.open_folder(path).expanduser()
+    try:
+        files.make_folder(folder)
+    except UserError as error:
+        if not by_default:
+            raise
+        say(f"no compiled programs are kept: {error}")
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", _MOST_COMPILED)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if by_default:
+        size = sum(file.stat().length for file in folder.iterdir())
+        say(f"compiled programs: {path}, {size / 1e6:.0f} MB (--compilation_cache= keeps none)")
+
+
+def _kind_of_machine() -> str:
+    """Return what a program compiled for a CPU must not leave: the processor and its features."""
+    features = ""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
+        features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.machine()}_{files.sha256(features)[:8]}"
 
 
 def check_names(flag, names, known) -> None:

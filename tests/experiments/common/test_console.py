@@ -1,8 +1,10 @@
 """How a launch ends: in a line and an exit code, or with the traceback of a fault."""
 
+import os
 import pathlib
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -146,3 +148,44 @@ def test_a_launch_that_shares_nothing_out_is_one_process(refuse, given):
 def test_processes_that_nothing_tells_who_they_are_say_so(end):
     code, _, errors = end("--do=nothing", "--distributed")
     assert code == 1 and errors.startswith("error: --distributed: ")
+
+
+COMPILES = """
+import functools
+import jax, jax.numpy as jnp
+
+layers = [jax.nn.softmax, jnp.sort, jnp.cumsum] * 20
+jax.jit(lambda x: functools.reduce(lambda x, layer: layer(x), layers, x))(jnp.ones((30, 30)))
+"""
+
+
+@pytest.mark.slow
+def test_compiled_programs_are_kept_for_the_next_launch(tmp_path):
+    path = tmp_path / "made_up.py"
+    path.write_text(LAUNCH.replace('    print("done")', textwrap.indent(COMPILES, "    ")))
+    unset = "JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE"
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+
+    def run(*flags, home=tmp_path):
+        return subprocess.run(
+            [sys.executable, str(path), "--do=nothing", *flags],
+            env=environment | {"HOME": str(home)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stderr
+
+    kept = tmp_path / ".cache" / "dag_jax" / "compiled"
+    assert "compiled" not in run("--compilation_cache=") and not kept.exists()
+    first = run()
+    (folder,) = kept.iterdir()
+    assert first.startswith(f"compiled programs: {console.COMPILED}/{folder.name}, 0 MB (")
+    names = {file.name for file in folder.iterdir()}
+    assert any(name.startswith("jit__lambda") for name in names)
+    run()
+    assert {file.name for file in folder.iterdir()} == names
+    run(f"--compilation_cache={tmp_path / 'mine'}")
+    assert list((tmp_path / "mine").iterdir())
+    (tmp_path / "file").write_text("no folder")
+    assert run(home=tmp_path / "file").startswith("no compiled programs are kept: ")
