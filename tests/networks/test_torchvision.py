@@ -58,8 +58,8 @@ def compiled(module):
 # which are rounded to float32 after folding.
 GRADIENTS = {
     **{LRASPP: 1e-4, "deeplabv3_mobilenet_v3_large": 1e-4},
+    # The 101 layers are these with more blocks: as many as `COUNTS` says.
     **{"fcn_resnet50": 1e-4, "deeplabv3_resnet50": 1e-4},
-    **{"fcn_resnet101": 5e-3, "deeplabv3_resnet101": 1e-3},
 }
 
 
