@@ -41,7 +41,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", "4000000000")  # with a limit, JAX locks it
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # which lowering writes of each line
 gc.set_threshold(50_000, 50, 100)  # programs fill memory with objects that stay
 
 import beartype
