@@ -4,6 +4,7 @@
 #   make table1 ARGS="--models=fcn_vgg --limit=4"       flags of the launch
 #   make test ARGS="tests/test_attack.py -x"            arguments of pytest
 #   make test PYTHON=python3.12 VENV=.venv312           another interpreter, beside the first
+#   make docs                                           the documentation, into site/
 #   make real VOC=/data/VOCdevkit ARGS="--limit=16"     published networks on photographs of PASCAL VOC 2012
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ REAL := espnetv2_20_384,espnetv2_20_256,espnetv2_10_384,espnetv2_05_384,yolov3_n
 IN_VENV := $(VENV)/bin/python
 INSTALL := $(IN_VENV) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: table1 real test lint format
+.PHONY: table1 real docs test lint format
 .NOTPARALLEL:  # two installs into one environment would disturb each other
 
 table1: $(VENV)/.installed
@@ -27,6 +28,10 @@ real: $(VENV)/.installed | $(WEIGHTS)
 		--data_dir=$(VOC) --split=voc2012_seg_val --limit=0 --workdir=runs/real $(ARGS)
 	@$(IN_VENV) -m experiments.transfer --run=runs/real --weights_dir=$(WEIGHTS) --data_dir=$(VOC) \
 		--black_boxes= --workdir=runs/real_transfer
+
+docs: $(VENV)/.installed-docs
+	@NO_MKDOCS_2_WARNING=1 JAX_PLATFORMS=cpu $(IN_VENV) -m mkdocs build --strict --quiet $(ARGS)
+	@echo "site/index.html"
 
 test: $(VENV)/.installed-test
 	@$(IN_VENV) -m pytest -n 2 --dist worksteal $(ARGS)
@@ -57,4 +62,9 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
 $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/pip
 	@echo "Installing dag-jax and its test tools into $(VENV) (once; about a minute)"
 	@$(INSTALL) --editable '.[test]'
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/bin/pip
+	@echo "Installing dag-jax and what builds its documentation into $(VENV) (once; about a minute)"
+	@$(INSTALL) --editable '.[docs]'
 	@touch $(VENV)/.installed $@
