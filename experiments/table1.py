@@ -10,7 +10,7 @@ r"""Table 1: models before the attack (ORIG), under it (ADVR), under its permuta
     python -m experiments.table1 --nominiature --dataset=voc --data_dir=VOCdevkit --limit=0 \
         --weights_dir=runs/weights       the paper's own table: full-size networks, all of its lists
 
-    python -m experiments.table1 --distributed ...      one of many processes: docs/how_to/many_hosts.md
+    python -m experiments.table1 --distributed ...      one of many: docs/how_to/many_hosts.md
 
 Photographs keep their sizes unless --canvas scales them: they go through a few compiled shapes, by
 padding that changes no score.

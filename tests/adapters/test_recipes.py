@@ -1,4 +1,4 @@
-"""The blocks of docs/how_to/models.md run as they are pasted, and what they make can be attacked."""
+"""The blocks of docs/how_to/models.md run as pasted, and what they make can be attacked."""
 
 import importlib.util
 import pathlib
@@ -18,9 +18,8 @@ from dag_jax.metrics import Truths
 from dag_jax.runs.subject import weights_digest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-BLOCKS = re.findall(
-    r"^## ([^\n]*)\n|^```python\n(.*?)^```", (ROOT / "docs/how_to/models.md").read_text(), re.M | re.S
-)
+PAGE = (ROOT / "docs/how_to/models.md").read_text()
+BLOCKS = re.findall(r"^## ([^\n]*)\n|^```python\n(.*?)^```", PAGE, re.M | re.S)
 IMAGE = np.random.default_rng(0).uniform(0, 255, (32, 40, 3)).astype(np.float32)
 
 
