@@ -1,6 +1,7 @@
 // Whatever scrolls sideways can be scrolled by the keyboard, too.
 function reach() {
-  for (const part of document.querySelectorAll(".md-typeset__scrollwrap, .md-typeset pre > code")) {
+  const parts = ".md-typeset__scrollwrap, .md-typeset pre > code, .md-typeset pre, .highlight-ipynb";
+  for (const part of document.querySelectorAll(parts)) {
     if (part.scrollWidth > part.clientWidth) part.tabIndex = 0;
   }
 }
