@@ -30,7 +30,7 @@ real: $(VENV)/.installed | $(WEIGHTS)
 		--black_boxes= --workdir=runs/real_transfer
 
 docs: $(VENV)/.installed-docs
-	@NO_MKDOCS_2_WARNING=1 JAX_PLATFORMS=cpu $(IN_VENV) -m mkdocs build --strict --quiet $(ARGS)
+	@NO_MKDOCS_2_WARNING=1 JAX_PLATFORMS=cpu $(IN_VENV) -m mkdocs build --strict $(ARGS)
 	@echo "site/index.html"
 
 test: $(VENV)/.installed-test
