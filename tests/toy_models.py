@@ -173,9 +173,11 @@ class OneStage:
     def detect(self, image):
         """Return `Detections`."""
         candidates = self.propose(image)
-        scores = self.scores(image, candidates.handle)
+        scores = self.scores(image, candidates.handle)[..., 0]
+        _, best = jax.lax.top_k(scores.max(axis=1), 100)
+        confidence = scores > self._threshold
         return keep(
-            candidates.boxes, scores[..., 0] > scores[..., 1], scores[..., 0], candidates.valid
+            *(values[best] for values in (candidates.boxes, confidence, scores, candidates.valid))
         )
 
 

@@ -140,6 +140,8 @@ def load_examples(
 ) -> ExampleSet:
     """Read examples of a split.
 
+    On a terminal a bar shows how far it is where scenes have to be prepared first.
+
     Args:
       dataset: one of DATASETS.
       split: name of a split.
@@ -162,7 +164,8 @@ def load_examples(
     examples: list[dict] = []
     bad: list[str] = []
     seen: set[str] = set()
-    source = open_dataset(dataset, split, data_dir=data_dir, cache_dir=cache_dir, progress=True)
+    bar = sys.stderr.isatty()  # elsewhere, as in a notebook, it would stay as many lines
+    source = open_dataset(dataset, split, data_dir=data_dir, cache_dir=cache_dir, progress=bar)
     known = source.ids if isinstance(source, FileExamples) else None
     for index in range(len(source)):
         if limit is not None and len(examples) + len(bad) * (not skip_bad) >= limit:

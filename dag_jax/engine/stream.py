@@ -90,8 +90,8 @@ def attack_stream(
       bucket: (score_fn, (H, W)) -> (score_fn, (H', W')), by which images of many sizes share few
         compiled shapes: what scores an image of H x W pixels, and what to pad it to, below and on
         the right. Such a `score_fn` takes i32[2], H and W, as its last argument. Targets of shape
-        [H, W] are padded too, and results are of the image alone. `networks.bucket_score_fn` is
-        one. None: each shape is compiled.
+        [H, W] are padded too, and results are of the image alone. `dag_jax.models.bucket_score_fn`
+        is one, for a `score_fn` of `dag_jax.models.score_fn`. None: each shape is compiled.
       read_ahead: examples read before there is a slot for them; None is four for each slot.
       on_failure: called with (key, ValueError) for an example that cannot be attacked. None: one
         ValueError that names them, after all results.

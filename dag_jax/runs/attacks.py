@@ -214,7 +214,7 @@ def attack_missing(plan: Plan, results: rundir.Results, *, slots=None, mesh=None
       results: where they are kept.
       slots: images under way at a time on each device; None is `default_slots`.
       mesh: devices; None is all of this process.
-      label: what the progress bar is called.
+      label: what the progress bar is called; None for no bar.
 
     Raises:
       ValueError: at once, where what is there was made of other images; after all others, for
@@ -252,7 +252,7 @@ def attack_missing(plan: Plan, results: rundir.Results, *, slots=None, mesh=None
 
     count = len(results.own())
     stream = open_stream(plan, inputs(), count=count, slots=slots, mesh=mesh, on_failure=on_failure)
-    with progress(total=len(todo), desc=label, unit="image") as bar:
+    with progress(total=len(todo), desc=label, unit="image", disable=label is None) as bar:
         for row, attack in stream:
             keep(row, attack)
             bar.update()

@@ -36,6 +36,7 @@ def attack_dataset(
     targets_of: Callable = paper_targets,
     columns: Sequence[str] = scores.COLUMNS,
     accept_version: bool = False,
+    progress: bool = True,
 ) -> dict:
     """Attack every example, score the model before and after, and keep all of it in a folder.
 
@@ -53,10 +54,12 @@ def attack_dataset(
       targets_of: what is attacked, as `targets.paper_targets`.
       columns: what is scored, of `scores.COLUMNS`.
       accept_version: go on in a folder that another version or device began; it is noted there.
+      progress: show bars on stderr.
 
     Returns:
       The row, also written to row.json: scores in percent (orig, advr, advr_uint8, perm) with 95%
-      intervals, steps, sizes, shares of images that are fooled, classes that were compared.
+      intervals, steps, sizes, shares (0 to 1) of images that are fooled, classes that were
+      compared.
 
     Raises:
       ValueError: for a model, examples or a folder that do not fit, before anything is attacked;
@@ -68,11 +71,13 @@ def attack_dataset(
     results = rundir.Results(
         folder, plan.manifest(), list(map(str, subject.ids)), accept_version=accept_version
     )
-    attack_and_score(plan, results, slots=slots, mesh=mesh, columns=columns)
+    attack_and_score(plan, results, slots=slots, mesh=mesh, columns=columns, progress=progress)
     return join_row(plan, results, columns=columns)
 
 
-def attack_and_score(plan: Plan, results, *, slots=None, mesh=None, columns=scores.COLUMNS) -> None:
+def attack_and_score(
+    plan: Plan, results, *, slots=None, mesh=None, columns=scores.COLUMNS, progress=True
+) -> None:
     """Attack and score what a folder lacks of this process's images.
 
     Args:
@@ -81,12 +86,13 @@ def attack_and_score(plan: Plan, results, *, slots=None, mesh=None, columns=scor
       slots: images under way at a time on each device.
       mesh: devices; None is all of this process.
       columns: what is scored.
+      progress: show bars on stderr.
     """
     mesh = mesh or Mesh(jax.local_devices(), ("images",))
     about = plan.subject.about
     label = f"{about.title} margin {plan.method.describe()['margin']}"
-    attack_missing(plan, results, slots=slots, mesh=mesh, label=label)
-    scores.keep(plan, results, columns=columns, mesh=mesh)
+    attack_missing(plan, results, slots=slots, mesh=mesh, label=label if progress else None)
+    scores.keep(plan, results, columns=columns, mesh=mesh, progress=progress)
 
 
 def join_row(

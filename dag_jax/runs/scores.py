@@ -66,7 +66,7 @@ def image_of(column, run, plan: Plan):
     return lambda example: adversarial([run], example, rounded, seed=seed, shuffle=shuffle)
 
 
-def keep(plan: Plan, results: rundir.Results, *, columns=COLUMNS, mesh=None):
+def keep(plan: Plan, results: rundir.Results, *, columns=COLUMNS, mesh=None, progress=True):
     """Run the model on this process's images, and keep what their scores are made of.
 
     Args:
@@ -74,13 +74,17 @@ def keep(plan: Plan, results: rundir.Results, *, columns=COLUMNS, mesh=None):
       results: this process's images all attacked.
       columns: which of `COLUMNS`.
       mesh: devices.
+      progress: show bars on stderr.
     """
     run = rundir.read(results.folder)
     for column in columns:
-        keep_column(plan.subject, results, column, image_of(column, run, plan), mesh=mesh)
+        change = image_of(column, run, plan)
+        keep_column(plan.subject, results, column, change, mesh=mesh, progress=progress)
 
 
-def keep_column(subject, results, column, image_function, *, examples=None, mesh=None):
+def keep_column(
+    subject, results, column, image_function, *, examples=None, mesh=None, progress=True
+):
     """Do what `keep` does, of one way to change the images.
 
     Args:
@@ -90,6 +94,7 @@ def keep_column(subject, results, column, image_function, *, examples=None, mesh
       image_function: function of an example that returns the image [H, W, 3] to score.
       examples: what is scored against; None is the subject's.
       mesh: devices.
+      progress: show a bar on stderr.
     """
     examples = subject.examples if examples is None else examples
     rows = [row for row in results.own() if not results.has(column, row)]
@@ -99,7 +104,7 @@ def keep_column(subject, results, column, image_function, *, examples=None, mesh
         subject.model,
         buckets.Computed(image_function, [examples[row] for row in rows]),
         shapes=[examples[row]["image"].shape for row in rows],
-        label=f"{subject.about.title} {column}",
+        label=f"{subject.about.title} {column}" if progress else None,
         mesh=mesh,
     )
     for place, prediction in predictions:

@@ -26,6 +26,11 @@ def test_examples_are_the_rendered_scenes(cache):
         np.testing.assert_array_equal(example["objects"][name], values)
 
 
+def test_no_bar_is_left_where_there_is_no_terminal(tmp_path, capfd):
+    datasets.load_examples("scenes", "seg11valid", limit=1, cache_dir=tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_slice_is_a_slice(cache):
     whole = datasets.open_dataset("scenes", "seg11valid", cache_dir=cache)
     part = datasets.open_dataset("scenes", "seg11valid[3:5]", cache_dir=cache)

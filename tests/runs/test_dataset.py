@@ -126,6 +126,14 @@ def test_a_finished_folder_is_read_and_not_made_again(attacked, attack, toys, sc
     assert times == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
+def test_bars_are_shown_where_they_are_wanted(attack, toys, scenes, tmp_path, capsys):
+    run = functools.partial(attack, toys["segmenter"], scenes(1), SHORT, columns=("orig",))
+    run(tmp_path / "loud")
+    assert "1/1" in capsys.readouterr().err
+    run(tmp_path / "quiet", progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
 @pytest.mark.slow
 def test_an_interrupted_call_goes_on_to_the_same_bytes(attack, toys, scenes, tmp_path):
     global stops_at
