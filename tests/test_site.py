@@ -1,6 +1,8 @@
 """The README and the documentation as people see them, in a browser."""
 
 import pathlib
+import re
+import urllib.parse
 
 import pytest
 
@@ -43,10 +45,28 @@ def test_the_readme_is_one_page_that_nothing_overflows(browser, tmp_path):
 
 
 @pytest.fixture
-def opened(browser):
-    """A page of the built site; what it logs or cannot load fails the test."""
+def site():
+    """The folder of the built documentation."""
     if not (SITE / "index.html").exists():
         pytest.skip("there is no site/: `make docs` builds it")
+    return SITE
+
+
+def test_every_link_within_the_documentation_leads_somewhere(site):
+    lost = []
+    for path in set(site.rglob("*.html")) - {site / "404.html"}:
+        for address in set(re.findall(r'(?:href|src)="([^"]+)"', path.read_text())):
+            parts = urllib.parse.urlsplit(address)
+            target = (path.parent / urllib.parse.unquote(parts.path)).resolve()
+            target = target / "index.html" if target.is_dir() else target
+            if not parts.scheme and not target.exists():
+                lost.append((str(path), address))
+    assert not lost
+
+
+@pytest.fixture
+def opened(browser, site):
+    """A page of the built site; an error, or what it loads from elsewhere, fails the test."""
     page, wrong = browser.new_page(viewport={"width": 1400, "height": 900}), []
     page.route("https://**", lambda route: route.abort())  # badges
     page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -57,11 +77,11 @@ def opened(browser):
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_everybody_can_read_a_page_of_the_documentation(opened, name):
+def test_everybody_can_read_a_page_of_the_documentation(opened, site, name):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     for scheme in ("light", "dark"):
         opened.emulate_media(color_scheme=scheme)
-        opened.goto((SITE / name).as_uri())
+        opened.goto((site / name).as_uri())
         opened.wait_for_load_state("load")
         for width in (400, 832, 1400):
             opened.set_viewport_size({"width": width, "height": 900})
