@@ -1,4 +1,4 @@
-"""Links of notebooks, which mkdocs-jupyter leaves as they are: to files, where the site has pages."""
+"""Links of notebooks, which mkdocs-jupyter leaves as they are: files, where the site has pages."""
 
 import re
 
