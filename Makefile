@@ -6,6 +6,7 @@
 #   make test PYTHON=python3.12 VENV=.venv312           another interpreter, beside the first
 #   make figures                                        pictures of the documentation, from the runs in runs/
 #   make package                                        what is released: dist/
+#   make docs                                           the documentation, into site/
 #   make real VOC=/data/VOCdevkit ARGS="--limit=16"     published networks on photographs of PASCAL VOC 2012
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ REAL := espnetv2_20_384,espnetv2_20_256,espnetv2_10_384,espnetv2_05_384,yolov3_n
 IN_VENV := $(VENV)/bin/python
 INSTALL := $(IN_VENV) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: table1 real figures test lint format package
+.PHONY: table1 real figures docs test lint format package
 .NOTPARALLEL:  # two installs into one environment would disturb each other
 
 table1: $(VENV)/.installed
@@ -48,6 +49,10 @@ figures: $(VENV)/.installed $(RUNS)/chelsea.png | $(WEIGHTS)
 	@cp $(RUNS)/transfer/transfer.png $(RUNS)/convergence_100/convergence.png $(RUNS)/proposals_margin_0/proposals.png \
 		$(RUNS)/shapes/shapes.png $(RUNS)/variants/variants.png $(RUNS)/figure1/figure1.png $(FIGURES)/
 	@cp $(RUNS)/cat/attack_image.png $(FIGURES)/cat.png
+
+docs: $(VENV)/.installed-docs
+	@NO_MKDOCS_2_WARNING=1 JAX_PLATFORMS=cpu $(IN_VENV) -m mkdocs build --strict $(ARGS)
+	@echo "site/index.html"
 
 test: $(VENV)/.installed-test
 	@$(IN_VENV) -m pytest -n 2 --dist worksteal $(ARGS)
@@ -92,4 +97,9 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
 $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/pip
 	@echo "Installing dag-jax and its test tools into $(VENV) (once; about a minute)"
 	@$(INSTALL) --editable '.[test]'
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/bin/pip
+	@echo "Installing dag-jax and what builds its documentation into $(VENV) (once; about a minute)"
+	@$(INSTALL) --editable '.[docs]'
 	@touch $(VENV)/.installed $@

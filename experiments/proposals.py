@@ -1,7 +1,7 @@
 r"""How many proposals an attack on a detector needs: mAP, steps and time against the RPN's NMS.
 
     python -m experiments.proposals --limit=100 --margin=0 --workdir=runs/proposals_margin_0
-                                                   what the README shows: the paper's rule
+                                                   docs/results/proposals.md: the paper's rule
     python -m experiments.proposals                the margin that is usual for detectors
     python -m experiments.proposals --models=fr_zf_07 --thresholds=0.7,0.9 --proposals=300
     python -m experiments.proposals --nominiature --weights_dir=runs/weights --dataset=voc \

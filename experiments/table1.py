@@ -1,7 +1,7 @@
 r"""Table 1: models before the attack (ORIG), under it (ADVR), under its permutation (PERM).
 
     python -m experiments.table1                 40 images a network: what `make table1` runs
-    python -m experiments.table1 --limit=100     60 more in the same folder: the table in the README
+    python -m experiments.table1 --limit=100     60 more in the same folder: docs/results/table1.md
     python -m experiments.table1 --models=fcn_vgg,my_package.my_module:load      a model of yours
     python -m experiments.table1 --noaudit       without the checks under the table
     python -m experiments.table1 --rounded       attack the image as the saved PNG will be
@@ -10,7 +10,7 @@ r"""Table 1: models before the attack (ORIG), under it (ADVR), under its permuta
     python -m experiments.table1 --nominiature --dataset=voc --data_dir=VOCdevkit --limit=0 \
         --weights_dir=runs/weights       the paper's own table: full-size networks, all of its lists
 
-    python -m experiments.table1 --distributed ...      one of many processes: see BUILD.md
+    python -m experiments.table1 --distributed ...      one of many: docs/how_to/many_hosts.md
 
 Photographs keep their sizes unless --canvas scales them: they go through a few compiled shapes, by
 padding that changes no score.

@@ -1,6 +1,6 @@
 r"""Attack variants compared on one network: what each leaves of the score, and at what size.
 
-    python -m experiments.variants --limit=100            what the README shows
+    python -m experiments.variants --limit=100            docs/results/variants.md
     python -m experiments.variants --models=fr_vgg_07     a detector: those that are not of pixels
     python -m experiments.variants --variants=dag,pgd --epsilon=4 --workdir=runs/variants_4
     python -m experiments.variants --nominiature --weights_dir=runs/weights --dataset=voc \

@@ -178,6 +178,20 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("datasets")
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium without a window: the system's, or the one that Playwright has installed."""
+    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    system = shutil.which("chromium") or shutil.which("chromium-browser")
+    with api.sync_playwright() as playwright:
+        try:
+            chromium = playwright.chromium.launch(executable_path=system, args=["--no-sandbox"])
+        except api.Error as error:
+            pytest.skip(f"no Chromium starts here: {str(error).splitlines()[0]}")
+        yield chromium
+        chromium.close()
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     """A generator that starts anew, from the same seed, in every test."""

@@ -1,9 +1,11 @@
 """Models of other frameworks as ours; no framework is imported before it is asked for.
 
+```python
 model = dag_jax.adapters.from_torch(module, mean=..., std=..., classes=names)
 model = dag_jax.adapters.from_keras(model, mean=..., std=..., classes=names)
 model = dag_jax.adapters.from_function(Partial(forward, parameters), classes=names)   # any JAX
 model = dag_jax.adapters.from_queries(function, classes=names)   # a detector like DETR
+```
 """
 
 from dag_jax.adapters.functions import FunctionSegmenter, from_function

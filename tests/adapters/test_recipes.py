@@ -1,4 +1,4 @@
-"""The blocks of docs/models.md run as they are pasted, and what they make can be attacked."""
+"""The blocks of docs/how_to/models.md run as pasted, and what they make can be attacked."""
 
 import importlib.util
 import pathlib
@@ -18,9 +18,8 @@ from dag_jax.metrics import Truths
 from dag_jax.runs.subject import weights_digest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-BLOCKS = re.findall(
-    r"^## ([^\n]*)\n|^```python\n(.*?)^```", (ROOT / "docs/models.md").read_text(), re.M | re.S
-)
+PAGE = (ROOT / "docs/how_to/models.md").read_text()
+BLOCKS = re.findall(r"^## ([^\n]*)\n|^```python\n(.*?)^```", PAGE, re.M | re.S)
 IMAGE = np.random.default_rng(0).uniform(0, 255, (32, 40, 3)).astype(np.float32)
 
 
@@ -44,7 +43,7 @@ def test_a_recipe_makes_a_model_that_can_be_attacked(code):
         if keras.backend.backend() != "jax":
             pytest.skip("KERAS_BACKEND is not jax")
     names = {}
-    exec(compile(code, "docs/models.md", "exec"), names)
+    exec(compile(code, "docs/how_to/models.md", "exec"), names)
     model = names["model"]
     method = dag_jax.Method(max_steps=2)
     if models.about(model).detects:

@@ -287,20 +287,6 @@ def test_text_on_the_heat_map_can_be_read_at_every_share():
         assert contrast(pixel, [255] * 3 if text == "#fff" else [0] * 3) >= 4.5
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium without a window: the system's, or the one that Playwright has installed."""
-    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    system = shutil.which("chromium") or shutil.which("chromium-browser")
-    with api.sync_playwright() as playwright:
-        try:
-            chromium = playwright.chromium.launch(executable_path=system, args=["--no-sandbox"])
-        except api.Error as error:
-            pytest.skip(f"no Chromium starts here: {str(error).splitlines()[0]}")
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
 def opened(browser, run):
     """The page in a browser; what it logs or cannot load fails the test."""

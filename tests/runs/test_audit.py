@@ -78,7 +78,7 @@ def test_rows_of_healthy_models_pass_every_check(healthy):
     assert "3 of 3 images, such as scene_08_000000: scores of" in findings[0].said
 
 
-# The README audits an FCN, Table 1 the others.
+# The documentation audits a function, Table 1 the others.
 def test_a_healthy_detector_passes_every_check_of_a_model(cache):
     network = networks.load("fr_zf_07", miniature=True)
     examples = datasets.load_examples("scenes", network.split, cache_dir=cache, limit=1)
