@@ -41,7 +41,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", "4000000000")  # with a limit, JAX locks it
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-gc.set_threshold(50_000, 50, 100)  # programs fill memory with objects that stay
 
 import beartype
 import jax
@@ -56,6 +55,7 @@ import dag_jax
 # For each program that it keeps, JAX would read the age of all others: 35 ms when they are 1000.
 lru_cache.LRUCache._evict_if_needed = lambda *args, **options: None
 
+gc.set_threshold(50_000, 50, 100)  # programs fill memory with objects that stay
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 2)
