@@ -117,6 +117,7 @@ def register(kind: type[Network]) -> type[Network]:
 class SegmentationNetwork(Network):
     """An FCN, or another network that scores pixels: a `Segmenter`."""
 
+    @jax.jit
     def scores(self, image, extent=None):
         """Return the pre-softmax scores of each pixel.
 
@@ -130,6 +131,7 @@ class SegmentationNetwork(Network):
         """
         return self._apply(image, extent=extent)
 
+    @jax.jit
     def predict(self, image, extent=None):
         """Return the class of each pixel, i32[H, W]; arguments as of `scores`."""
         return jnp.argmax(self.scores(image, extent), axis=-1).astype(jnp.int32)
@@ -166,6 +168,7 @@ class SegmentationNetwork(Network):
 class DetectionNetwork(Network):
     """A Faster R-CNN: a `Detector`, whose candidates' handles are their boxes."""
 
+    @functools.partial(jax.jit, static_argnames=("nms_threshold", "max_proposals"))
     def propose(self, image, extent=None, *, nms_threshold=ATTACK_NMS, max_proposals=None):
         """Return the proposals that the paper attacks.
 
@@ -189,6 +192,7 @@ class DetectionNetwork(Network):
         )
         return Candidates(boxes, boxes, valid)
 
+    @jax.jit
     def scores(self, image, boxes, extent=None):
         """Return the pre-softmax scores of boxes.
 
@@ -207,6 +211,7 @@ class DetectionNetwork(Network):
             raise UserError(f"boxes have shape {boxes.shape}; they must be [N, 4]")
         return self._apply(image, boxes, extent, method="score")
 
+    @jax.jit
     def detect(self, image, extent=None) -> Detections:
         """Run the whole network, as an evaluation does; arguments as of `propose`.
 

@@ -157,6 +157,7 @@ class RetinaNetwork(PyramidNetwork):
     where the image has cells: padding changes no index.
     """
 
+    @jax.jit
     def propose(self, image, extent=None):
         """Return the best anchors of each level.
 
@@ -170,6 +171,7 @@ class RetinaNetwork(PyramidNetwork):
         """
         return Candidates(*self._apply(image, extent, method="propose"))
 
+    @jax.jit
     def scores(self, image, handle, extent=None):
         """Return the logits of detections.
 

@@ -101,6 +101,7 @@ class YoloNetwork(Network):
         sides = jnp.asarray(shape, jnp.float32)[::-1]
         return boxes * jnp.tile(sides, 2)[None]
 
+    @jax.jit
     def propose(self, image, extent=None):
         """Return every anchor as a candidate.
 
@@ -116,6 +117,7 @@ class YoloNetwork(Network):
         boxes = _inside(self._boxes(lax.stop_gradient(self._see(image, extent)), shape), shape)
         return Candidates(boxes, jnp.arange(len(boxes)), jnp.ones(len(boxes), bool))
 
+    @jax.jit
     def scores(self, image, handle, extent=None):
         """Return the logits of detections.
 
@@ -131,6 +133,7 @@ class YoloNetwork(Network):
         threshold = jnp.full_like(logits, _logit(THRESHOLD))
         return jnp.stack([logits, threshold], axis=-1)
 
+    @jax.jit
     def detect(self, image, extent=None) -> Detections:
         """Run the whole network; arguments as of `propose`.
 

@@ -26,12 +26,13 @@ def _address(text):
 
 FLAGS = flags.FLAGS
 COMPILED = "~/.cache/dag_jax/compiled"
+_NONE_KEPT = "none"
 _MOST_COMPILED = 2 * 10**9  # bytes; JAX deletes what was not used for longest
-flags.DEFINE_string(
+options.string(
     "compilation_cache",
     None,
-    "Folder to keep compiled programs in, for the next launch on such a machine; empty: none is "
-    f"kept. By default one for this kind of machine in {COMPILED}. At most 2 GB.",
+    "Folder to keep compiled programs in, for the next launch on such a machine, at most 2 GB; "
+    f"{_NONE_KEPT}: none. By default one for this kind of machine in {COMPILED}.",
 )
 flags.DEFINE_bool(
     "distributed",
@@ -159,7 +160,7 @@ def _keep_compiled():
     if by_default and jax.config.jax_compilation_cache_dir:  # of the environment
         return
     path = f"{COMPILED}/{_kind_of_machine()}" if by_default else FLAGS.compilation_cache
-    if not path:
+    if path == _NONE_KEPT:
         jax.config.update("jax_enable_compilation_cache", False)
         return
     folder = files.open_folder(path).expanduser()
@@ -174,8 +175,8 @@ def _keep_compiled():
     jax.config.update("jax_compilation_cache_max_size", _MOST_COMPILED)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     if by_default:
-        size = sum(file.stat().length for file in folder.iterdir())
-        say(f"compiled programs: {path}, {size / 1e6:.0f} MB (--compilation_cache= keeps none)")
+        megabytes = round(sum(file.stat().length for file in folder.iterdir()) / 1e6)
+        say(f"compiled programs: {path}, {megabytes} MB (--compilation_cache={_NONE_KEPT}: none)")
 
 
 def _kind_of_machine() -> str:

@@ -16,7 +16,15 @@ def commands():
     """What `make figures` would run, a list of words each."""
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
-    make = ["make", "--dry-run", "--always-make", "figures", "RUNS=made", "FIGURES=pictures"]
+    make = [
+        "make",
+        "--dry-run",
+        "--always-make",
+        "figures",
+        "RUNS=made",
+        "FIGURES=pictures",
+        "ARGS=",
+    ]
     text = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return [shlex.split(line) for line in text.replace("\\\n", " ").splitlines()]
 
