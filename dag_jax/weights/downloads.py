@@ -5,6 +5,7 @@ import http.client
 import pathlib
 import re
 import sys
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -14,7 +15,9 @@ from dag_jax.errors import DamagedError, MissingError, StorageError, UserError, 
 from dag_jax.progress import progress
 
 _SECONDS = 60  # without a byte, after which a server counts as gone
+_SLOWEST = 1000  # bytes a second over such a time, with which it counts as gone, too
 _BLOCK = 1 << 20
+_HEAD = 200  # bytes by which a web page is known
 _MOST = 1 << 30  # bytes of a file in an archive; VGG-16's detectors have half of that
 _LARGEST = 1 << 32  # bytes of a download; archives of several networks have 1.5 GB
 BY_HAND = "by hand"  # the address of a file that was put where it is by somebody
@@ -151,7 +154,7 @@ def download(address: str, path, *, checksum=None, size=None) -> str:
     Raises:
       UserError: where the server has no such file, gives a web page instead, or the file has
         another checksum or size.
-      OSError: where the server cannot be reached, or the connection breaks.
+      OSError: where the server cannot be reached, the connection breaks, or nearly nothing comes.
 
     In memory is a piece of a MiB; at most 4 GiB are fetched, and no more than `size`.
     """
@@ -211,7 +214,7 @@ def _download(address, path, *, checksum, size):
             file = open(part, "ab" if start else "wb")
         with bar, file:
             for block in _blocks(response):
-                if not file.tell() and re.match(rb"\s*<(!doctype )?html", block[:200].lower()):
+                if not file.tell() and re.match(rb"\s*<(!doctype )?html", block[:_HEAD].lower()):
                     files.remove(part)
                     files.remove(note)
                     raise UserError(f"{address} answers with a web page, not with the file")
@@ -241,9 +244,22 @@ def _download(address, path, *, checksum, size):
 
 
 def _blocks(response):
+    """Yield what comes, the first `_HEAD` bytes at once; ConnectionError where it is too slow."""
+    began, came, head = time.monotonic(), 0, b""
     try:
-        while block := response.read(_BLOCK):
-            yield block
+        while block := response.read1(_BLOCK):
+            came += len(block)
+            if head is not None and len(head := head + block) >= _HEAD:
+                block, head = head, None
+            if head is None:
+                yield block
+            seconds = time.monotonic() - began
+            if seconds > _SECONDS:
+                if came < _SLOWEST * seconds:
+                    raise ConnectionError(f"only {came} bytes came in {seconds:.0f} s")
+                began, came = time.monotonic(), 0
+        if head:
+            yield head
     except ValueError as error:  # Python takes a piece's length to be below 0
         raise ConnectionError(f"no answer of HTTP: {error}") from error
 

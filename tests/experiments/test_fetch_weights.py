@@ -8,6 +8,7 @@ import http.server
 import re
 import tarfile
 import threading
+import time
 import zipfile
 
 import numpy as np
@@ -60,6 +61,12 @@ class Files(http.server.BaseHTTPRequestHandler):
             end = f"{start}-{len(content) - 1}/{len(content)}"
             self.send_header("Content-Range", odd.get("range", f"bytes {end}"))
         self.end_headers()
+        if "slow" in odd:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                for byte in content[start:]:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(odd["slow"])
+            return
         self.wfile.write(content[start:][: odd.get("most")])
         if "silent" in odd:
             self.wfile.flush()
@@ -220,7 +227,7 @@ def sha256(content):
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-BAD = ["gone", "nowhere", "page", "short", "wrong", "silent"]
+BAD = ["gone", "nowhere", "page", "short", "wrong", "silent", "slow"]
 
 
 @pytest.mark.parametrize("bad", [*BAD, "all"])
@@ -229,6 +236,7 @@ def test_addresses_are_tried_in_turn(server, tmp_path, rng, capsys, monkeypatch,
     address, files, requests, odd = server
     content, over = rng.bytes(3000), threading.Event()
     files |= {"/good": content, "/short": content, "/wrong": rng.bytes(3000), "/silent": content}
+    files["/slow"], odd["/slow"] = content, {"slow": 0.01}
     files["/page"] = b"<html>moved</html>"
     odd |= {"/nowhere": {"location": "http://127.0.0.1:9/none"}, "/short": {"most": 2000}}
     odd["/silent"] = {"most": 0, "silent": over}
@@ -246,6 +254,7 @@ def test_addresses_are_tried_in_turn(server, tmp_path, rng, capsys, monkeypatch,
         "short": "broke off after 2000 of 3000 bytes",
         "wrong": f"the file has sha256:[0-9a-f]+, published is {sha256(content)}",
         "silent": "timed out",
+        "slow": r"only \d+ bytes came in 0 s",
     }
     for name, line in zip(names, reasons, strict=True):
         assert line.startswith(f"{address}/{name}") and re.search(texts[name], line)
