@@ -6,12 +6,12 @@
     python -m experiments.table1 --limit=100 --workdir=runs/table1_100
     python -m experiments.convergence --run=runs/table1_100 --workdir=runs/convergence_100
 
-Nothing is attacked: every figure is of the records that Table 1 left of its images, finished or
-not. An image counts from iterate 0, the clean one, by the share of the targets that were active on
-the clean image that are active now; it can rise, as a target becomes active again when its label
-wins again. One that has finished counts as 0 from then on, one that stopped with targets left stays
-at its last share. A detector was attacked twice, with its margin and by the paper's rule
-(margin 0), and has a row for each.
+Nothing is attacked here: all figures come from the records of Table 1's images, finished or not.
+The curve of an image is its number of active targets at each iterate, as a share of those active on
+the clean image. It can rise, as a target becomes active again when its label wins again. After a
+finished attack it is 0; after an attack that stopped with active targets it stays at its last
+value. A detector was attacked twice, with its margin and by the paper's rule (margin 0), and has a
+row for each.
 
 Results go to --workdir: convergence.md, with what table1's audit found of the attacks;
 convergence.json, with the curves; convergence.png, the targets left against iteration;
@@ -63,7 +63,7 @@ class Attacked(NamedTuple):
 
 
 def read_run(folder) -> list[Attacked]:
-    """Read what experiments.table1 has kept, a model's own margin before margin 0.
+    """Read the attacks of a run of experiments.table1, a model's own margin before margin 0.
 
     Raises:
       UserError: where it is no folder of such a run, has no image yet, or is damaged.
@@ -103,8 +103,8 @@ def claim(workdir, manifest, attacked):
     workdir = rundir.claim(workdir, about, accept_version=FLAGS.accept_version)
     path = workdir / "convergence.json"
     now = {each.manifest["model"]: each.manifest["weights_sha256"] for each in attacked}
-    there = files.load_json(path, keys=("rows",)) if path.exists() else {"rows": []}
-    for row in there["rows"]:
+    stored = files.load_json(path, keys=("rows",)) if path.exists() else {"rows": []}
+    for row in stored["rows"]:
         # Models may have joined since, and none leaves a run.
         if row.get("weights_sha256") != now.get(row["network"]):
             raise UserError(
@@ -129,8 +129,8 @@ def shares_left(records, max_steps) -> np.ndarray:
     for record in records:
         counts = record["active_counts"]
         if counts[0]:
-            rest = [counts[-1]] * (max_steps + 1 - len(counts))
-            rows.append(np.array(counts + rest) / counts[0])
+            padding = [counts[-1]] * (max_steps + 1 - len(counts))
+            rows.append(np.array(counts + padding) / counts[0])
     return np.array(rows).reshape(len(rows), max_steps + 1)
 
 
@@ -146,12 +146,12 @@ def row_of(attacked: Attacked) -> tuple[dict, dict]:
     that finished is [value, low, high], percent.
     """
     shares = shares_left(attacked.records, attacked.max_steps)
-    some = [record for record in attacked.records if record["active_counts"][0]]
+    with_targets = [record for record in attacked.records if record["active_counts"][0]]
     statuses = [record["status"] for record in attacked.records]
-    finished = [100 * (record["status"] == Status.FOOLED.name) for record in some]
+    finished = [100 * (record["status"] == Status.FOOLED.name) for record in with_targets]
 
     def quartiles(values):
-        return np.percentile(values, QUARTILES).tolist() if some else None
+        return np.percentile(values, QUARTILES).tolist() if with_targets else None
 
     marks = [mark for mark in MARKS if mark < attacked.max_steps] + [attacked.max_steps]
     row = {
@@ -163,19 +163,21 @@ def row_of(attacked: Attacked) -> tuple[dict, dict]:
         "margin": attacked.margin,
         "max_steps": attacked.max_steps,
         "images": len(attacked.records),
-        "with_targets": len(some),
-        "targets": quartiles([record["active_counts"][0] for record in some]),
-        "steps": quartiles([record["num_steps"] for record in some]),
-        "finished": scores.mean_interval(finished) if some else None,
-        "half_minus_finished": less_than_half(finished) if some else None,
-        "left": {str(mark): float(shares[:, mark].mean()) for mark in marks} if some else {},
-        "perceptibility": quartiles([record["perceptibility"] for record in some]),
+        "with_targets": len(with_targets),
+        "targets": quartiles([record["active_counts"][0] for record in with_targets]),
+        "steps": quartiles([record["num_steps"] for record in with_targets]),
+        "finished": scores.mean_interval(finished) if with_targets else None,
+        "half_minus_finished": less_than_half(finished) if with_targets else None,
+        "left": {str(mark): float(shares[:, mark].mean()) for mark in marks}
+        if with_targets
+        else {},
+        "perceptibility": quartiles([record["perceptibility"] for record in with_targets]),
         "statuses": {
             status.name: statuses.count(status.name) for status in Status if status.name in statuses
         },
     }
     curves = {}
-    if some:
+    if with_targets:
         low, median, high = np.percentile(shares, QUARTILES, axis=0).tolist()
         mean = shares.mean(axis=0).tolist()
         curves = {"low": low, "median": median, "high": high, "mean": mean}
@@ -266,7 +268,7 @@ def main(argv):
     pairs = [row_of(each) for each in progress(attacked, desc="curves")]
     rows = [row for row, _ in pairs]
     titles = {row["network"]: row["title"] for row in rows}
-    audited = audit.kept(FLAGS.run, titles)
+    audited = audit.stored_findings(FLAGS.run, titles)
     section = audit_report.section(audited, titles, remedy=audit_report.table1_remedy(FLAGS.run))
     text = f"{report(rows, manifest['settings'], rundir.accepted(workdir))}\n{section}"
     files.write(workdir / "convergence.md", text)

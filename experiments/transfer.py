@@ -9,11 +9,11 @@ r"""Transfer: what perturbations found for one model do to another.
     python -m experiments.transfer --run=runs/table1_paper --data_dir=VOCdevkit \
         --weights_dir=runs/weights --black_boxes=           full-size networks
 
-Nothing is attacked: the perturbations are those that table1 left in --run, alone and summed, as
-they are and with rows and columns shuffled. Each is added to its image in the image's own pixels,
-whatever a model does to the image then. Rows are what is added, columns are models that look; the
-first row of each split is the clean image. A cell on the diagonal is ADVR of Table 1 again, or the
-launch says that it is not. The columns --black_boxes are models that no attack has seen.
+Nothing is attacked here: the perturbations are those of table1 in --run, alone and summed, with and
+without rows and columns shuffled. Each is added to its image in the image's own pixels, before any
+scaling by a model. Rows are the added perturbations, columns the models; the first row of each
+split has the clean images. A cell on the diagonal equals ADVR of Table 1, or the launch says that
+it does not. The columns --black_boxes are models that no attack has seen.
 
 A sum of models that were attacked on different splits cannot be made: attack all of them on one
 split, as above, for sums across tasks. Without --sums such sums are left out.
@@ -63,7 +63,7 @@ UNRECORDED = (
 
 
 def read_examples(settings, split, ids):
-    """Read the images of a run, as the settings of its launch say."""
+    """Read the images of a run, by the settings of its launch."""
     return datasets.load_examples(
         settings["dataset"],
         split,
@@ -86,7 +86,7 @@ def parse_sums(stored):
 
 
 def load_looking(stored) -> dict:
-    """Return {name: (model, SHA-256 of its weights)} of the models that look.
+    """Return {name: (model, SHA-256 of its weights)} of the models to score.
 
     Raises:
       UserError: where a model's weights are not those that were attacked.
@@ -109,7 +109,7 @@ def load_looking(stored) -> dict:
 
 
 def lookers_of(matrix) -> dict[str, claims.Looker]:
-    """Return what is said of the models that look and of those that were attacked."""
+    """Return {name: `Looker`} of the models to score and of those that were attacked."""
     lookers = {
         name: claims.Looker(row["title"], row["task"]) for name, row in matrix.stored.rows.items()
     }
@@ -126,7 +126,7 @@ def lookers_of(matrix) -> dict[str, claims.Looker]:
 
 
 def notes_of(workdir, matrix, lookers) -> list[str]:
-    """Return what there is to say of the classes that cells compare, and of versions."""
+    """Return notes on the classes that cells compare, and on versions."""
     facts = []
     for name in matrix.looking:
         subjects = (matrix.subject(name, source) for source in matrix.sources)
@@ -157,7 +157,7 @@ def write(workdir, matrix, started):
         diagonal=diagonal,
         notes=notes_of(workdir, matrix, lookers),
     )
-    audited = audit.kept(stored.folder, list(stored.rows))
+    audited = audit.stored_findings(stored.folder, list(stored.rows))
     section = audit_report.section(
         audited,
         {name: lookers[name].title for name in stored.rows},
@@ -185,7 +185,7 @@ def write(workdir, matrix, started):
 
 
 def main(argv):
-    """Let each model look at what each source makes of the images."""
+    """Score each model on the images of each source, and write the tables."""
     process, processes = console.start_shared(argv)
     mesh = console.open_mesh()
     started = time.monotonic()

@@ -69,10 +69,11 @@ class Attack:
     status: Int32[Array, ""]  # a Status
 
     def summary(self) -> str:
-        """Return one line: why it stopped, after how many steps, how many targets, what size.
+        """Return one line: the status, the steps, the active targets and the size of r.
 
-        Sizes are of r, unclipped: its largest change of a channel in grey levels, and the paper's
-        perceptibility p. Of a batch, how many; of what is traced, that it is.
+        The size is r's largest change of a channel in grey levels, and the paper's perceptibility
+        p; r is not clipped. For a batch the line has the number of attacks. Inside `jit`, where
+        values are not known, it says so.
         """
         leaves = jax.tree.leaves(self, is_leaf=lambda leaf: leaf is None)
         if not all(map(_is_known, leaves)):
@@ -179,12 +180,12 @@ def init(
 
 
 def step(method: Method, score_fn: Callable, state: State, targets: PyTree[Targets]) -> State:
-    """Advance an attack by one iteration; one that has stopped stays as it is.
+    """Advance an attack by one iteration. A stopped attack stays as it is.
 
     Args:
       method: as given to `init`.
       score_fn: image f32[H, W, 3] -> scores f32[*T, C], or a pytree of scores.
-      state: from `init` or an earlier step; its status says whether it has stopped and why.
+      state: from `init` or an earlier step. Its status says whether and why it has stopped.
       targets: Targets, or the same pytree of them as the scores.
     """
     attack, m = state.attack, state.attack.num_steps
@@ -218,7 +219,7 @@ def advance(
     targets: PyTree[Targets],
     end: int | Integer[Scalar, ""],
 ) -> State:
-    """Advance an attack until it has made `end` steps or has stopped, for whoever looks on.
+    """Advance an attack until it has made `end` steps or has stopped.
 
     Args:
       method: as given to `init`.
@@ -241,7 +242,7 @@ def run(
     targets: PyTree[Targets],
     start: Num[Array, "H W 3"] | None = None,
 ) -> Attack:
-    """Run an attack to its end; pure, and unchecked but for shapes. See `dag_jax.attack`."""
+    """Run an attack to its end. A pure function that checks shapes alone; see `dag_jax.attack`."""
     return lax.while_loop(
         lambda state: state.attack.status == Status.RUNNING,
         lambda state: step(method, score_fn, state, targets),
@@ -252,7 +253,7 @@ def run(
 def verdict_on(
     method: Method, score_fn: Callable, image: Num[Array, "H W 3"], targets: PyTree[Targets]
 ) -> tuple[Int32[Scalar, ""], Bool[Array | np.bool, ""]]:
-    """Judge an image, such as a saved one, as the attack would.
+    """Judge an image, such as a saved PNG, by the attack's own rule.
 
     Args:
       method: what the attack is.
@@ -261,7 +262,7 @@ def verdict_on(
       targets: Targets, or the same pytree of them as the scores.
 
     Returns:
-      (i32[] how many targets are active, bool[] whether they are few enough to stop).
+      (i32[] number of active targets, bool[] whether the attack would stop as FOOLED).
     """
     active = _active(method, score_fn(image), targets)
     return _count(active), _is_fooled(method.stop_fraction, targets, active, jnp.bool_(True))
@@ -277,8 +278,8 @@ def _loss(image, method, score_fn, targets, num_steps):
     """Return the loss at an iterate.
 
     Returns:
-      (f32[] the sum of the objective's terms, (bool[*T] active targets, bool[*T] whether a target
-      has what it takes to be judged: finite scores, and one for both of its classes)).
+      (f32[] the sum of the objective's terms, (bool[*T] active targets, bool[*T] targets that can
+      be judged: their scores are finite, and both of their classes have a score)).
     """
     scores = score_fn(image)
     active = _active(method, scores, targets)
@@ -293,13 +294,13 @@ def _loss(image, method, score_fn, targets, num_steps):
 
 
 def _have_scores(scores, targets):
-    """Return bool[*T], whether both classes of a target exist. Concrete ones were checked."""
+    """Return bool[*T], whether both classes of a target have a score."""
     classes = jnp.stack([targets.labels, targets.adversarial])
     return jnp.all((classes >= 0) & (classes < scores.shape[-1]), axis=0)
 
 
 def _verdict(method, targets, active, scored, gradient, num_steps):
-    """Return i32[], the Status after an iterate was scored: the first reason to stop that holds."""
+    """Return i32[], the Status after an iterate: the first reason to stop that holds."""
     count, last = _count(active), num_steps == method.max_steps
     stuck = ~jnp.any(gradient != 0)
     reasons = [
@@ -316,9 +317,10 @@ def _verdict(method, targets, active, scored, gradient, num_steps):
 
 
 def _is_fooled(stop_fraction, targets, active, ends):
-    """Return whether the attack has succeeded: at most `stop_fraction` of each model's targets.
+    """Return whether the attack has succeeded.
 
-    That many may be active. With None it runs to the end, and then none may be.
+    At most `stop_fraction` of each model's targets may be active. With None the attack runs to the
+    end, and then none may be.
     """
     if stop_fraction is None:
         return (_count(active) == 0) & ends
@@ -334,12 +336,11 @@ def _is_fooled(stop_fraction, targets, active, ends):
 def at_most(
     number: Integer[Scalar, "*#B"], share: float, total: Integer[Scalar, "*#B"]
 ) -> Bool[Array | np.bool, "*B"]:
-    """Return whether number / total <= share, as in Python: no rounding decides about a target.
+    """Return whether number / total <= share, exactly as Python's floats compare.
 
     Args:
       number: i32[*B], at most total.
-      share: 0 or more and less than 1. The quotient is rounded as it is, so 13 of 22 are at most
-        13/22.
+      share: 0 or more and less than 1. 13 of 22 are at most the float 13/22.
       total: i32[*B].
 
     Returns:
@@ -372,8 +373,8 @@ def _product(number, factor: int):
     number, factor = number.astype(jnp.uint32), jnp.uint32(factor)
     (a1, a0), (b1, b0) = ((x >> 16, x & 0xFFFF) for x in (number, factor))
     middle = a1 * b0 + (a0 * b0 >> 16)
-    other = a0 * b1 + (middle & 0xFFFF)
-    return a1 * b1 + (middle >> 16) + (other >> 16), number * factor
+    lower_middle = a0 * b1 + (middle & 0xFFFF)
+    return a1 * b1 + (middle >> 16) + (lower_middle >> 16), number * factor
 
 
 def _count(active):

@@ -4,7 +4,7 @@ An attack that fails looks like a network that is robust. More often a gradient 
 is random, or what is attacked are probabilities that have saturated; each shows in a few calls:
 
     for finding in dag_jax.audit(score_fn, image, targets):
-        print(finding.check, finding.passed, finding.said, finding.remedy)
+        print(finding.check, finding.passed, finding.detail, finding.remedy)
 
 Shapes: `H W` pixels, `*T` any target shape, `C` classes, `M` targets of all leaves together.
 
@@ -14,7 +14,7 @@ References: Carlini et al., "On Evaluating Adversarial Robustness", 2019; Athaly
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,14 +47,28 @@ _SAME = 1e-3  # of the scores' range, by which two compilations of one network m
 class Finding(NamedTuple):
     """What a check found.
 
-    check: what must hold. passed: whether it does; None where it could not be judged. said: the
+    check: what must hold. passed: whether it does; None where it could not be judged. detail: the
     numbers. remedy: what to do where it does not hold, or could not be judged.
     """
 
     check: str
     passed: bool | None
-    said: str
+    detail: str
     remedy: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the finding as run folders have it, where `detail` is called "said"."""
+        return {
+            "check": self.check,
+            "passed": self.passed,
+            "said": self.detail,
+            "remedy": self.remedy,
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Finding":
+        """Return the finding that `as_json` was of."""
+        return cls(content["check"], content["passed"], content["said"], content["remedy"])
 
 
 def audit(
@@ -115,7 +129,7 @@ def _flat(tree):
 
 
 def _margins_of(score_fn, targets, image):
-    """Return (f32[M] each target's margin, bool[M] whether it is active)."""
+    """Return (f32[M] margins of the targets, bool[M] whether each is active)."""
     scores = score_fn(image)
     margins = map_targets(lambda t, f: margin_loss(f, t), targets, scores)
     active = map_targets(lambda t, f: active_targets(f, t), targets, scores)
@@ -127,7 +141,7 @@ _margins = jax.jit(_margins_of)
 
 @jax.jit
 def _gradient(score_fn, targets, image, weights):
-    """Return f32[H, W, 3], the gradient of the margins' sum with weights f32[M]."""
+    """Return f32[H, W, 3], the gradient of the margins' sum, weighted by f32[M]."""
     _, pull, _ = jax.vjp(
         lambda image: _margins_of(score_fn, targets, image), jnp.asarray(image), has_aux=True
     )
@@ -135,19 +149,19 @@ def _gradient(score_fn, targets, image, weights):
 
 
 def _check_logits(scores, targets) -> Finding:
-    """Probabilities are at least 0 and sum to 1; log-probabilities have the logits' margins."""
+    """Check for probabilities: at least 0, and of sum 1. Log-probabilities pass: margins agree."""
 
-    def judged(passed, said):
+    def judged(passed, detail):
         return Finding(
             "scores are logits",
             passed,
-            said,
+            detail,
             "return the scores before softmax or sigmoid: probabilities saturate, and margin and "
             "step_size then mean something else",
         )
 
     valid = map_targets(lambda t, f: np.asarray(f)[np.asarray(t.valid)], targets, scores)
-    said = []
+    details = []
     for rows in jax.tree.leaves(valid):  # [n, C] of each network
         rows = rows.astype(np.float64)
         if not rows.size:
@@ -159,7 +173,8 @@ def _check_logits(scores, targets) -> Finding:
         span = f"scores of {len(rows)} targets run from {low:.4g} to {high:.4g}"
         if low >= 0 and np.ptp(sums) <= _NORMALISED * sums.max():
             sum_of = f"{span}, and those of a target sum to {sums.mean():.4g}"
-            if len(rows) >= _FEWEST or min(abs(sums.mean() / one - 1) for one in (1, 100)) < 0.01:
+            is_whole = min(abs(sums.mean() / total - 1) for total in (1, 100)) < 0.01
+            if len(rows) >= _FEWEST or is_whole:
                 return judged(False, sum_of)
             return judged(None, f"{sum_of}: too few targets to tell")
         if low >= 0 and high <= 1:
@@ -167,19 +182,19 @@ def _check_logits(scores, targets) -> Finding:
         total = np.logaddexp.reduce(rows, axis=-1)
         log = np.abs(total).max() <= _NORMALISED
         same = ": log-probabilities, whose margins are the logits' own" if log else ""
-        said.append(span + same)
-    return judged(bool(said) or None, "; ".join(said) or "there is no target")
+        details.append(span + same)
+    return judged(bool(details) or None, "; ".join(details) or "there is no target")
 
 
 def _check_repeats(score_fn, image, scores) -> Finding:
-    """The same image gives the same bits, another one in between, and another trace."""
+    """Check that an image scored again, after another one or by a new trace, scores the same."""
     _score(score_fn, WHITE - image)
     again, anew = _score(score_fn, image), _score_anew(score_fn, image)
-    first, *others = (
+    first, *repeats = (
         [np.asarray(leaf) for leaf in jax.tree.leaves(f)] for f in (scores, again, anew)
     )
-    calls, traces = (max(map(_apart, first, other)) for other in others)
-    bits = all(map(functools.partial(np.array_equal, equal_nan=True), first, others[0]))
+    calls, traces = (max(map(_apart, first, repeat)) for repeat in repeats)
+    bits = all(map(functools.partial(np.array_equal, equal_nan=True), first, repeats[0]))
     return Finding(
         "forward passes repeat",
         bits and traces <= _SAME,
@@ -192,23 +207,23 @@ def _check_repeats(score_fn, image, scores) -> Finding:
     )
 
 
-def _apart(one, other):
-    """Return the largest difference of two arrays, as a share of the range of the first."""
-    one, other = one.astype(np.float64), other.astype(np.float64)
-    span = np.ptp(one[np.isfinite(one)]) if np.isfinite(one).any() else 0.0
-    differ = ~((one == other) | (np.isnan(one) & np.isnan(other)))
-    return float(np.abs(one[differ] - other[differ]).max(initial=0) / (span or 1.0))
+def _apart(reference, scores):
+    """Return the largest difference of two arrays, as a share of the reference's range."""
+    reference, scores = reference.astype(np.float64), scores.astype(np.float64)
+    span = np.ptp(reference[np.isfinite(reference)]) if np.isfinite(reference).any() else 0.0
+    differ = ~((reference == scores) | (np.isnan(reference) & np.isnan(scores)))
+    return float(np.abs(reference[differ] - scores[differ]).max(initial=0) / (span or 1.0))
 
 
 def _labels(targets):
-    """Return i64[M] a number for each class of each network."""
+    """Return i64[M], each target's class as a number that differs between networks."""
     leaves = jax.tree.leaves(targets, is_leaf=lambda node: isinstance(node, Targets))
-    flat = [np.asarray(one.labels).reshape(-1) + 10**6 * i for i, one in enumerate(leaves)]
+    flat = [np.asarray(leaf.labels).reshape(-1) + 10**6 * i for i, leaf in enumerate(leaves)]
     return np.concatenate(flat)
 
 
 def _draw(rng, labels, active, number):
-    """Return the places of that many active targets, the classes taking turns."""
+    """Return the indices of `number` random active targets, of as many classes as possible."""
     order = rng.permutation(np.flatnonzero(active))
     order = order[np.argsort(labels[order], kind="stable")]
     _, first, group = np.unique(labels[order], return_index=True, return_inverse=True)
@@ -217,13 +232,13 @@ def _draw(rng, labels, active, number):
 
 
 def _check_gradients(score_fn, targets, image, active, rng) -> Finding:
-    """Of the attack's loss, and of single targets."""
+    """Check the gradient of the attack's loss, and those of single targets."""
 
-    def judged(passed, said):
+    def judged(passed, detail):
         return Finding(
             "gradients are finite and not zero",
             passed,
-            said,
+            detail,
             "look between image and scores for stop_gradient, argmax, rounding, NumPy or a "
             "saturated activation (probabilities for logits), and for float16",
         )
@@ -235,27 +250,27 @@ def _check_gradients(score_fn, targets, image, active, rng) -> Finding:
     places = _draw(rng, labels, active, TARGETS)
     largest = [float(np.abs(total).max())]
     for place in places:
-        one = np.arange(len(active)) == place
-        gradient = np.asarray(_gradient(score_fn, targets, image, np.float32(one)))
+        weights = np.arange(len(active)) == place
+        gradient = np.asarray(_gradient(score_fn, targets, image, np.float32(weights)))
         largest.append(float(np.abs(gradient).max()))
     wrong = int((~np.isfinite(largest[1:])).sum())
     zero = int((np.array(largest[1:]) == 0).sum())
-    said = (
+    detail = (
         f"largest slope of the loss {largest[0]:.3g} logits a grey level; of {len(places)} targets "
         f"of {len(set(labels[places]))} classes, {zero} have a gradient of exactly zero, {wrong} "
         "one that is not finite"
     )
-    return judged(bool(np.isfinite(largest[0]) and largest[0] > 0 and not wrong + zero), said)
+    return judged(bool(np.isfinite(largest[0]) and largest[0] > 0 and not wrong + zero), detail)
 
 
 def _check_slopes(score_fn, targets, image, active, rng) -> Finding:
-    """<g, d> against (L(X + h d) - L(X - h d)) / 2 h, L being the sum over active targets."""
+    """Compare <g, d> with (L(X + h d) - L(X - h d)) / 2 h, L the sum over active targets."""
 
-    def judged(passed, said, remedy=None):
+    def judged(passed, detail, remedy=None):
         return Finding(
             "gradients are the slopes of the scores",
             passed,
-            said,
+            detail,
             remedy
             or "a layer has a derivative that is not its own (custom_jvp, custom_vjp, "
             "stop_gradient, quantisation): take the gradient through the layer itself, or through "
@@ -273,8 +288,8 @@ def _check_slopes(score_fn, targets, image, active, rng) -> Finding:
         margins = _margins(score_fn, targets, image)[0]
         return float(np.asarray(margins, np.float64)[active].sum())
 
-    def apart(one, other):
-        return np.linalg.norm(one - other) / (max(map(np.linalg.norm, (one, other))) or 1.0)
+    def apart(first, second):
+        return np.linalg.norm(first - second) / (max(map(np.linalg.norm, (first, second))) or 1.0)
 
     measured = []
     for distance in DISTANCES:
@@ -293,10 +308,10 @@ def _check_slopes(score_fn, targets, image, active, rng) -> Finding:
                 f"{distance:g} grey levels in {DIRECTIONS} directions",
             )
     numbers = ", ".join(
-        f"{apart(expected, one):.0%} over {distance:g}"
-        for one, distance in zip(measured, DISTANCES, strict=True)
+        f"{apart(expected, slopes):.0%} over {distance:g}"
+        for slopes, distance in zip(measured, DISTANCES, strict=True)
     )
-    said = (
+    detail = (
         f"the gradient is off by {numbers} grey levels, of its length, from slopes measured in "
         f"{DIRECTIONS} directions; {MOST_OFF:.0%} is the most"
     )
@@ -305,29 +320,29 @@ def _check_slopes(score_fn, targets, image, active, rng) -> Finding:
     if min(map(apart, measured, measured[1:])) > _AGREE:
         return judged(
             None,
-            f"{said}, but the slopes do not agree with each other either",
+            f"{detail}, but the slopes do not agree with each other either",
             "score in float32 throughout (jax_default_matmul_precision='highest'): scores are too "
             "rough to have slopes; a random layer does that, too",
         )
-    return judged(False, said)
+    return judged(False, detail)
 
 
 @functools.cache
 def check_engine(engine: Callable) -> Finding:
-    """Put an engine to a model whose adversarial example provably exists.
+    """Try an engine on a model whose adversarial example provably exists.
 
     Args:
       engine: as `dag_jax.attack`, with the paper's rule of step and active targets.
 
     Returns:
-      Finding: whether it finds the example, in the fewest steps that there can be, and says so.
+      Finding: whether it finds the example in the fewest possible steps, and reports it.
     """
     model = planted.plant(0)
-    right, said = planted.judge(model, jax.device_get(planted.attack_by(model, engine=engine)))
+    right, detail = planted.judge(model, jax.device_get(planted.attack_by(model, engine=engine)))
     return Finding(
         "a planted adversarial example is found",
         right,
-        said,
+        detail,
         "the engine itself is wrong on this machine: run tests/engine/test_algorithm.py there, and "
         "look at versions of jax and jaxlib and at XLA_FLAGS",
     )
@@ -335,23 +350,25 @@ def check_engine(engine: Callable) -> Finding:
 
 @functools.cache
 def check_stream(stream: Callable) -> Finding:
-    """Put a stream to three models whose adversarial examples provably exist, in two slots.
+    """Try a stream on three models whose adversarial examples provably exist, in two slots.
 
     Args:
       stream: as `dag_jax.attack_stream`, with the paper's rule of step and active targets.
 
     Returns:
-      Finding: whether it finds all, in the fewest steps that there can be, and says so.
+      Finding: whether it finds all in the fewest possible steps, and reports them.
     """
     every = {seed: planted.plant(seed) for seed in range(3)}
-    examples = [(seed, one.image, planted.targets_of(one), (one,)) for seed, one in every.items()]
-    found = dict(stream(planted.score, examples, method=planted.METHOD, slots=2))
-    judged = {seed: planted.judge(every[seed], one) for seed, one in found.items()}
-    wrong = [said for right, said in judged.values() if not right]
+    examples = [
+        (seed, model.image, planted.targets_of(model), (model,)) for seed, model in every.items()
+    ]
+    attacks = dict(stream(planted.score, examples, method=planted.METHOD, slots=2))
+    judged = {seed: planted.judge(every[seed], result) for seed, result in attacks.items()}
+    wrong = [detail for right, detail in judged.values() if not right]
     return Finding(
         "a stream finds planted adversarial examples",
-        found.keys() == every.keys() and not wrong,
-        "; ".join(wrong) or f"{len(found)} of {len(every)}, each in the fewest steps",
+        attacks.keys() == every.keys() and not wrong,
+        "; ".join(wrong) or f"{len(attacks)} of {len(every)}, each in the fewest steps",
         "the stream is wrong on this machine: run tests/engine/test_stream.py and test_lanes.py "
         "there, and look at versions of jax and jaxlib and at XLA_FLAGS",
     )

@@ -1,9 +1,9 @@
-"""What an attack cannot mean: one clear error before any long work starts.
+"""Checks of an attack's arguments: one clear error before any long work starts.
 
 Shapes: `H W` pixels, `*T` any target shape, `C` classes.
 
-Shapes are always checked. Values are checked where they are concrete, so not inside `jax.jit`,
-where an attack that cannot go on says so by its status.
+Shapes are always checked. Values are checked where they are known, so not inside `jax.jit`; there
+an attack that cannot go on says so by its status.
 """
 
 import dataclasses
@@ -31,16 +31,17 @@ def check(
     targets: PyTree[Targets],
     method: Method = Method(),  # noqa: B008
 ) -> None:
-    """Raise a ValueError that names what is wrong with the arguments of an attack.
+    """Raise a ValueError that names the wrong argument of an attack.
 
     Args:
       score_fn: image -> scores.
       image: f32[H, W, 3], RGB grey levels 0-255.
       targets: Targets, or a pytree of them like the scores.
-      method: a `Method`, which has checked its own numbers.
+      method: a `Method`. It has checked its own numbers.
 
     Raises:
-      ValueError: for a kind, shape, label, grey level or number that an attack cannot mean.
+      ValueError: for an argument of the wrong kind or shape, a label that is no class, or a grey
+        level or number out of its range.
     """
     check_method(method)
     check_score_fn(score_fn)
@@ -51,7 +52,7 @@ def check(
 
 
 def check_method(method: Any) -> None:
-    """Raise a ValueError for what is no `Method`; `check` calls this."""
+    """Raise a ValueError unless `method` is a `Method`; `check` calls this."""
     if not isinstance(method, Method):
         raise UserError(
             f"method is {_kind(method)}; it must be a dag_jax.Method, such as "
@@ -65,7 +66,7 @@ def check_method(method: Any) -> None:
 
 
 def check_score_fn(score_fn: Any) -> None:
-    """Raise a ValueError for what cannot score an image; `check` calls this."""
+    """Raise a ValueError unless `score_fn` can be called on an image; `check` calls this."""
     if hasattr(score_fn, "scores") and not isinstance(score_fn, type):
         raise UserError(
             f"score_fn is {_kind(score_fn)}, a model: give its function of an image, model.scores "
@@ -79,7 +80,7 @@ def check_score_fn(score_fn: Any) -> None:
 
 
 def check_are_targets(targets: Any) -> None:
-    """Raise a ValueError for what is no pytree of `Targets`; `check` calls this."""
+    """Raise a ValueError unless these are a pytree of `Targets`; `check` calls this."""
     leaves = jax.tree.leaves(targets, is_leaf=lambda node: isinstance(node, Targets))
     if not leaves or not all(isinstance(leaf, Targets) for leaf in leaves):
         raise UserError(
@@ -89,7 +90,7 @@ def check_are_targets(targets: Any) -> None:
 
 
 def _kind(value):
-    """Say what a value is, in a few words."""
+    """Return the kind of a value in a few words, for messages."""
     shape = f"{value.dtype}{list(value.shape)}" if hasattr(value, "dtype") else ""
     article = "an" if type(value).__name__[0] in "AEIOUaeiou" else "a"
     return f"an array {shape}" if shape else f"{article} {type(value).__name__}"
@@ -100,7 +101,7 @@ def _is_concrete(value) -> bool:
 
 
 def check_image(image: Any) -> None:
-    """Raise a ValueError for what is no RGB image in grey levels; `check` calls this."""
+    """Raise a ValueError unless this is an RGB image in grey levels; `check` calls this."""
     if not (hasattr(image, "shape") and hasattr(image, "dtype")):
         raise UserError(
             f"image is {_kind(image)}; it must be an array [H, W, 3]: np.asarray(image)"
@@ -136,7 +137,7 @@ def check_image(image: Any) -> None:
 
 
 def check_start(start: Any, image: Any) -> None:
-    """Raise a ValueError for a first perturbation that does not fit the image; `init` calls this.
+    """Raise a ValueError unless a first perturbation fits the image; `init` calls this.
 
     Args:
       start: [H, W, 3] in grey levels.
@@ -151,14 +152,14 @@ def check_start(start: Any, image: Any) -> None:
 
 
 def check_targets(targets: PyTree[Targets], scores: PyTree) -> None:
-    """Raise a ValueError for targets that do not fit the scores; `check` calls this.
+    """Raise a ValueError unless targets fit the scores; `check` calls this.
 
     Args:
       targets: Targets, or a pytree of them.
       scores: arrays or `jax.ShapeDtypeStruct`, the same pytree.
 
     Raises:
-      ValueError: for another structure, shape or class than the scores have.
+      ValueError: where structures or shapes differ, or a class has no score.
     """
     target_tree: Any = jax.tree.structure(map_targets(lambda _: 0, targets))
     if target_tree != jax.tree.structure(scores):
@@ -170,14 +171,14 @@ def check_targets(targets: PyTree[Targets], scores: PyTree) -> None:
 
 
 def check_margin(margin: PyTree, targets: PyTree[Targets]) -> None:
-    """Raise a ValueError for margins of another structure than the targets; `check` calls this.
+    """Raise a ValueError unless margins have the targets' structure; `check` calls this.
 
     Args:
       margin: a number, or a pytree of numbers.
       targets: Targets, or a pytree of them.
     """
     tree, target_tree = (
-        jax.tree.structure(one) for one in (margin, map_targets(lambda _: 0, targets))
+        jax.tree.structure(tree) for tree in (margin, map_targets(lambda _: 0, targets))
     )
     if tree not in (target_tree, jax.tree.structure(0)):
         raise UserError(

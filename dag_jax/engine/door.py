@@ -34,15 +34,15 @@ def attack(
 ) -> Attack:
     """Find a perturbation of an image that makes a network wrong on every target.
 
-    Called plainly it checks values and is compiled once for each structure of `score_fn`, shapes
-    and static part of `method`: a `score_fn` that is a pytree, such as a `jax.tree_util.Partial` of
-    a function and its parameters, or a method of a pytree, is compiled once however often its
-    parameters change; a plain function once for each function object, and its captured arrays are
-    constants of the program. Inside `jax.jit`, `jax.vmap`, `jax.grad` and `jax.shard_map` it is the
-    pure function, and values that are traced are not checked.
+    Called plainly it checks values, and compiles once for each structure of `score_fn`, shapes and
+    static part of `method`. A `score_fn` may be a pytree, such as a `jax.tree_util.Partial` of a
+    function and its parameters, or a method of a pytree: other parameters of the same shapes
+    compile nothing. A plain function is compiled once for each function object, and the arrays
+    that it captures are constants of the program. Inside `jax.jit`, `jax.vmap`, `jax.grad` and
+    `jax.shard_map` this is the pure function, and traced values are not checked.
 
-    Derivatives of the result are forward-mode (`jax.jvp`), as the number of steps is not known
-    before; `step` has both modes.
+    Only forward-mode derivatives of the result exist (`jax.jvp`), as the number of steps is not
+    known before. `step` has both modes.
 
     Args:
       score_fn: image f32[H, W, 3] -> pre-softmax scores f32[*T, C], or a pytree of scores.
@@ -75,10 +75,10 @@ def attack_batch(
     *,
     start: Num[Array, "B H W 3"] | None = None,
 ) -> Attack:
-    """Attack images of one size together: `attack`, with an axis more in front of all arrays.
+    """Attack images of one size together: `attack` with a first axis of B in all arrays.
 
-    Every image goes on until the last has stopped; `dag_jax.attack_stream` refills the places of
-    those that have, and takes images of many sizes.
+    The batch runs until its last image has stopped. `dag_jax.attack_stream` gives the place of a
+    finished image to the next one, and takes images of many sizes.
 
     Args:
       score_fn: as in `attack`, of one image.
@@ -105,9 +105,11 @@ def attack_batch(
             f"{', '.join(str(size) for size in sorted(sizes))}: each array needs one row an image"
         )
     for row in range(shape[0]):
-        image, some, first = jax.tree.map(lambda leaf, i=row: leaf[i], (images, targets, start))
+        image, row_targets, first = jax.tree.map(
+            lambda leaf, i=row: leaf[i], (images, targets, start)
+        )
         try:
-            check(score_fn, image, some, method)
+            check(score_fn, image, row_targets, method)
             if first is not None:
                 check_start(first, image)
         except UserError as error:
@@ -117,7 +119,9 @@ def attack_batch(
 
 def _run_batch(method, score_fn, images, targets, start):
     axes = (0, 0, None if start is None else 0)
-    each = jax.vmap(lambda image, some, first: run(method, score_fn, image, some, first), axes)
+    each = jax.vmap(
+        lambda image, row_targets, first: run(method, score_fn, image, row_targets, first), axes
+    )
     return each(images, targets, start)
 
 
@@ -141,5 +145,5 @@ def _compiled(function, method, score_fn, image, targets, start):
 
 @functools.lru_cache(_MOST_FUNCTIONS)
 def _program(function, score_fn):
-    """Return the compiled attack on a plain function, which lives as long as it is used."""
+    """Return the compiled attack on a plain function, from a cache of those used last."""
     return jax.jit(lambda method, *arguments: function(method, score_fn, *arguments))

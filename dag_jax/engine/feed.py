@@ -37,14 +37,14 @@ class Example(NamedTuple):
     shape: tuple[int, int]  # H W
 
     def bucket(self):
-        """Return what examples share that are compiled together, and scored by the same numbers."""
+        """Return a key: examples with equal keys share a compiled program and parameters."""
         leaves, structure = jax.tree.flatten(self.arrays)
         shapes = tuple((leaf.shape, leaf.dtype.name) for leaf in leaves)
         numbers, function = jax.tree.flatten(self.score_fn)
         return function, tuple(map(id, numbers)), structure, shapes
 
     def crop(self, attack: Attack) -> Attack:
-        """Return an attack on the padded image as one on the image."""
+        """Return an attack on the padded image, cropped to the image."""
         padded = self.arrays[0].shape[:2]
         if padded == self.shape:
             return attack
@@ -64,23 +64,23 @@ class Example(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """An example that cannot be attacked; whoever makes examples may give one, too."""
+    """An example that cannot be attacked. The examples of a stream may contain some."""
 
     key: object
     error: ValueError
 
 
 class Prepare:
-    """What makes an `Example` of what a user gives."""
+    """Makes an `Example` of a user's (key, image, targets) or (key, image, targets, inputs)."""
 
     def __init__(self, score_fn, bucket, margin):
-        """Take what all examples share: see `dag_jax.attack_stream`."""
+        """Remember what all examples share; arguments as of `dag_jax.attack_stream`."""
         self._score_fn, self._bucket, self._margin = score_fn, bucket, margin
         # By bucket, those used last; with the score_fn, whose identity is its own while it lives.
         self._scores: dict = {}
 
     def __call__(self, example) -> Example | Failure:
-        """Check and pad an example (key, image, targets) or (key, image, targets, inputs)."""
+        """Check and pad an example."""
         if isinstance(example, Failure):
             return example
         key = None
@@ -122,7 +122,7 @@ class Prepare:
 
 
 def _complete(parts):
-    """Return (image, targets, inputs) of what an example has beside its key."""
+    """Return (image, targets, inputs) of an example's parts without its key."""
     if len(parts) not in (2, 3):
         raise UserError(
             f"an example is (key, image, targets) or (key, image, targets, inputs); this one has "
@@ -135,7 +135,7 @@ def _complete(parts):
 
 
 def _canonical(leaf):
-    """Return an array as NumPy's, of the width that JAX gives it."""
+    """Return an array as NumPy's, in the dtype that JAX would give it (f32 for f64)."""
     leaf = np.asarray(leaf)
     return leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False)
 
@@ -146,21 +146,21 @@ def _pad(array, shape, padded):
 
 
 def _pad_pixels(targets: Targets, shape, padded):
-    """Pad targets that are an image's pixels; there is no target where there is no image."""
+    """Pad targets of shape [H, W]; padded pixels are no targets. Other shapes stay."""
     if targets.valid.shape[:2] != shape:
         return targets
     return jax.tree.map(lambda leaf: _pad(leaf, shape, padded), targets)
 
 
 def _settings():
-    """Return this thread's settings of JAX by name: those that a context can change."""
+    """Return {name: value} of this thread's JAX settings that a context manager can change."""
     values = jax.config.values
     return {name: values[name] for name in values if name.removeprefix("jax_") in vars(jax)}
 
 
 @contextlib.contextmanager
 def _under(settings):
-    """Give this thread the settings of another."""
+    """Give this thread other settings, from `_settings`, inside a `with` block."""
     with contextlib.ExitStack() as stack:
         for name, value in settings.items():
             if jax.config.values[name] != value:
@@ -169,10 +169,10 @@ def _under(settings):
 
 
 class Feed:
-    """A thread that prepares examples, never more than `ahead` that nobody has taken.
+    """A thread that reads and prepares examples; at most `ahead` of them wait for a slot.
 
-    What it computes, the examples included, it computes under the settings of the thread that made
-    it: JAX's (`jax.default_matmul_precision`, ...) and the context variables (`numpy.errstate`).
+    It works under the settings of the thread that made it: JAX's (`jax.default_matmul_precision`,
+    ...) and the context variables (`numpy.errstate`).
     """
 
     def __init__(self, prepare, examples: Iterator, *, ahead: int):
@@ -224,14 +224,14 @@ class Feed:
             return self._reading
 
     def _next(self):
-        """Return the next example; the end where nobody wants it any more."""
+        """Return the next example, or `_END` after the last or once the feed is closed."""
         example = next(self._examples, _END)
         with self._change:
             self._reading = False
             return _END if self._closed else example
 
     def must_wait(self, number: int) -> bool:
-        """Return whether `wait` would not return at once."""
+        """Return whether `wait(number)` would block."""
         with self._change:
             return not self._enough(number)
 
@@ -239,25 +239,25 @@ class Feed:
         return len(self._ready) >= number or self.ended or self._waiting >= self._ahead
 
     def wait(self, number: int, seconds: float | None = None) -> None:
-        """Wait until that many examples are ready, no more can be, or the time is over."""
+        """Wait until `number` examples are ready, no more can come, or the time is over."""
         with self._change:
             self._change.wait_for(lambda: self._enough(number), seconds)
 
     def pop(self) -> list[Example | Failure]:
-        """Return what is ready; `taken` says when it waits no longer."""
+        """Return the examples that are ready. They count as waiting until `taken`."""
         with self._change:
             ready = list(self._ready)
             self._ready.clear()
             return ready
 
     def taken(self, number: int) -> None:
-        """Say that so many of the examples have left the queue, so that others may come."""
+        """Note that `number` examples have left the queue, so that others may be read."""
         with self._change:
             self._waiting -= number
             self._change.notify_all()
 
     def close(self) -> None:
-        """Read no more. What is being prepared is waited for, an example that is to come is not."""
+        """Read no more. Wait for an example that is being prepared, not for the next to come."""
         if not self._stop() and self._thread is not threading.current_thread():
             self._thread.join(_JOIN)
 
@@ -269,7 +269,7 @@ class Feed:
             return self._reading
 
     def join(self, seconds: float) -> None:
-        """Read no more, and wait that long for the example in hand, be it still to come."""
+        """Read no more, and wait up to `seconds` for the example in hand."""
         self._stop()
         self._thread.join(seconds)
 

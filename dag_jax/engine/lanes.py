@@ -25,7 +25,7 @@ from dag_jax.engine.algorithm import Attack, Status, init, step
 
 
 def _on_each(mesh, function, whole, parts):
-    """Run a function on each device, on all of the arguments `whole` and its part of `parts`."""
+    """Run a function on each device; it gets all of `whole` and the device's share of `parts`."""
     mine = P(mesh.axis_names)
     specs = (P(),) * len(whole) + (mine,) * len(parts)
     mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=mine, check_vma=False)
@@ -33,7 +33,7 @@ def _on_each(mesh, function, whole, parts):
 
 
 def _together(lane_step, chunk, states, arrays):
-    """Advance lanes as one batch, until the longest has had its share; see `_advance`."""
+    """Advance lanes as one batch, until each has made `chunk` steps or stopped; see `_advance`."""
 
     def goes_on(carry):
         count, _, states = carry
@@ -74,10 +74,11 @@ def _is_running(state):
 
 @functools.partial(jax.jit, static_argnames=("chunk", "together", "mesh"), donate_argnames="states")
 def _advance(score_fn, method, states, targets, inputs, *, chunk, together, mesh):
-    """Advance all lanes by up to `chunk` iterations; each device's own, until they have stopped.
+    """Advance all lanes by up to `chunk` iterations; a device ends once its own have stopped.
 
     Returns:
-      The states; i32[D, 2], the iterations of each device's longest lane, and those of all lanes.
+      (the states, i32[D, 2]: for each device the iterations of its longest lane, and the sum over
+      its lanes).
     """
 
     def advance(score_fn, method, states, targets, inputs):
@@ -92,13 +93,13 @@ def _advance(score_fn, method, states, targets, inputs, *, chunk, together, mesh
 
 @functools.partial(jax.jit, static_argnames="mesh", donate_argnames="lanes")
 def _insert(method, lanes, slot, example, *, mesh):
-    """Put one example a device into its lane `slot`, i32[D]; nowhere where it has no such lane."""
+    """Put one example on each device into its lane `slot`, i32[D]; past the last lane: nowhere."""
 
     def insert(method, lanes, slot, example):
         (slot,) = slot
         image, targets, inputs = jax.tree.map(lambda leaf: leaf[0], example)
         lane = init(method, image, targets), targets, inputs
-        return jax.tree.map(lambda all_, one: all_.at[slot].set(one, mode="drop"), lanes, lane)
+        return jax.tree.map(lambda all_, new: all_.at[slot].set(new, mode="drop"), lanes, lane)
 
     return _on_each(mesh, insert, (method,), (lanes, slot, example))
 
@@ -114,7 +115,7 @@ def _take(states, slot, *, mesh):
 
 
 def _idle(method, example, *, lanes):
-    """Return that many lanes of an example's shapes in which nothing runs."""
+    """Return `lanes` lanes of an example's shapes in which nothing runs."""
     image, targets, inputs = example
     state = init(method, image, targets)
     lanes = jax.tree.map(
@@ -175,7 +176,7 @@ class Lanes:
         return jax.device_put(np.asarray(leaf)[None], device)
 
     def _gather(self, parts):
-        """Return one array of the parts that the devices hold."""
+        """Return one array made of the parts that the devices hold."""
         shape = (len(parts), *parts[0].shape[1:])
         return jax.make_array_from_single_device_arrays(shape, self._sharding, parts)
 
@@ -184,11 +185,11 @@ class Lanes:
         return jax.device_put(np.int32(lanes), self._sharding)
 
     def _place(self, slot):
-        """Return (device, its lane) of a slot: neighbours are on different devices."""
+        """Return (device, its lane) of a slot. Neighbouring slots are on different devices."""
         return slot % len(self._devices), slot // len(self._devices)
 
     def _rounds(self, slots):
-        """Return lists of slots, at most one of a device in each."""
+        """Return the slots in rounds; a round has at most one slot of each device."""
         rounds = []
         for slot in slots:
             device, _ = self._place(slot)
@@ -220,7 +221,7 @@ class Lanes:
         self._lanes = _insert(self._method, self._lanes, slot, example, mesh=self._mesh)
 
     def lower(self) -> jax.stages.Lowered:
-        """Return the program of a chunk, for those who want to know what it costs."""
+        """Return the lowered program of a chunk, for measurements of its cost."""
         return _advance.lower(self._score_fn, self._method, *self._lanes, **self._options)
 
     def advance(self) -> None:
@@ -232,13 +233,13 @@ class Lanes:
         """Wait for the chunk.
 
         Returns:
-          (iterations of the lane that made most, iterations of all lanes).
+          (iterations of the longest lane, sum of the iterations of all lanes).
         """
         used = np.asarray(self._used)
         return int(used[:, 0].max()), int(used[:, 1].sum())
 
     def stopped(self) -> np.ndarray:
-        """Return bool[S], whether a slot's attack has stopped, or there is none."""
+        """Return bool[S], whether a slot is empty or its attack has stopped."""
         status = np.asarray(self._lanes[0].attack.status).reshape(len(self._devices), -1)
         places = map(self._place, range(self.slots))
         return np.array([status[place] != Status.RUNNING for place in places])
@@ -250,10 +251,11 @@ class Lanes:
             lanes = [None] * len(self._devices)
             for device, slot in taken.items():
                 lanes[device] = self._place(slot)[1]
-            found = self._take_round(lanes)
+            attacks = self._take_round(lanes)
             for device, slot in taken.items():
                 results[slot] = jax.tree.map(
-                    lambda leaf, one=device: np.array(_part_of(leaf, self._devices[one])[0]), found
+                    lambda leaf, device=device: np.array(_part_of(leaf, self._devices[device])[0]),
+                    attacks,
                 )
         return results
 

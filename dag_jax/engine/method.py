@@ -1,4 +1,4 @@
-"""What an attack is: one value, which every function of the engine takes whole."""
+"""What an attack is: one value, a `Method`, that every function of the engine takes."""
 
 import dataclasses
 import functools
@@ -52,8 +52,8 @@ def dag_update(step_size: Number) -> optax.GradientTransformation:
 class Method:
     """An attack's rule; without arguments, the paper's. `dag_jax.methods` has others.
 
-    A pytree: `step_size` and `margin` are its leaves, so that a sweep over them compiles once; the
-    rest is static. Two methods are equal, and have one hash, where all of their values are equal.
+    A pytree: `step_size` and `margin` are its leaves, so that a sweep over them compiles once. The
+    rest is static. Two methods are equal, and have the same hash, if all their values are equal.
 
     Attributes:
       objective: which targets are active, and what is descended on. A joint attack asks it of each
@@ -122,7 +122,7 @@ class Method:
         return hash(self._value())
 
     def describe(self) -> dict:
-        """Return what JSON can hold of it, by which two runs can be told apart."""
+        """Return the method as JSON values, by which run folders tell two methods apart."""
         numbers = jax.tree.map(float, {"step_size": self.step_size, "margin": self.margin})
         return numbers | {
             "objective": [_name(function) for function in self.objective],
@@ -137,13 +137,13 @@ class Method:
         return dataclasses.replace(self, **changes)
 
     def optimizer(self) -> optax.GradientTransformationExtraArgs:
-        """Return the transformation of `update`, float32 whatever kind of number gamma is."""
+        """Return the optax transformation that `update` makes of gamma, taken as float32."""
         step_size = jnp.asarray(self.step_size, jnp.float32)
         return optax.with_extra_args_support(self.update(step_size))
 
 
 def _name(function) -> str:
-    """Return the name of a function, or the text of a value that is called as one."""
+    """Return a function's full name, or the `repr` of a callable without a name."""
     name = getattr(function, "__qualname__", None)
     return f"{function.__module__}.{name}" if name else repr(function)
 
@@ -153,7 +153,7 @@ def _is_number(leaf) -> bool:
 
 
 def _comparable(leaf):
-    """Return what a leaf is compared and hashed by: its value, where there is one."""
+    """Return what a leaf is compared and hashed by: its value, or its id where it has none."""
     if _is_number(leaf):
         return float(leaf)
     if isinstance(leaf, np.ndarray | jax.Array) and not isinstance(leaf, jax.core.Tracer):
@@ -162,7 +162,7 @@ def _comparable(leaf):
 
 
 def _numbers(tree):
-    """Yield the numbers of a pytree that are known: tracers and JAX's own placeholders are not."""
+    """Yield the known numbers of a pytree; tracers and JAX's placeholders are left out."""
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, jax.core.Tracer):
             continue

@@ -58,22 +58,22 @@ def score_of(scores: Float[Array, "*T C"], labels: Integer[Array, "*T"]) -> Floa
 def largest_other(
     scores: Float[Array, "*T C"], labels: Integer[Array, "*T"]
 ) -> Float[jax.Array, "*T"]:
-    """Return f32[*T], each target's largest score of another class.
+    """Return f32[*T], the largest score of each target over all classes but its label.
 
     Args:
       scores: float[*T, C].
-      labels: i32[*T], the class that is left out.
+      labels: i32[*T], the class to leave out.
     """
     classes = lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
     return jnp.where(classes == labels[..., None], -jnp.inf, wide(scores)).max(axis=-1)
 
 
 def predicted(scores: Float[Array, "*T C"]) -> Int32[jax.Array, "*T"]:
-    """Return i32[*T], the class that each target is seen as: the first of the largest scores.
+    """Return i32[*T], the predicted class of each target: the first of the largest scores.
 
     Args:
-      scores: float[*T, C]. Those of half precision are rounded to it first: a compiler may carry
-        them in more bits, and would break ties that whoever reads the scores will see.
+      scores: float[*T, C]. Scores of half precision are rounded to it first. A compiler may carry
+        them in more bits, and then break ties that are ties in the scores it returns.
     """
     bits = jnp.finfo(scores.dtype)
     if bits.bits < 32:
@@ -124,7 +124,7 @@ def leads(
 def active_targets(
     scores: Float[Array, "*T C"], targets: Targets, margin: Number = 0.0
 ) -> Bool[Array, "*T"]:
-    """Return which targets are still right: see `leads`.
+    """Return bool[*T], the targets whose label still wins: see `leads`.
 
     Args:
       scores: float[*T, C], pre-softmax.

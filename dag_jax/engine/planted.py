@@ -60,8 +60,8 @@ def score(seen: Float[Array, "H W 3"], planted: Planted) -> Float[jax.Array, "H 
     moved = (planted.pattern * (seen - planted.image)).sum(axis=-1) / (3 * STEP_SIZE)
     margin = planted.steps.astype(jnp.float32) - 0.5 - moved
     classes, labels = jnp.arange(3, dtype=jnp.int32)[None, None, :], planted.labels[..., None]
-    others = jnp.where(classes == (labels + 2) % 3, -1e3, 0.0)
-    return jnp.where(classes == labels, margin[..., None], others)
+    offset_scores = jnp.where(classes == (labels + 2) % 3, -1e3, 0.0)
+    return jnp.where(classes == labels, margin[..., None], offset_scores)
 
 
 def targets_of(planted: Planted) -> Targets:
@@ -71,24 +71,24 @@ def targets_of(planted: Planted) -> Targets:
 
 @functools.partial(jax.jit, static_argnames="engine")
 def attack_by(planted: Planted, *, engine: Callable) -> Attack:
-    """Return the `Attack` that an engine makes of a planted model."""
+    """Return the `Attack` that an engine finds on a planted model."""
     score_fn = lambda seen: score(seen, planted)  # noqa: E731
     return engine(score_fn, planted.image, targets_of(planted), METHOD)
 
 
-def judge(planted: Planted, found: Attack) -> tuple[bool, str]:
-    """Return whether an `Attack` is the one that a planted model has, and the numbers."""
+def judge(planted: Planted, result: Attack) -> tuple[bool, str]:
+    """Return (whether an `Attack` is the known one of a planted model, the numbers as text)."""
     longest = int(planted.steps.max())
-    status, made = Status(int(found.status)).name, int(found.num_steps)
+    status, made = Status(int(result.status)).name, int(result.num_steps)
     counts = (planted.steps > np.arange(longest + 1)[:, None, None]).sum(axis=(1, 2))
     right = STEP_SIZE * planted.steps[..., None] * planted.pattern
-    off = np.abs(found.perturbation - right).max()
+    off = np.abs(result.perturbation - right).max()
     return (
         status == Status.FOOLED.name
         and made == longest
-        and np.array_equal(found.active_counts[: made + 1], counts)
+        and np.array_equal(result.active_counts[: made + 1], counts)
         and bool(off < STEP_SIZE / 100)
     ), (
         f"{planted.steps.size} targets of a linear model fall after {longest} steps: {status} "
-        f"after {made}, {int(found.active.sum())} left, perturbation off by {off:.2g} grey levels"
+        f"after {made}, {int(result.active.sum())} left, perturbation off by {off:.2g} grey levels"
     )

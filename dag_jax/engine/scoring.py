@@ -1,7 +1,7 @@
-"""What scores an image, as the engine takes it: a pytree whose leaves are its arrays.
+"""Score functions as the engine takes them: pytrees whose leaves are arrays.
 
-Those are traced, so that other parameters of one structure compile nothing. A plain function has
-none that can be seen: its captured arrays are constants of what is compiled.
+The leaves are traced, so that other parameters of the same structure compile nothing. A plain
+function has no leaves: the arrays that it captures are constants of the compiled program.
 """
 
 import dataclasses
@@ -16,23 +16,23 @@ from jaxtyping import PyTree
 
 
 def is_plain(score_fn: Any) -> bool:
-    """Return whether a callable is no pytree: a function, whose parameters nobody sees."""
+    """Return whether a callable is a plain function, whose parameters JAX does not see."""
     return jax.tree_util.all_leaves([score_fn])
 
 
 def as_callable_pytree(score_fn: Callable) -> Callable:
-    """Return what scores images as a pytree in any case, a plain function as one without leaves."""
+    """Return a score function as a pytree; a plain function becomes one without leaves."""
     score_fn = as_pytree(score_fn)
     return jax.tree_util.Partial(score_fn) if is_plain(score_fn) else score_fn
 
 
 def as_pytree(score_fn: Any) -> Callable:
-    """Return a callable as one that compiles once, and whose leaves are arrays.
+    """Return a score function in a form that compiles once, and whose leaves are arrays.
 
-    `model.scores` of a model that is a pytree is a new object each time that it is named; as a
-    `Partial` of the class's function and the model, it compiles once. What is no array in a pytree,
-    such as an activation function, is part of its structure. A plain object without a hash goes by
-    its identity.
+    A bound method such as `model.scores` is a new object each time; of a model that is a pytree it
+    becomes a `Partial` of the class's function and the model. Leaves that are no arrays, such as an
+    activation function, become part of the structure. A plain object without a hash is compared by
+    identity.
     """
     if inspect.ismethod(score_fn) and not is_plain(score_fn.__self__):
         score_fn = jax.tree_util.Partial(score_fn.__func__, score_fn.__self__)
@@ -42,29 +42,29 @@ def as_pytree(score_fn: Any) -> Callable:
     if all(map(_is_array, leaves)):
         return score_fn
     arrays = [leaf if _is_array(leaf) else None for leaf in leaves]
-    others = tuple(None if _is_array(leaf) else leaf for leaf in leaves)
-    return jax.tree_util.Partial(_WithoutArrays(kind_of(score_fn), others), arrays)
+    constants = tuple(None if _is_array(leaf) else leaf for leaf in leaves)
+    return jax.tree_util.Partial(_WithoutArrays(kind_of(score_fn), constants), arrays)
 
 
 def kind_of(tree: Any) -> tuple[int, jax.tree_util.PyTreeDef]:
-    """Return what tells the structure of a pytree from others, as a static argument of `jit`.
+    """Return (hash, structure) of a pytree: a static argument by which `jit` tells kinds apart.
 
-    Of classes that `jax.tree_util.register_dataclass` has registered, JAX 0.10 compares the fields
-    alone: such structures are equal, and now and then a jitted function runs for a model of one
-    class what it compiled for another. Their hashes differ.
+    JAX 0.10 compares classes registered by `jax.tree_util.register_dataclass` by their fields
+    alone. Two classes with the same fields are then equal, and now and then a jitted function runs
+    the program that it compiled for the other class. Their hashes differ.
     """
     structure = jax.tree.structure(tree)
     return hash(structure), structure
 
 
 def told_apart(score_fn: Callable) -> Callable:
-    """Return a pytree that scores as one that JAX takes for no other: see `kind_of`."""
+    """Return a score function that JAX never confuses with one of another class: see `kind_of`."""
     return jax.tree_util.Partial(_OfKind(kind_of(score_fn)), score_fn)
 
 
 @dataclasses.dataclass(frozen=True)
 class _OfKind:
-    """Calls its first argument; a static part that differs with its structure."""
+    """Calls its first argument; `kind` is static and differs with that argument's structure."""
 
     kind: tuple
 
@@ -75,12 +75,12 @@ class _OfKind:
 def shapes_of_scores(
     score_fn: Callable, image_shape: tuple[int, ...], *inputs: Any
 ) -> PyTree[jax.ShapeDtypeStruct]:
-    """Return the scores of an image as `jax.ShapeDtypeStruct`; a pytree is traced once for all.
+    """Return the shapes of an image's scores, as `jax.ShapeDtypeStruct`, without computing them.
 
     Args:
       score_fn: image f32[H, W, 3] -> scores f32[*T, C], or a pytree of scores.
       image_shape: (H, W, 3).
-      *inputs: what it takes after the image.
+      *inputs: the arguments of `score_fn` after the image.
     """
     score_fn, image = as_pytree(score_fn), jax.ShapeDtypeStruct(image_shape, jnp.float32)
     if is_plain(score_fn):  # whose captured arrays would live as long as the program
@@ -95,14 +95,14 @@ def _score(score_fn, image, *inputs):
 
 @dataclasses.dataclass(frozen=True)
 class _WithoutArrays:
-    """A callable pytree but for its arrays."""
+    """A callable pytree without its arrays, which are the first argument of the call."""
 
     kind: tuple  # from `kind_of`
-    others: tuple  # leaves that are no arrays, None for those that are
+    constants: tuple  # leaves that are no arrays, None for those that are
 
     def __call__(self, arrays, image, *inputs):
-        pairs = zip(arrays, self.others, strict=True)
-        leaves = [array if other is None else other for array, other in pairs]
+        pairs = zip(arrays, self.constants, strict=True)
+        leaves = [array if constant is None else constant for array, constant in pairs]
         return jax.tree.unflatten(self.kind[1], leaves)(image, *inputs)
 
 

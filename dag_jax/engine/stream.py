@@ -1,13 +1,13 @@
-"""Many images through few slots: one that finishes makes room for the next.
+"""Many images through few slots: a finished image makes room for the next.
 
 One image needs 10 steps, another 200; a batch that waits for its slowest image wastes most of its
 work. Here a fixed number of images is advanced together, a chunk of iterations at a time, and
 between chunks the finished ones leave and new ones take their slots, without a new compilation.
 The host reads, checks and pads the next images meanwhile, and hands out those that are done.
 
-What comes of an image depends on nothing but the image: not on its neighbours, nor on their order,
-nor on the number of slots and devices (to the last bit on a CPU, where images of a device advance
-one after the other).
+The result of an image depends on the image alone: not on its neighbours, their order, or the number
+of slots and devices. On a CPU, where a device's images advance one after the other, this holds to
+the last bit.
 
 Shapes: `S` slots; otherwise as in `dag_jax.attack`.
 """
@@ -43,7 +43,7 @@ _SHOWN = 5  # failures that the last error spells out
 
 
 class Chunk(NamedTuple):
-    """What a stream did between two looks at its slots, for those who measure it."""
+    """What a stream did between two looks at its slots, for measurements."""
 
     shape: tuple[int, int]  # pixels H W of the images that advanced, padding included
     slots: int  # S
@@ -68,19 +68,19 @@ def attack_stream(
 ) -> Iterator[tuple[object, Attack]]:
     """Attack a stream of images.
 
-    An example that no attack can be made of costs no other: it is handed to `on_failure`, or named
-    by an error after the last result. Where the input itself raises, or Ctrl-C is pressed while the
-    stream works, what has finished is yielded first, and then that is raised. A consumer that is
-    interrupted in its own code gets the same by `stream.throw(error)`.
+    An example that cannot be attacked does not stop the others: it is handed to `on_failure`, or
+    named by an error after the last result. If the input raises, or Ctrl-C is pressed while the
+    stream works, finished results are yielded first, and then the error is raised. A consumer
+    that is interrupted in its own code gets the finished results by `stream.throw(error)`.
 
     Args:
       score_fn: image f32[H, W, 3] -> scores, as in `attack`; with further arguments where the
         examples bring them. A pytree, or a method of one, has its parameters traced.
       examples: yields (key, image, targets), or (key, image, targets, inputs) where `inputs` is a
-        tuple of arrays that `score_fn` takes after the image (a detector's boxes). A key is
-        anything; it comes back with the result. May be endless. It is read in another thread, under
-        the settings (`jax.default_matmul_precision`, ...) of the thread that asks for the first
-        result. A `Failure(key, error)` is an example that failed already.
+        tuple of arrays that `score_fn` takes after the image (a detector's boxes). A key may be
+        any value; it comes back with the result. The iterable may be endless. It is read in
+        another thread, under the settings (`jax.default_matmul_precision`, ...) of the thread that
+        asks for the first result. A `Failure(key, error)` is an example that failed already.
       method: what the attack is, as in `attack`.
       slots: S, images under way at a time. Images of each shape have slots of their own, and one
         shape advances at a time: the one with most to do.
@@ -88,10 +88,11 @@ def attack_stream(
       mesh: devices to spread the slots over, each with as many; None is one device. No device
         waits for another within a chunk.
       bucket: (score_fn, (H, W)) -> (score_fn, (H', W')), by which images of many sizes share few
-        compiled shapes: what scores an image of H x W pixels, and what to pad it to, below and on
-        the right. Such a `score_fn` takes i32[2], H and W, as its last argument. Targets of shape
-        [H, W] are padded too, and results are of the image alone. `dag_jax.models.bucket_score_fn`
-        is one, for a `score_fn` of `dag_jax.models.score_fn`. None: each shape is compiled.
+        compiled shapes. It returns the function that scores an image of H x W pixels, and the
+        shape to pad the image to, below and on the right. That function takes i32[2], H and W, as
+        its last argument. Targets of shape [H, W] are padded too; results are cropped to the
+        image. `dag_jax.models.bucket_score_fn` is one, for functions of
+        `dag_jax.models.score_fn`. None: each shape is compiled.
       read_ahead: examples read before there is a slot for them; None is four for each slot.
       on_failure: called with (key, ValueError) for an example that cannot be attacked. None: one
         ValueError that names them, after all results.
@@ -101,9 +102,9 @@ def attack_stream(
       (key, Attack) in the order in which images finish; arrays are NumPy's.
 
     Raises:
-      ValueError: at once for what is no method or cannot score, for fewer than 1 slot, iteration or
-        example ahead, and for slots that the devices cannot share evenly; after the last result for
-        examples that failed, if there is no `on_failure`.
+      ValueError: at once for a wrong `method` or `score_fn`, for fewer than 1 slot, iteration or
+        example ahead, and for slots that the devices cannot share evenly. After the last result
+        for examples that failed, if there is no `on_failure`.
     """
     check_method(method)
     check_score_fn(score_fn)
@@ -153,7 +154,7 @@ class _Bucket:
         return sum(example is not None for example in self.slots)
 
     def load(self):
-        """Return how many slots a chunk would have images in."""
+        """Return how many slots the next chunk would use."""
         return min(self.taken() + len(self.queue), len(self.slots))
 
 
@@ -207,7 +208,7 @@ class _Stream:
             raise UserError(_account(self._failures))
 
     def finished(self):
-        """Yield what has finished and was not yet handed out, after an interruption."""
+        """Yield results that are finished but not yet handed out, after an interruption."""
         for bucket in self._buckets.values():
             try:
                 self._harvest(bucket)
@@ -216,7 +217,7 @@ class _Stream:
         yield from self._hand_out()
 
     def explain(self, error):
-        """Add the examples that failed to another error."""
+        """Add a note about the examples that failed to another error."""
         if self._failures and str(error) != _account(self._failures):
             error.add_note(_account(self._failures))
 
@@ -226,7 +227,7 @@ class _Stream:
             yield example.key, attack
 
     def _receive(self):
-        """Sort what has been read into buckets."""
+        """Sort the examples that have been read into buckets."""
         for ready in self._feed.pop():
             if isinstance(ready, Failure):
                 self._feed.taken(1)
@@ -246,13 +247,13 @@ class _Stream:
             self._buckets[name] = bucket  # the last one now
 
     def _forget(self):
-        """Let go of the lanes of shapes that have not come for long, if there are many."""
+        """Drop the lanes of the shapes used longest ago, if there are too many."""
         for name in [name for name, bucket in self._buckets.items() if not bucket.load()]:
             if len(self._buckets) >= _MOST_BUCKETS:
                 del self._buckets[name]
-        kept = [self._method, *(bucket.score_fn for bucket in self._buckets.values())]
-        kept = {id(leaf) for leaf in jax.tree.leaves(kept)}
-        self._copies = {name: copy for name, copy in self._copies.items() if name in kept}
+        in_use = [self._method, *(bucket.score_fn for bucket in self._buckets.values())]
+        in_use = {id(leaf) for leaf in jax.tree.leaves(in_use)}
+        self._copies = {name: copy for name, copy in self._copies.items() if name in in_use}
 
     def _lanes(self, example: Example):
         mesh = self._options["mesh"]
@@ -261,13 +262,13 @@ class _Stream:
         return Lanes(score_fn, example.arrays, method, **self._options)
 
     def _choose(self):
-        """Return the bucket with most to do, or one that has waited for long; None if none has."""
-        some = [bucket for bucket in self._buckets.values() if bucket.load()]
+        """Return a bucket that has waited too long, else the one with most to do, else None."""
+        candidates = [bucket for bucket in self._buckets.values() if bucket.load()]
 
         def urgency(bucket):
             return bucket.passed_over > _PATIENCE, bucket.load()
 
-        return max(some, key=urgency, default=None)
+        return max(candidates, key=urgency, default=None)
 
     def _refill(self, bucket):
         entering = {}
@@ -278,11 +279,11 @@ class _Stream:
         for slot, example in entering.items():
             bucket.slots[slot] = example
         self._feed.taken(len(entering))
-        for other in self._buckets.values():
-            other.passed_over = 0 if other is bucket else other.passed_over + bool(other.load())
+        for queued in self._buckets.values():
+            queued.passed_over = 0 if queued is bucket else queued.passed_over + bool(queued.load())
 
     def _harvest(self, bucket):
-        """Take out the results of a bucket's slots that have stopped."""
+        """Take out the results of a bucket's stopped slots."""
         stopped = bucket.lanes.stopped()
         slots = enumerate(bucket.slots)
         done = [slot for slot, example in slots if example is not None and stopped[slot]]
@@ -294,8 +295,8 @@ class _Stream:
 
 
 def _account(failures):
-    """Return one message about all examples that failed."""
+    """Return one message that names the examples that failed."""
     shown = [f"{failure.key!r}: {failure.error}" for failure in failures[:_SHOWN]]
-    rest = [f"and {len(failures) - _SHOWN} more"] if len(failures) > _SHOWN else []
+    ending = [f"and {len(failures) - _SHOWN} more"] if len(failures) > _SHOWN else []
     count = f"{len(failures)} example{'s' if len(failures) > 1 else ''}"
-    return f"{count} could not be attacked (all others were): {'; '.join(shown + rest)}"
+    return f"{count} could not be attacked (all others were): {'; '.join(shown + ending)}"

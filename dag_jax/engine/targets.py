@@ -34,13 +34,13 @@ class Targets:
 
 
 def map_targets(function: Callable, targets: PyTree[Targets], *trees: PyTree) -> PyTree:
-    """Map a function over a pytree of `Targets`, each taken whole, and pytrees like it."""
+    """Map a function over the `Targets` of a pytree, each as a whole, and over pytrees like it."""
     is_targets = lambda node: isinstance(node, Targets)  # noqa: E731
     return jax.tree.map(function, targets, *trees, is_leaf=is_targets)
 
 
 def _classes(name: str, values) -> jax.Array:
-    """Return labels as i32; UserError for what is no integer, as 7.6 is no class 7."""
+    """Return labels as i32. UserError for labels that are no integers: 7.6 is not class 7."""
     if not isinstance(values, jax.Array):
         values, limits = np.asarray(values), np.iinfo(np.int32)
         wide = values.dtype.kind in "iu" and values.size
@@ -77,8 +77,8 @@ def make_targets(
         and where 255 is void and there are classes above it.
     """
     labels = _classes("labels", labels)
-    other = _classes("adversarial", adversarial)
-    for array in (labels, other):
+    replacements = _classes("adversarial", adversarial)
+    for array in (labels, replacements):
         if void == VOID and not isinstance(array, jax.core.Tracer) and np.any(array > VOID):
             raise UserError(
                 f"there is a class {array.max()}, so {VOID} is a class, too: give void=None, or "
@@ -87,14 +87,14 @@ def make_targets(
     if jnp.issubdtype(jnp.result_type(valid), jnp.inexact):
         raise UserError(f"valid is {jnp.result_type(valid)}, neither true nor false")
     valid = jnp.asarray(valid, bool)
-    for name, array in (("adversarial", other), ("valid", valid)):
+    for name, array in (("adversarial", replacements), ("valid", valid)):
         if array.shape not in ((), labels.shape):
             raise UserError(f"{name} has shape {array.shape}, labels have {labels.shape}")
-    other = jnp.broadcast_to(other, labels.shape)
-    valid = valid & (labels != other)
+    replacements = jnp.broadcast_to(replacements, labels.shape)
+    valid = valid & (labels != replacements)
     if void is not None:
-        valid = valid & (labels != void) & (other != void)
-    return Targets(jnp.where(valid, labels, 0), jnp.where(valid, other, 0), valid)
+        valid = valid & (labels != void) & (replacements != void)
+    return Targets(jnp.where(valid, labels, 0), jnp.where(valid, replacements, 0), valid)
 
 
 def label_proposals(
@@ -215,14 +215,14 @@ def permute_labels(
     *,
     background: int | None = None,
 ) -> Int32[jax.Array, "*T"]:
-    """Give each class another by one permutation pi of the classes, pi(c) != c.
+    """Give each class another one by a random permutation pi of the classes, pi(c) != c.
 
     Args:
       key: JAX key; `image_key` makes one per image.
       labels: i32[*T]; what is no class, such as void, stays as it is.
       num_classes: C, background included.
-      background: a class that stays as it is and is given to no other: of a detector, whose boxes
-        of background are no objects. None where all are permuted.
+      background: a class that stays as it is and is given to no other, for a detector, whose
+        boxes of background are no objects. None permutes all.
 
     Returns:
       i32[*T] adversarial labels.
@@ -244,10 +244,10 @@ def absent_labels(
     valid: Bool[Array, "*T"] | bool = True,
     background: int | None = None,
 ) -> Int32[jax.Array, "*T"]:
-    """Give each class of the image one that the image does not have.
+    """Give each class of the image an adversarial class that the image does not have.
 
-    This is the rule of the authors' release. Two classes get two different ones while there are
-    enough that are absent; an image that has every class gets a permutation of them.
+    This is the rule of the authors' release. While enough classes are absent, two classes get two
+    different ones. An image that has every class gets a permutation of them.
 
     Args:
       key: JAX key.

@@ -39,7 +39,7 @@ def section(findings, titles, *, remedy="--audit") -> str:
             if not finding.passed:
                 verdict = "could not be judged" if finding.passed is None else "does not hold"
                 lines.append(
-                    f'- **{titles[name]}: "{finding.check}" {verdict}**: {finding.said}. '
+                    f'- **{titles[name]}: "{finding.check}" {verdict}**: {finding.detail}. '
                     f"*Remedy:* {finding.remedy}."
                 )
     return "\n".join(["## Audit", "", *lines]).rstrip() + "\n"
@@ -52,7 +52,7 @@ def _count(number, noun):
 def as_json(findings) -> dict[str, list[dict]]:
     """Return findings, {name of a row: list of `dag_jax.Finding`}, as JSON can hold them."""
     return {
-        name: [finding._asdict() for finding in row_findings]
+        name: [finding.as_json() for finding in row_findings]
         for name, row_findings in findings.items()
     }
 

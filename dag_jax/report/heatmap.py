@@ -51,7 +51,7 @@ def draw(blocks, path) -> None:
 def _draw_block(axes, block):
     sources = list(block.sources)
     cells = [[block.cells[source, target] for target in block.targets] for source in sources]
-    shares = np.array([[cell.left[0] for cell in row] for row in cells])
+    shares = np.array([[cell.remaining_share[0] for cell in row] for row in cells])
     # Viridis is told apart by colour-blind readers, and in print without colours.
     shown = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto")
     columns = list(block.targets.values())

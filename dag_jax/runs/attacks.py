@@ -1,4 +1,4 @@
-"""The attack of many images: the stream that they go through, and what is kept of each.
+"""The attack on many images: the stream that they go through, and the records that are kept.
 
 Shapes: `H W` pixels, `N` targets, `C` classes.
 """
@@ -49,7 +49,7 @@ class Plan(NamedTuple):
     seed: int = 0
 
     def manifest(self, **more) -> dict:
-        """Return what the folder of this plan's results is of; `more` is the caller's own."""
+        """Return the manifest of this plan's results; `more` are further entries."""
         subject = self.subject
         return {
             "model": subject.name,
@@ -67,7 +67,7 @@ class Plan(NamedTuple):
 
 
 def name_of(function) -> str:
-    """Return what tells a function, or a partial of one, from others of its kind."""
+    """Return a text that names a function, or a partial of one, with its arguments."""
     if isinstance(function, functools.partial):
         options = [f"{name}={value!r}" for name, value in sorted(function.keywords.items())]
         return f"{name_of(function.func)}({', '.join([*map(repr, function.args), *options])})"
@@ -75,7 +75,7 @@ def name_of(function) -> str:
 
 
 def default_slots() -> int:
-    """Return how many images each device has under way at a time, by the platform."""
+    """Return the platform's number of images under way at a time on each device."""
     return _SLOTS.get(jax.default_backend(), _MANY_SLOTS)
 
 
@@ -93,7 +93,7 @@ def grouping(subject: Subject) -> Callable:
 
 
 def attack_inputs(plan: Plan, rows=None):
-    """Find what `attack_stream` takes of each example.
+    """Prepare examples for `attack_stream`.
 
     Args:
       plan: the attack.
@@ -115,7 +115,7 @@ def attack_inputs(plan: Plan, rows=None):
 
 
 def bucket_for(subject: Subject):
-    """Return what `attack_stream` takes as `bucket`: None where all images are of one size."""
+    """Return the `bucket` of `attack_stream`; None where all images have one size."""
     one_size = len({example["image"].shape for example in subject.examples}) == 1
     return None if one_size or not hasattr(subject.model, "bucket") else models.bucket_score_fn
 
@@ -126,8 +126,8 @@ def open_stream(plan: Plan, inputs, *, count, slots=None, mesh=None, **options):
     Args:
       plan: the attack.
       inputs: of those to attack, from `attack_inputs`.
-      count: how many images the run has in all: there are no more lanes than that, and as many
-        whatever is left, since other numbers are other kernels on some devices.
+      count: number of images of the whole run, the most lanes. It stays the same when a run
+        continues, since another number of lanes means other kernels on some devices.
       slots: images under way at a time on each device; None is `default_slots`.
       mesh: devices; None is all of this process.
       **options: of `attack_stream`.
@@ -162,12 +162,12 @@ def _png_verdict(plan, group, targets, inputs, png) -> tuple[int, bool]:
 
 
 def change_of(image, adversarial) -> np.ndarray:
-    """Return f32[H, W, 3], what an attack changes in an image, which ends at 0 and 255."""
+    """Return f32[H, W, 3], the change of an image, whose grey levels end at 0 and 255."""
     return np.asarray(adversarial, np.float32) - np.asarray(image, np.float32)
 
 
 def record_of(image, attack, png_verdict: tuple[int, bool]) -> dict:
-    """Return what is kept of an attack beside its perturbation.
+    """Return the record of an attack, which is kept with its perturbation.
 
     Args:
       image: u8[H, W, 3], the clean one.
@@ -175,8 +175,8 @@ def record_of(image, attack, png_verdict: tuple[int, bool]) -> dict:
       png_verdict: (targets active on the saved image, whether it fools).
 
     Returns:
-      What JSON can hold. Sizes are of the image that was attacked, within 0 to 255; `fooled` is of
-      it, `fooled_png` and `active_png` of the image as it is saved.
+      A dict of JSON values. Sizes and `fooled` are of the attacked image, within 0 to 255;
+      `fooled_png` and `active_png` are of the saved PNG.
     """
     steps = int(attack.num_steps)
     change = change_of(image, attack.adversarial).astype(np.float64)
@@ -195,7 +195,7 @@ def record_of(image, attack, png_verdict: tuple[int, bool]) -> dict:
 
 
 def check_images(folder, records, examples) -> None:
-    """Raise a ValueError where records are of other images than examples of their names."""
+    """Raise a ValueError where a record and the example of its name are of different images."""
     now = {str(example["image_id"]): example["image"] for example in examples}
     for record in records:
         key = record["key"]
@@ -207,7 +207,7 @@ def check_images(folder, records, examples) -> None:
 
 
 def attack_missing(plan: Plan, results: rundir.Results, *, slots=None, mesh=None, label) -> None:
-    """Attack the examples that a folder of results lacks; each is kept as it finishes.
+    """Attack the examples that a folder of results lacks, and write each as it finishes.
 
     Args:
       plan: the attack; its examples are the results' keys.
@@ -217,7 +217,7 @@ def attack_missing(plan: Plan, results: rundir.Results, *, slots=None, mesh=None
       label: what the progress bar is called; None for no bar.
 
     Raises:
-      ValueError: at once, where what is there was made of other images; after all others, for
+      ValueError: at once where the folder's results are of other images; after all others for
         examples that cannot be attacked.
       OSError: where results cannot be written.
     """
@@ -250,7 +250,7 @@ def attack_missing(plan: Plan, results: rundir.Results, *, slots=None, mesh=None
             seconds["since"] = round(finished[-1] - finished[-2], 3)
         results.add(row, image, attack.perturbation, record, seconds)
 
-    count = len(results.own())
+    count = len(results.process_rows())
     stream = open_stream(plan, inputs(), count=count, slots=slots, mesh=mesh, on_failure=on_failure)
     with progress(total=len(todo), desc=label, unit="image", disable=label is None) as bar:
         for row, attack in stream:

@@ -1,10 +1,10 @@
 """Whether a table measures the attack: its rows' checks, kept beside them.
 
-    found = audit.of_table(workdir, {name: audit.Audit(plan)}, mesh=mesh)
+    findings = audit.of_table(workdir, {name: audit.Audit(plan)}, mesh=mesh)
 
-What is found of a row is in audit.json beside it, and not looked for again while the row, those
-that it is compared with, and the checks are the same; `kept` hands it to launches that work on the
-rows' perturbations. What each check asks is in `dag_jax.runs.audit_checks`.
+The findings of a row are kept in audit.json beside it. A row is not audited again while it, the
+rows that it is compared with, and the checks stay the same. `stored_findings` reads them for
+launches that work on the rows' perturbations. `dag_jax.runs.audit_checks` has the checks.
 """
 
 import functools
@@ -37,12 +37,12 @@ CHECKS = (
 
 
 class Audit(NamedTuple):
-    """What is asked of a row of a table.
+    """How to audit a row of a table.
 
     Attributes:
       plan: how it was attacked.
       checks: functions of an `audit_checks.Row`, each returning a `Finding` or a list of them.
-      rivals: names of other models' rows, attacked on the same images; None: not compared.
+      rivals: names of other models' rows, attacked on the same images. None compares with none.
     """
 
     plan: Plan
@@ -51,7 +51,7 @@ class Audit(NamedTuple):
 
 
 def checks_but(*out) -> tuple[Callable, ...]:
-    """Return the checks of a row but those that make no sense for it."""
+    """Return all checks of a row without those that make no sense for it."""
     return tuple(check for check in CHECKS if check not in out)
 
 
@@ -62,13 +62,14 @@ def of_row(row: Row, rivals, *, checks=CHECKS, then=None, bar=None) -> tuple[lis
       row: the row.
       rivals: as in `audit_checks.white_box`; None leaves that check out.
       checks: functions of a row, each returning a Finding or a list of them.
-      then: findings of the same row beside other rivals: only what rivals change is done again.
+      then: earlier findings of this row with other rivals. Only the check that compares with
+        rivals is run again.
       bar: progress bar to advance by 1 for each check.
 
     Returns:
-      (findings, whether all checks ran: one that raised could not be judged).
+      (findings, whether all checks ran). A check that raises is a finding that could not be judged.
     """
-    found, ran = [finding for finding in then or () if finding.check != WHITE_BOX], True
+    findings, ran = [finding for finding in then or () if finding.check != WHITE_BOX], True
     compare = functools.partial(audit_checks.white_box, rivals=rivals)
     last = () if rivals is None else (compare,)
     for check in (*checks, *last):
@@ -77,24 +78,24 @@ def of_row(row: Row, rivals, *, checks=CHECKS, then=None, bar=None) -> tuple[lis
                 new = check(row)
             except Exception as error:  # whatever it is, it must not cost the other checks
                 ran = False
-                said = f"{type(error).__name__}: {error}"
+                detail = f"{type(error).__name__}: {error}"
                 remedy = "mend that, and run the same command again"
                 name = WHITE_BOX if check in last else f"audit_checks.{check.__name__}"
-                new = Finding(name, None, said, remedy)
-            found += new if isinstance(new, list) else [new]
+                new = Finding(name, None, detail, remedy)
+            findings += new if isinstance(new, list) else [new]
         if bar is not None:
             bar.update()
-    return found, ran
+    return findings, ran
 
 
 def of_table(workdir, rows: dict[str, Audit], *, mesh=None, slots=None):
-    """Audit each row of a table, or take what was found of it before.
+    """Audit each row of a table, or read its stored findings.
 
-    The table is written before that, as an audit takes its time and can be interrupted.
+    Write the table first: an audit takes its time and can be interrupted.
 
     Args:
-      workdir: the run's folder, which is named as where the table is.
-      rows: by their names, of which each has a folder with a row.json.
+      workdir: the run's folder, which holds the table.
+      rows: {name: `Audit`}; each has a folder with a row.json.
       mesh: devices.
       slots: images under way at a time on each device.
 
@@ -104,41 +105,41 @@ def of_table(workdir, rows: dict[str, Audit], *, mesh=None, slots=None):
     Raises:
       OSError: where results cannot be written.
     """
-    workdir, found = files.open_folder(workdir), {}
+    workdir, findings = files.open_folder(workdir), {}
     print(f"results: {workdir}/, where the audit is still to be added", file=sys.stderr)
     count = {name: len(row.checks) + (row.rivals is not None) for name, row in rows.items()}
     with progress(total=sum(count.values()), desc="audit", unit="check") as bar:
         for name, audit in rows.items():
-            then, others = _read(workdir, name), None
+            then, rival_runs = _read(workdir, name), None
             rivals = _rows(workdir, audit.rivals)
             if then is not None and then["rivals"] == rivals:
-                found[name] = then["findings"]
+                findings[name] = then["findings"]
                 bar.update(count[name])
                 continue
             row = Row(audit.plan, rundir.read(_folder(workdir, name)), mesh, slots)
             if rivals is not None:
-                others = {
+                rival_runs = {
                     title: rundir.read(_folder(workdir, rival))
                     for title, rival in zip(_titles(rows, rivals), rivals, strict=True)
                 }
             old = then["findings"] if then is not None else None
-            found[name], ran = of_row(row, others, checks=audit.checks, then=old, bar=bar)
+            findings[name], ran = of_row(row, rival_runs, checks=audit.checks, then=old, bar=bar)
             if ran:
                 content = _about(workdir, name) | {"rivals": rivals}
-                content |= {"findings": [finding._asdict() for finding in found[name]]}
+                content |= {"findings": [finding.as_json() for finding in findings[name]]}
                 files.write_json(_folder(workdir, name) / FILE, content)
-    return found
+    return findings
 
 
-def kept(workdir, names) -> dict[str, list[Finding]]:
-    """Return what `of_table` found of some rows: {name of a row: findings}, where it is there."""
+def stored_findings(workdir, names) -> dict[str, list[Finding]]:
+    """Return {name of a row: its findings} as `of_table` stored them; other rows are left out."""
     folder = files.open_folder(workdir)
     then = {name: _read(folder, name) for name in names}
     return {name: content["findings"] for name, content in then.items() if content is not None}
 
 
 def checks_sha256() -> str:
-    """Return what changes with the checks and their limits: a digest of their sources."""
+    """Return a digest of the checks' sources, which changes with the checks and their limits."""
     package = pathlib.Path(dag_jax.__file__).parent
     sources = [pathlib.Path(str(module.__file__)) for module in (audit_checks, rules)]
     sources += [package / "engine" / "audit.py", package / "engine" / "planted.py"]
@@ -150,7 +151,7 @@ def _folder(workdir, name):
 
 
 def _about(workdir, name) -> dict:
-    """Return what findings are of: the row, and the checks with their limits."""
+    """Return what findings depend on: the row, and the checks with their limits."""
     return {
         "row": files.load_json(_folder(workdir, name) / ROW, digest=True),
         "checks": checks_sha256(),
@@ -158,7 +159,7 @@ def _about(workdir, name) -> dict:
 
 
 def _titles(rows, names) -> list[str]:
-    """Return what models are called; where several are called the same, with their names."""
+    """Return the models' titles; equal titles are followed by the models' names."""
     titles = [rows[name].plan.subject.about.title for name in names]
     return [
         title if titles.count(title) == 1 else f"{title} ({name})"
@@ -175,9 +176,9 @@ def _rows(workdir, rivals):
 
 
 def _read(workdir, name):
-    """Return what `of_table` wrote of the same row, None where it is not there.
+    """Return the stored audit of a row, or None where there is none of the same row and checks.
 
-    Where a row that it was compared with is not the same, it is without that comparison.
+    If a row that it was compared with has changed, that comparison is left out.
     """
     try:
         then, about = (
@@ -186,8 +187,9 @@ def _read(workdir, name):
         )
         if all(json.dumps(then[key]) == json.dumps(about[key]) for key in about):
             same = then["rivals"] == _rows(workdir, then["rivals"])
-            found = [Finding(**one) for one in then["findings"]]
-            return then | {"findings": [one for one in found if same or one.check != WHITE_BOX]}
+            findings = [Finding.from_json(content) for content in then["findings"]]
+            judged = [finding for finding in findings if same or finding.check != WHITE_BOX]
+            return then | {"findings": judged}
     except (ValueError, KeyError, TypeError):
         pass
     return None

@@ -1,8 +1,8 @@
-"""Checks of a row of a table, by what its folder holds: each says one thing that must hold.
+"""Checks of a row of a table; each asks one thing that must hold.
 
-`dag_jax.audit` looks at the model on a few images; the rest reads a folder of results again:
-attacks that go on, saved images scored anew, other models' perturbations. Limits are the same for
-every model. `audit` beside this runs them.
+`dag_jax.audit` looks at the model on a few images. The others use the row's folder: they continue
+attacks, score saved images again, and try other models' perturbations. Limits are the same for
+every model. `dag_jax.runs.audit` runs the checks.
 
 Shapes: `H W` pixels, `B` sets of images that `metrics.draw_images` draws.
 """
@@ -66,7 +66,7 @@ class Row(NamedTuple):
         return [self.run.get(column, str(name)) for name in self.plan.subject.ids]
 
     def inputs(self, rows):
-        """Yield (row, image, targets, inputs) of those rows that have any."""
+        """Yield (row, image, targets, inputs) of those rows that can be attacked."""
         for item in attacks.attack_inputs(self.plan, rows):
             if not isinstance(item, Failure):
                 yield item
@@ -78,7 +78,7 @@ class Row(NamedTuple):
 
 
 def spread(rows, number):
-    """Return that many of some rows, evenly spread; all where there are no more."""
+    """Return at most `number` of some rows, evenly spread."""
     rows = list(rows)
     if len(rows) <= number:
         return rows
@@ -86,7 +86,7 @@ def spread(rows, number):
 
 
 def model(row: Row) -> list[Finding]:
-    """Return what `dag_jax.audit` finds on a few images of one size."""
+    """Return the findings of `dag_jax.audit` on a few images of one size."""
     shapes = [example["image"].shape for example in row.examples]
     rows = list(row.with_targets())
     same = [place for place in rows if shapes[place] == shapes[rows[0]]]
@@ -102,49 +102,49 @@ def model(row: Row) -> list[Finding]:
 
 
 def combine(by_image) -> list[Finding]:
-    """Return one finding for each check of several images: the first that fires, if one does.
+    """Return one finding for each check over several images: the worst, with its count.
 
     Args:
       by_image: {key: findings of `dag_jax.audit`}.
     """
-    found = []
+    combined = []
     for same in zip(*by_image.values(), strict=True):
-        worst = min(same, key=lambda one: (one.passed is not False, one.passed is None))
+        worst = min(same, key=lambda finding: (finding.passed is not False, finding.passed is None))
         key = list(by_image)[same.index(worst)]
-        count = sum(one.passed is worst.passed for one in same)
-        others = f"{count} of {len(same)} images" if len(same) > 1 else "1 image"
-        found.append(worst._replace(said=f"{others}, such as {key}: {worst.said}"))
-    return found
+        count = sum(finding.passed is worst.passed for finding in same)
+        share = f"{count} of {len(same)} images" if len(same) > 1 else "1 image"
+        combined.append(worst._replace(detail=f"{share}, such as {key}: {worst.detail}"))
+    return combined
 
 
 def stops(row: Row) -> Finding:
-    """No attack ended at a gradient of zero, or at a number that is none."""
+    """No attack ended at a gradient of zero or at a value that is not finite."""
     bad = (Status.ZERO_GRADIENT.name, Status.NON_FINITE.name)
     records = row.records
-    stopped = {one["key"]: one["status"] for one in records if one["status"] in bad}
-    some = ", ".join(f"{key} {status}" for key, status in list(stopped.items())[:3])
+    stopped = {record["key"]: record["status"] for record in records if record["status"] in bad}
+    examples = ", ".join(f"{key} {status}" for key, status in list(stopped.items())[:3])
     return Finding(
         "no attack ends at a zero or non-finite gradient",
         not stopped,
-        f"{len(stopped)} of {len(records)} images" + (f", such as {some}" if stopped else ""),
+        f"{len(stopped)} of {len(records)} images" + (f", such as {examples}" if stopped else ""),
         "what is said of gradients above; without it, find the layer that saturates on these "
         "images (--image_ids), and attack with a margin, so that targets rest later",
     )
 
 
 def stands(row: Row) -> list[Finding]:
-    """Where a detector is right about an object, something of the image is a target.
+    """Where a detector is right about an object, the image has a target.
 
-    Of a segmenter there is no finding: the pixels that it gets right are its targets.
+    A segmenter has no such finding: the pixels that it gets right are its targets.
     """
     if not row.plan.subject.about.detects:
         return []
-    idle = [i for i, one in enumerate(row.records) if one["status"] == Status.NO_TARGETS.name]
-    found = row.evidence("orig")
-    stands = [place for place in idle if _is_right(row, place, found[place])]
-    said = f"{len(idle)} of {len(row.examples)} images have no active target"
+    idle = [i for i, record in enumerate(row.records) if record["status"] == Status.NO_TARGETS.name]
+    evidence = row.evidence("orig")
+    stands = [place for place in idle if _is_right(row, place, evidence[place])]
+    detail = f"{len(idle)} of {len(row.examples)} images have no active target"
     if stands:
-        said += (
+        detail += (
             f", and on {len(stands)} of them, such as {row.examples[stands[0]]['image_id']}, there "
             f"are right detections all the same ({STANDING:.0%} of the images are the most)"
         )
@@ -152,7 +152,7 @@ def stands(row: Row) -> list[Finding]:
         Finding(
             "what is detected is a target",
             len(stands) <= STANDING * len(row.examples),
-            said,
+            detail,
             "what is attacked is not what the model detects: of a sigmoid head, scores are "
             "f32[N, C, 2], the logit of each class and that of its threshold, and candidates are "
             "all anchors; of a softmax head, `scores` and `detect` have to agree about a box",
@@ -160,19 +160,20 @@ def stands(row: Row) -> list[Finding]:
     ]
 
 
-def _is_right(row, place, found) -> bool:
+def _is_right(row, place, evidence) -> bool:
     """Return whether a detection of an image is one of its objects."""
-    score = evaluation.score_evidence(row.plan.subject, [row.examples[place]], [found])
-    return bool(score > 0)
+    return evaluation.score_evidence(row.plan.subject, [row.examples[place]], [evidence]) > 0
 
 
 def grows(row: Row) -> Finding:
-    """After more of the steps, more of the targets are lost; in the end, at least half."""
-    max_steps = row.plan.method.max_steps
+    """More steps fool more of the targets; in the end, at least half."""
+    after = [row.plan.method.max_steps // part for part in (4, 2, 1)]
     counts = [record["active_counts"] for record in row.with_targets().values()]
-    after = [max_steps // 4, max_steps // 2, max_steps]
-    first = sum(one[0] for one in counts)
-    lost = [1 - sum(one[min(m, len(one) - 1)] for one in counts) / max(first, 1) for m in after]
+
+    def active_after(m):
+        return sum(series[min(m, len(series) - 1)] for series in counts)
+
+    lost = [1 - active_after(m) / max(active_after(0), 1) for m in after]
     falls = max(a - b for a, b in zip(lost, lost[1:], strict=False))
     numbers = ", ".join(f"{share:.1%} after {m}" for m, share in zip(after, lost, strict=True))
     return Finding(
@@ -185,26 +186,27 @@ def grows(row: Row) -> Finding:
 
 
 def goes_on(audited: Row) -> list[Finding]:
-    """Attacks that go on from the stored perturbations, for as many steps again.
+    """Continue attacks from the stored perturbations, for as many steps again.
 
     Returns:
-      Two findings: whether stored perturbations leave the targets that their records say, and
+      Two findings: whether stored perturbations leave as many targets as their records say, and
       whether twice the steps would change the table.
     """
     max_steps = audited.plan.method.max_steps
     records = audited.with_targets()
-    unfinished = [row for row, one in records.items() if one["status"] == Status.MAX_STEPS.name]
-    finished = [row for row, one in records.items() if one["status"] == Status.FOOLED.name]
-    some = spread(unfinished, CONTINUED)
-    more = [*some, *spread(finished, CONTINUED - len(some) // 2)]
-    found = _continue(audited, sorted(more))
+    statuses = {row: record["status"] for row, record in records.items()}
+    unfinished = [row for row in statuses if statuses[row] == Status.MAX_STEPS.name]
+    finished = [row for row in statuses if statuses[row] == Status.FOOLED.name]
+    continued = spread(unfinished, CONTINUED)
+    more = [*continued, *spread(finished, CONTINUED - len(continued) // 2)]
+    attacks = _continue(audited, sorted(more))
 
-    def left(row, count):
+    def share_left(row, count):
         return int(count) / max(records[row]["active_counts"][0], 1)
 
-    then = {row: left(row, records[row]["active_counts"][-1]) for row in found}
+    then = {row: share_left(row, records[row]["active_counts"][-1]) for row in attacks}
     # What the stored perturbation leaves, against its record.
-    off = {row: left(row, one.active_counts[0]) - then[row] for row, one in found.items()}
+    off = {row: share_left(row, attacks[row].active_counts[0]) - then[row] for row in attacks}
     worst = max(off, key=lambda row: abs(off[row]), default=None)
     stored = Finding(
         "stored perturbations do what their records say",
@@ -221,21 +223,21 @@ def goes_on(audited: Row) -> list[Finding]:
     count = f"{len(unfinished)} of {len(records)} images are unfinished after {max_steps} steps"
     if not unfinished or not records:
         return [stored, Finding(check, True if records else None, count, remedy)]
-    some = [row for row in some if row in found]
-    before = float(np.mean([then[row] for row in some]))
-    after = float(np.mean([left(row, found[row].active.sum()) for row in some]))
-    ended = sum(int(found[row].status) == Status.FOOLED for row in some)
+    continued = [row for row in continued if row in attacks]
+    before = float(np.mean([then[row] for row in continued]))
+    after = float(np.mean([share_left(row, attacks[row].active.sum()) for row in continued]))
+    ended = sum(int(attacks[row].status) == Status.FOOLED for row in continued)
     share = len(unfinished) / len(records)
-    said = (
-        f"{count}; of {len(some)} that went on for {max_steps} more, {ended} finish, and the "
+    detail = (
+        f"{count}; of {len(continued)} that went on for {max_steps} more, {ended} finish, and the "
         f"targets left go from {before:.2%} to {after:.2%}: about {share * (before - after):.2%} "
         f"of the targets active on all clean images ({STILL_LEFT:.0%} is the most)"
     )
-    return [stored, Finding(check, share * (before - after) <= STILL_LEFT, said, remedy)]
+    return [stored, Finding(check, share * (before - after) <= STILL_LEFT, detail, remedy)]
 
 
 def _continue(audited, rows) -> dict:
-    """Return {row: Attack} of attacks that start from the images where they stopped."""
+    """Return {row: Attack} of attacks that start from the images where the stored ones stopped."""
 
     def inputs():
         for row, _, targets, more in audited.inputs(rows):
@@ -258,8 +260,8 @@ def permuted(row: Row) -> Finding:
     images = metrics.draw_images(row.plan.seed, len(examples))
 
     def sets(column):
-        found = row.evidence(column)
-        return evaluation.score_sets(row.plan.subject, examples, found, images)
+        evidence = row.evidence(column)
+        return evaluation.score_sets(row.plan.subject, examples, evidence, images)
 
     advr, perm = sets("advr"), np.mean([sets(name) for name in scores.SHUFFLED], axis=0)
     value, low, high = metrics.interval(perm - advr)
@@ -277,9 +279,9 @@ def permuted(row: Row) -> Finding:
 
 
 def saved(row: Row) -> list[Finding]:
-    """PNGs that are read back are clean + perturbation, rounded, and score as the table says.
+    """Saved PNGs are clean + perturbation, rounded, and score as the table says.
 
-    Where images have a score before rounding, a second one: rounding does not undo the attack.
+    A second finding, if images have a score before rounding: rounding does not undo the attack.
     """
     examples, run = row.examples, row.run
     rows = spread(range(len(examples)), SCORED)
@@ -292,31 +294,29 @@ def saved(row: Row) -> list[Finding]:
         images = [run.image(examples[place]["image_id"]) for place in rows]
     except (DamagedError, MissingError) as error:
         return [Finding(check, False, str(error), remedy)]
-    some = [examples[place] for place in rows]
-    wrong = sum(_wrong(row, *pair) for pair in zip(some, images, strict=True))
+    chosen = [examples[place] for place in rows]
+    wrong = sum(_wrong(row, *pair) for pair in zip(chosen, images, strict=True))
     table = row.evidence("advr_uint8")
-    stored, anew = [table[place] for place in rows], _evidence(row, some, images)
+    stored, anew = [table[place] for place in rows], _evidence(row, chosen, images)
     subject = row.plan.subject
-    then, now = (evaluation.score_evidence(subject, some, found) for found in (stored, anew))
+    then, now = (evaluation.score_evidence(subject, chosen, pieces) for pieces in (stored, anew))
     count = len(subject.about.classes)
-    others = sum(not _alike(count, *pair) for pair in zip(stored, anew, strict=True))
-    said = (
+    changed = sum(not _alike(count, *pair) for pair in zip(stored, anew, strict=True))
+    detail = (
         f"{len(rows)} PNGs read back: {wrong / sum(image.size for image in images):.2%} of their "
-        f"values are not the rounded image, {others} are predicted otherwise; they score "
+        f"values are not the rounded image, {changed} are predicted otherwise; they score "
         f"{now:.2f}, by the predictions that the table is of {then:.2f}"
     )
-    found = [Finding(check, wrong == others == 0, said, remedy)]
+    findings = [Finding(check, wrong == changed == 0, detail, remedy)]
     if all(run.has(scores.ADVR, str(name)) for name in subject.ids):
-        found.append(_rounding(row, row.evidence(scores.ADVR), table))
-    return found
+        findings.append(_rounding(row, row.evidence(scores.ADVR), table))
+    return findings
 
 
 def _rounding(row, before, after) -> Finding:
-    """Return whether images score, rounded, as before: evidence of all of them, both times."""
+    """Return whether rounded images still score as low; arguments are evidence of all images."""
     subject, examples = row.plan.subject, row.examples
-    before, after = (
-        evaluation.score_evidence(subject, examples, found) for found in (before, after)
-    )
+    before, after = (evaluation.score_evidence(subject, examples, part) for part in (before, after))
     undone, few = after - before > ROUNDED, len(examples) < FEWEST
     return Finding(
         "rounding does not undo the attack",
@@ -328,22 +328,22 @@ def _rounding(row, before, after) -> Finding:
 
 
 def _wrong(row, example, png) -> int:
-    """Return how many values of a PNG are not the perturbed image's, rounded."""
+    """Return how many values of a PNG differ from the rounded perturbed image."""
     change = row.run.perturbation(example["image_id"])
     expected = np.asarray(perturb(np.asarray(example["image"], np.float32), change, rounded=True))
     return int((png != expected.astype(np.uint8)).sum())
 
 
 def _alike(num_classes, before, after):
-    """Return whether two pieces of `evaluation.evidence` are of one prediction.
+    """Return whether two pieces of `evaluation.evidence` are of the same prediction.
 
-    A few pixels, or detections near a threshold, may differ: other kernels give other last bits.
+    A few pixels, or detections near a threshold, may differ, as other kernels round differently.
     """
 
-    def counts(found):
-        if "confusion" in found:
-            return found["confusion"].astype(np.float64)
-        return np.bincount(found["classes"], found["scores"], num_classes)
+    def counts(evidence):
+        if "confusion" in evidence:
+            return evidence["confusion"].astype(np.float64)
+        return np.bincount(evidence["classes"], evidence["scores"], num_classes)
 
     before, after = counts(before), counts(after)
     return np.abs(before - after).sum() / 2 <= OTHERWISE * max(before.sum(), after.sum(), 1)
@@ -357,9 +357,9 @@ def _evidence(row, examples, images):
 
 
 def white_box(row: Row, rivals: dict[str, rundir.Run]) -> Finding:
-    """No other model's perturbation does more harm than the model's own, and one does less.
+    """No other model's perturbation harms a model more than its own, and at least one harms less.
 
-    Where none does more, and none surely less, it could not be judged.
+    If none does more and none surely does less, the finding could not be judged.
 
     Args:
       row: the row.
@@ -367,11 +367,11 @@ def white_box(row: Row, rivals: dict[str, rundir.Run]) -> Finding:
     """
     examples = [row.examples[place] for place in spread(range(len(row.examples)), SCORED)]
     if not rivals:
-        said = "there is no other model of its task in the table"
-        return Finding(WHITE_BOX, None, said, "add one to --models")
+        detail = "there is no other model of its task in the table"
+        return Finding(WHITE_BOX, None, detail, "add one to --models")
     if len(examples) < FEWEST:
-        said = f"images to compare it with {', '.join(rivals)} on: {len(examples)}"
-        return Finding(WHITE_BOX, None, said, MORE_IMAGES)
+        detail = f"images to compare it with {', '.join(rivals)} on: {len(examples)}"
+        return Finding(WHITE_BOX, None, detail, MORE_IMAGES)
     images = metrics.draw_images(row.plan.seed, len(examples))
     rounded = row.plan.method.rounded
 
@@ -379,20 +379,20 @@ def white_box(row: Row, rivals: dict[str, rundir.Run]) -> Finding:
         attacked = buckets.Computed(
             lambda example: scores.adversarial([run], example, rounded), examples
         )
-        found = _evidence(row, examples, attacked)
-        return evaluation.score_sets(row.plan.subject, examples, found, images)
+        evidence = _evidence(row, examples, attacked)
+        return evaluation.score_sets(row.plan.subject, examples, evidence, images)
 
-    own, others = sets(row.run), {title: sets(run) for title, run in rivals.items()}
-    off = {title: metrics.interval(own - other) for title, other in others.items()}
-    stronger = [title for title, one in off.items() if one.low > 0]
-    weaker = [title for title, one in off.items() if one.high < 0]
+    own_scores, rival_scores = sets(row.run), {title: sets(run) for title, run in rivals.items()}
+    off = {title: metrics.interval(own_scores - rival) for title, rival in rival_scores.items()}
+    stronger = [title for title, interval in off.items() if interval.low > 0]
+    weaker = [title for title, interval in off.items() if interval.high < 0]
     open_ = not stronger and not weaker
-    numbers = ", ".join(f"{other[0]:.2f} under that of {title}" for title, other in others.items())
+    numbers = ", ".join(f"{rival_scores[title][0]:.2f} under that of {title}" for title in rivals)
     more = f"; more harm by {', '.join(stronger)}" if stronger else ""
     return Finding(
         WHITE_BOX,
         None if open_ else not stronger,
-        f"{own[0]:.2f} under its own perturbation, {numbers}{more} ({len(examples)} images)",
+        f"{own_scores[0]:.2f} under its own perturbation, {numbers}{more} ({len(examples)} images)",
         "take more images (--limit) or networks: on these the perturbations differ by chance alone"
         if open_
         else "gradients are masked (see above), the attack is too short (--max_steps), or folders "

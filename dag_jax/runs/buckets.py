@@ -13,7 +13,7 @@ from dag_jax.engine.scoring import kind_of
 
 
 class Group(NamedTuple):
-    """Images that share what is compiled."""
+    """Images that share a compiled program."""
 
     model: object  # the one to call for them
     shape: tuple[int, int]  # H' W', what each of them is padded to
@@ -26,12 +26,12 @@ class Group(NamedTuple):
         return np.pad(array, grow + [(0, 0)] * (array.ndim - 2), constant_values=value)
 
     def extent(self, shape) -> tuple:
-        """Return what the model takes after an image of shape [H, W, ...]: i32[2] or nothing."""
+        """Return the model's further arguments for an image [H, W, ...]: (i32[2],) or ()."""
         return (np.int32(shape[:2]),) if self.padded else ()
 
 
 def group_of(model, shape) -> Group:
-    """Return the group, without rows, of an image [H, W, ...] among images of many sizes.
+    """Return the group, without rows, of one image [H, W, ...] among images of many sizes.
 
     Raises:
       ValueError: where the image is smaller than the model can see.
@@ -43,14 +43,14 @@ def group_of(model, shape) -> Group:
 
 
 def group(model, shapes) -> list[Group]:
-    """Group images: all in one if they have one shape, else by the model's `bucket`.
+    """Group images: one group if all have one shape, else by the model's `bucket`.
 
     Args:
       model: a model; without a `bucket` each shape is a group.
       shapes: [H, W, ...] of each image.
 
     Returns:
-      List of Group; `rows` of all of them are those of `shapes`.
+      List of Group, whose `rows` are indices into `shapes`; each index is in one group.
     """
     shapes = [tuple(shape[:2]) for shape in shapes]
     if len(set(shapes)) == 1:
@@ -65,10 +65,10 @@ def group(model, shapes) -> list[Group]:
 
 
 class Computed(Sequence):
-    """A sequence whose items are made when they are asked for: thousands of images need no room."""
+    """A sequence whose items are computed when they are read, so that images need no memory."""
 
     def __init__(self, function: Callable, *columns: Sequence):
-        """Make item i function(*(column[i] for column in columns))."""
+        """Define item i as function(*(column[i] for column in columns))."""
         self._function, self._columns = function, columns
 
     def __len__(self):

@@ -1,6 +1,6 @@
-"""What a matrix of transfer shows: the paper's claims over cells; `findings` has the rules.
+"""The paper's claims about transfer, judged on the cells of a matrix; `findings` has the rules.
 
-What the claims read like in a report is made by `dag_jax.report.claims`.
+`dag_jax.report.claims` writes them as text.
 """
 
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ CLEAN, PERMUTED = "clean", "permuted"
 
 
 class Looker(NamedTuple):
-    """What is said of a model that was attacked, or that looks at what was found for others."""
+    """The facts about a model that was attacked, or that is shown other models' perturbations."""
 
     title: str
     task: str  # "segmentation" or "detection"
@@ -26,16 +26,16 @@ class Looker(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A claim of the paper, and what was found."""
+    """A claim of the paper and its verdict."""
 
     statement: str
-    cells: str  # those that it is of
+    cells: str  # the cells that it is judged on
     interval: metrics.Interval  # of the difference, percent of the clean score
     verdict: str
     left_out: tuple[str, ...] = ()  # cells without a clean score to compare with
 
     def as_json(self) -> dict:
-        """Return it as what JSON can hold, rounded."""
+        """Return the claim as JSON values, rounded."""
         interval = [as_json(number) for number in self.interval]
         return self._asdict() | {"interval": interval, "left_out": list(self.left_out)}
 
@@ -54,7 +54,7 @@ class _Change(NamedTuple):
 
 
 def source_title(source, lookers) -> str:
-    """Return what a source is called: 'FCN-VGG + FR-VGG-07, permuted'; 'none' for clean images.
+    """Return the title of a source: 'FCN-VGG + FR-VGG-07, permuted'; 'none' for clean images.
 
     Args:
       source: `stored.Source`.
@@ -65,7 +65,7 @@ def source_title(source, lookers) -> str:
 
 
 def kind_of(source, target, lookers) -> str:
-    """Return how far a network is from those that a source was found for; the nearest counts.
+    """Return the kind of transfer from a source to a network, by the source's nearest member.
 
     Cross-training: the same architecture, trained on other data. Cross-network: another
     architecture for the same task. Clean images and permuted sources are kinds of their own.
@@ -89,7 +89,7 @@ def kind_of(source, target, lookers) -> str:
 
 
 class _Judge:
-    """The cells of a matrix, and what is said of each."""
+    """The cells of a matrix, with the titles and scores that claims need."""
 
     def __init__(self, cells, lookers, score):
         self.cells, self.lookers, self.score = cells, lookers, score
@@ -101,9 +101,9 @@ class _Judge:
         return _Change(*titles, shares, images)
 
     def together(self, pairs):
-        """Return {pair: its cell, scored on the images that the cells of all pairs have}."""
-        fewest, *others = sorted((self.cells[pair].keys for pair in pairs), key=len)
-        common = set(fewest).intersection(*others)
+        """Return {pair: cell}, each cell scored on the images that all these cells have."""
+        fewest, *other_keys = sorted((self.cells[pair].keys for pair in pairs), key=len)
+        common = set(fewest).intersection(*other_keys)
         keys = tuple(key for key in fewest if key in common)
         return {
             (source, target): self.cells[source, target]
@@ -114,14 +114,14 @@ class _Judge:
 
 
 def of_transfer(cells, lookers, score=None) -> list[Claim]:
-    """Return what a matrix of transfer shows.
+    """Judge the paper's claims on a matrix of transfer.
 
     Cells that are compared are scored on the images that all of them have, with the same sets.
 
     Args:
       cells: {(source, target): `matrix.Cell`}.
       lookers: {name: `Looker`} of all targets and of all members of sources.
-      score: `matrix.Matrix.cell`, for cells that are compared with others of other images.
+      score: `matrix.Matrix.cell`, to score again cells that are compared but have other images.
     """
     cells = {pair: cell for pair, cell in cells.items() if cell.images and pair[0].members}
     judge = _Judge(cells, lookers, score)
@@ -130,7 +130,7 @@ def of_transfer(cells, lookers, score=None) -> list[Claim]:
     claims = []
     for kind in (WHITE, TRAINING, NETWORK, TASK):
         changes = [
-            judge.change(pair, cells[pair].left - 1, cells[pair].images)
+            judge.change(pair, cells[pair].remaining_share - 1, cells[pair].images)
             for pair in kinds
             if kinds[pair] == kind
         ]
@@ -144,7 +144,10 @@ def of_transfer(cells, lookers, score=None) -> list[Claim]:
         if near and far:
             common = judge.together(near + far)
             near, far = (
-                [judge.change(pair, common[pair].left, common[pair].images) for pair in pairs]
+                [
+                    judge.change(pair, common[pair].remaining_share, common[pair].images)
+                    for pair in pairs
+                ]
                 for pairs in (near, far)
             )
             statement = "cross-training transfer is stronger than cross-network"
@@ -156,7 +159,7 @@ def of_transfer(cells, lookers, score=None) -> list[Claim]:
 
 
 def _scored(changes):
-    """Return (those changes that have a clean score to compare with, titles of the others)."""
+    """Return (changes with a clean score to compare with, titles of the changes without)."""
     scored = [change for change in changes if not np.isnan(change.shares[0])]
     return scored, tuple(change.title for change in changes if np.isnan(change.shares[0]))
 
@@ -165,24 +168,24 @@ def _interval(shares):
     return metrics.interval(100 * shares, level=LEVEL, within=(-100, np.inf))
 
 
-def _mean(statement, title, changes, others=None) -> list[Claim]:
-    """Judge whether the mean of some changes is below 0, or below the mean of others."""
+def _mean(statement, title, changes, compared=None) -> list[Claim]:
+    """Judge whether the mean of `changes` is below 0, or below the mean of `compared`."""
     if not changes:
         return []
-    parts = [_scored(part) for part in ([changes] if others is None else [changes, others])]
+    parts = [_scored(part) for part in ([changes] if compared is None else [changes, compared])]
     count = " against ".join(str(len(scored)) for scored, _ in parts)
     left_out = tuple(name for _, names in parts for name in names)
     cells = f"{title}: {count} cell{'s' * (count != '1')}"
     if not all(scored for scored, _ in parts):
         return [Claim(statement, cells, metrics.Interval(*[np.nan] * 3), OPEN, left_out)]
     means = [np.mean([change.shares for change in scored], axis=0) for scored, _ in parts]
-    interval = _interval(means[0] if others is None else means[0] - means[1])
+    interval = _interval(means[0] if compared is None else means[0] - means[1])
     images = min(change.images for scored, _ in parts for change in scored)
     return [Claim(statement, cells, interval, below(interval, images), left_out)]
 
 
 def _each(statement, title, changes, rule) -> list[Claim]:
-    """Judge each change by a rule of (interval, images); the verdict is that of the worst."""
+    """Judge each change by `rule`, a function of (interval, images); the worst is the verdict."""
     scored, left_out = _scored(changes)
     if not scored:
         return _mean(statement, title, changes)
@@ -209,7 +212,7 @@ def _unchanged(interval, images):
 def _of_permuted(judge, source) -> list[Claim]:
     """Return the claim on a sum whose rows and columns are shuffled."""
     changes = [
-        judge.change(pair, cell.left - 1, cell.images)
+        judge.change(pair, cell.remaining_share - 1, cell.images)
         for pair, cell in judge.cells.items()
         if pair[0] == source
     ]
@@ -220,27 +223,31 @@ def _of_permuted(judge, source) -> list[Claim]:
 def _of_sum(judge, source) -> list[Claim]:
     """Return the claims on a sum that is not permuted."""
     cells, title = judge.cells, source_title(source, judge.lookers)
-    attacked = {name for other, _ in cells for name in other.members}
+    attacked = {name for attack_source, _ in cells for name in attack_source.members}
     shuffled = source._replace(permuted=True)
-    kept, stronger, unseen, more = [], [], [], []
-    for target in (target for other, target in cells if other == source):
+    white_box, stronger, unseen, more = [], [], [], []
+    for target in (target for cell_source, target in cells if cell_source == source):
         pair = source, target
         alone = [(source._replace(members=(name,)), target) for name in source.members]
         common = judge.together([pair, *(member for member in alone if member in cells)])
         whole, *members = common.values()
         if target in source.members:
-            left = common[source._replace(members=(target,)), target].left
-            kept.append(judge.change(pair, whole.left - left - KEPT, whole.images))
+            own_share = common[source._replace(members=(target,)), target].remaining_share
+            white_box.append(
+                judge.change(pair, whole.remaining_share - own_share - KEPT, whole.images)
+            )
             continue
-        best = min((cell.left for cell in members), key=lambda left: left[0])
-        stronger.append(judge.change(pair, whole.left - best, whole.images))
+        best = min((cell.remaining_share for cell in members), key=lambda share: share[0])
+        stronger.append(judge.change(pair, whole.remaining_share - best, whole.images))
         unseen += stronger[-1:] * (target not in attacked)
         if (shuffled, target) in cells:
             whole, permuted = judge.together([pair, (shuffled, target)]).values()
-            more.append(judge.change(pair, whole.left - permuted.left, whole.images))
+            more.append(
+                judge.change(pair, whole.remaining_share - permuted.remaining_share, whole.images)
+            )
     keeps = f"a sum keeps the white-box effects (to {KEPT:.0%} of the clean score)"
     return [
-        *_each(keeps, title, kept, below),
+        *_each(keeps, title, white_box, below),
         *_mean("a sum is stronger on other networks than its best member", title, stronger),
         *_mean("... and on networks that no attack has seen", title, unseen),
         *_mean("a sum does more on other networks than its permuted form", title, more),

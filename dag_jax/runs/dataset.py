@@ -1,4 +1,4 @@
-"""A whole dataset attacked: the one call behind a row of any table."""
+"""The attack on a whole dataset: the one call behind a row of any table."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,7 +19,7 @@ ROW = "row.json"
 
 
 def paper_method(model: Segmenter | Detector) -> Method:
-    """Return the paper's attack with the margin and the most steps that a model declares."""
+    """Return the paper's attack with the model's own margin and maximum number of steps."""
     about = models.about(model)
     return Method(margin=about.margin, max_steps=about.max_steps)
 
@@ -38,28 +38,27 @@ def attack_dataset(
     accept_version: bool = False,
     progress: bool = True,
 ) -> dict:
-    """Attack every example, score the model before and after, and keep all of it in a folder.
+    """Attack every example, score the model before and after, and write all of it to a folder.
 
-    What is finished stays: after a kill the same call goes on with the next image, and a call with
-    more examples adds to the same folder. `dag_jax.runs.read` reads it.
+    Finished images stay: after a kill the same call continues with the next image, and a call with
+    more examples adds to the same folder. `dag_jax.runs.read` reads the folder.
 
     Args:
       model: a `models.Segmenter` or `models.Detector`.
       examples: a `datasets.ExampleSet`; labels are matched to the model's by the classes' names.
       method: the attack; None is `paper_method`.
-      folder: where results are kept, the model's alone.
+      folder: where results are written; a folder of its own for each model.
       seed: of the adversarial labels and permutations.
       slots: images under way at a time on each device; None is 2 on a CPU's, 16 on others.
       mesh: devices; None is all of this process.
-      targets_of: what is attacked, as `targets.paper_targets`.
-      columns: what is scored, of `scores.COLUMNS`.
-      accept_version: go on in a folder that another version or device began; it is noted there.
+      targets_of: the function that finds targets, such as `targets.paper_targets`.
+      columns: which of `scores.COLUMNS` to score.
+      accept_version: continue a folder that another version or device began. The folder notes it.
       progress: show bars on stderr.
 
     Returns:
-      The row, also written to row.json: scores in percent (orig, advr, advr_uint8, perm) with 95%
-      intervals, steps, sizes, shares (0 to 1) of images that are fooled, classes that were
-      compared.
+      The row, which is also written to row.json: scores in percent (orig, advr, advr_uint8, perm)
+      with 95% intervals, steps, sizes, shares (0 to 1) of fooled images, and the compared classes.
 
     Raises:
       ValueError: for a model, examples or a folder that do not fit, before anything is attacked;
@@ -78,14 +77,14 @@ def attack_dataset(
 def attack_and_score(
     plan: Plan, results, *, slots=None, mesh=None, columns=scores.COLUMNS, progress=True
 ) -> None:
-    """Attack and score what a folder lacks of this process's images.
+    """Attack and score this process's images as far as the folder lacks them.
 
     Args:
       plan: the attack.
       results: `rundir.Results`.
       slots: images under way at a time on each device.
       mesh: devices; None is all of this process.
-      columns: what is scored.
+      columns: which columns to score.
       progress: show bars on stderr.
     """
     mesh = mesh or Mesh(jax.local_devices(), ("images",))
@@ -98,15 +97,15 @@ def attack_and_score(
 def join_row(
     plan: Plan, results, *, columns=scores.COLUMNS, subsets=None, complete=None, beside=None
 ) -> dict:
-    """Return the row of results that are all there, and keep it; one that is kept is not remade.
+    """Return the row of complete results, and write it; a row that is there already is read.
 
     Args:
       plan: the attack.
       results: `rundir.Results`, complete.
-      columns: what was scored.
+      columns: the columns that were scored.
       subsets: as in `scores.row_of`.
-      complete: function of the row that returns it with what else a table has of it.
-      beside: what JSON can hold, that `complete` depends on beside the results.
+      complete: function that returns the row with further entries of the table.
+      beside: JSON values that `complete` depends on besides the results.
     """
     path = results.folder / ROW
     content = {

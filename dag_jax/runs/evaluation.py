@@ -1,4 +1,4 @@
-"""What a model makes of images, and how that scores.
+"""A model's predictions on images, and their scores.
 
 Shapes: `M` examples, `H W` pixels, `G` ground-truth boxes, `C` classes.
 """
@@ -38,11 +38,11 @@ def look(model, image, *extent):
     """
     title = type(model).__name__
     if isinstance(model, Detector):
-        found = model.detect(image, *extent)
-        if not isinstance(found, metrics.Detections):
-            kind = type(found).__name__
+        detections = model.detect(image, *extent)
+        if not isinstance(detections, metrics.Detections):
+            kind = type(detections).__name__
             raise UserError(f"{title}.detect returns a {kind}; it must return metrics.Detections")
-        return found
+        return detections
     labels = model.predict(image, *extent)
     if labels.shape != image.shape[:2] or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise UserError(
@@ -80,13 +80,13 @@ def predict_each(model, images, *, shapes=None, label=None, mesh=None):
     Args:
       model: a `models.Segmenter` or `models.Detector`.
       images: sequence of M images [H, W, 3], grey levels; of one size or of many.
-      shapes: theirs, if an image costs something to make; None asks the images.
+      shapes: the images' shapes, if an image is costly to compute; None reads them off the images.
       label: name of a progress bar; None for no bar.
       mesh: devices to share the images out to; None is the first.
 
     Yields:
-      (row of `images`, its prediction), those of one shape together: labels i32[H, W], or
-      `metrics.Detections`.
+      (index into `images`, prediction), images of one shape together. A prediction is labels
+      i32[H, W] or `metrics.Detections`.
     """
     shapes = shapes or [np.shape(image) for image in images]
     if mesh is None:
@@ -100,9 +100,13 @@ def predict_each(model, images, *, shapes=None, label=None, mesh=None):
             batch = mesh.size * min(max(-(-len(group.rows) // mesh.size), 2), most)
             for start in range(0, len(group.rows), batch):
                 rows = group.rows[start : start + batch]
-                some = rows + rows[-1:] * (batch - len(rows))  # the last batch is as long as all
-                padded = np.stack([group.pad(np.float32(images[row])) for row in some])
-                extents = (np.int32([shapes[row][:2] for row in some]),) if group.padded else ()
+                batch_rows = rows + rows[-1:] * (
+                    batch - len(rows)
+                )  # the last batch is as long as all
+                padded = np.stack([group.pad(np.float32(images[row])) for row in batch_rows])
+                extents = (
+                    (np.int32([shapes[row][:2] for row in batch_rows]),) if group.padded else ()
+                )
                 result = _predict_batch(group.model, padded, *extents, mesh=mesh, kind=kind)
                 result = jax.device_get(result)
                 for place, row in enumerate(rows):
@@ -112,27 +116,31 @@ def predict_each(model, images, *, shapes=None, label=None, mesh=None):
 
 
 def _cut(prediction, shape):
-    """Return a prediction for an image of a shape without its padding."""
+    """Return a prediction without its padding, for an image of `shape`."""
     if isinstance(prediction, metrics.Detections):
         return prediction.without_padding()
     return prediction[: shape[0], : shape[1]]
 
 
 def evidence(subject: Subject, example, prediction) -> dict[str, np.ndarray]:
-    """Return what a prediction adds to the score of its set.
+    """Return a prediction's share in the score of a set: counts, or detections.
 
     Args:
       subject: what the row is of.
-      example: what was predicted.
+      example: the example that was predicted.
       prediction: from `predict`.
 
     Returns:
       {"confusion": i64[C, C]} of labels, {"boxes", "classes", "scores"} of detections.
     """
     if isinstance(prediction, metrics.Detections):
-        found = prediction.without_padding()
-        keep = np.isin(found.classes, subject.shared.of_model)
-        fields = {"boxes": found.boxes, "classes": found.classes, "scores": found.scores}
+        detections = prediction.without_padding()
+        keep = np.isin(detections.classes, subject.shared.of_model)
+        fields = {
+            "boxes": detections.boxes,
+            "classes": detections.classes,
+            "scores": detections.scores,
+        }
         return {name: np.asarray(values)[keep] for name, values in fields.items()}
     counts = metrics.confusion_matrix(
         example["mask"][:, :, 0],
@@ -146,23 +154,23 @@ def evidence(subject: Subject, example, prediction) -> dict[str, np.ndarray]:
 def score(subject: Subject, examples, predictions, classes=None) -> float:
     """Score predictions as the paper's table does, in percent; see `score_sets`."""
     pairs = zip(examples, predictions, strict=True)
-    found = [evidence(subject, *pair) for pair in pairs]
-    return score_evidence(subject, examples, found, classes)
+    image_evidence = [evidence(subject, *pair) for pair in pairs]
+    return score_evidence(subject, examples, image_evidence, classes)
 
 
-def score_evidence(subject: Subject, examples, found, classes=None) -> float:
-    """Score a set as the paper's table does, in percent; see `score_sets`."""
-    images = np.ones((1, len(found)), np.int64)
-    return float(score_sets(subject, examples, found, images, classes)[0])
+def score_evidence(subject: Subject, examples, image_evidence, classes=None) -> float:
+    """Score a set of `evidence` as the paper's table does, in percent; see `score_sets`."""
+    images = np.ones((1, len(image_evidence)), np.int64)
+    return float(score_sets(subject, examples, image_evidence, images, classes)[0])
 
 
-def score_sets(subject: Subject, examples, found, images, classes=None) -> np.ndarray:
+def score_sets(subject: Subject, examples, image_evidence, images, classes=None) -> np.ndarray:
     """Score sets of images as the paper's table does, in percent.
 
     Args:
       subject: what the row is of.
-      examples: what was predicted; M of them.
-      found: `evidence` of each, in the same order.
+      examples: the M examples that were predicted.
+      image_evidence: `evidence` of each, in the same order.
       images: integer [B, M], how often each image is in each of B sets; `metrics.draw_images`.
       classes: classes to average over; None for all that model and dataset share.
 
@@ -172,26 +180,29 @@ def score_sets(subject: Subject, examples, found, images, classes=None) -> np.nd
     """
     classes = subject.shared.of_model if classes is None else classes
     if not subject.about.detects:
-        confusions = np.stack([counts["confusion"] for counts in found])
+        confusions = np.stack([counts["confusion"] for counts in image_evidence])
         return 100 * metrics.mean_iou_of_sets(confusions, images, classes=classes)
-    matches = _matches(subject, examples, found)
+    matches = _matches(subject, examples, image_evidence)
     return 100 * metrics.mean_ap_of_sets(matches, images, classes=classes)
 
 
-def class_scores(subject: Subject, examples, found) -> list[float | None]:
+def class_scores(subject: Subject, examples, image_evidence) -> list[float | None]:
     """Score each class that model and dataset share, in percent, rounded to hundredths.
 
     Args:
       subject: what the row is of.
-      examples: what was predicted.
-      found: `evidence` of each, in the same order.
+      examples: the examples that were predicted.
+      image_evidence: `evidence` of each, in the same order.
 
     Returns:
-      IoU or 11-point AP in the order of `subject.facts()["classes"]`; None for a class that is in
-      no truth (of labels: nor in any prediction). Their mean is what `score_sets` returns.
+      IoU or 11-point AP in the order of `subject.facts()["classes"]`. None for a class that is in
+      no truth (for IoU: nor in any prediction). `score_sets` returns their mean.
     """
     if subject.about.detects:
-        matches, images = _matches(subject, examples, found), np.ones((1, len(found)), np.int64)
+        matches, images = (
+            _matches(subject, examples, image_evidence),
+            np.ones((1, len(image_evidence)), np.int64),
+        )
         nothing = np.full(1, np.nan)
         shares = [
             metrics.average_precision(matches[c], images) if c in matches else nothing
@@ -199,15 +210,15 @@ def class_scores(subject: Subject, examples, found) -> list[float | None]:
         ]
         values = np.concatenate(shares)
     else:
-        counts = np.sum([evidence["confusion"] for evidence in found], axis=0)
+        counts = np.sum([evidence["confusion"] for evidence in image_evidence], axis=0)
         values = metrics.class_iou(counts)[list(subject.shared.of_model)]
     return [None if math.isnan(value) else round(100 * float(value), 2) for value in values]
 
 
-def _matches(subject, examples, found):
-    """Return {class: `metrics.Matches`} of detections with the truth."""
+def _matches(subject, examples, image_evidence):
+    """Return {class: `metrics.Matches`} of the detections with the ground truth."""
     detections, truths = {}, {}
-    for example, boxes in zip(examples, found, strict=True):
+    for example, boxes in zip(examples, image_evidence, strict=True):
         objects = example["objects"]
         detections[example["image_id"]] = metrics.Detections(**boxes)
         truths[example["image_id"]] = metrics.Truths(

@@ -2,8 +2,8 @@
 
 `export(folder, "npz")` and `export(folder, "safetensors")` write one file:
 
-    manifest            what the results are of; JSON (npz: a text; safetensors: in the metadata)
-    records             a list with a dict for each image, which has its "key"; JSON, as manifest
+    manifest            settings and versions; JSON (npz: a text; safetensors: in the metadata)
+    records             a list with a dict for each image, with its "key"; JSON, as manifest
     perturbation/<key>  f32[H, W, 3], RGB grey levels, not clipped
     image/<key>         u8[H, W, 3], RGB, the adversarial image as its PNG has it
 
@@ -12,8 +12,8 @@
     run.json    {"manifest": ..., "records": ...}, as above
     <key>.png   the adversarial images
 
-A key is quoted as in the run's own file names: letters, digits and '_.-~' are themselves. The clean
-images are no part of a run.
+A key is percent-quoted as in the run's own file names: letters, digits and '_.-~' stay. Clean
+images are not exported.
 
     arrays = np.load(dag_jax.runs.export("runs/table1/fcn_vgg", "npz"))
     for record in json.loads(str(arrays["records"])):
@@ -35,21 +35,20 @@ FORMATS = ("npz", "png", "safetensors")
 
 
 def export(folder: PathLike, format: str, path: PathLike | None = None) -> pathlib.Path:
-    """Write what is done of a run, one image at a time, for programs that know nothing of runs.
+    """Write the finished images of a run, one at a time, in a format of other programs.
 
     Args:
       folder: a folder that `Results` wrote, e.g. runs/table1/fcn_vgg; also one in a bucket.
       format: "npz", "png" or "safetensors".
-      path: the file to write (for PNGs: the folder), a local one; None is export.npz,
-        export.safetensors or export_png in `folder`. What an earlier export wrote is replaced.
+      path: the local file to write (for PNGs: the folder). None is export.npz, export.safetensors
+        or export_png in `folder`. An earlier export there is replaced.
 
     Returns:
       The path.
 
     Raises:
-      UserError: for another format, a folder without a finished image, or a path that cannot be.
-      DamagedError, StorageError: naming the file of the run that is damaged, or what cannot be
-        read or written.
+      UserError: for another format, a folder without a finished image, or an impossible path.
+      DamagedError, StorageError: naming the file that is damaged, or cannot be read or written.
     """
     if format not in FORMATS:
         raise UserError(f"format is {format!r}; there are {', '.join(FORMATS)}")
@@ -111,8 +110,8 @@ def _write_safetensors(run, path):
 
 
 def _write_png(run, path):
-    there = files.names_in(path)
-    if there and "run.json" not in there:
+    names = files.names_in(path)
+    if names and "run.json" not in names:
         raise UserError(f"{path} is not empty and holds no export; give another path")
     files.make_folder(path)
     files.write_json(path / "run.json", {"manifest": run.manifest, "records": run.records})

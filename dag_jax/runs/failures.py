@@ -1,7 +1,7 @@
-"""What goes wrong in one of several processes, for the others that wait for its part.
+"""Notes of failures in one of several processes, for process 0, which waits for the others.
 
-Nothing connects the processes: of each part of the work that has a folder of notes, a process
-writes down there that it failed, and why. Process 0, which waits for those parts, reads them:
+Nothing connects the processes but files. Each part of the work has a folder of notes, where a
+process that fails writes the reason. Process 0, which waits for the parts, reads the notes:
 
     with starting(workdir, about, process, processes):
         ...  # what the parts depend on
@@ -12,8 +12,8 @@ writes down there that it failed, and why. Process 0, which waits for those part
                 ...
                 wait_until(is_there, waiting, lambda: failures(notes_of(workdir), folders[name]))
 
-For process 0 nobody waits, and it writes nothing down. A process that is killed leaves no note: it
-is waited for until it is started again.
+Nobody waits for process 0, so it writes no notes. A process that is killed leaves no note either:
+process 0 waits until it is started again.
 """
 
 import contextlib
@@ -33,17 +33,17 @@ _TOLD = 30.0  # seconds between two lines on what is waited for
 
 
 class OthersFailed(UserError):
-    """What this process waits for will not come; who failed has written it down."""
+    """The parts that this process waits for will not come: another process has failed."""
 
 
 def notes_of(workdir, name=None):
-    """Return the folder of the notes of a part of the work; of what comes before all parts."""
+    """Return the folder of notes of a part of the work, or of what comes before all parts."""
     folder = files.open_folder(workdir) / FAILED
     return folder if name is None else folder / rundir.folder_name(name)
 
 
 def failures(*folders) -> list[str]:
-    """Return what processes say of their failures, by number; a note may be unreadable."""
+    """Return the texts of the notes in some folders, by number of the process."""
     texts = []
     for process, path in [note for folder in folders for note in _notes(folder)]:
         try:
@@ -59,13 +59,13 @@ def failures(*folders) -> list[str]:
 
 @contextlib.contextmanager
 def others_go_on(folder, title, process, errors):
-    """Write down what goes wrong with a part, and go on with the next.
+    """Write a note if a part fails, and go on with the next part.
 
-    What is no `UserError` is a fault of the program: its traceback is printed, too.
+    An error that is no `UserError` is a fault of the program: its traceback is printed, too.
 
     Args:
       folder: of the part's notes.
-      title: what the part is called.
+      title: the part's title in messages.
       process: this process's number.
       errors: list that gets a text, for the end of the launch.
     """
@@ -80,13 +80,13 @@ def others_go_on(folder, title, process, errors):
 
 @contextlib.contextmanager
 def starting(workdir, about, process, processes):
-    """Write down what ends this process before the folder of its run is claimed.
+    """Write a note if this process ends before the folder of its run is claimed.
 
-    What it wrote in earlier launches is removed. Of a folder that holds something else nothing is.
+    Its notes of earlier launches are removed, unless the folder holds something else than this run.
 
     Args:
       workdir: the folder, which need not be there.
-      about: entries that the manifest of the run has, or will have.
+      about: entries of the run's manifest, which need not be written yet.
       process: this process's number.
       processes: their number.
     """
@@ -102,7 +102,7 @@ def starting(workdir, about, process, processes):
 
 @contextlib.contextmanager
 def noted(folders, process):
-    """Write down, for every part, what ends this process before it is done with them."""
+    """Write a note for every part if this process ends before it is done with them."""
     try:
         yield
     except BaseException as error:
@@ -112,9 +112,9 @@ def noted(folders, process):
 
 
 def forget(folders, process, processes) -> None:
-    """Remove what this process wrote in an earlier launch, before it tries again.
+    """Remove this process's notes of earlier launches.
 
-    Process 0 also removes what processes wrote that this launch does not have.
+    Process 0 also removes the notes of processes that this launch does not have.
 
     Args:
       folders: of the notes of the parts.
@@ -128,28 +128,28 @@ def forget(folders, process, processes) -> None:
 
 
 def wait_until(ready, waiting, failed) -> None:
-    """Wait for other processes, by what they write.
+    """Wait for other processes until their results are there.
 
     Args:
-      ready: function that returns whether it is there.
-      waiting: function that returns a text of what is waited for, of which process.
+      ready: function that returns whether the results are there.
+      waiting: function that returns a text for the user: what is missing, of which process.
       failed: function that returns the texts of `failures`.
 
     Raises:
-      OthersFailed: where there are such texts.
+      OthersFailed: where `failed` returns texts.
     """
-    told = time.monotonic()
+    last_message = time.monotonic()
     while not ready():
         if texts := failed():
             raise OthersFailed("; ".join(texts))
         time.sleep(_POLL)
-        if time.monotonic() - told > _TOLD:
-            told = time.monotonic()
+        if time.monotonic() - last_message > _TOLD:
+            last_message = time.monotonic()
             print(f"waiting for {waiting()}", file=sys.stderr)
 
 
 def images_of(missing: dict[int, int]) -> str:
-    """Return {process: images that it has still to make} as `wait_until` tells it."""
+    """Return {process: number of missing images} as the text that `wait_until` prints."""
     counts = [
         f"{count} image{'s' * (count != 1)} of process {process}"
         for process, count in sorted(missing.items())
@@ -159,7 +159,7 @@ def images_of(missing: dict[int, int]) -> str:
 
 
 def _notes(folder, *, unfinished=False):
-    """Return [(process, path)] of notes, or of those too at which a process was killed."""
+    """Return [(process, path)] of notes; with `unfinished` also of half-written ones."""
     notes = []
     for name in files.names_in(folder):
         number = _number_of(name)
@@ -169,7 +169,7 @@ def _notes(folder, *, unfinished=False):
 
 
 def _number_of(name):
-    """Return the number of the process whose note a file is, a text; None if it is none."""
+    """Return the process number in a note's file name, as text; None for another file."""
     temporary = files.TEMPORARY.fullmatch(name)
     note = _NOTE.fullmatch(temporary[1] if temporary else name)
     return note and note[1]

@@ -1,23 +1,22 @@
-"""What a table is evidence of: the paper's claims, each with its interval over images.
+"""Rules by which a table supports the paper's claims, each with its interval over images.
 
 A difference of two columns is taken on sets of images drawn with replacement, the same sets for
 both (`dag_jax.metrics.bootstrap`). The bound of 5% was set after differences of 1 to 3% had been
-seen, in place of a rule by which a wide interval passed: read the intervals, not the verdict alone.
+seen; the rule before it let wide intervals pass. So read the intervals, not the verdict alone.
 
-- One column is below another: holds where the whole interval of the difference is below 0, does not
-  hold where the whole interval is above.
-- Two are equal: holds where the whole interval lies within 5% of the clean score to either side of
-  0, does not hold where all of it lies outside of that.
-- Where neither is so, and wherever there are fewer than 10 images, nothing is shown: the sets of a
-  few images are much alike, and their interval is as narrow as if there were many.
+- "One column is below another" holds if the whole interval of the difference is below 0. It does
+  not hold if the whole interval is above 0.
+- "Two columns are equal" holds if the whole interval is within 5% of the clean score to either side
+  of 0. It does not hold if the whole interval is outside of that.
+- In all other cases, and with fewer than 10 images, nothing is shown. Sets of few images are much
+  alike, so their interval is as narrow as if there were many images.
 
 A claim that cells are below others is judged on the mean of the cells. A claim that each of some
-cells is as it was is judged cell by cell, so that harm and gain do not cancel: its verdict is that
-of the worst cell.
+cells is unchanged is judged cell by cell, so that harm and gain do not cancel; the worst cell gives
+the verdict.
 
-Claims over a matrix are judged as computed, and rounded where they are printed. Those of Table 1
-are judged on its rows, which have hundredths of a point. What they read like in a report is made by
-`dag_jax.report.findings`.
+Claims over a matrix are judged before rounding. Those of Table 1 are judged on its rows, which are
+rounded to hundredths of a point. `dag_jax.report.findings` writes the verdicts as text.
 """
 
 import math
@@ -33,7 +32,7 @@ _DIFFERENCES = {"advr_minus_orig": ("advr", "orig"), "perm_minus_orig": ("perm",
 
 
 def in_percent(scores) -> metrics.Interval:
-    """Return the interval of scores in percent, f64[B + 1] of the images and of sets of them."""
+    """Return the interval of f64[B + 1] scores in percent: of the images, and of sets of them."""
     return metrics.interval(scores, level=LEVEL, within=(0, 100))
 
 
@@ -45,7 +44,7 @@ def intervals_of(sets) -> dict[str, list[float]]:
         images themselves and of each set that `metrics.draw_images` drew.
 
     Returns:
-      {column or difference: [value, low, high]} in points.
+      {name of a column or difference: [value, low, high]} in points.
     """
     intervals = {name: in_percent(scores) for name, scores in sets.items()}
     for name, (column, clean) in _DIFFERENCES.items():
@@ -61,12 +60,12 @@ def as_list(interval) -> list[float]:
 
 
 def as_json(number, digits=2) -> float | None:
-    """Return a rounded number as JSON can hold it: None for nan."""
+    """Return a rounded number as a JSON value: None for nan."""
     return None if math.isnan(number) else round(float(number), digits)
 
 
 def below(difference, images=FEWEST) -> str:
-    """Return whether [value, low, high] of a difference over images shows that it is below 0."""
+    """Return the verdict on whether a difference, [value, low, high], is below 0."""
     _, low, high = difference
     if images < FEWEST:
         return FEW
@@ -74,12 +73,12 @@ def below(difference, images=FEWEST) -> str:
 
 
 def equal(difference, clean, images=FEWEST) -> str:
-    """Return whether [value, low, high] of a difference shows that it is as good as 0.
+    """Return the verdict on whether a difference, [value, low, high], is close enough to 0.
 
     Args:
       difference: [value, low, high].
       clean: the score that `EQUAL` is a share of.
-      images: how many the difference is over.
+      images: number of images of the difference.
     """
     _, low, high = difference
     bound = EQUAL * clean

@@ -1,11 +1,11 @@
-"""One perturbation for several models: what is attacked in an image, and what comes of it.
+"""One perturbation for several models: the attack's arguments for an image, and its record.
 
     problem = joint.problem_of([Plan(fcn, method), Plan(detector, method)], row=0)
     attack = jax.device_get(dag_jax.attack(*problem))
     saved = rundir.saved_pixels(problem.image, attack.perturbation)
     record = joint.record_of(problem, attack, saved)
 
-The attack stops once no model has a target left; of a single model it is that model's own attack.
+The attack stops once no model has an active target. With one model it is that model's own attack.
 
 Shapes: `H W` pixels.
 """
@@ -25,7 +25,7 @@ from dag_jax.runs import attacks
 
 
 class Problem(NamedTuple):
-    """What `dag_jax.attack` takes: an image as all models are attacked on it."""
+    """The arguments of `dag_jax.attack` for a joint attack on one image."""
 
     score_fn: Callable  # image -> {name of a model: its scores}, a pytree
     image: np.ndarray  # u8[H, W, 3]
@@ -34,23 +34,23 @@ class Problem(NamedTuple):
 
 
 def problem_of(plans, row: int = 0) -> Problem:
-    """Put the attacks on one image together.
+    """Join the attacks of several models on one image.
 
     Args:
-      plans: an `attacks.Plan` for each model, on the same images. Margins may differ; the rest of
-        the method is the first one's.
-      row: which of the examples.
+      plans: an `attacks.Plan` for each model, on the same images. Each keeps its own margin; the
+        rest of the method is that of the first plan.
+      row: index of the example.
 
     Raises:
       ValueError: for an image that is smaller than a model can see.
     """
     functions, targets = {}, {}
     for plan in plans:
-        (found,) = attacks.attack_inputs(plan, [row])
-        if isinstance(found, Failure):
-            raise found.error
+        (item,) = attacks.attack_inputs(plan, [row])
+        if isinstance(item, Failure):
+            raise item.error
         name = plan.subject.name
-        _, image, targets[name], inputs = found
+        _, image, targets[name], inputs = item
         functions[name] = models.score_fn(plan.subject.model, *inputs)
     margins = {plan.subject.name: plan.method.margin for plan in plans}
     method = plans[0].method.replace(margin=margins)
@@ -77,16 +77,16 @@ def _verdicts(score_fn, image, targets, method):
 
 
 def record_of(problem: Problem, attack, saved) -> dict:
-    """Return what is kept of a joint attack: `attacks.record_of`, and each model's part in it.
+    """Return the record of a joint attack: `attacks.record_of` with an entry for each model.
 
     Args:
-      problem: what was attacked.
+      problem: from `problem_of`.
       attack: the `Attack`, its arrays NumPy's.
       saved: u8[H, W, 3], the image as it is saved.
 
     Returns:
-      What JSON can hold; its entry "models" has for each name the number of targets, how many are
-      active on the image that was attacked and on the saved one, and whether that fools the model.
+      A dict of JSON values. Its entry "models" has for each name the number of targets, how many
+      are active on the attacked image and on the saved one, and whether the latter fools the model.
     """
     seen = problem._replace(image=np.asarray(saved, np.float32))
     verdicts = {

@@ -1,6 +1,6 @@
-"""Where a folder of results keeps what it has of each image, for `rundir`, which says what that is.
+"""Paths and contents of the files of each image in a folder of results; see `rundir`.
 
-A kind of file is a folder of its own with a file for each image: images, perturbations, timings,
+Each kind of file has a folder with one file for each image: images, perturbations, timings,
 scores/<column>.
 """
 
@@ -20,7 +20,7 @@ _LONGEST_KEY = 230  # bytes, quoted; 255 is most systems' limit, .safetensors.tm
 
 
 def check_keys(folder, keys) -> None:
-    """Raise UserError for image ids that repeat, are none or no file name."""
+    """Raise UserError for no image ids at all, and for ids that repeat or are no file names."""
     if not keys:
         raise UserError(f"{folder}: there is no image to attack")
     for key in keys:
@@ -36,19 +36,19 @@ def check_keys(folder, keys) -> None:
 
 
 def column(name) -> str:
-    """Return the kind of file that holds a column of scores; UserError for a name that is none."""
+    """Return the kind of file that holds a column of scores. UserError for an invalid name."""
     if not COLUMN.fullmatch(name):
         raise UserError(f"{name!r} names no scores: letters, digits and '_' do")
     return f"{SCORES}/{name}"
 
 
 def path(folder, kind, key) -> files.epath.Path:
-    """Return the path of a file; the id of its image may hold any character."""
+    """Return the path of an image's file. An image's id may hold any character."""
     return folder / kind / f"{quoted(key)}{_ENDS.get(kind, '.safetensors')}"
 
 
 def keys_in(folder, kind) -> set[str]:
-    """Return the ids of the images of which there is a file of a kind."""
+    """Return the ids of the images that have a file of this kind."""
     end = _ENDS.get(kind, ".safetensors")
     names = [n.removesuffix(end) for n in files.names_in(folder / kind) if n.endswith(end)]
     keys = {urllib.parse.unquote(name, errors="surrogateescape"): name for name in names}
@@ -56,17 +56,17 @@ def keys_in(folder, kind) -> set[str]:
 
 
 def done(folder) -> set[str]:
-    """Return the ids of the images that are done, by whichever process."""
+    """Return the ids of the images that are done, by any process."""
     return keys_in(folder, IMAGES) & keys_in(folder, CHANGES)
 
 
 def pack(run, kind, key, arrays, **content) -> bytes:
-    """Return a file of arrays and content, which says what it is, and by its digest of what run."""
+    """Return a file of arrays and content, with its kind, key and the digest of its run."""
     return files.pack(arrays, {"run": run, "kind": kind, "key": key, **content})
 
 
 def load(run, folder, kind, key, names=None):
-    """Return what `files.load` does of what `pack` packed; DamagedError for another's file."""
+    """Return what `files.load` does of a file by `pack`. DamagedError for another run's file."""
     file = path(folder, kind, key)
     content, arrays = files.load(file, names)
     with parsing(file):
@@ -89,6 +89,6 @@ def _check_change(content, arrays, names):
 
 
 def quoted(key) -> str:
-    """Return an image's id as it is in the names of files."""
+    """Return an image's id as file names have it, percent-quoted."""
     # Bytes of a file's name that are no UTF-8 are kept as Python keeps them.
     return urllib.parse.quote(key, safe="", errors="surrogateescape")

@@ -1,9 +1,9 @@
-"""What models make of perturbations that were found for others: a matrix, cell by cell.
+"""Scores of models on perturbations that were found for other models: a matrix, cell by cell.
 
-A cell is what one model says of the images of one source. It is kept as soon as it is there, so
-that whatever kills a launch, the same command goes on with the next cell; of several processes each
-makes the cells of its own models. Each says what its source was made of: one of other
-perturbations is refused, and those of a new source join those that are there.
+A cell has one model's predictions on the images of one source. It is written once it is made, so
+that after a kill the same command continues with the next cell. Each of several processes makes the
+cells of its own models. A cell records the perturbations of its source: a cell of other
+perturbations is refused, and cells of new sources are added.
 """
 
 import json
@@ -21,7 +21,7 @@ from dag_jax.runs.subject import Subject
 
 
 class Cell(NamedTuple):
-    """Scores in percent of a model on the images of a source, and on sets drawn from these.
+    """A model's scores in percent on the images of a source, and on sets drawn from these images.
 
     Cells of the same images have the same sets, so that they can be compared set by set.
     """
@@ -32,12 +32,12 @@ class Cell(NamedTuple):
 
     @property
     def images(self) -> int:
-        """Return how many images it is of."""
+        """Return the number of its images."""
         return len(self.keys)
 
     @property
-    def left(self) -> np.ndarray:
-        """Return f64[B + 1], the share of the clean score that is left; nan of a clean score 0."""
+    def remaining_share(self) -> np.ndarray:
+        """Return f64[B + 1], the scores as shares of the clean ones; nan where those are 0."""
         return self.scores / np.where(self.clean > 0, self.clean, np.nan)
 
 
@@ -45,10 +45,10 @@ class Matrix:
     """The cells of some models and sources.
 
     Args:
-      folder: where the cells are kept.
+      folder: where the cells are written.
       stored: the perturbations.
-      sources: list of `Source`; clean images of each split among them.
-      looking: {name: (model, SHA-256 of its weights)} of the models that look.
+      sources: list of `Source`, which includes the clean images of each split.
+      looking: {name: (model, SHA-256 of its weights)} of the models to score.
       seed: of the sets of images.
       num_sets: B.
     """
@@ -61,7 +61,7 @@ class Matrix:
         self._fingerprints: dict = {}
 
     def subject(self, target, source) -> Subject | None:
-        """Return a model with the images of a source; None where it can be scored on none."""
+        """Return the `Subject` of a model and a source's images; None if none can be scored."""
         model, weights = self.looking[target]
         try:
             return self.stored.subject(target, model, weights, source)
@@ -85,17 +85,17 @@ class Matrix:
         return self.folder / "cells" / rundir.folder_name(target) / f"{name}.safetensors"
 
     def is_complete(self, target) -> bool:
-        """Return whether all cells of a model are kept.
+        """Return whether all cells of a model are there.
 
         Raises:
-          ValueError: where one is of other perturbations than `stored` has now.
+          ValueError: where a cell is of other perturbations than those of `stored`.
         """
         return all(self._has(self.path(target, source), source) for source in self.sources)
 
     def _has(self, path, source):
-        """Return whether a file is there, made of what a source is now.
+        """Return whether the file of a cell is there and of the source's present images.
 
-        One of other images is made anew: there may be more of them now.
+        A cell of other images is made again, as the source may have more of them now.
         """
         if not path.exists():
             return False
@@ -110,15 +110,15 @@ class Matrix:
         return self._fingerprints[source]
 
     def fill(self, target, *, mesh=None) -> None:
-        """Make those cells of a model that are not there.
+        """Make the missing cells of a model.
 
         Args:
           target: name of the model.
           mesh: devices.
 
         Raises:
-          ValueError: where the cells that are there are of other weights or perturbations.
-          OSError: where a cell cannot be written; those that are finished are kept.
+          ValueError: where the cells there are of other weights or perturbations.
+          OSError: where a cell cannot be written. Finished cells stay.
         """
         model, weights = self.looking[target]
         folder = self.folder / "cells" / rundir.folder_name(target)
@@ -143,7 +143,7 @@ class Matrix:
         return os.fspath(path).removeprefix(os.fspath(self.folder))
 
     def _load(self, path, names=None):
-        """Return what `_write` wrote; DamagedError for another cell's file."""
+        """Return the content that `_write` wrote. DamagedError for another cell's file."""
         content, arrays = files.load(path, names)
         with parsing(path):
             if content.get("place", self._place(path)) != self._place(path):
@@ -151,13 +151,13 @@ class Matrix:
         return content, arrays
 
     def size(self, source) -> float:
-        """Return the mean perceptibility of what a source adds; made once, and kept as a cell is.
+        """Return the mean perceptibility of a source; it is stored in a file like a cell.
 
-        It is of the images that are looked at, so within 0 to 255; of a permuted source, the mean
-        over its shuffles.
+        It is that of the changed images, so after clipping to 0 to 255. For a permuted source it is
+        the mean over the shuffles.
 
         Raises:
-          ValueError: where what is kept is of other perturbations, or damaged.
+          ValueError: where the file is of other perturbations, or damaged.
           OSError: where it cannot be written.
         """
         path = self.folder / "added" / f"{rundir.folder_name(source.name)}.safetensors"
@@ -182,18 +182,18 @@ class Matrix:
         return float(sizes.mean()) if sizes.size else 0.0
 
     def cell(self, target, source, keys=None) -> Cell:
-        """Score a cell.
+        """Return the `Cell` of a model and a source, from its file.
 
         Args:
           target: name of a model.
           source: one of the sources.
-          keys: ids of those of its images to score; None for all.
+          keys: ids of the images to score; None for all of the cell.
 
         Raises:
-          ValueError: where it is not there, or damaged.
+          ValueError: where the file is missing or damaged.
         """
-        found, clean = self._kept(target, source), self._kept(target, Source(source.split))
-        keys = tuple(found[0] if keys is None else keys)
+        seen, clean = self._kept(target, source), self._kept(target, Source(source.split))
+        keys = tuple(seen[0] if keys is None else keys)
         if not keys:  # a segmenter, and no image of the split has a mask
             nothing = np.full(self._num_sets + 1, np.nan)
             return Cell(nothing, nothing, ())
@@ -211,10 +211,10 @@ class Matrix:
             ]
             return np.mean(each, axis=0)
 
-        return Cell(score(found), score(clean), keys)
+        return Cell(score(seen), score(clean), keys)
 
     def _look(self, subject, source, mesh):
-        """Return {'<row> <version> <kind>': array} of what a model says of a source's images."""
+        """Return {'<row> <version> <kind>': array}, a model's evidence on a source's images."""
         examples = subject.examples
         shapes = [example["image"].shape for example in examples]
         arrays = {}
@@ -226,7 +226,7 @@ class Matrix:
             seen = evaluation.predict_each(subject.model, images, shapes=shapes, mesh=mesh)
             for row, prediction in seen:
                 evidence = evaluation.evidence(subject, examples[row], prediction)
-                arrays |= {f"{row} {version} {kind}": one for kind, one in evidence.items()}
+                arrays |= {f"{row} {version} {kind}": array for kind, array in evidence.items()}
         return arrays
 
     def _kept(self, target, source) -> list[dict]:
@@ -241,5 +241,5 @@ class Matrix:
 
 
 def _versions(source):
-    """Return how many images a source makes of one."""
+    """Return how many images a source makes of each clean one: one for each shuffle."""
     return scores.PERMUTATIONS if source.permuted else 1

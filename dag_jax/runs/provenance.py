@@ -1,4 +1,4 @@
-"""What results depend on beside the settings of a launch: versions, the code, the device."""
+"""What results depend on besides the settings of a launch: versions, the code, the device."""
 
 import ast
 import functools
@@ -36,7 +36,7 @@ LEFT_OUT = (
 
 
 def environment() -> dict:
-    """Return what results depend on beside the settings, as JSON can hold it.
+    """Return what results depend on besides the settings, as JSON values.
 
     Returns:
       {"versions": {package: version}, "code": `code_digest`, "device": its kind, "platform",
@@ -59,7 +59,7 @@ def environment() -> dict:
 def code_digest() -> str:
     """Return the start of the SHA-256 of the code that computes results.
 
-    Comments, docstrings, the layout of the text and what errors say are not part of it.
+    Comments, docstrings, the layout of the text and the texts of errors are not part of it.
     """
     return digest_of(pathlib.Path(dag_jax.__file__).parent)
 
@@ -81,7 +81,7 @@ def digest_of(package) -> str:
 
 
 def _strip(parent) -> None:
-    """Take off the statements below a node, or their parts, that change no result."""
+    """Remove the statements below a node, or the parts of them, that change no result."""
     for field in ("body", "orelse", "finalbody", "handlers", "cases"):
         statements = getattr(parent, field, None)
         if not isinstance(statements, list):

@@ -1,8 +1,8 @@
-"""An attack that proposes again on what it has made, and goes on from there.
+"""An attack in rounds: each proposes again on the attacked image, and continues from there.
 
-The targets of a detector are fixed while it is attacked. Where they have lost their object, another
-anchor, query or proposal may have taken it over: those are found on the attacked image, join the
-targets, and the attack goes on from the perturbation that it had.
+The targets of a detector are fixed during an attack. Once they have lost their object, another
+anchor, query or proposal may find it. A further round adds those, found on the attacked image, to
+the targets, and continues from the perturbation so far.
 
 Shapes: `H W` pixels, `N` candidates of all rounds.
 """
@@ -27,24 +27,26 @@ from dag_jax.runs.targets import padded_length, targets_and_handle
 
 
 class Round(NamedTuple):
-    """What a round did."""
+    """The numbers of one round."""
 
-    new: int  # candidates with targets that are new, on the image as the round before left it
-    targets: int  # theirs, and those of all rounds before
-    active: int  # when it began
-    left: int  # active when it ended
+    new: int  # candidates with targets that this round added
+    targets: int  # of these and of all rounds before
+    active: int  # targets active at its begin
+    active_at_end: int
     num_steps: int
     status: Status
 
 
 class Rounds(NamedTuple):
-    """An attack in rounds, finished.
+    """A finished attack in rounds.
 
     Attributes:
-      attack: the last round's: its perturbation is that of all rounds, its number of steps not.
-      targets: `Targets` of that round, [N] or [N, C] of a sigmoid head, with padding.
-      rounds: what each did.
-      settled: whether the last look found no target that is active; False where rounds ran out.
+      attack: the last round's. Its perturbation is the sum of all rounds; its number of steps is
+        that of the last round.
+      targets: `Targets` of the last round, [N] or for a sigmoid head [N, C], with padding.
+      rounds: a `Round` for each.
+      settled: whether no target was active in the end and no new one was found. False if the
+        rounds ran out.
     """
 
     attack: Attack
@@ -64,17 +66,17 @@ def attack_rounds(
     iou: float = 0.1,
     confidence: float = 0.1,
 ) -> Rounds:
-    """Attack a detector, look what it proposes then, and go on until nothing new turns up.
+    """Attack a detector in rounds until it proposes no new target on the attacked image.
 
-    The first round is `detector_targets` and `attack`. Each later one proposes and labels on the
-    attacked image, adds what is new to the targets, and attacks with `start=` the perturbation so
-    far. A candidate is new where no target has its handle and labels.
+    The first round is `detector_targets` and `attack`. Each later round proposes and labels on the
+    attacked image, adds the new candidates to the targets, and attacks with `start=` the
+    perturbation so far. A candidate is new if no target has its handle and labels.
 
     Args:
       model: a `models.Detector`.
       image: f32[H, W, 3], RGB grey levels.
       truths: `metrics.Truths`, the objects and their classes, indices of the model's.
-      method: the attack, `max_steps` being those of a round; None is `paper_method`.
+      method: the attack; its `max_steps` are those of one round. None is `paper_method`.
       key: JAX key of the permutation of classes, the same in all rounds.
       rounds: the most rounds, at least 1.
       iou: as in `detector_targets`.
@@ -92,14 +94,14 @@ def attack_rounds(
     settled = False
     for _ in range(rounds):
         seen = image if result is None else result.adversarial
-        found = jax.device_get(targets_and_handle(model, seen, truths, key, iou, confidence))
+        candidates = jax.device_get(targets_and_handle(model, seen, truths, key, iou, confidence))
         before = len(rows)
-        for row in _rows_with_targets(found):
+        for row in _rows_with_targets(candidates):
             rows.setdefault(_bytes_of(row), row)
         if result is not None and len(rows) == before:
-            settled = history[-1].left == 0
+            settled = history[-1].active_at_end == 0
             break
-        joined, handle = _stacked(list(rows.values()), found)
+        joined, handle = _stacked(list(rows.values()), candidates)
         start = None if result is None else result.perturbation
         attacked = attack(models.score_fn(model, handle), image, joined, method, start=start)
         if result is not None and int(attacked.status) == Status.NO_TARGETS:
@@ -114,20 +116,20 @@ def attack_rounds(
     return Rounds(result, targets, tuple(history), settled)
 
 
-def _rows_with_targets(found):
+def _rows_with_targets(candidates):
     """Yield (targets, handle) of each candidate that has a target."""
-    valid = found[0].valid
+    valid = candidates[0].valid
     for index in np.flatnonzero(valid.reshape(len(valid), -1).any(axis=1)):
-        yield jax.tree.map(lambda leaf, i=index: leaf[i], found)
+        yield jax.tree.map(lambda leaf, i=index: leaf[i], candidates)
 
 
 def _bytes_of(row):
     return b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(row))
 
 
-def _stacked(rows, found):
+def _stacked(rows, candidates):
     """Return rows as (targets, handle) of one of few lengths; the padding has no targets."""
-    padding = jax.tree.map(lambda leaf: leaf[0], found)
+    padding = jax.tree.map(lambda leaf: leaf[0], candidates)
     padding = dataclasses.replace(padding[0], valid=np.zeros_like(padding[0].valid)), padding[1]
     rows = rows + [padding] * (padded_length(len(rows)) - len(rows))
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)

@@ -1,8 +1,8 @@
-"""The folder that a launch writes to: one run's, and what is finished in it stays.
+"""The folder that a launch writes to. It belongs to one run, and finished images stay in it.
 
 `claim` makes the folder and its manifest, which says what the run is of. `Results` are the images
-attacked in one way, in a folder of their own; whatever kills the launch, the same command goes on
-with the next image and ends with the same bytes. `read` gives other people's code what is there:
+attacked in one way, in a folder of their own. After a kill the same command continues with the next
+image and ends with the same bytes. `read` gives the folder's contents to other programs:
 
     run = rundir.read("runs/table1/fcn_vgg")
     for key in run.keys:
@@ -11,14 +11,14 @@ with the next image and ends with the same bytes. `read` gives other people's co
 
     manifest.json                       what the run is of: settings, versions, format, units
     images/<key>.png                    the adversarial image in whole grey levels
-    perturbations/<key>.safetensors     the perturbation and its record; where it is, all is there;
-                                        of the clean image what the two do not tell: see `Run.clean`
+    perturbations/<key>.safetensors     the perturbation and its record, written last, and the
+                                        pixels that `Run.clean` cannot get from the two
     scores/<column>/<key>.safetensors   small arrays that the launch computed of the image
-    timings/<key>.json                  apart, as no two runs agree on them
+    timings/<key>.json                  in a file apart, as they differ between equal runs
 
-Which images are attacked is no setting: a launch with more of them adds to the folder. A key that
-is no file name is percent-quoted. A folder is local, or gs://bucket/folder (s3://, az://), as in
-TFDS: see `files`.
+The choice of images is no setting: a launch with more images adds to the folder. File names are
+percent-quoted keys. A folder is local, or gs://bucket/folder (s3://, az://), as in TFDS: see
+`files`.
 
 Shapes: `H W` pixels.
 """
@@ -62,7 +62,7 @@ UNITS = {
 
 
 def folder_name(name: str) -> str:
-    """Return the name of a folder, or of a file, that is called something: "mine:load" quoted."""
+    """Return a name as that of a folder or file: percent-quoted, as for "mine:load"."""
     return urllib.parse.quote(name, safe=" +,=@")
 
 
@@ -88,12 +88,12 @@ def saved_pixels(
 
 
 def _taken_back(pixels, perturbation):
-    """Return the saved image without its perturbation: the clean one, but for a few values."""
+    """Return the saved image minus its perturbation: the clean image but for a few values."""
     return np.rint(np.clip(pixels - perturbation, 0, 255)).astype(np.uint8)
 
 
 def _missed(image, pixels, perturbation):
-    """Return what `_taken_back` does not: the places and the values, of a clean image of bytes."""
+    """Return the places and values at which `_taken_back` misses the clean image of bytes."""
     image = np.asarray(image)
     if not ((image >= 0) & (image <= 255) & (image == np.rint(image))).all():
         return {}
@@ -103,12 +103,12 @@ def _missed(image, pixels, perturbation):
 
 
 class Run:
-    """What a folder of `Results` holds; see `read`.
+    """The contents of a folder of `Results`; see `read`.
 
     Attributes:
       folder: the folder.
       manifest: dict, what the results are of.
-      keys: list of the images that are done, sorted.
+      keys: sorted list of the ids of finished images.
     """
 
     def __init__(self, folder):
@@ -125,7 +125,7 @@ class Run:
         return [self.record(key) for key in self.keys]
 
     def record(self, key: str) -> dict:
-        """Return what is kept of an image beside its pixels; raises as `files.load` does."""
+        """Return the record of an image, a dict; raises as `files.load` does."""
         return self._load(layout.CHANGES, key, ())[0]["record"]
 
     def perturbation(self, key: str) -> Float32[np.ndarray, "H W 3"]:
@@ -140,8 +140,8 @@ class Run:
     def clean(self, key: str) -> UInt8[np.ndarray, "H W 3"]:
         """Return the clean image u8[H, W, 3], from the two others; raises as `files.load` does.
 
-        Folders of versions before 0.2 was finished do not say what is lost at 0, at 255 and at
-        halves: a few pixels can differ there. A record's `image_sha256` tells.
+        In folders from before the release of 0.2 a few pixels can differ, at 0, 255 and halves. A
+        record's `image_sha256` tells.
         """
         arrays = self._load(layout.CHANGES, key)[1]
         image = _taken_back(self.image(key), arrays["perturbation"])
@@ -150,11 +150,11 @@ class Run:
         return image
 
     def has(self, column: str, key: str) -> bool:
-        """Return whether `Results.put` wrote this."""
+        """Return whether `Results.put` wrote this column of the image."""
         return files.exists(layout.path(self.folder, layout.column(column), key))
 
     def get(self, column: str, key: str) -> dict[str, np.ndarray]:
-        """Return what `Results.put` wrote; raises as `files.load` does."""
+        """Return the arrays that `Results.put` wrote; raises as `files.load` does."""
         return self._load(layout.column(column), key)[1]
 
 
@@ -178,8 +178,8 @@ class Results:
             results.add(index, image, attack.perturbation, record, seconds)
         records = results.records()
 
-    Image i of `keys` belongs to process i % processes, which alone writes it. What this process
-    finds of its own is verified first.
+    Image i of `keys` belongs to process i % processes, and only that process writes it. On opening,
+    the finished images of this process are verified.
 
     Attributes:
       folder: the folder.
@@ -188,16 +188,16 @@ class Results:
 
     Args:
       folder: a folder of these results alone; it is made.
-      manifest: what JSON can hold, of all that changes the results: network, its weights' SHA-256,
-        margin, ... Format and units are put beside.
+      manifest: JSON values of everything that changes the results: network, its weights' SHA-256,
+        margin, ... Format and units are added.
       keys: image ids, texts. They are no setting: a later launch may have others.
       process: this process's number.
       processes: their number; a run may go on with another.
       accept_version: as in `claim`.
 
     Raises:
-      UserError: for keys that repeat, are none or no file name; a folder of other settings; or
-        damaged files, each named with what to do. Nothing was changed then.
+      UserError: for no keys, keys that repeat or are no file name, a folder of other settings, or
+        damaged files, each named with what to do. The folder is unchanged then.
       StorageError: where the folder cannot be read or written.
     """
 
@@ -219,32 +219,32 @@ class Results:
                 files.make_folder(self.folder / kind)
             self._stale = self._tidy()
 
-    def own(self) -> list[int]:
+    def process_rows(self) -> list[int]:
         """Return the indices into `keys` of this process's images, in order."""
         return list(range(self.process, len(self.keys), self.processes))
 
     def todo(self) -> list[int]:
         """Return the indices into `keys` of this process's images that are not done, in order."""
-        return [index for index in self.own() if index not in self._records]
+        return [index for index in self.process_rows() if index not in self._records]
 
     def done(self) -> dict[int, dict]:
         """Return the records of this process's images that are done, by index."""
         return dict(sorted(self._records.items()))
 
     def add(self, index: int, image, perturbation, record: dict, seconds) -> None:
-        """Write what an attack found; it is done, and stays, once this returns.
+        """Write the result of an attack. Once this returns, the image is done and stays.
 
         Args:
           index: of the image in `keys`.
           image: the clean image [H, W, 3], f32 or u8, RGB grey levels.
           perturbation: f32[H, W, 3], grey levels, not clipped.
-          record: what JSON can hold and another run of the same would say again; its entry "key"
-            is the image's id, whatever it says.
-          seconds: what it took: a number, or a dict of numbers.
+          record: JSON values that an equal run would give again; the entry "key" is set to the
+            image's id.
+          seconds: the time that it took: a number, or a dict of numbers.
 
         Raises:
           UserError: for an index of another process, for values that are not finite.
-          StorageError: where it cannot be written; what is finished is kept.
+          StorageError: where it cannot be written; finished images stay.
         """
         key = self._own_key(index)
         try:
@@ -266,12 +266,12 @@ class Results:
             self._records[index] = record
 
     def put(self, column: str, index: int, arrays: dict[str, np.ndarray]) -> None:
-        """Write arrays computed of an image, such as counts that scores are sums of.
+        """Write arrays computed from an image, such as counts that scores are sums of.
 
         Args:
-          column: what they are, of letters, digits and '_'.
-          index: of the image in `keys`, this process's.
-          arrays: any numbers, by any name.
+          column: name of this kind of arrays, of letters, digits and '_'.
+          index: of the image in `keys`; it must be this process's.
+          arrays: {name: array of numbers}.
         """
         key, kind = self._own_key(index), layout.column(column)
         arrays = {name: np.asarray(array) for name, array in arrays.items()}
@@ -280,11 +280,11 @@ class Results:
             write(self._path(kind, key), layout.pack(self._run, kind, key, arrays))
 
     def has(self, column: str, index: int) -> bool:
-        """Return whether any process `put` this."""
+        """Return whether any process has `put` this column of the image."""
         return files.exists(self._path(layout.column(column), self.keys[index]))
 
     def get(self, column: str, index: int) -> dict[str, np.ndarray]:
-        """Return what any process `put`; raises as `files.load` does."""
+        """Return the arrays that any process has `put`; raises as `files.load` does."""
         return self._load(layout.column(column), self.keys[index])[1]
 
     def is_complete(self, column: str | None = None) -> bool:
@@ -295,15 +295,15 @@ class Results:
         )
 
     def missing(self, column: str | None = None) -> dict[int, int]:
-        """Return {process: how many of its images are not done, or have not this column}."""
-        there = layout.done(self.folder)
+        """Return {process: number of its images that are not done, or lack this column}."""
+        finished = layout.done(self.folder)
         if column is not None:
-            there &= layout.keys_in(self.folder, layout.column(column))
-        late = [i % self.processes for i, key in enumerate(self.keys) if key not in there]
+            finished &= layout.keys_in(self.folder, layout.column(column))
+        late = [i % self.processes for i, key in enumerate(self.keys) if key not in finished]
         return dict(collections.Counter(late))
 
     def timing(self, index: int) -> dict:
-        """Return the seconds of an image, as `add` was given them; {} where they are lost."""
+        """Return the `seconds` that `add` was given for an image; {} if their file is lost."""
         key = self.keys[index]
         try:
             path = self._path(layout.TIMINGS, key)
@@ -314,7 +314,7 @@ class Results:
         return seconds if isinstance(seconds, dict) else {"seconds": seconds}
 
     def records(self) -> list[dict]:
-        """Return the records of all images, every process's, in the order of `keys`.
+        """Return the records of all images of all processes, in the order of `keys`.
 
         Raises:
           UserError: saying how many images are missing; or as `files.load` does.
@@ -346,10 +346,10 @@ class Results:
         return [layout.column(name) for name in sorted(names) if layout.COLUMN.fullmatch(name)]
 
     def _verified(self):
-        """Return {index: record} of this process's images that are done, compared with digests."""
+        """Return {index: record} of this process's finished images, after a check of digests."""
         records, damaged, done = {}, [], layout.done(self.folder)
         columns = {kind: layout.keys_in(self.folder, kind) for kind in self._columns()}
-        for index in self.own():
+        for index in self.process_rows():
             key = self.keys[index]
             if key in done:
                 try:
@@ -365,21 +365,23 @@ class Results:
         return records
 
     def _tidy(self):
-        """Remove what this process was writing when it was killed, and no other process's.
+        """Remove half-written files of this process's images.
 
         Returns:
-          {index: paths of what is left of an image that is not done}: scores of another attack.
+          {index: paths of whole files of an image that is not done}, which are of an older attack.
         """
-        left = collections.defaultdict(list)
+        unrecorded = collections.defaultdict(list)
         for kind in (layout.CHANGES, layout.IMAGES, layout.TIMINGS, *self._columns()):
-            own = {self._path(kind, self.keys[index]).name: index for index in self.own()}
+            row_by_name = {
+                self._path(kind, self.keys[index]).name: index for index in self.process_rows()
+            }
             for name in files.names_in(self.folder / kind):
                 temporary = files.TEMPORARY.fullmatch(name)
-                if temporary and temporary[1] in own:
+                if temporary and temporary[1] in row_by_name:
                     files.remove(self.folder / kind / name)
-                elif name in own and own[name] not in self._records:
-                    left[own[name]].append(self.folder / kind / name)
-        return left
+                elif name in row_by_name and row_by_name[name] not in self._records:
+                    unrecorded[row_by_name[name]].append(self.folder / kind / name)
+        return unrecorded
 
     @contextlib.contextmanager
     def _kept(self):
@@ -390,6 +392,6 @@ class Results:
                 raise
             raise StorageError(
                 error.errno,
-                f"{error}. {len(self._records)} of the {len(self.own())} images of this process "
-                "are finished and kept; then the same command goes on with the rest",
+                f"{error}. {len(self._records)} of the {len(self.process_rows())} images of this "
+                "process are finished and kept; then the same command goes on with the rest",
             ) from error

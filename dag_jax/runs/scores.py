@@ -1,8 +1,8 @@
-"""What the scores of a table are made of: each column of each image, by whichever process has it.
+"""The scores of a table: evidence of each column of each image, and their row.
 
-A column is one way to change the images: not at all, by the attack, by its permutation. What a
-model says of an image is kept beside the attack (`rundir.Results.put`), and one process joins what
-all have kept.
+A column is one way to change the images: not at all, by the attack, by its permutation. Each
+process writes the evidence of its images beside the attack (`rundir.Results.put`), and one process
+joins the evidence of all.
 
 Shapes: `H W` pixels.
 """
@@ -29,14 +29,14 @@ NOTICEABLE = 10  # grey levels: the paper's figures stay below
 
 
 def adversarial(runs, example, rounded, *, seed=0, shuffle=None):
-    """Return an image with what attacks found for it.
+    """Return an image with the sum of its perturbations.
 
     Args:
-      runs: `rundir.Run`s whose perturbations of this image are added up; none: the clean image.
-      example: the image's.
+      runs: `rundir.Run`s whose perturbations of this image are added; none: the clean image.
+      example: the example of the image.
       rounded: whether it was attacked in whole grey levels.
       seed: of the permutations.
-      shuffle: which permutation of the sum's rows and columns; None: as it is.
+      shuffle: number of the permutation of the sum's rows and columns; None does not permute.
 
     Returns:
       f32[H, W, 3], RGB grey levels.
@@ -53,9 +53,9 @@ def adversarial(runs, example, rounded, *, seed=0, shuffle=None):
 
 
 def image_of(column, run, plan: Plan):
-    """Return the function of an example that makes the image of a column.
+    """Return the function that makes a column's image of an example.
 
-    The images of the column advr_uint8 are the PNGs of the folder, as they are read back.
+    The images of the column advr_uint8 are read from the folder's PNGs.
     """
     rounded, seed = plan.method.rounded, plan.seed
     if column == "orig":
@@ -67,11 +67,11 @@ def image_of(column, run, plan: Plan):
 
 
 def keep(plan: Plan, results: rundir.Results, *, columns=COLUMNS, mesh=None, progress=True):
-    """Run the model on this process's images, and keep what their scores are made of.
+    """Run the model on this process's images, and write the evidence for their scores.
 
     Args:
       plan: the attack.
-      results: this process's images all attacked.
+      results: all images of this process are attacked.
       columns: which of `COLUMNS`.
       mesh: devices.
       progress: show bars on stderr.
@@ -85,19 +85,19 @@ def keep(plan: Plan, results: rundir.Results, *, columns=COLUMNS, mesh=None, pro
 def keep_column(
     subject, results, column, image_function, *, examples=None, mesh=None, progress=True
 ):
-    """Do what `keep` does, of one way to change the images.
+    """Do as `keep` for one column.
 
     Args:
-      subject: whose model looks.
+      subject: the model and its examples.
       results: `rundir.Results`.
-      column: what the column is called, of letters, digits and '_'.
+      column: the column's name, of letters, digits and '_'.
       image_function: function of an example that returns the image [H, W, 3] to score.
-      examples: what is scored against; None is the subject's.
+      examples: the ground truth to score against; None is the subject's.
       mesh: devices.
       progress: show a bar on stderr.
     """
     examples = subject.examples if examples is None else examples
-    rows = [row for row in results.own() if not results.has(column, row)]
+    rows = [row for row in results.process_rows() if not results.has(column, row)]
     if not rows:
         return
     predictions = evaluation.predict_each(
@@ -116,7 +116,7 @@ def keep_column(
 
 
 def pack_labels(labels) -> np.ndarray:
-    """Return labels i32[H, W], 0 to 65535, as the bytes u8[n] of a PNG, 1 to 3% of their size."""
+    """Return labels i32[H, W] of 0 to 65535 as a PNG, u8[n]; it has 1 to 3% of their size."""
     labels = np.asarray(labels)
     small = labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
     return np.frombuffer(files.pack_image(small), np.uint8)
@@ -132,16 +132,16 @@ def unpack_labels(png) -> np.ndarray:
 
 
 def join(results, column) -> list[dict]:
-    """Return the evidence of a column of each example, all processes'."""
+    """Return a column's evidence of each example, from all processes."""
     return [results.get(column, row) for row in range(len(results.keys))]
 
 
 def mean_interval(values, *, within=(0, 100), seed=0) -> list[float]:
-    """Return [value, low, high] of the mean of one number an image, rounded to hundredths.
+    """Return [mean, low, high] of one number for each image, rounded to hundredths.
 
     Args:
       values: float [M], in percent.
-      within: the least and the largest number that the mean can be.
+      within: the least and the largest possible mean.
       seed: of the sets of images that the interval is over.
     """
     images = metrics.draw_images(seed, len(values))
@@ -150,17 +150,17 @@ def mean_interval(values, *, within=(0, 100), seed=0) -> list[float]:
 
 
 def summary_of(records) -> dict:
-    """Return the steps and sizes of attacks, as a table has them.
+    """Return the steps and sizes of attacks for a table.
 
     Args:
       records: from `rundir.Results.records`.
 
     Returns:
-      Medians, means and counts; those of steps, sizes and `fooled` are of the images that had
-      targets. `fooled` is the share whose saved PNG fools, `fooled_float` that of the images as
-      they were attacked, which is the paper's.
+      A dict of medians, means and counts. Steps, sizes and `fooled` are over the images that had
+      targets. `fooled` is the share of saved PNGs that fool; `fooled_float`, the paper's, is the
+      share of attacked images before rounding.
     """
-    with_targets = np.array([one["status"] != Status.NO_TARGETS.name for one in records])
+    with_targets = np.array([record["status"] != Status.NO_TARGETS.name for record in records])
 
     def over(name, function):
         values = np.array([record[name] for record in records])[with_targets]
@@ -181,10 +181,10 @@ def summary_of(records) -> dict:
 
 
 def seconds_of(results: rundir.Results) -> float | None:
-    """Return the mean seconds from one finished image to the next; None where nothing tells.
+    """Return the mean seconds from one finished image to the next; None where no timing is left.
 
-    They are on the wall's clock, so they depend on what else the machine does; the first image of
-    each launch, which waits for what has to be compiled, is left out.
+    They are wall-clock seconds, so they depend on the machine's other work. The first image of each
+    launch, which includes compilation, is left out.
     """
     timings = [results.timing(row) for row in range(len(results.keys))]
     since = [timing["since"] for timing in timings if "since" in timing]
@@ -192,33 +192,33 @@ def seconds_of(results: rundir.Results) -> float | None:
 
 
 def row_of(plan: Plan, results: rundir.Results, *, columns=COLUMNS, subsets=None) -> dict:
-    """Return the row of a plan once all its images are there.
+    """Return the row of a plan whose images are all done.
 
     Args:
       plan: the attack.
-      results: all there, columns too.
-      columns: which of `COLUMNS`; those of the permutations are joined to one, "perm".
-      subsets: {ending: names of classes}: further scores, over these classes of the shared ones.
+      results: complete, with their columns.
+      columns: which of `COLUMNS`. The columns of the permutations become one, "perm".
+      subsets: {ending: names of classes}, for further scores over these of the shared classes.
 
     Returns:
-      What JSON can hold: scores in percent, their intervals, steps and sizes.
+      A dict of JSON values: scores in percent, their intervals, steps and sizes.
     """
     subject, examples = plan.subject, plan.subject.examples
     images = metrics.draw_images(plan.seed, len(examples))
-    found = {column: join(results, column) for column in columns}
+    column_evidence = {column: join(results, column) for column in columns}
     names = subject.about.classes
     scores: dict = {}
     intervals: dict = {}
     class_scores = {
-        column: evaluation.class_scores(subject, examples, found[column])
+        column: evaluation.class_scores(subject, examples, column_evidence[column])
         for column in ("orig", ADVR)
-        if column in found
+        if column in column_evidence
     }
     for ending, wanted in {"": None, **(subsets or {})}.items():
         classes = None if wanted is None else [i for i, name in enumerate(names) if name in wanted]
         sets = {
             column: evaluation.score_sets(subject, examples, evidence, images, classes)
-            for column, evidence in found.items()
+            for column, evidence in column_evidence.items()
         }
         shuffled = [sets.pop(column) for column in SHUFFLED if column in sets]
         if shuffled:

@@ -1,4 +1,4 @@
-"""The perturbations that a table left in its folder, and the images that sums of them make.
+"""The stored perturbations of a table's folder, and the images that their sums make.
 
 Shapes: `H W` pixels.
 """
@@ -31,7 +31,7 @@ LAUNCH = "table1"  # whose folders are read
 
 
 class Source(NamedTuple):
-    """What is added to the images of a split: the sum of what was found for some models."""
+    """A perturbation of the images of a split: the sum of those found for some models."""
 
     split: str
     members: tuple[str, ...] = ()  # names of models; none: the clean images
@@ -39,16 +39,16 @@ class Source(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Return its name: 'seg11valid fcn_vgg+fr_vgg_07 permuted'."""
+        """Return its name, such as 'seg11valid fcn_vgg+fr_vgg_07 permuted'."""
         return f"{self.split} {'+'.join(self.members) or 'none'}{' permuted' * self.permuted}"
 
     def is_white_box(self, target) -> bool:
-        """Return whether it is what was found for a model, not shuffled."""
+        """Return whether it contains the perturbation found for `target`, and is not permuted."""
         return not self.permuted and target in self.members
 
 
 def table_order(name):
-    """Return where a model stands in a table: built-in ones first, in the paper's order."""
+    """Return a model's sort key in tables: built-in models first, in the paper's order."""
     known = list(networks.TASKS)
     return known.index(name) if name in known else len(known), name
 
@@ -57,10 +57,10 @@ def open_run(folder):
     """Return the folder that a launch of Table 1 wrote, as a path.
 
     Args:
-      folder: what a user gives as --run.
+      folder: the value of --run.
 
     Raises:
-      ValueError: where there is no such folder, or another launch's, or nothing in it.
+      ValueError: where the folder does not exist, is empty or is another launch's.
     """
     if not str(folder):
         raise UserError("--run is empty; it is the folder that experiments.table1 wrote")
@@ -84,12 +84,12 @@ def _makes(folder):
 
 
 def default_sums(splits) -> list[tuple[str, ...]]:
-    """Return those of `SUMS` that can be made of {model: split that it was attacked on}."""
+    """Return those of `SUMS` that `splits`, {model: split that it was attacked on}, allow."""
     return [sum_ for sum_ in SUMS if len({splits.get(name, name) for name in sum_}) == 1]
 
 
 class Stored:
-    """A folder of Table 1, its rows and the images that they are of.
+    """A folder of Table 1: its rows, perturbations and images.
 
     Attributes:
       settings: dict, of the launch.
@@ -109,12 +109,12 @@ class Stored:
     def __init__(self, folder, load_examples: Callable):
         self.folder = open_run(folder)
         self.settings = rundir.load_manifest(self.folder, ("settings",))["settings"]
-        found = [
+        contents = [
             files.load_json(self.folder / name / ROW, digest=True, keys=("row", "network"))
             for name in rundir.folders_in(self.folder, ROW)
         ]
         # A row of margin 0 is beside that of its model.
-        rows = {row["network"]: row for row in found if row["row"] == row["network"]}
+        rows = {row["network"]: row for row in contents if row["row"] == row["network"]}
         if not rows:
             raise UserError(f"--run: {folder} has no row of Table 1; {_makes(folder)}")
         self.rows = {name: rows[name] for name in sorted(rows, key=table_order)}
@@ -129,7 +129,7 @@ class Stored:
         self._subjects: dict = {}
 
     def sources(self, sums) -> list[Source]:
-        """Return the sources that can be made: nothing and each model's own, then sums.
+        """Return all sources: for each split the clean images, each model's own, then the sums.
 
         Args:
           sums: tuples of names of models.
@@ -162,7 +162,7 @@ class Stored:
         return splits[members[0]]
 
     def keys(self, source: Source) -> list[str]:
-        """Return the ids of the images that a source changes, or that are clean in its split."""
+        """Return the ids of the images of a source; of a clean source all of its split."""
         ids = map(str, self.examples(source.split).ids)
         if not source.members:
             return list(ids)
@@ -170,7 +170,7 @@ class Stored:
         return [name for name in ids if name in common]
 
     def subject(self, name, model, weights_sha256, source: Source) -> Subject:
-        """Return a model with those examples of a source that it can be scored on.
+        """Return the `Subject` of a model and the examples of a source that can be scored.
 
         Args:
           name: of the model.
@@ -179,13 +179,13 @@ class Stored:
           source: the source.
 
         Raises:
-          ValueError: where the model is none, or shares no class with the dataset.
+          ValueError: where the model is invalid, or shares no class with the dataset.
         """
         keys = tuple(self.keys(source))
         if (name, source.split, keys) not in self._subjects:
             examples = self.examples(source.split)
             wanted = set(keys)
-            rows = [i for i, one in enumerate(examples.ids) if str(one) in wanted]
+            rows = [i for i, image_id in enumerate(examples.ids) if str(image_id) in wanted]
             subject = subject_of(
                 model, examples.pick(rows), name=name, weights_sha256=weights_sha256
             )
@@ -193,10 +193,10 @@ class Stored:
         return self._subjects[name, source.split, keys]
 
     def examples(self, split) -> ExampleSet:
-        """Return the examples of a split, those that were attacked.
+        """Return the attacked examples of a split.
 
         Raises:
-          ValueError: where the dataset has another image of that name than was attacked.
+          ValueError: where the dataset's image of a name is not the attacked one.
         """
         if split not in self._examples:
             records = [
@@ -205,9 +205,11 @@ class Stored:
                 if run.manifest["split"] == split
                 for record in run.records
             ]
-            found = self._load_examples(self.settings, split, {record["key"] for record in records})
-            attacks.check_images(self.folder, records, found)
-            self._examples[split] = found
+            split_examples = self._load_examples(
+                self.settings, split, {record["key"] for record in records}
+            )
+            attacks.check_images(self.folder, records, split_examples)
+            self._examples[split] = split_examples
         return self._examples[split]
 
     def image(self, source: Source, example, shuffle=0) -> np.ndarray:
@@ -216,7 +218,8 @@ class Stored:
         Args:
           source: the source.
           example: the example.
-          shuffle: which permutation, where it is permuted; those of a single model are Table 1's.
+          shuffle: number of the permutation of a permuted source; for a single model those of
+            Table 1.
         """
         return scores.adversarial(
             [self.runs[name] for name in source.members],
@@ -227,11 +230,11 @@ class Stored:
         )
 
     def fingerprint(self, source: Source) -> dict:
-        """Return what tells a source from any other of its name.
+        """Return JSON values that differ between sources of the same name but other contents.
 
         Returns:
-          {"members": of each model, "settings": of the launch, "images": SHA-256 of those that it
-          is of}.
+          {"members": facts of each model, "settings": of the launch, "images": SHA-256 of the
+          images, "records": SHA-256 of the records}.
         """
         members = {
             name: {
@@ -246,12 +249,15 @@ class Stored:
             for example in self.examples(source.split)
             if str(example["image_id"]) in wanted
         }
-        found = {
+        facts = {
             name: {key: self.runs[name].record(key) for key in images} for name in source.members
         }
-        digests = {"images": images, "records": found}
+        digests = {"images": images, "records": facts}
         return {
             "members": members,
             "settings": self.settings,
-            **{name: files.sha256(files.canonical_json(one)) for name, one in digests.items()},
+            **{
+                name: files.sha256(files.canonical_json(content))
+                for name, content in digests.items()
+            },
         }

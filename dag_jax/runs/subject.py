@@ -16,15 +16,15 @@ from dag_jax.models import About, SharedClasses
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subject:
-    """What a row of a table is of.
+    """The model and the examples of a row of a table.
 
     Attributes:
-      name: what its folder and its row are called.
+      name: of its folder and its row.
       model: a `models.Segmenter` or `models.Detector`.
-      examples: with the model's classes for labels; of a segmenter those with a mask.
-      about: what the model says of itself.
-      shared: the classes that the model and the dataset have both: scores are of these.
-      weights_sha256: tells the model's parameters from any other.
+      examples: labelled by the model's classes; for a segmenter only those with a mask.
+      about: the facts about the model.
+      shared: the classes that the model and the dataset have in common; scores are over these.
+      weights_sha256: SHA-256 of the model's parameters.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Subject:
         return self.examples.ids
 
     def facts(self) -> dict:
-        """Return what its row says of it beside its scores."""
+        """Return the entries of its row besides the scores."""
         names = self.about.classes
         return {
             "network": self.name,
@@ -59,12 +59,12 @@ def subject_of(model, examples: ExampleSet, *, name=None, weights_sha256=None) -
     Args:
       model: a `models.Segmenter` or `models.Detector`.
       examples: of any dataset.
-      name: what its folder and its row are called; None is the model's `name` or title.
-      weights_sha256: of the file that its parameters come from; None computes one of them.
+      name: of its folder and its row; None is the model's `name` or title.
+      weights_sha256: of the file that its parameters come from; None computes one from them.
 
     Raises:
-      ValueError: for what is no model, shares no class with the examples, or is a segmenter where
-        no example has a mask.
+      ValueError: where `model` is no model, shares no class with the examples, or is a segmenter
+        and no example has a mask.
     """
     about = models.about(model)
     shared = models.share_classes(about, examples.classes)
@@ -83,9 +83,9 @@ def subject_of(model, examples: ExampleSet, *, name=None, weights_sha256=None) -
 
 
 def weights_digest(model) -> str:
-    """Return the SHA-256 of a model's parameters and of where they are in it.
+    """Return the SHA-256 of a model's parameters and of their paths in it.
 
-    A part whose parameters are no arrays of JAX has a `weights_sha256` that stands for them.
+    The `weights_sha256` of a part stands for its parameters that are no arrays of JAX.
 
     Raises:
       ValueError: as `models.parameters_of` says.

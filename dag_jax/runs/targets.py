@@ -1,4 +1,4 @@
-"""What is attacked in an example, for any model: its targets, and what it scores them by.
+"""The targets of an example for any model, and the score function's further inputs.
 
 Shapes: `H W` pixels, `N` candidates, `G` ground-truth boxes, `C` classes.
 """
@@ -43,11 +43,11 @@ def detector_targets(
 ) -> tuple[Targets, Callable]:
     """Find what the paper attacks in an image of a detector: propose, label, permute.
 
-    Of a softmax head a candidate is a target when its IoU with a ground-truth box is above `iou`
-    and its confidence for that box's class above `confidence`; its adversarial label is of one
-    permutation of the classes. Of a sigmoid head every pair of a candidate and a class that the
-    image has is a target, with label 0 (there) and adversarial label 1 (not there): those that are
-    inactive on the clean image wake up later, so they belong to the set.
+    With a softmax head a candidate is a target if its IoU with a ground-truth box is above `iou`
+    and its confidence for that box's class is above `confidence`. Adversarial labels come from one
+    permutation of the classes. With a sigmoid head every pair of a candidate and a class of the
+    image is a target, with label 0 (there) and adversarial label 1 (not there). Targets that are
+    inactive on the clean image are included, as they can become active during the attack.
 
     Args:
       model: a `models.Detector`.
@@ -58,11 +58,11 @@ def detector_targets(
       confidence: least softmax probability, exclusive.
 
     Returns:
-      (`Targets` of shape [N], or [N, C] of a sigmoid head; score function of the image, a pytree),
-      which is what `dag_jax.attack` takes. Rows that hold targets come first.
+      (`Targets` of shape [N], or [N, C] with a sigmoid head; score function, a pytree), the
+      arguments of `dag_jax.attack`. Rows with targets come first.
 
     Raises:
-      ValueError: for what is no detector, or no pytree; for boxes of classes that it has not.
+      ValueError: where `model` is no detector or no pytree, or a box is of a class it lacks.
 
     Reference: Xie et al., ICCV 2017, section 3.3; the authors' release.
     """
@@ -71,7 +71,7 @@ def detector_targets(
 
 
 def targets_and_handle(model, image, truths, key, iou, confidence):
-    """Return `detector_targets`, but the handle of its candidates for the score function."""
+    """Return (targets, handle of the candidates): `detector_targets` before the score function."""
     about = models.about(model)
     if not about.detects:
         raise UserError(f"{about.title} segments: make_targets(mask, ...) has its targets")
@@ -101,8 +101,8 @@ def _find_targets(
 ):
     """Return (targets, handle, number of candidates), rows with targets first.
 
-    `options` and `counts` are the model's own, numbers that are traced and numbers that are not;
-    `kind` is `kind_of` the model.
+    `options` and `counts` are further arguments of the model's `propose`: traced numbers and static
+    ones. `kind` is `kind_of` the model.
     """
     del kind
     about = models.about(model)
@@ -136,9 +136,9 @@ def _pixel_targets(key, mask, num_classes, void):
 
 
 def padded_length(count, fewest=FEWEST_TARGETS, factor=4):
-    """Return the least of fewest, fewest * factor, ... that is no less than count.
+    """Return the smallest of fewest, fewest * factor, ... that is at least `count`.
 
-    A list's length depends on nothing but the image, and each length is a compilation.
+    Each length is a compilation, so there are few. The length depends on the image alone.
     """
     while fewest < count:
         fewest *= factor
@@ -146,7 +146,7 @@ def padded_length(count, fewest=FEWEST_TARGETS, factor=4):
 
 
 def _padded(boxes, labels):
-    """Return (boxes, labels, which are there), padded to one of few lengths."""
+    """Return (boxes, labels, bool: which rows are no padding), padded to one of few lengths."""
     count = len(labels)
     rows = padded_length(count, _FEWEST_BOXES, 2)
     more = rows - count
@@ -162,8 +162,8 @@ def candidate_targets(subject: Subject, group, example, seed, *, nms_threshold=N
       group: the `buckets.Group` that the image goes through.
       example: one of the subject's.
       seed: of the permutation of the classes.
-      nms_threshold: IoU that two candidates may have; None is the model's own rule.
-      most: the most candidates; None is the model's own rule.
+      nms_threshold: largest IoU of two candidates; None is the model's own rule.
+      most: largest number of candidates; None is the model's own rule.
 
     Returns:
       (targets, handle, number of candidates), arrays being NumPy's.
@@ -171,7 +171,7 @@ def candidate_targets(subject: Subject, group, example, seed, *, nms_threshold=N
     objects = example["objects"]
     options = {} if nms_threshold is None else {"nms_threshold": np.float32(nms_threshold)}
     counts = () if most is None else (("max_proposals", most),)
-    found = _find_targets(
+    candidates = _find_targets(
         group.model,
         image_key(seed, example["image_id"]),
         group.pad(example["image"].astype(np.float32)),
@@ -182,7 +182,7 @@ def candidate_targets(subject: Subject, group, example, seed, *, nms_threshold=N
         counts=counts,
         kind=kind_of(group.model),
     )
-    return jax.device_get(found)
+    return jax.device_get(candidates)
 
 
 def paper_targets(subject: Subject, group, example, seed, **options):
@@ -199,7 +199,7 @@ def paper_targets(subject: Subject, group, example, seed, **options):
       **options: of `candidate_targets`.
 
     Returns:
-      (targets, inputs): what `attack_stream` takes beside the image, arrays being NumPy's.
+      (targets, inputs) for `attack_stream`, as NumPy arrays.
     """
     if subject.about.detects:
         targets, handle, _ = candidate_targets(subject, group, example, seed, **options)
@@ -214,7 +214,7 @@ def paper_targets(subject: Subject, group, example, seed, **options):
 
 
 def absent_targets(subject: Subject, group, example, seed):
-    """Find what `paper_targets` does, driven to classes that no target of the image has."""
+    """Find the targets of `paper_targets`, driven to classes that no target of the image has."""
     targets, inputs = paper_targets(subject, group, example, seed)
     if subject.about.detects and targets.labels.ndim == 2:  # there or not: there is no other class
         return targets, inputs
@@ -238,11 +238,11 @@ def _drawn_targets(score_fn, image, drawn, *extent, void):
 
 
 def drawn_targets(subject: Subject, group, example, seed):
-    """Find what drives a segmentation to the example's mask.
+    """Find targets that drive a segmentation to the example's mask.
 
-    Every pixel that is not void is a target: adversarial is the mask, the label what the model
-    says of the clean image. Where that is as drawn already, the label is the next best class, so
-    that an attack which asks for the adversarial label keeps the pixel.
+    Every pixel that is not void is a target. Its adversarial label is the mask's, its label the
+    model's prediction on the clean image. Where the prediction equals the mask, the label is the
+    next best class, so that an attack that asks for the adversarial label keeps the pixel.
 
     Args:
       subject: a segmenter's; the masks of its examples are drawings.

@@ -1,4 +1,4 @@
-"""Images without ground truth: what a model says of them stands for it.
+"""Images without ground truth: a model's own predictions take its place.
 
 Shapes: `H W` pixels, `N` candidates, `C` classes.
 """
@@ -20,7 +20,7 @@ SAME_PLACE = 0.5  # IoU with which a detection of the same class is the same obj
 
 
 def objects_in(detections: Detections, min_score: float = MIN_SCORE) -> Detections:
-    """Return the detections that score at least `min_score`, without padding."""
+    """Return the detections of at least `min_score`, without padding."""
     whole = detections.without_padding()
     keep = np.asarray(whole.scores) >= min_score
     return Detections(*(np.asarray(a)[keep] for a in (whole.boxes, whole.classes, whole.scores)))
@@ -29,9 +29,9 @@ def objects_in(detections: Detections, min_score: float = MIN_SCORE) -> Detectio
 def as_seen(
     model, images: dict, *, min_score: float = MIN_SCORE, name=None, weights_sha256=None
 ) -> Subject:
-    """Return images with what a model says of them for ground truth.
+    """Return images with a model's predictions as their ground truth.
 
-    An attack on these succeeds where the model changes its mind, right or wrong.
+    An attack on these succeeds where the prediction changes, right or wrong.
 
     Args:
       model: a `models.Segmenter`, whose masks are the predicted classes, or a `models.Detector`.
@@ -41,7 +41,7 @@ def as_seen(
       weights_sha256: as in `subject_of`.
 
     Raises:
-      ValueError: for what is no model, and for images that are no u8[H, W, 3].
+      ValueError: where `model` is no model, or an image is no u8[H, W, 3].
     """
     about = models.about(model)
     alone = [{"image_id": key, "image": images[key]} for key in images]
@@ -61,21 +61,21 @@ def as_seen(
 
 
 def aimed_targets(subject: Subject, group, example, seed, *, adversarial):
-    """Find what `targets.paper_targets` does, driven to one class or to a drawing.
+    """Find the targets of `targets.paper_targets`, driven to one class or to a drawing.
 
     Args:
-      subject: what is attacked.
+      subject: the model and its examples.
       group: the `buckets.Group` that the image goes through.
       example: one of the subject's.
       seed: not used but by `paper_targets`.
-      adversarial: index of a class of the model; of a segmenter also i32[H, W], where void is left
-        alone.
+      adversarial: index of a class of the model; for a segmenter also i32[H, W], whose void pixels
+        are no targets.
 
     Returns:
-      (targets, inputs); what has that class already is no target.
+      (targets, inputs). Pixels and boxes of that class already are no targets.
 
     Raises:
-      ValueError: for a detector that says of each class by itself whether it is there.
+      ValueError: for a detector with a sigmoid head, which has no other class to be seen as.
     """
     targets, inputs = paper_targets(subject, group, example, seed)
     if subject.about.detects and targets.labels.ndim == 2:
@@ -89,25 +89,25 @@ def aimed_targets(subject: Subject, group, example, seed, *, adversarial):
 
 
 def changes_of(subject: Subject, before, after, targets, *, min_score: float = MIN_SCORE) -> dict:
-    """Return what an attack did to a model's prediction, as JSON can hold it.
+    """Return the changes of a model's prediction by an attack, as JSON values.
 
     Args:
-      subject: what was attacked.
+      subject: the model and its examples.
       before: its prediction on the clean image: labels i32[H, W], or `Detections`.
-      after: the same of the adversarial image.
-      targets: what was attacked.
+      after: its prediction on the adversarial image.
+      targets: the attack's targets.
       min_score: as in `as_seen`.
 
     Returns:
-      Of a segmenter the shares "pixels_changed" and, of the targets, "targets_as_asked". Of a
-      detector the numbers "objects_before", "objects_kept" of these, and "objects_other" that were
-      not there, and all that it gave ("detections_before", "detections_after").
+      For a segmenter the share "pixels_changed" and the share "targets_as_asked" of the targets.
+      For a detector the numbers "objects_before", "objects_kept" of these and new "objects_other",
+      and all detections ("detections_before", "detections_after").
     """
     if not subject.about.detects:
-        asked = after == targets.adversarial
+        is_adversarial = after == targets.adversarial
         return {
             "pixels_changed": float((before != after).mean()),
-            "targets_as_asked": float(asked[targets.valid].mean()),
+            "targets_as_asked": float(is_adversarial[targets.valid].mean()),
         }
     objects, remaining = (objects_in(each, min_score) for each in (before, after))
     overlap = np.asarray(detection.iou(objects.boxes, remaining.boxes))
@@ -122,7 +122,7 @@ def changes_of(subject: Subject, before, after, targets, *, min_score: float = M
 
 
 def _listed(detections, classes):
-    """Return all that a detector gave, in its order."""
+    """Return all detections as JSON values, in the detector's order."""
     whole = detections.without_padding()
     rows = zip(whole.classes, whole.scores, whole.boxes, strict=True)
     return [

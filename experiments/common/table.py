@@ -7,9 +7,9 @@
     table.make(mesh, lambda entry, row: f"{entry.title}: ADVR {row['advr']:.2f}")
     table.finish(mesh, report, draw)
 
-Each row has a folder of its own below the run's: whatever kills a launch, the same command goes on
-with the next image. Of several processes each makes its own images and waits for no other; process
-0 joins what all have kept, as soon as it is there.
+Each row has a folder of its own in the run's. After a kill the same command continues with the next
+image. Each of several processes attacks its own images and waits for no other; process 0 joins
+their results once they are there.
 """
 
 import collections
@@ -34,7 +34,7 @@ FLAGS = flags.FLAGS
 
 
 def starting(launch, settings, share):
-    """Return the context of what a launch does before it claims --workdir: see `failures`."""
+    """Return the context for all that a launch does before it claims --workdir: see `failures`."""
     about = {"launch": launch, "settings": settings}
     return failures.starting(FLAGS.workdir, about, *share)
 
@@ -44,10 +44,11 @@ class Entry(NamedTuple):
 
     Attributes:
       name: of the row, and of its folder.
-      title: what it is called in the table.
-      plan: what is attacked, and how.
-      manifest: what its folder is of beside the plan: the split, what makes it differ from others.
-      columns: what is scored, of `scores.COLUMNS`.
+      title: of the row in the table.
+      plan: the attack.
+      manifest: entries of its folder's manifest besides the plan: the split, and what tells the
+        row from others.
+      columns: which of `scores.COLUMNS` to score.
       subsets: as in `scores.row_of`.
       beside: another entry of the same subject, made first, whose row `complete` gets.
       complete: function of the entry, its `rundir.Results`, its row and the row beside it (or None)
@@ -124,12 +125,12 @@ class Table:
         self._errors: list[str] = []
 
     def make(self, mesh, line) -> None:
-        """Make the rows; what goes wrong with one costs no other.
+        """Make the rows. An error in one does not stop the others.
 
         Args:
           mesh: devices.
-          line: function of an entry and its row, as process 0 has them: what is said once it is
-            complete.
+          line: function of an entry and its row that returns the line which process 0 prints once
+            the row is complete.
         """
         waiting = []
         with failures.noted(self._notes.values(), self._process):
@@ -208,7 +209,7 @@ class Table:
         return {rows[0]["model"]: rows for rows in by_name.values()}
 
     def run(self, row) -> rundir.Run:
-        """Return what the folder of a row holds."""
+        """Return the `rundir.Run` of a row."""
         return rundir.read(self.workdir / rundir.folder_name(row["row"]))
 
     def picture(self, number=0, name=None):
@@ -216,7 +217,7 @@ class Table:
         return self.workdir / f"{name or self.launch}{f'_{number + 1}' * bool(number)}.png"
 
     def notes(self) -> list[str]:
-        """Return what there is to say of the classes of rows, of images left out, of versions."""
+        """Return notes on the classes of rows, on images left out and on versions."""
         notes = [*tables.class_notes(self.rows), *tables.skipped_notes(self.rows)]
         return [*notes, *tables.version_notes(self.rows, rundir.accepted(self.workdir))]
 
@@ -237,7 +238,7 @@ class Table:
             print(f"process {self._process} is done; process 0 writes the table: {self.workdir}/")
         elif self.made:
             markdown, more = text_of(self)
-            audited = audit.kept(self.workdir, [row["row"] for row in self.rows])
+            audited = audit.stored_findings(self.workdir, [row["row"] for row in self.rows])
             text = self._write(markdown, more, audited)
             draw(self)
             if FLAGS.audit:
@@ -249,15 +250,15 @@ class Table:
             raise UserError("no row of " + "; no row of ".join(self._errors))
 
     def _audit(self, mesh) -> dict:
-        """Return what the audit finds of each row."""
-        asked = {}
+        """Return {name of a row: its findings}."""
+        audits = {}
         for entry in self.entries:
             if entry.name in self.made and entry.checks:
                 rivals = entry.rivals
                 if rivals is not None:
                     rivals = tuple(name for name in rivals if name in self.made)
-                asked[entry.name] = Audit(entry.plan, entry.checks, rivals)
-        return audit.of_table(self.workdir, asked, mesh=mesh, slots=FLAGS.slots)
+                audits[entry.name] = Audit(entry.plan, entry.checks, rivals)
+        return audit.of_table(self.workdir, audits, mesh=mesh, slots=FLAGS.slots)
 
     def _write(self, markdown, more, audited):
         content = {"settings": self.settings, "rows": self.rows, **more}
@@ -268,7 +269,7 @@ class Table:
 
 
 def _completed(entry, results, beside, row):
-    """Return a row with what its launch says of it."""
+    """Return a row with the entries that its launch adds."""
     about = entry.plan.subject.about
     row = row | {"row": entry.name, "title": entry.title, "model": about.title}
     return entry.complete(entry, results, row, beside) if entry.complete else row

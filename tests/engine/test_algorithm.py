@@ -58,8 +58,8 @@ def twin(weights, bias, image, labels, adversarial, valid, max_steps, step_size,
         scores = weights @ seen.reshape(-1) + bias
         active = []
         for n in range(len(labels)):
-            others = np.delete(scores[n], labels[n]).max()
-            active.append(valid[n] and scores[n, labels[n]] - others > -margin)
+            rival = np.delete(scores[n], labels[n]).max()
+            active.append(valid[n] and scores[n, labels[n]] - rival > -margin)
         counts.append(sum(active))
         iterates.append(r.copy())
         if counts[-1] == 0:
@@ -482,13 +482,13 @@ def test_a_repr_where_no_value_is_known(attacked):
     score_fn, image, targets = attacked
     texts = []
 
-    def told(image):
+    def attack_and_repr(image):
         result = dag_jax.attack(score_fn, image, targets)
         texts.append(repr(result))
         return result
 
-    shapes = jax.eval_shape(told, image)
-    jax.eval_shape(jax.vmap(told), image[None])
+    shapes = jax.eval_shape(attack_and_repr, image)
+    jax.eval_shape(jax.vmap(attack_and_repr), image[None])
     texts += [repr(shapes), repr(jax.tree.map(lambda _: None, shapes))]
     texts += [repr(jax.tree.map(lambda _: jax.sharding.PartitionSpec("images"), shapes))]
     assert len(texts) == 5

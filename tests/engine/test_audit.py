@@ -52,17 +52,17 @@ def problem():
 def verdicts(*problem, **options):
     """Return {check: finding}."""
     findings = dag_jax.audit(*problem, **options)
-    assert tuple(one.check for one in findings) == CHECKS
-    assert all(one.said and one.remedy for one in findings)
-    return {one.check: one for one in findings}
+    assert tuple(finding.check for finding in findings) == CHECKS
+    assert all(finding.detail and finding.remedy for finding in findings)
+    return {finding.check: finding for finding in findings}
 
 
 @pytest.mark.slow
 def test_a_healthy_network_passes_every_check(problem):
     findings = verdicts(*problem)
-    assert all(one.passed is True for one in findings.values()), findings
-    assert f"scores of {H * W} targets" in findings[LOGITS].said
-    assert "FOOLED after 20, 0 left" in findings[PLANTED].said
+    assert all(finding.passed is True for finding in findings.values()), findings
+    assert f"scores of {H * W} targets" in findings[LOGITS].detail
+    assert "FOOLED after 20, 0 left" in findings[PLANTED].detail
     assert findings == verdicts(*problem)  # nothing is drawn from a clock
     score_fn, image, targets = problem
     assert findings == verdicts(score_fn, image.astype(np.uint8), targets)
@@ -77,26 +77,26 @@ def test_probabilities_for_logits(problem, squash):
     # In percent, too.
     if squash is jax.nn.softmax:
         finding = verdicts(lambda x: 100 * squash(score_fn(x)), image, targets)[LOGITS]
-        assert finding.passed is False and "sum to 100" in finding.said
+        assert finding.passed is False and "sum to 100" in finding.detail
 
 
 def test_log_probabilities_have_the_margins_of_logits(problem):
     score_fn, image, targets = problem
     findings = verdicts(lambda x: jax.nn.log_softmax(score_fn(x)), image, targets)
-    assert all(one.passed is True for one in findings.values())
-    assert "log-probabilities" in findings[LOGITS].said
+    assert all(finding.passed is True for finding in findings.values())
+    assert "log-probabilities" in findings[LOGITS].detail
 
 
 def test_scores_that_are_not_finite_cannot_be_judged(problem):
     score_fn, image, targets = problem
     findings = verdicts(lambda x: score_fn(x).at[0, 0].set(jnp.nan), image, targets)
-    assert findings[LOGITS].passed is None and "not finite" in findings[LOGITS].said
+    assert findings[LOGITS].passed is None and "not finite" in findings[LOGITS].detail
     assert findings[REPEAT].passed is True
 
 
 def dropout(score_fn, draw, image):
-    kept = jax.random.bernoulli(jax.random.key(draw()), 0.9, image.shape)
-    return score_fn(jnp.where(kept, image, 128))
+    keep = jax.random.bernoulli(jax.random.key(draw()), 0.9, image.shape)
+    return score_fn(jnp.where(keep, image, 128))
 
 
 def test_a_layer_that_is_random_in_every_call(problem):
@@ -109,7 +109,9 @@ def test_a_layer_that_is_random_in_every_call(problem):
 
     findings = verdicts(functools.partial(dropout, score_fn, draw), image, targets)
     assert findings[REPEAT].passed is False
-    assert "scores that differ by" in findings[REPEAT].said and "dropout" in findings[REPEAT].remedy
+    assert (
+        "scores that differ by" in findings[REPEAT].detail and "dropout" in findings[REPEAT].remedy
+    )
     assert findings[SLOPES].passed is None and "random layer" in findings[SLOPES].remedy
 
 
@@ -120,14 +122,14 @@ def test_a_layer_that_is_random_in_every_trace(problem):
         functools.partial(dropout, score_fn, lambda: int(seeds.integers(2**31))), image, targets
     )
     assert findings[REPEAT].passed is False
-    assert "the same bits; traced anew they differ" in findings[REPEAT].said
+    assert "the same bits; traced anew they differ" in findings[REPEAT].detail
 
 
 def test_a_detached_gradient(problem):
     score_fn, image, targets = problem
     findings = verdicts(lambda x: lax.stop_gradient(score_fn(x)), image, targets)
     assert findings[GRADIENT].passed is False and findings[SLOPES].passed is False
-    assert "8 have a gradient of exactly zero" in findings[GRADIENT].said
+    assert "8 have a gradient of exactly zero" in findings[GRADIENT].detail
     assert "stop_gradient" in findings[GRADIENT].remedy
 
 
@@ -143,7 +145,7 @@ def test_a_class_whose_gradient_is_detached(problem):
         return jnp.where((labels == rare)[..., None], lax.stop_gradient(scores), scores)
 
     finding = verdicts(detached, image, targets)[GRADIENT]
-    assert finding.passed is False and " 0 have a gradient" not in finding.said
+    assert finding.passed is False and " 0 have a gradient" not in finding.detail
 
 
 def test_a_branch_whose_gradient_is_detached(problem):
@@ -208,7 +210,8 @@ def test_a_gradient_that_is_not_finite(problem):
     score_fn, image, targets = problem
     findings = verdicts(lambda x: score_fn(x) + jnp.sqrt(x.sum() * 0), image, targets)
     assert (
-        findings[GRADIENT].passed is False and "8 one that is not finite" in findings[GRADIENT].said
+        findings[GRADIENT].passed is False
+        and "8 one that is not finite" in findings[GRADIENT].detail
     )
     assert findings[SLOPES].passed is None
 
@@ -258,12 +261,12 @@ def test_several_networks_at_once(problem):
     score_fn, image, targets = problem
     both = {"a": targets, "b": targets}
     healthy = verdicts(lambda x: {"a": score_fn(x), "b": 2 * score_fn(x)}, image, both)
-    assert all(one.passed is True for one in healthy.values())
+    assert all(finding.passed is True for finding in healthy.values())
     detached = lambda x: {"a": score_fn(x), "b": lax.stop_gradient(score_fn(x))}  # noqa: E731
     findings = verdicts(detached, image, both)
     assert (
         findings[GRADIENT].passed is False
-        and "of 8 targets of 8 classes, " in findings[GRADIENT].said
+        and "of 8 targets of 8 classes, " in findings[GRADIENT].detail
     )
     assert findings[SLOPES].passed is False
     squashed = lambda x: {"a": score_fn(x), "b": jax.nn.softmax(score_fn(x))}  # noqa: E731
@@ -312,12 +315,12 @@ def forgetful(score_fn, image, targets, method):
 def test_an_engine_that_misses_the_planted_example(engine):
     assert check_engine(attack).passed is True
     finding = check_engine(engine)
-    assert finding.passed is False and "64 targets" in finding.said
+    assert finding.passed is False and "64 targets" in finding.detail
 
 
 def mixed_up(*arguments, **options):
-    keys, *rest = zip(*attack_stream(*arguments, **options), strict=True)
-    return zip(keys[1:] + keys[:1], *rest, strict=True)
+    keys, *columns = zip(*attack_stream(*arguments, **options), strict=True)
+    return zip(keys[1:] + keys[:1], *columns, strict=True)
 
 
 def losing(*arguments, **options):
@@ -340,6 +343,6 @@ def test_equal_sums_of_too_few_targets_tell_nothing():
     weights = jnp.float32([5, 2, 1])
     targets = dag_jax.make_targets(jnp.array([0]), jnp.array([1]))
     findings = verdicts(lambda x: (1 + x.mean() / 255) * weights[None], image, targets)
-    assert findings[LOGITS].passed is None and "too few targets" in findings[LOGITS].said
+    assert findings[LOGITS].passed is None and "too few targets" in findings[LOGITS].detail
     findings = verdicts(lambda x: jax.nn.softmax(x.mean() * weights[None]), image, targets)
     assert findings[LOGITS].passed is False

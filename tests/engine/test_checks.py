@@ -68,10 +68,10 @@ def test_targets_that_fit_no_scores_are_named(problem, change, message):
 def test_what_are_no_targets_is_named(problem):
     score_fn, image, targets = problem
     mask = np.zeros((H, W), np.int32)
-    said = r"they must be dag_jax.Targets \(make_targets\(mask, adversarial\)"
-    assert_refused((score_fn, image, mask), rf"targets are an array int32\[6, 5\]; {said}")
-    assert_refused((score_fn, image, None), f"targets are a NoneType; {said}")
-    assert_refused((score_fn, image, [targets, mask]), f"targets are a list; {said}")
+    requirement = r"they must be dag_jax.Targets \(make_targets\(mask, adversarial\)"
+    assert_refused((score_fn, image, mask), rf"targets are an array int32\[6, 5\]; {requirement}")
+    assert_refused((score_fn, image, None), f"targets are a NoneType; {requirement}")
+    assert_refused((score_fn, image, [targets, mask]), f"targets are a list; {requirement}")
     assert_refused((score_fn, image, [targets, targets]), "takes the same pytree of Targets as of")
 
 

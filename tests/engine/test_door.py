@@ -110,8 +110,8 @@ def test_the_first_image_of_a_shape_compiles_one_program(compiled, problem):
 def test_other_parameters_and_numbers_compile_nothing(compiled, rng, weights, problem):
     score_fn, image, targets = problem
     dag_jax.attack(*problem, METHOD)
-    other = jax.tree_util.Partial(scores, -np.asarray(weights))
-    image, targets = drawn(rng, other)
+    negated = jax.tree_util.Partial(scores, -np.asarray(weights))
+    image, targets = drawn(rng, negated)
     for change in (
         {},
         {"step_size": 0.25},
@@ -119,17 +119,17 @@ def test_other_parameters_and_numbers_compile_nothing(compiled, rng, weights, pr
         {"step_size": jnp.float32(1)},
     ):
         method = METHOD.replace(**change)
-        result, programs = compiled(dag_jax.attack, other, image, targets, method)
+        result, programs = compiled(dag_jax.attack, negated, image, targets, method)
         assert programs == []
         assert int(result.status) == Status.FOOLED
-    _, programs = compiled(dag_jax.attack, other, image, targets, METHOD.replace(max_steps=101))
+    _, programs = compiled(dag_jax.attack, negated, image, targets, METHOD.replace(max_steps=101))
     assert len(programs) == 1 and "jit(_compiled)" in programs[0]
 
 
 def test_a_method_of_a_pytree_compiles_once(compiled, rng, weights):
-    model, other = Model(weights), Model(-weights)
+    model, negated = Model(weights), Model(-weights)
     compiles = []
-    for score_fn in (model.scores, model.scores, other.scores):
+    for score_fn in (model.scores, model.scores, negated.scores):
         image, targets = drawn(rng, score_fn)
         _, programs = compiled(dag_jax.attack, score_fn, image, targets, METHOD)
         compiles.append(len(programs))
@@ -160,9 +160,9 @@ def test_a_method_of_a_plain_object_compiles_once(compiled, rng, weights):
 def test_few_plain_functions_are_kept(problem):
     score_fn, image, targets = problem
     assert door._program.cache_info().maxsize <= 64
-    kept = door._program.cache_info().currsize
+    number = door._program.cache_info().currsize
     dag_jax.attack(score_fn, image, targets, METHOD)
-    assert door._program.cache_info().currsize == kept  # those of a pytree are JAX's own to keep
+    assert door._program.cache_info().currsize == number  # those of a pytree are JAX's own to keep
 
 
 def test_plain_functions_and_pytrees_give_one_result(problem):

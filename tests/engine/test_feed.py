@@ -92,8 +92,8 @@ def test_what_cannot_be_attacked_is_a_failure_of_its_key(prepare):
     nothing = prepare(7)
     assert nothing.key is None and "TypeError" in str(nothing.error)
     assert isinstance(nothing.error, ValueError)
-    given = Failure("b", ValueError("lost"))
-    assert prepare(given) is given
+    failure = Failure("b", ValueError("lost"))
+    assert prepare(failure) is failure
 
 
 @pytest.mark.parametrize(
@@ -133,15 +133,15 @@ def test_examples_are_made_and_prepared_under_the_settings_of_who_asks():
 
 def test_an_input_that_blocks_is_not_waited_for():
     """Nor is what it gives in the end prepared."""
-    asked, go_on, prepared = threading.Event(), threading.Event(), []
+    is_read, go_on, prepared = threading.Event(), threading.Event(), []
 
     def blocked():
-        asked.set()
+        is_read.set()
         go_on.wait(60)
         yield "late"
 
     feed = Feed(prepared.append, blocked(), ahead=1)
-    assert asked.wait(60)
+    assert is_read.wait(60)
     started = time.monotonic()
     feed.close()
     assert time.monotonic() - started < 1

@@ -132,8 +132,10 @@ def test_lanes_together_and_in_turn_attack_alike():
     (batched, batched_counts), (single, single_counts) = results
     assert batched_counts == single_counts
     for key in made:
-        for left, right in zip(*map(jax.tree.leaves, (batched[key], single[key])), strict=True):
-            np.testing.assert_allclose(left, right, rtol=0, atol=1e-3)
+        for batched_leaf, single_leaf in zip(
+            *map(jax.tree.leaves, (batched[key], single[key])), strict=True
+        ):
+            np.testing.assert_allclose(batched_leaf, single_leaf, rtol=0, atol=1e-3)
 
 
 @pytest.mark.slow

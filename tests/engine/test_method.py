@@ -67,10 +67,10 @@ def test_methods_differ_from_each_other():
 
 @pytest.mark.parametrize("name", OTHER)
 def test_another_value_of_any_attribute_is_another_method(name):
-    other = Method().replace(**{name: OTHER[name]})
-    assert other != Method() and not other == Method()
-    assert getattr(other, name) == OTHER[name]
-    assert other.replace(**{name: getattr(Method(), name)}) == Method()
+    changed = Method().replace(**{name: OTHER[name]})
+    assert changed != Method() and not changed == Method()
+    assert getattr(changed, name) == OTHER[name]
+    assert changed.replace(**{name: getattr(Method(), name)}) == Method()
     assert [field.name for field in dataclasses.fields(Method)] == list(OTHER)
 
 

@@ -47,9 +47,9 @@ def test_margin_loss_and_active_targets_by_hand():
 def still_right(scores, targets, margin):
     """The paper's rule, written anew."""
     label = jax.nn.one_hot(targets.labels, C, dtype=bool)
-    others = jnp.where(label, -jnp.inf, scores).max(-1)
-    own = jnp.where(label, scores, 0).sum(-1)
-    return (own - others > -margin) & targets.valid
+    rivals = jnp.where(label, -jnp.inf, scores).max(-1)
+    label_scores = jnp.where(label, scores, 0).sum(-1)
+    return (label_scores - rivals > -margin) & targets.valid
 
 
 def equation_1(scores, targets, active, progress):
@@ -60,11 +60,11 @@ def equation_1(scores, targets, active, progress):
 
 def test_the_default_is_the_paper_to_the_last_bit(problem):
     default = dag_jax.attack(*problem)
-    told = dag_jax.attack(*problem, Method(objective=dag_jax.DAG, stop_fraction=0.0))
+    explicit = dag_jax.attack(*problem, Method(objective=dag_jax.DAG, stop_fraction=0.0))
     anew = dag_jax.attack(*problem, Method(Objective(still_right, equation_1)))
     assert int(default.status) == Status.FOOLED and int(default.num_steps) > 3
-    for other in (told, anew):
-        jax.tree.map(np.testing.assert_array_equal, default, other)
+    for result in (explicit, anew):
+        jax.tree.map(np.testing.assert_array_equal, default, result)
 
 
 def in_proportion(scores, targets, active, progress):
@@ -153,8 +153,8 @@ def test_each_network_of_a_joint_attack_must_be_fooled(rng, problem):
     score_fn = jax.tree_util.Partial(both, linear_model(rng, (10, 6)), linear_model(rng, (5,)))
     scores = score_fn(image)
     targets = {
-        name: dag_jax.make_targets(one.argmax(-1), (one.argmax(-1) + 1) % C)
-        for name, one in scores.items()
+        name: dag_jax.make_targets(logits.argmax(-1), (logits.argmax(-1) + 1) % C)
+        for name, logits in scores.items()
     }
     method = Method(stop_fraction=0.1, max_steps=300)
     result = dag_jax.attack(score_fn, image, targets, method)
@@ -176,9 +176,9 @@ def test_an_attack_goes_on_from_where_it_starts(problem):
     whole = dag_jax.attack(*problem, Method(max_steps=5))
     half = dag_jax.attack(*problem, Method(max_steps=3))
     assert int(half.status) == Status.MAX_STEPS
-    rest = dag_jax.attack(*problem, Method(max_steps=2), start=half.perturbation)
-    np.testing.assert_allclose(rest.perturbation, whole.perturbation, atol=1e-5)
-    np.testing.assert_array_equal(rest.active_counts, whole.active_counts[3:])
+    continued = dag_jax.attack(*problem, Method(max_steps=2), start=half.perturbation)
+    np.testing.assert_allclose(continued.perturbation, whole.perturbation, atol=1e-5)
+    np.testing.assert_array_equal(continued.active_counts, whole.active_counts[3:])
     # What fools before the first step was no success of the steps.
     done = dag_jax.attack(*problem)
     result = dag_jax.attack(*problem, start=np.asarray(done.perturbation))
@@ -203,8 +203,8 @@ def test_a_start_that_fits_no_image_is_named(problem, start, message):
 def bright_only(step_size):
     """Return steps up where the clean image is bright, and none elsewhere."""
 
-    def update(gradient, state, params, *, image, **others):
-        del params, others
+    def update(gradient, state, params, *, image, **unused):
+        del params, unused
         return jnp.where(image > 128, -step_size * jnp.sign(gradient), 0), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

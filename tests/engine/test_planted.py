@@ -33,14 +33,14 @@ def test_a_target_falls_after_its_steps_and_not_before(steps):
 
 def test_another_result_is_judged_wrong():
     model = planted.plant(1)
-    found = jax.device_get(planted.attack_by(model, engine=attack))
-    right, said = planted.judge(model, found)
-    assert right and "fall after 15 steps: FOOLED after 15, 0 left" in said
-    for name, other in (
-        ("perturbation", found.perturbation * 1.1),
-        ("num_steps", found.num_steps - 1),
-        ("status", found.status + 1),
-        ("active_counts", found.active_counts + 1),
+    result = jax.device_get(planted.attack_by(model, engine=attack))
+    right, detail = planted.judge(model, result)
+    assert right and "fall after 15 steps: FOOLED after 15, 0 left" in detail
+    for name, wrong in (
+        ("perturbation", result.perturbation * 1.1),
+        ("num_steps", result.num_steps - 1),
+        ("status", result.status + 1),
+        ("active_counts", result.active_counts + 1),
     ):
-        assert not planted.judge(model, dataclasses.replace(found, **{name: other}))[0], name
-    assert not planted.judge(planted.plant(2), found)[0]
+        assert not planted.judge(model, dataclasses.replace(result, **{name: wrong}))[0], name
+    assert not planted.judge(planted.plant(2), result)[0]

@@ -128,7 +128,7 @@ def test_a_result_is_handed_out_before_the_next_image_is_waited_for(score_fn, ex
 
 def test_a_result_is_handed_out_while_another_attack_runs_and_the_input_waits(score_fn, examples):
     """The short attack is given back with the long one under way, and a slot free."""
-    steps = {key: int(attack_alone(score_fn, *rest).num_steps) for key, *rest in examples}
+    steps = {key: int(attack_alone(score_fn, *problem).num_steps) for key, *problem in examples}
     long, short = (chosen(examples, key=lambda example: steps[example[0]]) for chosen in (max, min))
     assert steps[short[0]] < 4 < 40 < steps[long[0]]
     waiting = Waiting()
@@ -261,8 +261,8 @@ def test_a_single_numpy_parameter_is_a_pytree_too(rng, examples):
 
 def test_results_outlive_the_stream(score_fn, examples):
     stream = dag_jax.attack_stream(score_fn, examples, METHOD, slots=3)
-    kept = [(result, result.perturbation.copy()) for _, result in stream]
-    for result, copy in kept:
+    pairs = [(result, result.perturbation.copy()) for _, result in stream]
+    for result, copy in pairs:
         np.testing.assert_array_equal(result.perturbation, copy)
 
 
@@ -370,12 +370,12 @@ def test_an_image_that_the_network_cannot_score_says_so_by_its_status(score_fn, 
 
 
 def test_an_example_may_have_failed_before_it_came(score_fn, examples):
-    given = dag_jax.Failure("lost", ValueError("no such file"))
-    mixed, failures = [examples[0], given, 7, examples[1]], []
+    failure = dag_jax.Failure("lost", ValueError("no such file"))
+    mixed, failures = [examples[0], failure, 7, examples[1]], []
     options = dict(slots=3, on_failure=lambda *failure: failures.append(failure))
     results = dict(dag_jax.attack_stream(score_fn, mixed, METHOD, **options))
     assert set(results) == {"image 0", "image 1"}
-    assert failures[0] == given
+    assert failures[0] == failure
     assert failures[1][0] is None and "TypeError" in str(failures[1][1])
 
 

@@ -90,7 +90,7 @@ def overlap(a, b):
 
 
 def label_by_loop(boxes, scores, valid, truth_boxes, truth_labels, truth_valid, iou, confidence):
-    labels, found = np.zeros(len(boxes), int), np.zeros(len(boxes), bool)
+    labels, is_target = np.zeros(len(boxes), int), np.zeros(len(boxes), bool)
     for n in range(len(boxes)):
         probability = np.exp(scores[n] - scores[n].max())
         probability /= probability.sum()
@@ -99,8 +99,8 @@ def label_by_loop(boxes, scores, valid, truth_boxes, truth_labels, truth_valid, 
             value = overlap(boxes[n], truth_boxes[g])
             sure = probability[truth_labels[g]] > confidence
             if valid[n] and truth_valid[g] and sure and value > best:
-                labels[n], found[n], best = truth_labels[g], True, value
-    return labels, found
+                labels[n], is_target[n], best = truth_labels[g], True, value
+    return labels, is_target
 
 
 def random_boxes(rng, count):
@@ -118,10 +118,10 @@ def test_label_proposals_equals_a_loop(rng, iou, confidence):
         truth_labels = rng.integers(1, 6, 5).astype(np.int32)
         valid, truth_valid = rng.random(40) < 0.8, rng.random(5) < 0.8
         arguments = (boxes, scores, valid, truth_boxes, truth_labels, truth_valid)
-        labels, found = label(*arguments, iou=iou, confidence=confidence)
+        labels, is_target = label(*arguments, iou=iou, confidence=confidence)
         expected, expected_found = label_by_loop(*arguments, iou, confidence)
         np.testing.assert_array_equal(labels, expected)
-        np.testing.assert_array_equal(found, expected_found)
+        np.testing.assert_array_equal(is_target, expected_found)
         seen.update(labels.tolist())
     assert len(seen) == 6  # not all of it was padding
 
@@ -189,10 +189,10 @@ def test_image_key_depends_on_seed_and_name_alone():
     for same in (123456789, np.int64(123456789)):  # the number that a dataset calls it by
         same = dag_jax.image_key(7, same)
         np.testing.assert_array_equal(jax.random.key_data(same), jax.random.key_data(key))
-    others = [dag_jax.image_key(7, "123456780"), dag_jax.image_key(8, "123456789")]
-    others += [dag_jax.image_key(7, name) for name in ("", "M\u00fcnchen", "\udcff.jpg", -1)]
-    for other in others:
-        assert np.any(jax.random.key_data(key) != jax.random.key_data(other))
+    other_keys = [dag_jax.image_key(7, "123456780"), dag_jax.image_key(8, "123456789")]
+    other_keys += [dag_jax.image_key(7, name) for name in ("", "M\u00fcnchen", "\udcff.jpg", -1)]
+    for other_key in other_keys:
+        assert np.any(jax.random.key_data(key) != jax.random.key_data(other_key))
 
 
 @functools.partial(jax.jit, static_argnames=("function", "count", "options"))

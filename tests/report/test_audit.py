@@ -46,4 +46,4 @@ def test_a_table_is_there_before_its_audit(tmp_path):
     text = write(titles={"x": "X"}, findings={"x": [BAD]})
     assert text == (tmp_path / "table.md").read_text() and "# T\n\n## Audit\n" in text
     content = json.loads((tmp_path / "table.json").read_text())
-    assert content == {"rows": [1], "audit": {"x": [BAD._asdict()]}}
+    assert content == {"rows": [1], "audit": {"x": [BAD.as_json()]}}

@@ -158,14 +158,14 @@ def test_other_images_of_the_same_names_are_refused(attack):
 
 
 def test_a_finished_folder_is_not_attacked(attack, mesh, tmp_path):
-    one = plan(Light, example("a"))
-    attack(one)
+    light = plan(Light, example("a"))
+    attack(light)
 
     def targets_of(*_):
         raise AssertionError
 
-    results = results_of(one, tmp_path / "run")
-    attacks.attack_missing(one._replace(targets_of=targets_of), results, mesh=mesh, label="again")
+    results = results_of(light, tmp_path / "run")
+    attacks.attack_missing(light._replace(targets_of=targets_of), results, mesh=mesh, label="again")
 
 
 def test_the_change_is_that_of_the_image_that_ends_at_black_and_white():
@@ -189,14 +189,14 @@ def test_the_change_is_that_of_the_image_that_ends_at_black_and_white():
     ],
 )
 def test_a_function_s_name_tells_it_from_others(functions, names):
-    found = [attacks.name_of(function) for function in functions]
+    function_names = [attacks.name_of(function) for function in functions]
     values = ("paper", "absent") if functions[0] is paper_targets else (5, 6)
-    assert found == [names.format(value) for value in values]
+    assert function_names == [names.format(value) for value in values]
 
 
 def test_a_manifest_is_of_all_that_changes_results():
     base = plan(Light, example("a"))
-    others = [
+    changed_plans = [
         plan(Light, example("a"), seed=1),
         plan(Light, example("a"), targets_of=absent_targets),
         plan(Light, example("a"), method=METHOD.replace(margin=1.0)),
@@ -205,7 +205,7 @@ def test_a_manifest_is_of_all_that_changes_results():
         base._replace(subject=dataclasses.replace(base.subject, weights_sha256="other")),
         base._replace(subject=dataclasses.replace(base.subject, name="other")),
     ]
-    manifests = [str(other.manifest()) for other in (base, *others)]
+    manifests = [str(each_plan.manifest()) for each_plan in (base, *changed_plans)]
     assert len(set(manifests)) == len(manifests)
     assert base.manifest(split="x")["split"] == "x"
     more = plan(Light, example("a"), example("b"))
@@ -213,7 +213,7 @@ def test_a_manifest_is_of_all_that_changes_results():
 
 
 def test_there_are_no_more_lanes_than_images(mesh):
-    one = plan(Light, example("a"))
-    stream = attacks.open_stream(one, attacks.attack_inputs(one), count=1, slots=16, mesh=mesh)
+    light = plan(Light, example("a"))
+    stream = attacks.open_stream(light, attacks.attack_inputs(light), count=1, slots=16, mesh=mesh)
     ((row, result),) = stream
     assert row == 0 and result.status == Status.FOOLED

@@ -75,7 +75,7 @@ def test_rows_of_healthy_models_pass_every_check(healthy):
     findings, ran = audit.of_row(subject, {WAVES: rival.run})
     assert ran and len(findings) == 15
     assert not [finding for finding in findings if finding.passed is not True]
-    assert "3 of 3 images, such as scene_08_000000: scores of" in findings[0].said
+    assert "3 of 3 images, such as scene_08_000000: scores of" in findings[0].detail
 
 
 # The documentation audits a function, Table 1 the others.
@@ -119,7 +119,7 @@ def test_a_model_whose_gradient_is_masked(make, healthy, tmp_path):
     findings, _ = audit.of_row(row, {WAVES: healthy[WAVES].run}, checks=checks)
     for check in (SLOPES, GROWS, PERMUTED, audit_checks.WHITE_BOX):
         assert verdict(findings, check).passed is False, check
-    assert f"more harm by {WAVES}" in verdict(findings, audit_checks.WHITE_BOX).said
+    assert f"more harm by {WAVES}" in verdict(findings, audit_checks.WHITE_BOX).detail
     assert verdict(findings, PNG).passed is True
 
 
@@ -145,16 +145,16 @@ def test_detections_that_stand_where_nothing_is_attacked(make, healthy, tmp_path
     assert {record["status"] for record in row.records} == {"NO_TARGETS"}
     assert audit_checks.stops(row).passed is True  # nothing else would say it
     (finding,) = audit_checks.stands(row)
-    assert finding.passed is False and "right detections all the same" in finding.said
+    assert finding.passed is False and "right detections all the same" in finding.detail
     (right,) = audit_checks.stands(healthy[HUES])
-    assert right.passed is True and right.said == "1 of 10 images have no active target"
+    assert right.passed is True and right.detail == "1 of 10 images have no active target"
 
 
 def test_a_model_whose_gradient_is_detached(make, examples, tmp_path):
     detached = Detached(jnp.float32([2, 2]))
     subject = make(tmp_path / "run", detached, 2, 2.0, examples=examples[:1], scored=False)
     finding = audit_checks.stops(subject)
-    assert finding.passed is False and "ZERO_GRADIENT" in finding.said
+    assert finding.passed is False and "ZERO_GRADIENT" in finding.detail
     assert audit_checks.grows(subject).passed is False
     assert verdict(audit_checks.model(subject), "gradients are finite and not zero").passed is False
 
@@ -163,7 +163,7 @@ def test_too_few_steps(healthy):
     stored, twice = audit_checks.goes_on(healthy[WAVES])
     assert stored.passed is True
     assert twice.passed is False and "raise --max_steps from 3" in twice.remedy
-    assert f"images are unfinished after 3 steps; of {audit_checks.CONTINUED} that" in twice.said
+    assert f"images are unfinished after 3 steps; of {audit_checks.CONTINUED} that" in twice.detail
 
 
 def remake(row, folder, changed, count=COUNT):
@@ -184,7 +184,7 @@ def test_permuted_perturbations_stored_for_the_attacks(healthy, tmp_path):
     assert audit_checks.permuted(subject).passed is False
     stored, _ = audit_checks.goes_on(subject)
     assert stored.passed is False and "other perturbations" in stored.remedy
-    assert all(one.passed for one in audit_checks.saved(subject))
+    assert all(finding.passed for finding in audit_checks.saved(subject))
 
 
 def truncated(image, change):
@@ -211,21 +211,21 @@ def test_a_writer_that_truncates(healthy, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         patch.setattr(rundir, "saved_pixels", truncated)
         made = remake(subject, tmp_path / "truncated", lambda change: change)
-    found = audit_checks.saved(made)[0]
-    assert found.passed is False and "truncated" in found.remedy
+    finding = audit_checks.saved(made)[0]
+    assert finding.passed is False and "truncated" in finding.remedy
     # The table is of these PNGs, so that its score is right: only the pixels tell.
-    assert " 0.00% of their values" not in found.said and " 0 are predicted" in found.said
+    assert " 0.00% of their values" not in finding.detail and " 0 are predicted" in finding.detail
 
 
 def test_pngs_that_the_table_is_not_of(healthy, tmp_path):
     subject, folder = healthy[HUES], tmp_path / "shifted"
-    found, _ = audit_checks.saved(shift(subject, folder))
-    assert found.passed is False and " 0.00% of their values" in found.said
-    assert " 0 are predicted otherwise" not in found.said  # only the score tells
+    finding, _ = audit_checks.saved(shift(subject, folder))
+    assert finding.passed is False and " 0.00% of their values" in finding.detail
+    assert " 0 are predicted otherwise" not in finding.detail  # only the score tells
     (folder / "perturbations").rename(tmp_path / "other")
     shutil.copytree(subject.run.folder / "perturbations", folder / "perturbations")
-    (found,) = audit_checks.saved(subject._replace(run=rundir.read(folder)))
-    assert found.passed is False and "do not match their SHA-256" in found.said
+    (finding,) = audit_checks.saved(subject._replace(run=rundir.read(folder)))
+    assert finding.passed is False and "do not match their SHA-256" in finding.detail
 
 
 def weak(change):
@@ -234,10 +234,10 @@ def weak(change):
 
 
 def test_rounding_that_undoes_an_attack(healthy, tmp_path):
-    written, found = audit_checks.saved(remake(healthy[HUES], tmp_path / "run", weak))
+    written, rounding = audit_checks.saved(remake(healthy[HUES], tmp_path / "run", weak))
     assert written.passed is True
-    assert found.passed is False and "--rounded" in found.remedy
-    assert "the score of 10 images goes from " in found.said
+    assert rounding.passed is False and "--rounded" in rounding.remedy
+    assert "the score of 10 images goes from " in rounding.detail
 
 
 def test_scores_of_too_few_images_are_not_compared(healthy, tmp_path):
@@ -245,15 +245,15 @@ def test_scores_of_too_few_images_are_not_compared(healthy, tmp_path):
     few = remake(subject, tmp_path / "run", weak, audit_checks.FEWEST - 1)
     rivals = {WAVES: rival.run}
     compared = audit_checks.white_box(few, rivals)
-    for found in (audit_checks.permuted(few), audit_checks.saved(few)[1], compared):
-        assert found.passed is None and found.remedy == audit_checks.MORE_IMAGES, found
-    assert compared.said.endswith("waves on: 9")
+    for finding in (audit_checks.permuted(few), audit_checks.saved(few)[1], compared):
+        assert finding.passed is None and finding.remedy == audit_checks.MORE_IMAGES, finding
+    assert compared.detail.endswith("waves on: 9")
 
 
 def test_folders_that_are_mixed_up(healthy):
     subject, rival = healthy.values()
-    found = audit_checks.white_box(subject._replace(run=rival.run), {HUES: subject.run})
-    assert found.passed is False and "mixed up" in found.remedy
+    finding = audit_checks.white_box(subject._replace(run=rival.run), {HUES: subject.run})
+    assert finding.passed is False and "mixed up" in finding.remedy
     assert audit_checks.white_box(subject, {}).passed is None
 
 
@@ -262,32 +262,32 @@ def test_a_table_keeps_its_audit(healthy, mesh, tmp_path):
     for name, row in healthy.items():
         shutil.copytree(row.run.folder, tmp_path / name)
         files.write_json(tmp_path / name / dataset.ROW, {"advr": 1.5})
-        (other,) = healthy.keys() - {name}
-        rows[name] = audit.Audit(row.plan, checks, rivals=(other,))
+        (rival,) = healthy.keys() - {name}
+        rows[name] = audit.Audit(row.plan, checks, rivals=(rival,))
     of_table = functools.partial(audit.of_table, tmp_path, mesh=mesh, slots=4)
-    one = {HUES: rows[HUES]._replace(rivals=())}
-    alone = of_table(one)
+    alone_audit = {HUES: rows[HUES]._replace(rivals=())}
+    alone = of_table(alone_audit)
     assert alone[HUES][-1].passed is None  # white-box against nobody
     path = tmp_path / HUES / "audit.json"
-    kept = path.read_bytes()
-    assert of_table(one) == alone
-    assert path.read_bytes() == kept
-    altered = json.loads(kept.replace(b"0 of 10 images", b"what was kept"))
+    content_before = path.read_bytes()
+    assert of_table(alone_audit) == alone
+    assert path.read_bytes() == content_before
+    altered = json.loads(content_before.replace(b"0 of 10 images", b"what was kept"))
     files.write_json(path, {name: altered[name] for name in altered if name != "sha256"})
     # With another network in the table, only the comparison with it is new.
     (tmp_path / WAVES / "audit.json").write_text("damaged")
     both = of_table(rows)
-    for found in both.values():
-        assert [finding.check for finding in found] == [STOPS, GROWS, audit_checks.WHITE_BOX]
+    for findings in both.values():
+        assert [finding.check for finding in findings] == [STOPS, GROWS, audit_checks.WHITE_BOX]
     assert [finding.passed for finding in both[HUES]] == [True] * 3
     assert both[WAVES][-1].passed is False  # cut short, it does less than the other
-    assert both[HUES][0].said == "what was kept" in path.read_text()
+    assert both[HUES][0].detail == "what was kept" in path.read_text()
     content = json.loads((tmp_path / WAVES / "audit.json").read_text())
     assert set(content["rivals"]) == {HUES} and content["row"] == {"advr": 1.5}
-    assert audit.kept(tmp_path, list(rows)) == both
+    assert audit.stored_findings(tmp_path, list(rows)) == both
     # A network that is made anew: what was found of it, and of others beside it, is of the old one.
     files.write_json(tmp_path / WAVES / dataset.ROW, {"advr": 2})
-    assert audit.kept(tmp_path, list(rows)) == {HUES: both[HUES][:2]}
+    assert audit.stored_findings(tmp_path, list(rows)) == {HUES: both[HUES][:2]}
     assert of_table(rows) == both and "what was kept" in path.read_text()
 
 
@@ -299,12 +299,16 @@ def test_a_check_that_cannot_run_costs_no_table(healthy, tmp_path):
     done = [Finding(audit_checks.WHITE_BOX, None, "nothing", "add one")]
     broken = subject._replace(run=rundir.read(folder))
     checks = audit.checks_but(audit_checks.model, audit_checks.goes_on)
-    found, ran = audit.of_row(broken, {}, checks=checks)
+    findings, ran = audit.of_row(broken, {}, checks=checks)
     assert not ran
-    wrong = {one.check: one.said for one in found if one.check.startswith("audit_checks.")}
+    wrong = {
+        finding.check: finding.detail
+        for finding in findings
+        if finding.check.startswith("audit_checks.")
+    }
     lacking = {"stands", "permuted", "saved"}
     assert set(wrong) == {f"audit_checks.{name}" for name in lacking}
-    assert all("no such file" in said for said in wrong.values())
+    assert all("no such file" in detail for detail in wrong.values())
     assert audit.of_row(broken, {}, then=done)[1]
 
 
@@ -316,8 +320,8 @@ def test_whatever_a_check_raises_costs_no_other(healthy):
         raise KeyboardInterrupt
 
     subject = healthy[HUES]
-    found, ran = audit.of_row(subject, None, checks=(fails, audit_checks.stops))
-    assert not ran and [one.passed for one in found] == [None, True]
-    assert found[0].check == "audit_checks.fails" and found[0].said == "KeyError: 'nothing'"
+    findings, ran = audit.of_row(subject, None, checks=(fails, audit_checks.stops))
+    assert not ran and [finding.passed for finding in findings] == [None, True]
+    assert findings[0].check == "audit_checks.fails" and findings[0].detail == "KeyError: 'nothing'"
     with pytest.raises(KeyboardInterrupt):
         audit.of_row(subject, None, checks=(interrupted,))

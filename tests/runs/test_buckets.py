@@ -33,9 +33,9 @@ def crop(example, size):
 
 def test_groups_hold_every_image_once():
     network = networks.load("fcn_vgg", miniature=True)
-    (one,) = buckets.group(network, [(40, 50, 3)] * 4)
-    assert (one.shape, one.padded, one.rows) == ((40, 50), False, [0, 1, 2, 3])
-    assert one.extent((40, 50, 3)) == ()
+    (group,) = buckets.group(network, [(40, 50, 3)] * 4)
+    assert (group.shape, group.padded, group.rows) == ((40, 50), False, [0, 1, 2, 3])
+    assert group.extent((40, 50, 3)) == ()
     groups = buckets.group(network, [(128, 128), (100, 128), (60, 50), (128, 90), (126, 200)])
     assert [(group.shape, group.rows) for group in groups] == [
         ((250, 250), [0, 4]),
@@ -95,26 +95,26 @@ def test_a_run_of_many_sizes_equals_runs_of_one(scenes, mesh):  # FCNs: tests/en
     whole = scenes(2)
     examples = [crop(example, size) for example, size in zip(whole, SIZES, strict=True)]
 
-    def run(some):
-        plan = Plan(subject_of(network, ExampleSet(some, whole.classes)), METHOD)
+    def run(examples):
+        plan = Plan(subject_of(network, ExampleSet(examples, whole.classes)), METHOD)
         inputs = attacks.attack_inputs(plan)
         stream = attacks.open_stream(plan, inputs, count=2, slots=2, mesh=mesh)
-        found = [attack for _, attack in sorted(stream, key=lambda pair: pair[0])]
-        images = [attack.adversarial for attack in found]
+        attacks_in_order = [attack for _, attack in sorted(stream, key=lambda pair: pair[0])]
+        images = [attack.adversarial for attack in attacks_in_order]
         clean = evaluation.clean_images(plan.subject.examples)
-        return found, [evaluation.predict(network, column) for column in (clean, images)]
+        return attacks_in_order, [evaluation.predict(network, column) for column in (clean, images)]
 
     together, predictions = run(examples)
     for row, example in enumerate(examples[:1]):
         ((alone,), predicted) = run([example])
-        found = together[row]
-        assert found.status == alone.status != dag_jax.Status.NO_TARGETS
-        assert found.num_steps == alone.num_steps > 3
-        np.testing.assert_array_equal(found.active_counts, alone.active_counts)
-        assert found.perturbation.shape == found.adversarial.shape == example["image"].shape
+        shared = together[row]
+        assert shared.status == alone.status != dag_jax.Status.NO_TARGETS
+        assert shared.num_steps == alone.num_steps > 3
+        np.testing.assert_array_equal(shared.active_counts, alone.active_counts)
+        assert shared.perturbation.shape == shared.adversarial.shape == example["image"].shape
         reach = np.abs(alone.perturbation).max()
-        np.testing.assert_allclose(found.perturbation, alone.perturbation, atol=1e-4 * reach)
+        np.testing.assert_allclose(shared.perturbation, alone.perturbation, atol=1e-4 * reach)
         for column, (expected,) in zip(predictions, predicted, strict=True):
             np.testing.assert_array_equal(column[row].classes, expected.classes)
             np.testing.assert_allclose(column[row].boxes, expected.boxes, atol=1e-2)
-        assert found.active.size >= alone.active.size
+        assert shared.active.size >= alone.active.size

@@ -60,9 +60,9 @@ def cell(share, *, seed=0, keys=KEYS, clean=80.0):
     return Cell(clean * (share + noise), np.full(401, clean), keys)
 
 
-def matrix(*, near=0.2, far=0.9, kept=(0.05, 0.05), black_box=0.6, permuted=(1.0, 1.0, 1.0)):
+def matrix(*, near=0.2, far=0.9, white_box=(0.05, 0.05), black_box=0.6, permuted=(1.0, 1.0, 1.0)):
     """Return cells with given shares left of a clean score of 80."""
-    cells, kept, permuted = {}, list(kept), list(permuted)
+    cells, white_box, permuted = {}, list(white_box), list(permuted)
     for target in TARGETS:
         cells[Source("val"), target] = cell(1, seed=len(cells))
         for name in ("fcn_alex", "fcn_vgg"):
@@ -70,7 +70,7 @@ def matrix(*, near=0.2, far=0.9, kept=(0.05, 0.05), black_box=0.6, permuted=(1.0
             share = {"white box": 0.01, "cross-training": near, "cross-network": far}
             share = share[claims.kind_of(source, target, LOOKERS)]
             cells[source, target] = cell(share, seed=len(cells))
-        share = kept.pop(0) if target in BOTH.members else black_box
+        share = white_box.pop(0) if target in BOTH.members else black_box
         cells[BOTH, target] = cell(share, seed=len(cells))
         shuffled = BOTH._replace(permuted=True)
         cells[shuffled, target] = cell(permuted.pop(0), seed=len(cells))
@@ -100,19 +100,19 @@ def by_claim(cells):
 
 
 def test_what_the_paper_claims_holds_where_it_does():
-    found = verdicts(matrix(black_box=0.1))
-    plain = {key for key in found if key[0] not in (KEEPS, NOTHING)}
+    claims_by_key = verdicts(matrix(black_box=0.1))
+    plain = {key for key in claims_by_key if key[0] not in (KEEPS, NOTHING)}
     assert plain == {
         ("fools the network itself", "white box: 2 cells"),
         ("transfers", "cross-training: 1 cell"),
         ("transfers", "cross-network: 3 cells"),
         *(STRONGER, HELPS, UNSEEN, MORE),
     }
-    ((_, keeps),) = (key for key in found if key[0] == KEEPS)
-    ((_, nothing),) = (key for key in found if key[0] == NOTHING)
+    ((_, keeps),) = (key for key in claims_by_key if key[0] == KEEPS)
+    ((_, nothing),) = (key for key in claims_by_key if key[0] == NOTHING)
     assert keeps.startswith(f"{SUM}: 2 of 2 cells hold; worst: FCN-")
     assert nothing.startswith(f"{SHUFFLED}: 3 of 3 cells hold; worst: FCN-")
-    assert {one.verdict for one in found.values()} == {"holds"}
+    assert {claim.verdict for claim in claims_by_key.values()} == {"holds"}
 
 
 @pytest.mark.parametrize(
@@ -124,12 +124,12 @@ def test_what_the_paper_claims_holds_where_it_does():
     ],
 )
 def test_a_claim_that_does_not_hold_is_said_not_to(shares, claim):
-    found = verdicts(matrix(**shares))
-    assert found[claim].verdict == "does not hold"
-    for other in {HELPS, UNSEEN, MORE, STRONGER} - {claim}:
+    claims_by_key = verdicts(matrix(**shares))
+    assert claims_by_key[claim].verdict == "does not hold"
+    for other_claim in {HELPS, UNSEEN, MORE, STRONGER} - {claim}:
         either = {HELPS, UNSEEN}
-        if not (claim in either and other in either) and "near" not in shares:
-            assert found[other].verdict == "holds"
+        if not (claim in either and other_claim in either) and "near" not in shares:
+            assert claims_by_key[other_claim].verdict == "holds"
 
 
 @pytest.mark.parametrize(
@@ -142,43 +142,43 @@ def test_a_claim_that_does_not_hold_is_said_not_to(shares, claim):
     ],
 )
 def test_harm_and_gain_do_not_cancel(permuted, verdict, count, worst):
-    found = by_claim(matrix(permuted=permuted))[NOTHING]
-    assert found.verdict == verdict
-    assert found.cells.startswith(f"{SHUFFLED}: {count} of 3 cells hold; worst: ")
-    assert found.cells.rpartition(": ")[2] in worst
+    claim = by_claim(matrix(permuted=permuted))[NOTHING]
+    assert claim.verdict == verdict
+    assert claim.cells.startswith(f"{SHUFFLED}: {count} of 3 cells hold; worst: ")
+    assert claim.cells.rpartition(": ")[2] in worst
 
 
 def test_a_sum_keeps_every_member_or_does_not():
-    found = by_claim(matrix(kept=(0.01, 0.15)))[KEEPS]
-    assert found.verdict == "does not hold" and "1 of 2 cells hold; worst: FCN-VGG" in found.cells
-    np.testing.assert_allclose(found.interval.value, 4, atol=1e-9)
+    claim = by_claim(matrix(white_box=(0.01, 0.15)))[KEEPS]
+    assert claim.verdict == "does not hold" and "1 of 2 cells hold; worst: FCN-VGG" in claim.cells
+    np.testing.assert_allclose(claim.interval.value, 4, atol=1e-9)
 
 
 def test_claims_are_judged_before_they_are_rounded():
     cells = matrix()
     source = Source("val", ("fcn_vgg",))
     cells = {(source, "fcn_alex"): Cell(80 - 1e-3 * cell(1).scores, np.full(401, 80.0), KEYS)}
-    (found,) = claims.of_transfer(cells, LOOKERS)
-    assert found.verdict == "holds" and -0.1 < found.interval.high < 0
+    (claim,) = claims.of_transfer(cells, LOOKERS)
+    assert claim.verdict == "holds" and -0.1 < claim.interval.high < 0
     cells[source, "fcn_alex"] = Cell(80 - 1e-6 * cell(1).scores, np.full(401, 80.0), KEYS)
-    (found,) = claims.of_transfer(cells, LOOKERS)
-    assert found.verdict == "holds" and found.as_json()["interval"][2] == 0
+    (claim,) = claims.of_transfer(cells, LOOKERS)
+    assert claim.verdict == "holds" and claim.as_json()["interval"][2] == 0
 
 
 def test_nine_images_show_nothing():
-    some = {pair: one._replace(keys=KEYS[:9]) for pair, one in matrix().items()}
-    found = claims.of_transfer(some, LOOKERS)
-    assert {one.verdict for one in found} == {"not shown (fewer than 10 images)"}
+    few_images = {pair: cell._replace(keys=KEYS[:9]) for pair, cell in matrix().items()}
+    judged = claims.of_transfer(few_images, LOOKERS)
+    assert {claim.verdict for claim in judged} == {"not shown (fewer than 10 images)"}
 
 
 def test_cells_without_a_clean_score_are_left_out_and_named():
     cells = matrix(black_box=0.1)
     pair = Source("val", ("fcn_vgg",)), "fcn_alex"
     cells[pair] = Cell(np.zeros(401), np.zeros(401), KEYS)
-    found = verdicts(cells)
-    one = found["transfers", "cross-network: 2 cells"]
-    assert one.verdict == "holds" and one.left_out == ("FCN-VGG on FCN-Alex",)
-    assert abs(one.interval.value + 10) < 1e-9
+    claims_by_key = verdicts(cells)
+    claim = claims_by_key["transfers", "cross-network: 2 cells"]
+    assert claim.verdict == "holds" and claim.left_out == ("FCN-VGG on FCN-Alex",)
+    assert abs(claim.interval.value + 10) < 1e-9
     (alone,) = claims.of_transfer({pair: cells[pair]}, LOOKERS)
     assert alone.verdict == "not shown" and alone.as_json()["interval"] == [None] * 3
 
@@ -187,22 +187,24 @@ def test_networks_without_images_are_left_out():
     cells = matrix()
     nothing = Cell(np.full(401, np.nan), np.full(401, np.nan), ())
     empty = {pair: nothing for pair in cells if pair[1] == "fcn_vgg"}
-    found = claims.of_transfer(cells | empty, LOOKERS)
-    assert found and not any(np.isnan(one.interval).any() for one in found)
-    assert not any("FCN-VGG" in title for one in found for title in one.left_out)
+    judged = claims.of_transfer(cells | empty, LOOKERS)
+    assert judged and not any(np.isnan(claim.interval).any() for claim in judged)
+    assert not any("FCN-VGG" in title for claim in judged for title in claim.left_out)
 
 
 def test_cells_are_compared_on_the_images_that_both_have():
-    cells, asked = matrix(black_box=0.1), []
+    cells, requests = matrix(black_box=0.1), []
     more = (*KEYS[::-1], "k")  # the member was seen on one image more, in another order
     pair = Source("val", ("fcn_alex",)), "fcn_alex_star"
     cells[pair] = cell(0.05, keys=more)
 
     def score(target, source, keys):
-        asked.append((source, target, keys))
+        requests.append((source, target, keys))
         return cell(0.3, keys=keys)
 
-    found = verdicts(cells, score)
-    assert (*pair, KEYS) in asked and {one[:2] for one in asked} == {pair}
-    assert found[HELPS].verdict == "holds"  # 0.05 on its own images is less than the sum leaves
-    assert abs(found[HELPS].interval.value + 20) < 1
+    claims_by_key = verdicts(cells, score)
+    assert (*pair, KEYS) in requests and {request[:2] for request in requests} == {pair}
+    assert (
+        claims_by_key[HELPS].verdict == "holds"
+    )  # 0.05 on its own images is less than the sum leaves
+    assert abs(claims_by_key[HELPS].interval.value + 20) < 1

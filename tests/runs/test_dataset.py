@@ -107,13 +107,13 @@ def test_the_folder_holds_every_image(attacked, toys, scenes, name):
 def test_more_examples_add_to_the_folder(attacked, attack, toys, scenes, tmp_path):
     before, folder = attacked("segmenter")
     shutil.copytree(folder, tmp_path / "run")
-    kept = contents(folder)
+    stored = contents(folder)
     row = attack(toys["segmenter"], scenes(3), METHOD, tmp_path / "run")
     assert row["images"] == 3 and row["intervals"] != before["intervals"]
     now = contents(tmp_path / "run")
     added = {name for name in now if "scene_5" in name}
-    assert now.keys() - added == kept.keys() and len(added) == 2 + len(scores.COLUMNS)
-    assert all(now[name] == kept[name] for name in kept if name != "row.json")
+    assert now.keys() - added == stored.keys() and len(added) == 2 + len(scores.COLUMNS)
+    assert all(now[name] == stored[name] for name in stored if name != "row.json")
     # With the first ones alone, the row is theirs again, and no file goes.
     assert attack(toys["segmenter"], scenes(2), METHOD, tmp_path / "run") == before
     assert contents(tmp_path / "run").keys() == now.keys()
@@ -166,21 +166,21 @@ def test_an_interrupted_call_goes_on_to_the_same_bytes(attack, toys, scenes, tmp
 )
 def test_a_folder_of_anything_else_is_refused(attacked, attack, toys, scenes, change, message):
     _, folder = attacked("two_stage")
-    kept = contents(folder)
+    stored = contents(folder)
     inverted = [example | {"image": 255 - example["image"]} for example in scenes(2)]
-    others = {
+    replacements = {
         "half": jax.tree.map(lambda leaf: leaf / 2, toys["two_stage"]),
         "sigmoid": toys["sigmoid"],
         "inverted": ExampleSet(inverted, scenes(2).classes),
     }
-    given = {"model": toys["two_stage"], "examples": scenes(2), "method": METHOD}
-    given |= {
-        name: others.get(value, value) if isinstance(value, str) else value
+    options = {"model": toys["two_stage"], "examples": scenes(2), "method": METHOD}
+    options |= {
+        name: replacements.get(value, value) if isinstance(value, str) else value
         for name, value in change.items()
     }
     with pytest.raises(ValueError, match=message):
-        attack(folder=folder, **given)
-    assert contents(folder) == kept
+        attack(folder=folder, **options)
+    assert contents(folder) == stored
 
 
 def test_only_the_columns_that_are_asked_for_are_scored(attack, toys, scenes, tmp_path):

@@ -65,10 +65,10 @@ def subject(kind, *examples, classes=CLASS_NAMES):
 
 
 def test_a_perfect_and_an_empty_prediction():
-    one = subject(Known)
+    known = subject(Known)
     right = np.where(example()["mask"][..., 0] == 7, 0, 2)
-    assert evaluation.score(one, one.examples, [right]) == 100
-    assert evaluation.score(one, one.examples, [np.full_like(right, 1)]) == 0
+    assert evaluation.score(known, known.examples, [right]) == 100
+    assert evaluation.score(known, known.examples, [np.full_like(right, 1)]) == 0
     two = subject(Finder)
     perfect = metrics.Detections(np.float32([[30, 10, 59, 19]]), np.array([1]), np.float32([0.9]))
     assert evaluation.score(two, two.examples, [perfect]) == 100
@@ -78,15 +78,15 @@ def test_a_perfect_and_an_empty_prediction():
 
 
 def test_a_class_that_the_dataset_lacks_takes_pixels_and_has_no_score():
-    one = subject(Known)
+    known = subject(Known)
     right = np.where(example()["mask"][..., 0] == 7, 0, 2)
     half = right.copy()
     half[:15][right[:15] == 0] = 1  # half of the car is a lorry, they say
     background = (right == 2).sum()
-    assert evaluation.score(one, one.examples, [half]) == pytest.approx(100 * (0.5 + 1) / 2)
-    assert evaluation.score(one, one.examples, [half], classes=[0]) == 50
-    assert evaluation.score(one, one.examples, [half], classes=[1]) == 0
-    assert evaluation.evidence(one, one.examples[0], half)["confusion"].sum() == right.size
+    assert evaluation.score(known, known.examples, [half]) == pytest.approx(100 * (0.5 + 1) / 2)
+    assert evaluation.score(known, known.examples, [half], classes=[0]) == 50
+    assert evaluation.score(known, known.examples, [half], classes=[1]) == 0
+    assert evaluation.evidence(known, known.examples[0], half)["confusion"].sum() == right.size
     assert background == right.size - 300
 
 
@@ -110,56 +110,58 @@ def test_padding_of_detections_is_no_evidence():
 @pytest.mark.parametrize("kind", [Known, Finder])
 def test_a_model_runs_on_images_of_any_sizes_and_number(kind):
     sizes = [(40, 60), (40, 60), (32, 60), (40, 60)]
-    some = [example(*size, image_id=str(row)) for row, size in enumerate(sizes)]
-    one = subject(kind, *some)
-    images = evaluation.clean_images(one.examples)
-    predictions = evaluation.predict(one.model, images)
-    assert evaluation.score(one, one.examples, predictions) == 100
-    alone = evaluation.predict(one.model, images[2:3] if isinstance(images, list) else [images[2]])
+    examples = [example(*size, image_id=str(row)) for row, size in enumerate(sizes)]
+    each_kind = subject(kind, *examples)
+    images = evaluation.clean_images(each_kind.examples)
+    predictions = evaluation.predict(each_kind.model, images)
+    assert evaluation.score(each_kind, each_kind.examples, predictions) == 100
+    alone = evaluation.predict(
+        each_kind.model, images[2:3] if isinstance(images, list) else [images[2]]
+    )
     jax.tree.map(np.testing.assert_array_equal, alone[0], predictions[2])
     if kind is Known:
         assert [labels.shape for labels in predictions] == sizes
     else:
-        assert [found.valid for found in predictions] == [None] * 4
-        assert all(len(found.boxes) == 1 for found in predictions)
+        assert [detections.valid for detections in predictions] == [None] * 4
+        assert all(len(detections.boxes) == 1 for detections in predictions)
 
 
 def test_devices_share_the_images():
     images = [example()["image"]] * 5
     expected = evaluation.predict(Known(jnp.float32(1)), images[:1])[0]
     mesh = jax.make_mesh((2,), ("images",))
-    found = evaluation.predict(Known(jnp.float32(1)), images, mesh=mesh)
-    assert len(found) == 5 and all((labels == expected).all() for labels in found)
+    predictions = evaluation.predict(Known(jnp.float32(1)), images, mesh=mesh)
+    assert len(predictions) == 5 and all((labels == expected).all() for labels in predictions)
 
 
 def test_sets_of_images_score_as_if_they_were_alone():
-    some = [example(image_id=name) for name in "abc"]
-    one = subject(Known, *some)
+    examples = [example(image_id=name) for name in "abc"]
+    known = subject(Known, *examples)
     predictions = [np.where(example()["mask"][..., 0] == 7, wrong, 2) for wrong in (0, 1, 2)]
-    pairs = zip(one.examples, predictions, strict=True)
-    evidence = [evaluation.evidence(one, *pair) for pair in pairs]
-    sets = evaluation.score_sets(one, one.examples, evidence, np.array([[1, 0, 0], [0, 2, 1]]))
-    alone = evaluation.score(one, one.examples[:1], predictions[:1])
+    pairs = zip(known.examples, predictions, strict=True)
+    evidence = [evaluation.evidence(known, *pair) for pair in pairs]
+    sets = evaluation.score_sets(known, known.examples, evidence, np.array([[1, 0, 0], [0, 2, 1]]))
+    alone = evaluation.score(known, known.examples[:1], predictions[:1])
     rows = [1, 1, 2]
-    again = evaluation.score(one, one.examples.pick(rows), [predictions[row] for row in rows])
+    again = evaluation.score(known, known.examples.pick(rows), [predictions[row] for row in rows])
     np.testing.assert_allclose(sets, [alone, again])
 
 
 @pytest.mark.parametrize("kind", [Known, Finder])
 def test_the_mean_of_the_scores_of_classes_is_the_score(kind):
-    some = [example(image_id=name) for name in "abc"]
-    one = subject(kind, *some)
-    predictions = evaluation.predict(one.model, evaluation.clean_images(one.examples))
+    examples = [example(image_id=name) for name in "abc"]
+    each_kind = subject(kind, *examples)
+    predictions = evaluation.predict(each_kind.model, evaluation.clean_images(each_kind.examples))
     if kind is Known:  # wrong at some pixels
         predictions[0] = np.where(np.arange(predictions[0].shape[1]) < 9, 0, predictions[0])
     else:  # a box that is nowhere
         predictions[0] = dataclasses.replace(predictions[0], boxes=predictions[0].boxes + 100)
-    pairs = zip(one.examples, predictions, strict=True)
-    evidence = [evaluation.evidence(one, *pair) for pair in pairs]
-    values = evaluation.class_scores(one, one.examples, evidence)
-    assert len(values) == len(one.facts()["classes"])
+    pairs = zip(each_kind.examples, predictions, strict=True)
+    evidence = [evaluation.evidence(each_kind, *pair) for pair in pairs]
+    values = evaluation.class_scores(each_kind, each_kind.examples, evidence)
+    assert len(values) == len(each_kind.facts()["classes"])
     mean = np.mean([value for value in values if value is not None])
-    expected = evaluation.score_evidence(one, one.examples, evidence)
+    expected = evaluation.score_evidence(each_kind, each_kind.examples, evidence)
     assert 0 < expected < 100
     np.testing.assert_allclose(mean, expected, atol=0.01)
 

@@ -104,5 +104,5 @@ def test_damage_is_named_and_not_exported(run, tmp_path, format):
     path.write_bytes(path.read_bytes()[:30])
     with pytest.raises(DamagedError, match=re.escape(f"{path} is damaged")):
         runs.export(tmp_path / "run", format, tmp_path / "out")
-    left = sorted(file.name for file in tmp_path.iterdir())
-    assert left == (["out", "run"] if format == "png" else ["run"])
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == (["out", "run"] if format == "png" else ["run"])

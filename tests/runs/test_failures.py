@@ -106,8 +106,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, kind):
     if kind == "something else":
         (tmp_path / "mine.txt").write_text("mine")
     else:
-        other = {"launch": "shapes"} if kind == "another launch" else {"settings": {"seed": 1}}
-        rundir.claim(tmp_path, ABOUT | other)
+        changes = {"launch": "shapes"} if kind == "another launch" else {"settings": {"seed": 1}}
+        rundir.claim(tmp_path, ABOUT | changes)
     before = sorted(tmp_path.rglob("*"))
     fail_to_start(tmp_path)
     assert sorted(tmp_path.rglob("*")) == before

@@ -20,9 +20,9 @@ def test_a_folder_belongs_to_one_run(tmp_path):
     folder = rundir.claim(tmp_path / "run", settings)
     assert rundir.claim(folder, settings | {"splits": ["a", "b"]}) == folder
     before = bytes_of(tmp_path)
-    other = settings | {"seed": 1, "margin": 3, "versions": {"jax": "0.12"}, "text": "y" * 100}
+    changed = settings | {"seed": 1, "margin": 3, "versions": {"jax": "0.12"}, "text": "y" * 100}
     with pytest.raises(UserError) as error:
-        rundir.claim(folder, other | {"splits": ["a"]}, accept_version=True)
+        rundir.claim(folder, changed | {"splits": ["a"]}, accept_version=True)
     assert (
         "other settings (margin: now 3, there nothing; seed: now 1, there 0; splits.1: now "
         f'nothing, there "b"; text: now "{59 * "y"}, there "{59 * "x"}; versions.jax: now "0.12", '

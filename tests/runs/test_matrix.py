@@ -43,9 +43,9 @@ def whole(write_table, windows, looking, tmp_path_factory):
 def matrix_of(windows, looking, tmp_path):
     """A matrix in a folder of the test's own."""
 
-    def make(folder, examples=None, *, sources=SOURCES, names=None, other=()):
-        some = {name: looking[name] for name in names or looking} | dict(other)
-        return open_matrix(tmp_path / "cells", folder, examples or windows(3), some, sources)
+    def make(folder, examples=None, *, sources=SOURCES, names=None, replaced=()):
+        lookers = {name: looking[name] for name in names or looking} | dict(replaced)
+        return open_matrix(tmp_path / "cells", folder, examples or windows(3), lookers, sources)
 
     return make
 
@@ -79,11 +79,15 @@ def test_a_cell_is_what_the_model_makes_of_the_images(whole, looking, target):
 
 def test_what_was_found_for_a_model_does_harm(whole):
     matrix = whole
-    clean, own, other = (matrix.cell("fcn_vgg", source) for source in (CLEAN, FIRST, SECOND))
-    assert clean.scores[0] == 100 and clean.left[0] == 1
-    assert own.scores[0] < 80 and own.left[0] == pytest.approx(own.scores[0] / 100)
-    assert own.scores[0] != other.scores[0]
-    np.testing.assert_array_equal(own.clean, clean.scores)
+    clean, white_box, transferred = (
+        matrix.cell("fcn_vgg", source) for source in (CLEAN, FIRST, SECOND)
+    )
+    assert clean.scores[0] == 100 and clean.remaining_share[0] == 1
+    assert white_box.scores[0] < 80 and white_box.remaining_share[0] == pytest.approx(
+        white_box.scores[0] / 100
+    )
+    assert white_box.scores[0] != transferred.scores[0]
+    np.testing.assert_array_equal(white_box.clean, clean.scores)
 
 
 def test_a_permuted_source_is_the_mean_of_its_shuffles(whole, looking):
@@ -110,13 +114,13 @@ def test_sets_of_a_cell_are_those_of_every_other(whole):
 
 def test_a_cell_of_some_images_is_theirs_alone(whole):
     matrix = whole
-    some = matrix.cell("fcn_vgg", SUM, ("c", "a"))
-    assert some.keys == ("c", "a") and some.images == 2
+    part = matrix.cell("fcn_vgg", SUM, ("c", "a"))
+    assert part.keys == ("c", "a") and part.images == 2
     subject = matrix.subject("fcn_vgg", SUM)
     examples = subject.examples.pick([2, 0])
     images = [matrix.stored.image(SUM, example) for example in examples]
     expected = evaluation.score(subject, examples, evaluation.predict(subject.model, images))
-    assert some.scores[0] == pytest.approx(expected)
+    assert part.scores[0] == pytest.approx(expected)
 
 
 def test_what_is_there_is_not_made_again(filled, looking):
@@ -158,12 +162,12 @@ def test_more_images_make_their_cells_anew(matrix_of, make_table, windows):
     make_table(windows(3), changes={"fcn_vgg": 50})
     grown = matrix_of(folder, sources=sources, names=names)
     second = grown.path("fcn_vgg", SECOND)
-    kept = second.read_bytes()
+    content = second.read_bytes()
     assert not grown.is_complete("fcn_vgg")
     grown.fill("fcn_vgg")
     assert grown.cell("fcn_vgg", FIRST).keys == ("a", "b", "c")
-    assert grown.cell("fcn_vgg", SECOND).keys == ("a", "b") and second.read_bytes() == kept
-    assert np.isfinite(grown.cell("fcn_vgg", SECOND).left[0])
+    assert grown.cell("fcn_vgg", SECOND).keys == ("a", "b") and second.read_bytes() == content
+    assert np.isfinite(grown.cell("fcn_vgg", SECOND).remaining_share[0])
 
 
 def test_cells_of_other_perturbations_are_refused(filled, matrix_of, make_table, windows):
@@ -171,8 +175,8 @@ def test_cells_of_other_perturbations_are_refused(filled, matrix_of, make_table,
     before = written(matrix)
     shutil.rmtree(folder / "fcn_vgg")
     make_table(windows(3), changes={"fcn_vgg": 50}, weights="other weights")
-    other = matrix_of(folder)
-    for look in (other.is_complete, other.fill):
+    other_matrix = matrix_of(folder)
+    for look in (other_matrix.is_complete, other_matrix.fill):
         with pytest.raises(ValueError, match=r"weights_sha256: now .*other weights.*--workdir"):
             look("mine:first")
     assert written(matrix) == before
@@ -181,9 +185,9 @@ def test_cells_of_other_perturbations_are_refused(filled, matrix_of, make_table,
 
 def test_a_model_of_other_weights_is_refused(filled, matrix_of):
     matrix, folder = filled
-    other = {"mine:first": (matrix.looking["mine:first"][0], "other")}
+    replaced = {"mine:first": (matrix.looking["mine:first"][0], "other")}
     with pytest.raises(ValueError, match=r"weights_sha256: now \"other\", there \"weights of mine"):
-        matrix_of(folder, other=other).fill("mine:first")
+        matrix_of(folder, replaced=replaced).fill("mine:first")
 
 
 def test_a_segmenter_sees_no_image_that_nobody_segmented(matrix_of, make_table, windows, looking):
@@ -193,7 +197,7 @@ def test_a_segmenter_sees_no_image_that_nobody_segmented(matrix_of, make_table, 
     for name in ("fcn_vgg", "mine:window"):
         matrix.fill(name)
     cell = matrix.cell("fcn_vgg", WINDOW)
-    assert cell.images == 0 and np.isnan(cell.scores).all() and np.isnan(cell.left).all()
+    assert cell.images == 0 and np.isnan(cell.scores).all() and np.isnan(cell.remaining_share).all()
     assert matrix.cell("mine:window", WINDOW).images == 2
     assert matrix.subject("fcn_vgg", WINDOW) is None
     matrix.check_shown()
@@ -242,7 +246,7 @@ def test_a_damaged_cell_is_named(filled):
 
 def test_a_model_that_finds_nothing_leaves_no_share():
     cell = Cell(np.array([0.0, 5.0]), np.array([0.0, 10.0]), ("a",))
-    assert np.isnan(cell.left[0]) and cell.left[1] == 0.5
+    assert np.isnan(cell.remaining_share[0]) and cell.remaining_share[1] == 0.5
 
 
 def test_a_cell_in_the_place_of_another_is_named(filled):

@@ -19,8 +19,8 @@ PACKAGE = pathlib.Path(dag_jax.__file__).parent
 def copied(tmp_path_factory):
     """A copy of some of the package's code, and the digest of it."""
     folder = tmp_path_factory.mktemp("copied") / "dag_jax"
-    others = shutil.ignore_patterns("networks", "weights", "detection", "engine", "__pycache__")
-    shutil.copytree(PACKAGE, folder, ignore=others)
+    ignored = shutil.ignore_patterns("networks", "weights", "detection", "engine", "__pycache__")
+    shutil.copytree(PACKAGE, folder, ignore=ignored)
     return folder, provenance.digest_of(folder)
 
 
@@ -44,13 +44,13 @@ def changes(copied):
 
 
 def test_environment_says_what_runs_here():
-    found = provenance.environment()
-    assert found.keys() == {"versions", "code", "device", "platform", "matmul_precision"}
-    assert found["versions"]["jax"] == jax.__version__
-    assert found["versions"]["numpy"] == np.__version__
-    assert found["versions"].keys() == {"python", "jax", "jaxlib", "flax", "optax", "numpy"}
-    assert found["device"] == jax.devices()[0].device_kind
-    assert json.loads(json.dumps(found)) == found
+    environment = provenance.environment()
+    assert environment.keys() == {"versions", "code", "device", "platform", "matmul_precision"}
+    assert environment["versions"]["jax"] == jax.__version__
+    assert environment["versions"]["numpy"] == np.__version__
+    assert environment["versions"].keys() == {"python", "jax", "jaxlib", "flax", "optax", "numpy"}
+    assert environment["device"] == jax.devices()[0].device_kind
+    assert json.loads(json.dumps(environment)) == environment
 
 
 def test_the_code_that_runs_has_one_digest_wherever_it_lies(tmp_path):

@@ -25,10 +25,12 @@ def queries(suppression, image):
     The first sees class 1 by the brightness of the image's left, the second by that of its right,
     and is held down as long as the first sees it.
     """
-    left, right = (image[:, part].mean() / 10 - 8 for part in (slice(6), slice(6, None)))
-    second = right - suppression * jnp.maximum(left, 0)
+    first_half, second_half = (
+        image[:, part].mean() / 10 - 8 for part in (slice(6), slice(6, None))
+    )
+    second = second_half - suppression * jnp.maximum(first_half, 0)
     zero, never = jnp.float32(0), jnp.float32(-9)
-    rows = [[never, left, zero], [never, second, zero], [never, never, zero]]
+    rows = [[never, first_half, zero], [never, second, zero], [never, never, zero]]
     return jnp.asarray(BOXES), jnp.stack([jnp.stack(row) for row in rows])
 
 
@@ -45,8 +47,8 @@ def finished(detector):
 
 def sees(detector, image):
     """Return the queries that see an object with a score of one half or more."""
-    found = detector.detect(image)
-    return [i for i, score in enumerate(found.scores) if score >= 0.5]
+    detections = detector.detect(image)
+    return [i for i, score in enumerate(detections.scores) if score >= 0.5]
 
 
 @pytest.mark.slow
@@ -64,7 +66,7 @@ def test_rounds_go_on_until_no_query_sees_it(detector, finished):
     assert finished.settled and sees(detector, finished.attack.adversarial) == []
     assert [each.new for each in finished.rounds] == [1] * len(finished.rounds)
     assert [each.targets for each in finished.rounds] == [1, 2]
-    assert all(each.active >= 1 and each.left == 0 for each in finished.rounds)
+    assert all(each.active >= 1 and each.active_at_end == 0 for each in finished.rounds)
     assert {each.status for each in finished.rounds} == {Status.FOOLED}
 
 

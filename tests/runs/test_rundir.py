@@ -55,7 +55,7 @@ def put(results, indices):
 def complete(results):
     """Do what a launch does, of what is not there."""
     add(results, results.todo())
-    put(results, [index for index in results.own() if not results.has("confusion", index)])
+    put(results, [index for index in results.process_rows() if not results.has("confusion", index)])
     return results
 
 
@@ -93,8 +93,8 @@ def test_bytes_do_not_depend_on_the_order(whole, tmp_path, seed):
 
 
 def test_what_a_finished_folder_holds(whole):
-    found = {path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file()}
-    assert found == {"manifest.json"} | {
+    paths = {path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file()}
+    assert paths == {"manifest.json"} | {
         name.format(key)
         for key in KEYS
         for name in (
@@ -158,8 +158,8 @@ def test_a_selection_may_grow_and_change(whole, tmp_path):
     assert few.todo() == [] and few.is_complete("confusion")
     assert [record["num_steps"] for record in few.records()] == [8, 2]
     assert few.get("confusion", 0)["counts"].tolist() == [8, 8, 8]
-    others = open_results(tmp_path / "run", ["other", KEYS[2]])
-    assert others.todo() == [0] and others.done().keys() == {1}
+    selection = open_results(tmp_path / "run", ["other", KEYS[2]])
+    assert selection.todo() == [0] and selection.done().keys() == {1}
     assert bytes_of(tmp_path / "run") == bytes_of(whole)
 
 
@@ -268,7 +268,7 @@ def test_two_processes_share_a_folder(whole, tmp_path):
     first, second = (
         open_results(tmp_path / "run", process=process, processes=2) for process in range(2)
     )
-    assert (first.own(), second.own()) == ([0, 2, 4, 6, 8], [1, 3, 5, 7, 9])
+    assert (first.process_rows(), second.process_rows()) == ([0, 2, 4, 6, 8], [1, 3, 5, 7, 9])
     complete(first)
     add(second, [3])
     for write in (add, put):
@@ -477,9 +477,9 @@ def child(script, *arguments, prefix=()):
     )
     source = "\n\n".join([head, *map(inspect.getsource, shared), FORKED, script])
     command = [*prefix, sys.executable, "-c", source, *map(str, arguments)]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert found.returncode == 0, found.stderr
-    return json.loads(found.stdout)
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
 
 
 FORKED = """
@@ -709,21 +709,21 @@ def test_a_folder_that_cannot_be_written(whole, tmp_path, trouble, number, reaso
         if not shutil.which("unshare") or subprocess.run(probe, capture_output=True).returncode:
             pytest.skip("this user can mount no file system of its own")
     arguments = trouble, folder, tmp_path / "out"
-    finished, found, message, left, kept = child(TROUBLE, *arguments, prefix=prefix)
-    assert found == number and str(folder / "run") in message and reason in message
-    assert sorted(kept) == sorted(finished) and 2 <= len(kept) < 9 and left == []
-    assert f"{len(kept)} of the 10 images of this process are finished and kept; " in message
+    finished, error_number, message, drafts, stored = child(TROUBLE, *arguments, prefix=prefix)
+    assert error_number == number and str(folder / "run") in message and reason in message
+    assert sorted(stored) == sorted(finished) and 2 <= len(stored) < 9 and drafts == []
+    assert f"{len(stored)} of the 10 images of this process are finished and kept; " in message
     assert bytes_of(tmp_path / "out") == bytes_of(whole)
 
 
 def test_a_full_disk_at_any_write(whole, tmp_path, monkeypatch):
     fsync = os.fsync
     for moment in range(1, 40, 5):
-        left = [moment]
+        moments = [moment]
 
-        def full(file, left=left):
-            left[0] -= 1
-            if left[0] < 0:
+        def full(file, moments=moments):
+            moments[0] -= 1
+            if moments[0] < 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             fsync(file)
 
@@ -785,20 +785,20 @@ def bucket(monkeypatch):
 
         def ls(self, path, detail=True, **kwargs):
             path = self._strip_protocol(path).rstrip("/")
-            found = {}
+            kinds = {}
             for name in objects:
                 if name == path:
-                    found[name] = "file"
+                    kinds[name] = "file"
                 elif name.startswith(path + "/"):
                     child, _, deeper = name[len(path) + 1 :].partition("/")
-                    found[f"{path}/{child}"] = "directory" if deeper else "file"
-            if not found:
+                    kinds[f"{path}/{child}"] = "directory" if deeper else "file"
+            if not kinds:
                 raise FileNotFoundError(path)
             rows = [
                 {"name": n, "type": kind, "size": len(objects.get(n, b""))}
-                for n, kind in found.items()
+                for n, kind in kinds.items()
             ]
-            return rows if detail else list(found)
+            return rows if detail else list(kinds)
 
         def rm_file(self, path):
             del objects[path]
@@ -828,9 +828,9 @@ def test_a_bucket_holds_the_same_bytes(bucket, whole):
     assert results.todo() == [0, 1, 2, 4, 5, 6, 8, 9]
     complete(results)
     assert results.is_complete("confusion") and results.records() == rundir.read(whole).records
-    found = {name.removeprefix("bucket/runs/fcn_alex/"): bucket[name] for name in bucket}
-    shared = {name for name in found if not name.startswith("timings")}
-    assert {name: found[name] for name in shared} == bytes_of(whole)
+    objects = {name.removeprefix("bucket/runs/fcn_alex/"): bucket[name] for name in bucket}
+    shared = {name for name in objects if not name.startswith("timings")}
+    assert {name: objects[name] for name in shared} == bytes_of(whole)
     run = rundir.read(folder)
     for index, key in enumerate(KEYS):
         np.testing.assert_array_equal(run.perturbation(key), attack_of(index)[1])

@@ -20,10 +20,10 @@ SUM = Source("val", ("fcn_vgg", "mine:first"))
 def store(windows):
     """Open a table's folder, with the images of the dataset that it names."""
 
-    def open_(folder, examples=None, *, asked=None):
+    def open_(folder, examples=None, *, requests=None):
         def load(settings, split, ids):
-            if asked is not None:
-                asked.append((settings["dataset"], split, sorted(ids)))
+            if requests is not None:
+                requests.append((settings["dataset"], split, sorted(ids)))
             whole = windows(3) if examples is None else examples
             return whole.pick([row for row, key in enumerate(whole.ids) if key in ids])
 
@@ -88,11 +88,11 @@ def test_default_sums_are_those_that_can_be_made():
 
 
 def test_images_are_those_that_were_attacked(make_table, windows, store):
-    asked = []
-    stored = store(make_table(windows(2)), asked=asked)
+    requests = []
+    stored = store(make_table(windows(2)), requests=requests)
     assert stored.examples("val").ids == ["a", "b"]
     assert stored.examples("val") is stored.examples("val")  # read once
-    assert asked == [("windows", "val", ["a", "b"])]
+    assert requests == [("windows", "val", ["a", "b"])]
 
 
 def test_a_sum_is_of_the_images_that_all_members_have(make_table, windows, store):
@@ -104,9 +104,9 @@ def test_a_sum_is_of_the_images_that_all_members_have(make_table, windows, store
 
 def test_other_images_of_the_same_names_are_refused(make_table, windows, store):
     inverted = [example | {"image": 255 - example["image"]} for example in windows(2)]
-    other = type(windows(1))(inverted, windows(1).classes)
+    inverted_set = type(windows(1))(inverted, windows(1).classes)
     with pytest.raises(ValueError, match="was made of another image of the name 'a'"):
-        store(make_table(windows(2)), other).examples("val")
+        store(make_table(windows(2)), inverted_set).examples("val")
 
 
 def test_a_model_gets_the_images_of_a_source_that_it_can_be_scored_on(
@@ -153,12 +153,12 @@ def test_a_fingerprint_is_of_all_that_makes_a_source(make_table, windows, store)
     known = stored.fingerprint(SUM)
     assert known == store(stored.folder).fingerprint(SUM)
     assert set(known["members"]) == set(SUM.members)
-    others = {
+    changed_folders = {
         "settings": make_table(examples, folder="seed", seed=1),
         "images": make_table(windows(1), folder="fewer"),
         "members": make_table(examples, folder="weights", weights="other"),
     }
-    for part, folder in others.items():
+    for part, folder in changed_folders.items():
         assert store(folder).fingerprint(SUM)[part] != known[part]
 
 

@@ -108,7 +108,7 @@ ARRAY = np.arange(6, dtype=np.float32)
 def test_the_digest_is_of_values_and_of_where_they_are():
     digest = weights_digest(Weights(ARRAY, ARRAY + 1))
     assert digest == weights_digest(Weights(jnp.asarray(ARRAY), jnp.asarray(ARRAY + 1)))
-    others = [
+    changed_models = [
         Weights(ARRAY + 1, ARRAY),
         Weights(ARRAY, ARRAY),
         Weights(ARRAY.reshape(2, 3), ARRAY + 1),
@@ -116,7 +116,7 @@ def test_the_digest_is_of_values_and_of_where_they_are():
         Weights(np.concatenate([ARRAY, ARRAY + 1]), ARRAY[:0]),
         (ARRAY, ARRAY + 1),
     ]
-    assert len({digest, *map(weights_digest, others)}) == 1 + len(others)
+    assert len({digest, *map(weights_digest, changed_models)}) == 1 + len(changed_models)
 
 
 def test_the_digest_of_half_precision_and_of_numbers_is_of_their_values():

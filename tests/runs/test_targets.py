@@ -84,19 +84,19 @@ def find(model, *pairs, **options):
 
 
 def test_candidates_that_find_an_object_are_targets_and_come_first():
-    found, score_fn = find(SOFTMAX, (1, 2), (2, 0))
-    assert found.valid.tolist() == [True, True, False, False]
-    assert found.labels.tolist() == [2, 0, 0, 0]
+    targets_found, score_fn = find(SOFTMAX, (1, 2), (2, 0))
+    assert targets_found.valid.tolist() == [True, True, False, False]
+    assert targets_found.labels.tolist() == [2, 0, 0, 0]
     np.testing.assert_array_equal(score_fn(IMAGE)[:2], SOFTMAX.table[1:3])
 
 
 def test_background_is_given_to_no_object_wherever_it_stands():
     # Of two classes of objects there is one permutation.
     for seed in range(3):
-        found, _ = targets.detector_targets(
+        targets_found, _ = targets.detector_targets(
             SOFTMAX, IMAGE, truths((0, 0), (1, 2)), key=jax.random.key(seed)
         )
-        assert found.adversarial[:2].tolist() == [2, 0]
+        assert targets_found.adversarial[:2].tolist() == [2, 0]
 
 
 def test_an_object_must_be_seen_and_seen_there():
@@ -119,32 +119,35 @@ def test_padding_of_candidates_is_no_target():
 
 def test_an_image_without_objects_has_no_targets():
     for model, shape in ((SOFTMAX, (4,)), (SIGMOID, (4, 3))):
-        found, score_fn = find(model)
-        assert found.valid.shape == shape and not found.valid.any()
-        result = dag_jax.attack(score_fn, IMAGE, found)
+        targets_found, score_fn = find(model)
+        assert targets_found.valid.shape == shape and not targets_found.valid.any()
+        result = dag_jax.attack(score_fn, IMAGE, targets_found)
         assert result.status == dag_jax.Status.NO_TARGETS and not result.perturbation.any()
 
 
 def test_of_a_sigmoid_head_every_candidate_is_a_target_of_each_class_there_is():
-    found, score_fn = find(SIGMOID, (0, 0), (3, 2))
-    assert found.valid.tolist() == [[True, False, True]] * 4
-    assert not found.labels.any()
-    np.testing.assert_array_equal(found.adversarial, np.asarray(found.valid, int))
+    targets_found, score_fn = find(SIGMOID, (0, 0), (3, 2))
+    assert targets_found.valid.tolist() == [[True, False, True]] * 4
+    assert not targets_found.labels.any()
+    np.testing.assert_array_equal(targets_found.adversarial, np.asarray(targets_found.valid, int))
     scores = score_fn(IMAGE)
     assert scores.shape == (4, 3, 2)
-    active = dag_jax.active_targets(scores, found)
+    active = dag_jax.active_targets(scores, targets_found)
     # A logit of 0 at a threshold of 0: argmax answers the first of equals, there.
     assert active.tolist() == [[True, False, True]] + [[False, False, True]] * 3
 
 
 def test_what_starts_inactive_wakes_up():
     model = Seesaw(SIGMOID.table.at[3, 0, 0].set(-1), ALL)
-    found, score_fn = find(model, (0, 0))
-    first = np.asarray(dag_jax.active_targets(score_fn(IMAGE), found))
+    targets_found, score_fn = find(model, (0, 0))
+    first = np.asarray(dag_jax.active_targets(score_fn(IMAGE), targets_found))
     assert first.tolist() == [[True, False, False]] + [[False] * 3] * 3
     method = dag_jax.Method(max_steps=60)
-    short = dataclasses.replace(found, valid=jnp.asarray(first))
-    results = [dag_jax.attack(score_fn, IMAGE, some, method) for some in (short, found)]
+    short = dataclasses.replace(targets_found, valid=jnp.asarray(first))
+    results = [
+        dag_jax.attack(score_fn, IMAGE, each_targets, method)
+        for each_targets in (short, targets_found)
+    ]
     assert [result.status for result in results] == [dag_jax.Status.FOOLED] * 2
     reported = [score_fn(result.adversarial)[:, 0, 0].tolist() for result in results]
     assert reported[0][3] > 0 > reported[0][0]  # fooled, they say, and another one sees the cat
@@ -152,13 +155,13 @@ def test_what_starts_inactive_wakes_up():
 
 
 def test_the_score_function_goes_into_an_attack_and_serves_other_parameters():
-    found, score_fn = find(SOFTMAX, (0, 0), (2, 0))
-    result = dag_jax.attack(score_fn, IMAGE, found, dag_jax.Method(max_steps=60))
+    targets_found, score_fn = find(SOFTMAX, (0, 0), (2, 0))
+    result = dag_jax.attack(score_fn, IMAGE, targets_found, dag_jax.Method(max_steps=60))
     assert result.status == dag_jax.Status.FOOLED and result.num_steps > 1
     scores = np.asarray(score_fn(result.adversarial))
     assert (scores.argmax(-1)[:2] != 0).all()
-    other, _ = jax.tree.flatten(find(Quarters(SOFTMAX.table + 1, ALL), (0, 0))[1])
-    assert len(other) == len(jax.tree.leaves(score_fn))
+    other_leaves, _ = jax.tree.flatten(find(Quarters(SOFTMAX.table + 1, ALL), (0, 0))[1])
+    assert len(other_leaves) == len(jax.tree.leaves(score_fn))
 
 
 def test_a_segmenter_is_told_which_targets_are_its_own(toys):
@@ -218,98 +221,102 @@ def group_of(subject):
 
 
 def test_every_pixel_that_is_not_void_is_a_target_of_a_segmenter(toys):
-    one = subject(toys["segmenter"], ("cat", "bus", "dog"))
-    found, inputs = targets.paper_targets(one, group_of(one), one.examples[0], 0)
-    assert inputs == () and isinstance(found.valid, np.ndarray)
-    np.testing.assert_array_equal(found.valid, one.examples[0]["mask"][..., 0] != 255)
-    assert set(found.labels[found.valid]) == {4, 6}  # dog and cat
+    row = subject(toys["segmenter"], ("cat", "bus", "dog"))
+    targets_found, inputs = targets.paper_targets(row, group_of(row), row.examples[0], 0)
+    assert inputs == () and isinstance(targets_found.valid, np.ndarray)
+    np.testing.assert_array_equal(targets_found.valid, row.examples[0]["mask"][..., 0] != 255)
+    assert set(targets_found.labels[targets_found.valid]) == {4, 6}  # dog and cat
     for label in (4, 6):  # one permutation: a class is given another, the same everywhere
-        (given,) = set(found.adversarial[found.labels == label])
-        assert given != label and 0 <= given < 7
-    again, _ = targets.paper_targets(one, group_of(one), one.examples[0], 0)
-    np.testing.assert_array_equal(found.adversarial, again.adversarial)
-    others = [
-        targets.paper_targets(one, group_of(one), one.examples[0], seed)[0].adversarial
+        (replacement,) = set(targets_found.adversarial[targets_found.labels == label])
+        assert replacement != label and 0 <= replacement < 7
+    again, _ = targets.paper_targets(row, group_of(row), row.examples[0], 0)
+    np.testing.assert_array_equal(targets_found.adversarial, again.adversarial)
+    other_seeds = [
+        targets.paper_targets(row, group_of(row), row.examples[0], seed)[0].adversarial
         for seed in range(1, 5)
     ]
-    assert any((other != found.adversarial).any() for other in others)
+    assert any((adversarial != targets_found.adversarial).any() for adversarial in other_seeds)
 
 
 def test_a_class_that_the_model_lacks_is_no_target(toys):
-    one = subject(toys["segmenter"], ("bus", "cat", "dog"))
-    found, _ = targets.paper_targets(one, group_of(one), one.examples[0], 0)
-    np.testing.assert_array_equal(found.valid, one.examples[0]["mask"][..., 0] == 4)
-    assert not found.valid[:, :4].any()
+    row = subject(toys["segmenter"], ("bus", "cat", "dog"))
+    targets_found, _ = targets.paper_targets(row, group_of(row), row.examples[0], 0)
+    np.testing.assert_array_equal(targets_found.valid, row.examples[0]["mask"][..., 0] == 4)
+    assert not targets_found.valid[:, :4].any()
 
 
 @pytest.mark.parametrize(("model", "rank"), [(SOFTMAX, 1), (SIGMOID, 2)])
 def test_a_detector_s_targets_are_those_of_detector_targets(model, rank):
-    one = subject(model, model.classes)
-    found, (handle,) = targets.paper_targets(one, group_of(one), one.examples[0], 7)
-    objects = one.examples[0]["objects"]
+    row = subject(model, model.classes)
+    targets_found, (handle,) = targets.paper_targets(row, group_of(row), row.examples[0], 7)
+    objects = row.examples[0]["objects"]
     known = metrics.Truths(objects["boxes"], objects["label"], objects["difficult"])
     expected, score_fn = targets.detector_targets(
-        model, one.examples[0]["image"], known, key=dag_jax.image_key(7, "a")
+        model, row.examples[0]["image"], known, key=dag_jax.image_key(7, "a")
     )
-    assert found.valid.ndim == rank and found.valid.any()
-    jax.tree.map(np.testing.assert_array_equal, found, jax.device_get(expected))
+    assert targets_found.valid.ndim == rank and targets_found.valid.any()
+    jax.tree.map(np.testing.assert_array_equal, targets_found, jax.device_get(expected))
     scores = models.score_fn(model)(jnp.asarray(IMAGE.astype(np.uint8).astype(np.float32)), handle)
     np.testing.assert_array_equal(scores, score_fn(IMAGE.astype(np.uint8).astype(np.float32)))
 
 
 @pytest.mark.parametrize("model", [SOFTMAX, SIGMOID])
 def test_absent_targets_of_a_detector_are_never_background(model):
-    one = subject(model, model.classes)
-    found, _ = targets.absent_targets(one, group_of(one), one.examples[0], 0)
-    first, _ = targets.paper_targets(one, group_of(one), one.examples[0], 0)
-    np.testing.assert_array_equal(found.labels, first.labels)
+    row = subject(model, model.classes)
+    targets_found, _ = targets.absent_targets(row, group_of(row), row.examples[0], 0)
+    first, _ = targets.paper_targets(row, group_of(row), row.examples[0], 0)
+    np.testing.assert_array_equal(targets_found.labels, first.labels)
     if model is SIGMOID:  # there or not: there is no other class
-        jax.tree.map(np.testing.assert_array_equal, found, first)
+        jax.tree.map(np.testing.assert_array_equal, targets_found, first)
     else:  # the image has both classes of objects: a permutation of them
-        assert found.adversarial[found.valid].tolist() == [2, 0]
+        assert targets_found.adversarial[targets_found.valid].tolist() == [2, 0]
 
 
 def test_absent_targets_of_a_segmenter_are_of_no_class_there(toys):
-    one = subject(toys["segmenter"], ("cat", "bus", "dog"))
-    found, _ = targets.absent_targets(one, group_of(one), one.examples[0], 0)
-    there = set(found.labels[found.valid])
-    assert there == {4, 6} and not there & set(found.adversarial[found.valid])
-    assert len(set(found.adversarial[found.valid])) == 2
+    row = subject(toys["segmenter"], ("cat", "bus", "dog"))
+    targets_found, _ = targets.absent_targets(row, group_of(row), row.examples[0], 0)
+    present = set(targets_found.labels[targets_found.valid])
+    assert present == {4, 6} and not present & set(targets_found.adversarial[targets_found.valid])
+    assert len(set(targets_found.adversarial[targets_found.valid])) == 2
 
 
 def test_a_list_of_targets_has_one_of_few_lengths(toys, scenes):
-    one = subject_of(toys["sigmoid"], scenes(2))
+    two_scenes = subject_of(toys["sigmoid"], scenes(2))
     for row in range(2):
-        found, (handle,) = targets.paper_targets(one, group_of(one), one.examples[row], 0)
-        assert len(found.valid) == len(handle) == 484  # of all anchors, each is one
+        targets_found, (handle,) = targets.paper_targets(
+            two_scenes, group_of(two_scenes), two_scenes.examples[row], 0
+        )
+        assert len(targets_found.valid) == len(handle) == 484  # of all anchors, each is one
     two = subject_of(toys["two_stage"], scenes(2))
-    found, (handle,) = targets.paper_targets(two, group_of(two), two.examples[0], 0)
-    assert len(found.valid) == len(handle) == 64 and found.valid.any()
+    targets_found, (handle,) = targets.paper_targets(two, group_of(two), two.examples[0], 0)
+    assert len(targets_found.valid) == len(handle) == 64 and targets_found.valid.any()
 
 
 @pytest.mark.slow
 def test_what_is_active_at_a_stride_is_what_is_predicted(toys, scenes):
     """The engine's scores of coarse cells and the model's own labels never disagree."""
-    one = subject_of(toys["segmenter"], scenes(1))
-    ((_, image, found, inputs),) = attack_inputs(Plan(one, dag_jax.Method()))
-    score_fn = models.score_fn(one.model, *inputs)
-    result = dag_jax.attack(score_fn, image, found, dag_jax.Method(max_steps=5))
-    labels = np.asarray(one.model.predict(result.adversarial))
-    assert 0 < result.active.sum() < found.valid.sum()
-    np.testing.assert_array_equal(result.active, found.valid & (labels == found.labels))
+    row = subject_of(toys["segmenter"], scenes(1))
+    ((_, image, targets_found, inputs),) = attack_inputs(Plan(row, dag_jax.Method()))
+    score_fn = models.score_fn(row.model, *inputs)
+    result = dag_jax.attack(score_fn, image, targets_found, dag_jax.Method(max_steps=5))
+    labels = np.asarray(row.model.predict(result.adversarial))
+    assert 0 < result.active.sum() < targets_found.valid.sum()
+    np.testing.assert_array_equal(
+        result.active, targets_found.valid & (labels == targets_found.labels)
+    )
 
 
 def test_images_of_many_sizes_need_no_bucket_of_the_model(toys):
     """Each size is compiled then; a model with a bucket shares what is compiled."""
     small = example(image_id="b", image=np.zeros((4, 8, 3), np.uint8), mask=np.zeros((4, 8), int))
-    some = ExampleSet([example(), small], ("cat", "bus", "dog"))
-    one = subject_of(toys["segmenter"], some)
-    assert bucket_for(one) is None
-    inputs = list(attack_inputs(Plan(one, dag_jax.Method())))
-    assert [found.valid.shape for _, _, found, _ in inputs] == [(8, 8), (4, 8)]
+    two_sizes = ExampleSet([example(), small], ("cat", "bus", "dog"))
+    two_size_row = subject_of(toys["segmenter"], two_sizes)
+    assert bucket_for(two_size_row) is None
+    inputs = list(attack_inputs(Plan(two_size_row, dag_jax.Method())))
+    assert [targets_found.valid.shape for _, _, targets_found, _ in inputs] == [(8, 8), (4, 8)]
     network = networks.load("fcn_alex", miniature=True)
-    assert bucket_for(subject_of(network, some)) is models.bucket_score_fn
-    assert bucket_for(subject_of(network, some[:1])) is None
+    assert bucket_for(subject_of(network, two_sizes)) is models.bucket_score_fn
+    assert bucket_for(subject_of(network, two_sizes[:1])) is None
 
 
 # The launches' other targets, on miniatures.
@@ -317,19 +324,21 @@ def test_images_of_many_sizes_need_no_bucket_of_the_model(toys):
 
 @pytest.mark.slow  # it compiles a detector
 def test_proposals_are_counted_as_their_settings_ask(scenes):
-    one = subject_of(networks.load("fr_zf_07", miniature=True), scenes(1))
+    row = subject_of(networks.load("fr_zf_07", miniature=True), scenes(1))
     propose = jax.jit(
         lambda model, image, nms: model.propose(image, nms_threshold=nms, max_proposals=60)
     )
-    kept = []
+    counts = []
     for threshold in (0.3, 0.9):
         options = {"nms_threshold": threshold, "most": 60}
-        arguments = one, group_of(one), one.examples[0], 0
+        arguments = row, group_of(row), row.examples[0], 0
         whole, boxes, count = targets.candidate_targets(*arguments, **options)
-        found, (attacked,) = targets.paper_targets(*arguments, **options)
-        assert len(boxes) == len(attacked) == 60 and found.valid.sum() == whole.valid.sum() > 0
-        image = one.examples[0]["image"].astype(np.float32)
-        proposals = propose(one.model, image, threshold)
+        targets_found, (attacked,) = targets.paper_targets(*arguments, **options)
+        assert (
+            len(boxes) == len(attacked) == 60 and targets_found.valid.sum() == whole.valid.sum() > 0
+        )
+        image = row.examples[0]["image"].astype(np.float32)
+        proposals = propose(row.model, image, threshold)
         expected = np.asarray(proposals.boxes)
         as_sets = (np.asarray(sorted(map(tuple, rows))) for rows in (attacked, expected))
         np.testing.assert_allclose(*as_sets, atol=1e-3)
@@ -337,8 +346,8 @@ def test_proposals_are_counted_as_their_settings_ask(scenes):
         overlap = np.array(detection.iou(among, among))
         np.fill_diagonal(overlap, 0)
         assert len(among) == count and overlap.max() <= threshold
-        kept.append(int(count))
-    assert 0 < kept[0] < kept[1] == 60
+        counts.append(int(count))
+    assert 0 < counts[0] < counts[1] == 60
 
 
 @pytest.mark.slow
@@ -351,14 +360,16 @@ def test_every_pixel_of_a_drawing_is_a_target(padded):
     drawn = np.zeros((64, 96), np.int32)
     drawn[16:48, 32:64], drawn[:4], drawn[50:52] = 15, 255, seen[50:52]  # some as drawn already
     whole = {"image_id": "blocks", "image": image, "mask": drawn}
-    one = subject_of(network, ExampleSet([whole], network.classes))
-    group = buckets.group_of(network, image.shape) if padded else group_of(one)
+    drawn_row = subject_of(network, ExampleSet([whole], network.classes))
+    group = buckets.group_of(network, image.shape) if padded else group_of(drawn_row)
     assert group.padded == padded
-    found, inputs = targets.drawn_targets(one, group, one.examples[0], 0)
+    targets_found, inputs = targets.drawn_targets(drawn_row, group, drawn_row.examples[0], 0)
     valid = drawn != 255
-    assert inputs == () and found.valid.shape == (64, 96)
-    np.testing.assert_array_equal(found.valid, valid)
-    np.testing.assert_array_equal(found.adversarial[valid], drawn[valid])
+    assert inputs == () and targets_found.valid.shape == (64, 96)
+    np.testing.assert_array_equal(targets_found.valid, valid)
+    np.testing.assert_array_equal(targets_found.adversarial[valid], drawn[valid])
     differs = valid & (seen != drawn)
-    np.testing.assert_array_equal(found.labels[differs], seen[differs])
-    assert (found.labels != found.adversarial)[valid].all() and (valid & ~differs).any()
+    np.testing.assert_array_equal(targets_found.labels[differs], seen[differs])
+    assert (targets_found.labels != targets_found.adversarial)[valid].all() and (
+        valid & ~differs
+    ).any()
