@@ -1,15 +1,15 @@
-"""Attacks by the same engine: each function returns the `Method` that one of them is.
+"""Attacks by the same engine: each function returns the `Method` of one attack.
 
     result = dag_jax.attack(score_fn, image, targets, dag_jax.methods.pgd(8.0))
 
-The same arguments give equal methods, so that a second call compiles nothing; `Method.replace`
-gives one with other numbers.
+The same arguments give equal methods, so that a second call compiles nothing. `Method.replace`
+returns a method with other numbers.
 
-Two families. DAG's own change what is active, what is descended on, or how it is added up; r is not
-bounded, and the attack stops by itself. FGSM, PGD, SegPGD and CosPGD raise the cross-entropy of the
-labels by signed steps within epsilon grey levels, whatever the adversarial labels are, and always
-take max_steps. There the update keeps r where |r| <= epsilon and 0 <= X + r <= 255 at every
-iterate, as public implementations do with the image; the engine's own clip then changes nothing.
+There are two families. Variants of DAG change the rule of active targets, the loss or the update; r
+is not bounded, and the attack stops by itself. FGSM, PGD, SegPGD and CosPGD raise the cross-entropy
+of the labels by signed steps within epsilon grey levels. They ignore the adversarial labels and
+always take max_steps. Their update keeps |r| <= epsilon and 0 <= X + r <= 255 at every iterate, as
+public implementations do with the image, so the engine's own clip changes nothing.
 
 Shapes: `H W` pixels, `*T` any target shape ([H, W] pixels or [N] proposals), `C` classes.
 """
@@ -42,7 +42,7 @@ from dag_jax.errors import UserError
 def dag(
     step_size: float = 0.5, margin: float = 0.0, max_steps: int = 200, *, rounded: bool = False
 ) -> Method:
-    """Return the paper's attack: `Method` with its own defaults.
+    """Return the paper's attack, `Method` with its defaults.
 
     Args:
       step_size: gamma, the largest change of a channel in one step, in grey levels.
@@ -56,18 +56,18 @@ def dag(
 
 
 def release(background: int | None = None) -> Method:
-    """Return the attack of the authors' code, which is not quite the paper's.
+    """Return the attack of the authors' code, which differs from the paper's.
 
     Segmentation: a target is active until its adversarial label is predicted (by `margin` logits),
 
         loss = f_predicted - f_adversarial,    stop once at most 1% of the targets is active
 
-    (theirs is 1% of the foreground). Detection: the paper's rule counts and stops, but the margin
-    of the label over the adversarial one is lowered for every target that is seen neither as its
-    adversarial label nor as background. Left out: there, fooled boxes that score below 0.8 after
-    an NMS of 0.35 are active again.
+    (theirs is 1% of the foreground). Detection: targets are active and the attack stops by the
+    paper's rule, but the loss is the margin of the label over the adversarial one for every target
+    predicted as neither its adversarial label nor background. Not reproduced: in their code, fooled
+    boxes that score below 0.8 after an NMS of 0.35 become active again.
 
-    Adversarial labels are classes that the image lacks: the caller's, by `absent_labels`.
+    The caller makes the adversarial labels by `absent_labels`: classes that the image lacks.
 
     Args:
       background: for targets that are a detector's proposals, the class that is no object; None
@@ -81,12 +81,12 @@ def release(background: int | None = None) -> Method:
 
 
 def best_other() -> Method:
-    """Return DAG with the margin of the label over the best other class, whichever that is.
+    """Return DAG with the margin of the label over the best other class.
 
-        loss = f_label - max of the others, of active targets
+        loss = f_label - max of the other scores, over active targets
 
-    The adversarial labels are not looked at. adversarial-library stops where 99% of the targets are
-    wrong (`stop_fraction=0.01`), and its gradient is 0 where the image is clipped.
+    The adversarial labels are ignored. adversarial-library stops once 99% of the targets are wrong
+    (`stop_fraction=0.01`), and its gradient is 0 where the image is clipped.
 
     Reference: github.com/jeromerony/adversarial-library, segmentation/dense_adversary.py.
     """
@@ -94,12 +94,12 @@ def best_other() -> Method:
 
 
 def momentum(decay: float = 0.9) -> Method:
-    """Return DAG that goes on in the direction of earlier iterates.
+    """Return DAG with momentum: steps follow a decaying sum of gradients.
 
         g_m = decay g_{m-1} + r_m / ||r_m||_inf,    r = r + gamma / ||g_m||_inf g_m
 
-    Each gradient counts alike, as in MI-FGSM (with the largest change as its norm): those of many
-    active targets would otherwise outweigh those of the last few.
+    Each gradient is divided by its norm, as in MI-FGSM (here the largest change). Otherwise the
+    gradients of many active targets would outweigh those of the last few.
 
     Args:
       decay: what is left of a gradient one step later, 0 or more and less than 1.
@@ -113,12 +113,12 @@ def momentum(decay: float = 0.9) -> Method:
 
 
 def clipped(factor: float = 4.0) -> Method:
-    """Return DAG whose steps are as long as most pixels allow, and not as the steepest one asks.
+    """Return DAG whose gradient is scaled by its root mean square and clipped.
 
         r = r + gamma clip(r_m / (factor rms(r_m)), -1, 1)
 
-    rms(r_m) is the root mean square over pixels and channels. The largest of r_m is many times as
-    large: scaled by it, as in the paper, a step moves few pixels.
+    rms(r_m) is the root mean square over pixels and channels. The largest value of r_m is many
+    times as large: a step that is scaled by it, as in the paper, moves few pixels.
 
     Args:
       factor: of the root mean square, at which a gradient is clipped; a positive number.
@@ -170,7 +170,7 @@ def pgd(epsilon: float = 8.0, step_size: float = 2.0, max_steps: int = 40) -> Me
 
 
 def segpgd(epsilon: float = 8.0, step_size: float = 2.0, max_steps: int = 40) -> Method:
-    """Return SegPGD, which turns from the pixels that are right to those that are wrong.
+    """Return SegPGD, which shifts its weight from right pixels to wrong ones as steps go by.
 
         lambda_t = (t - 1) / (2 T);    weight = 1 - lambda_t if right (active), lambda_t if wrong
 
@@ -210,7 +210,7 @@ def cospgd(epsilon: float = 8.0, step_size: float = 2.0, max_steps: int = 40) ->
 def random_start(
     key: PRNGKeyArray, image: Num[Array, "H W 3"], epsilon: float = 8.0
 ) -> Float32[jax.Array, "H W 3"]:
-    """Draw the random start of PGD: what `attack` takes as `start`.
+    """Draw the random start of PGD, for `attack(start=...)`.
 
     Args:
       key: JAX key; `image_key` makes one per image.
@@ -218,7 +218,7 @@ def random_start(
       epsilon: largest change of a channel, in grey levels.
 
     Returns:
-      f32[H, W, 3], uniform within epsilon, cut where the image would leave 0 to 255.
+      f32[H, W, 3], uniform within epsilon, clipped so that the image stays within 0 to 255.
 
     Raises:
       ValueError: where epsilon is not positive.
@@ -231,7 +231,7 @@ def random_start(
 
 @dataclasses.dataclass(frozen=True)
 class SignStep:
-    """Signed steps down a loss within an L-infinity ball and the range of an image: an `update`.
+    """An `update`: signed steps down a loss, within an L-infinity ball and the image's range.
 
         r = clip(r - alpha sign(gradient), max(-epsilon, -X), min(epsilon, 255 - X))
 
@@ -244,8 +244,8 @@ class SignStep:
     def __call__(self, step_size: Number) -> optax.GradientTransformationExtraArgs:
         """Return the transformation; its `update` takes the clean image f32[H, W, 3] as `image`."""
 
-        def update(gradient, state, params, *, image, **others):
-            del others
+        def update(gradient, state, params, *, image, **unused):
+            del unused
             lowest = jnp.maximum(-image, -self.epsilon)
             highest = jnp.minimum(WHITE - image, self.epsilon)
             stepped = jnp.clip(params - step_size * jnp.sign(gradient), lowest, highest)
@@ -256,10 +256,10 @@ class SignStep:
 
 @dataclasses.dataclass(frozen=True)
 class ClippedStep:
-    """A gradient in units of its root mean square, clipped: an `update`; see `clipped`.
+    """An `update`: the gradient in units of its root mean square, clipped; see `clipped`.
 
     Attributes:
-      factor: of the root mean square, at which it is clipped.
+      factor: where the gradient is clipped, in units of its root mean square.
     """
 
     factor: float
@@ -283,7 +283,7 @@ class ClippedStep:
 
 @dataclasses.dataclass(frozen=True)
 class Momentum:
-    """The paper's update along a decaying sum of gradients: an `update`; see `momentum`.
+    """An `update`: the paper's, along a decaying sum of gradients; see `momentum`.
 
     Attributes:
       decay: what is left of a gradient one step later, 0 or more and less than 1.
@@ -318,7 +318,7 @@ def _grey_levels(name, value):
 
 
 def _known(scores, targets):
-    """Return scores with 0 where there is no target: what is not finite there has a slope, too."""
+    """Return scores with 0 where there is no target, so that no NaN there enters a gradient."""
     return jnp.where(targets.valid[..., None], wide(scores), 0)
 
 
@@ -337,7 +337,7 @@ def _lead_over_adversarial(scores, targets, active, progress):
 
 @dataclasses.dataclass(frozen=True)
 class MarginsOfUnsettled:
-    """Margins of targets that are active, or seen neither as adversarial nor as background.
+    """Margins of targets that are active, or predicted as neither adversarial nor background.
 
     Attributes:
       background: the class that is no object.

@@ -6,17 +6,18 @@ order and resizing, so that a perturbation is in grey levels of the user's image
 
 A model may also say, where the defaults of its task are not right:
 
-    title        what tables call it; the name of its class if it does not say
-    background   the index of the class that is no object, -1 for none; a class named "background"
-                 if it does not say
+    title        its name in tables; by default the name of its Python class
+    background   the index of the class that is no object, -1 for none; by default that of the class
+                 named "background"
     margin       logits by which a label must have lost before its target rests
     max_steps    the most steps of an image
-    bucket       function of (H, W) that returns (model, (H', W')): what sees an image of that size
-                 padded to H' x W', so that images of many sizes share few compiled shapes. Its
-                 methods then take the image's own i32[2] (H, W) as a last argument
+    bucket       function of (H, W) that returns (model, (H', W')): the model to use on an image of
+                 that size, padded to H' x W', so that images of many sizes share few compiled
+                 shapes. Its methods then take i32[2], the image's own (H, W), as a last argument
 
-Parameters that JAX does not see, another framework's, are no leaves: the part of the model that has
-them says `weights_sha256`, a SHA-256 that changes with them, by which run folders know it again.
+Parameters of another framework are no leaves, as JAX does not see them. The part of the model that
+holds them has an attribute `weights_sha256`, a SHA-256 that changes with them; run folders tell
+models apart by it.
 
 Shapes: `H W` pixels of the user's image, `h w` cells of a map, `N` candidates, `C` classes, `K`
 detections. Boxes are f32 [x0, y0, x1, y1] in pixels of the user's image, 0-based, corners
@@ -55,7 +56,7 @@ _SYNONYMS = {
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """What a detector may find objects at; fixed during an attack."""
+    """The places where a detector may find objects; fixed during an attack."""
 
     boxes: Float[Array, "N 4"]
     handle: PyTree[Shaped[Array, "N ..."]]  # what `scores` takes: boxes, or indices of anchors
@@ -82,13 +83,13 @@ class Detector(Protocol):
     classes: tuple[str, ...]
 
     def propose(self, image: Float[Array, "H W 3"]) -> Candidates:
-        """Return what is attacked in an image: candidates on the clean image."""
+        """Return the candidates of a clean image, which an attack then keeps."""
 
     def scores(self, image: Float[Array, "H W 3"], handle: PyTree) -> Float[Array, " N *C"]:
-        """Return what the model says of candidates.
+        """Return the scores of candidates.
 
-        Pre-softmax scores f32[N, C] of a softmax head. A sigmoid head says of each class by itself
-        whether it is there: f32[N, C, 2], (logit, logit of the threshold of a detection).
+        A softmax head gives pre-softmax scores f32[N, C]. A sigmoid head decides about each class
+        by itself: f32[N, C, 2], (logit, logit of the threshold of a detection).
         """
 
     def detect(self, image: Float[Array, "H W 3"]) -> Detections:
@@ -96,7 +97,7 @@ class Detector(Protocol):
 
 
 class About(NamedTuple):
-    """What a model says of itself, or its task's defaults."""
+    """The facts about a model that the library uses: its own, or its task's defaults."""
 
     title: str
     task: str  # SEGMENTATION or DETECTION
@@ -112,17 +113,17 @@ class About(NamedTuple):
 
     @property
     def objects(self) -> tuple[int, ...]:
-        """The classes that a box, or a pixel, can have: of a detector all but background."""
+        """The indices of the classes of objects: all classes, without a detector's background."""
         left_out = self.background if self.detects else None
         return tuple(index for index in range(len(self.classes)) if index != left_out)
 
 
 def about(model: Any) -> About:
-    """Return what a model is.
+    """Return the facts about a model.
 
     Raises:
-      ValueError: where it is neither a `Segmenter` nor a `Detector`, saying what it lacks; for
-        classes that are no names or repeat, and a background that is none of them.
+      ValueError: where it is neither a `Segmenter` nor a `Detector`, naming what it lacks; where
+        its classes are no names or repeat; where its background is none of them.
     """
     if isinstance(model, type):
         raise UserError(f"{model.__name__} is a class: give a model, which is one of its instances")
@@ -165,11 +166,11 @@ def about(model: Any) -> About:
 
 
 class SharedClasses(NamedTuple):
-    """The classes that a model and a dataset have both.
+    """The classes that a model and a dataset have in common.
 
     Attributes:
       of_model: their indices in the model's classes, ascending.
-      to_model: for each class of the dataset the model's index, -1 where the model has none.
+      to_model: for each class of the dataset its index in the model's, -1 where the model lacks it.
       only_model: names of the model's other classes.
       only_dataset: names of the dataset's other classes.
     """
@@ -183,15 +184,15 @@ class SharedClasses(NamedTuple):
 def share_classes(model_about: About, classes: tuple[str, ...]) -> SharedClasses:
     """Find the classes that a model shares with a dataset, by name.
 
-    Case, spaces, hyphens and underscores do not matter, and "airplane" is VOC's "aeroplane", unless
-    the model has that one, too. A detector's background is no class that could be shared.
+    Case, spaces, hyphens and underscores do not matter. "airplane" is VOC's "aeroplane", unless the
+    model has both. A detector's background is never shared.
 
     Args:
       model_about: from `about`.
       classes: names of the dataset's classes.
 
     Raises:
-      ValueError: where there is none.
+      ValueError: where they share no class.
     """
     names = [(index, model_about.classes[index]) for index in model_about.objects]
     wanted = {_plain(name): index for index, name in names}
@@ -203,12 +204,12 @@ def share_classes(model_about: About, classes: tuple[str, ...]) -> SharedClasses
             f"{model_about.title} shares no class with the dataset: it has "
             f"{', '.join(model_about.classes[:30])}; the dataset has {', '.join(classes[:30])}"
         )
-    others = (index for index in model_about.objects if index not in of_model)
+    unshared = (index for index in model_about.objects if index not in of_model)
     without = zip(classes, to_model, strict=True)
     only_dataset = tuple(name for name, index in without if index == -1)
     if model_about.detects:
         only_dataset = tuple(name for name in only_dataset if _plain(name) != _BACKGROUND)
-    only_model = tuple(model_about.classes[index] for index in others)
+    only_model = tuple(model_about.classes[index] for index in unshared)
     return SharedClasses(of_model, to_model, only_model, only_dataset)
 
 
@@ -221,7 +222,7 @@ def _plain(name):
 
 
 def parameters_of(model: Any) -> dict[str, Any]:
-    """Return the arrays of a model, by where they are in it.
+    """Return {path in the model: array} of a model's leaves.
 
     Raises:
       ValueError: where it is no pytree, or has a leaf that is no array.
@@ -239,7 +240,7 @@ def parameters_of(model: Any) -> dict[str, Any]:
 
 
 def _check_scores(model, scores, rows=None):
-    """Raise a UserError for scores of another shape than their model's classes ask for."""
+    """Raise a UserError where the shape of scores does not fit the model's classes."""
     count = len(model.classes)
     if rows is None:
         right, wanted = scores.ndim == 3 and scores.shape[-1] == count, f"[h, w, {count}]"
@@ -273,16 +274,16 @@ def _scores_of_these(model, handle, image, *extent):
 
 
 def score_fn(model: Segmenter | Detector, handle: PyTree = None) -> Callable:
-    """Return the function of an image by which a model meets the engine.
+    """Return a model's score function, as `attack` takes it.
 
-    It is a pytree: the model's parameters are traced, not compiled in.
+    It is a pytree: the model's parameters are traced and no constants of the program.
 
     Args:
       model: a `Segmenter` or a `Detector`.
-      handle: of a detector's candidates; None leaves it to the caller.
+      handle: of a detector's candidates; None makes it an argument of the score function.
 
     Returns:
-      Of a segmenter: image -> f32[H, W, C], coarser scores resized bilinearly. Of a detector:
+      For a segmenter: image -> f32[H, W, C], coarser scores resized bilinearly. For a detector:
       image -> f32[N, C] or f32[N, C, 2], or (image, handle) -> the same where `handle` is None.
 
     Raises:
@@ -300,23 +301,24 @@ def score_fn(model: Segmenter | Detector, handle: PyTree = None) -> Callable:
 def bucket_score_fn(
     function: jax.tree_util.Partial, shape: tuple[int, ...]
 ) -> tuple[Callable, tuple[int, int]]:
-    """Return what scores images of a size that share a compiled shape with others.
+    """Return the score function and padded shape of an image's bucket.
 
-    It is what `dag_jax.attack_stream` takes as `bucket` for images of many sizes.
+    Images of one bucket share a compiled program. Give this function to `dag_jax.attack_stream` as
+    `bucket` for images of many sizes.
 
     Args:
       function: from `score_fn`.
       shape: (H, W, ...) of an image.
 
     Returns:
-      (what scores an image of that bucket and takes its extent as a last argument, (H', W')).
+      (score function that takes the image's i32[2] (H, W) as a last argument, (H', W')).
 
     Raises:
       ValueError: as the model's `bucket` says.
     """
-    model, *rest = function.args
+    model, *inputs = function.args
     model, padded = model.bucket(shape)
-    return jax.tree_util.Partial(function.func, model, *rest), padded
+    return jax.tree_util.Partial(function.func, model, *inputs), padded
 
 
 def is_sigmoid(scores: Float[Array, " N *C"]) -> bool:

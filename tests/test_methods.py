@@ -157,14 +157,14 @@ def test_a_bounded_attack_stays_in_its_ball_and_in_the_range(problem, name):
 
 @pytest.mark.parametrize("name", ["best_other", *BOUNDED])
 def test_adversarial_labels_do_not_matter_where_none_are_asked_for(problem, name):
-    *rest, labels, adversarial, valid = problem
-    others = (labels + 1 + (adversarial == (labels + 1) % C)).astype(np.int32) % C
-    assert (others != adversarial).all() and (others != labels).all()
-    result, other = (
-        dag_jax.attack(*of_engine((*rest, labels, aims, valid)), METHODS[name])
-        for aims in (adversarial, others)
+    *inputs, labels, adversarial, valid = problem
+    other_labels = (labels + 1 + (adversarial == (labels + 1) % C)).astype(np.int32) % C
+    assert (other_labels != adversarial).all() and (other_labels != labels).all()
+    result, relabelled = (
+        dag_jax.attack(*of_engine((*inputs, labels, aims, valid)), METHODS[name])
+        for aims in (adversarial, other_labels)
     )
-    jax.tree.map(np.testing.assert_array_equal, result, other)
+    jax.tree.map(np.testing.assert_array_equal, result, relabelled)
 
 
 @pytest.mark.slow
@@ -175,8 +175,8 @@ def test_what_stands_where_there_is_no_target_does_not_matter(problem, name):
     labels, adversarial = (leaf.at[2].set(255) for leaf in (targets.labels, targets.adversarial))
     result = dag_jax.attack(score_fn, image, targets, METHODS[name])
     targets = Targets(labels, adversarial, targets.valid)
-    other = dag_jax.attack(spoiled, image, targets, METHODS[name])
-    jax.tree.map(np.testing.assert_array_equal, result, other)
+    spoiled_result = dag_jax.attack(spoiled, image, targets, METHODS[name])
+    jax.tree.map(np.testing.assert_array_equal, result, spoiled_result)
 
 
 def without_third(score_fn, image):
@@ -308,8 +308,8 @@ def test_a_random_start_is_drawn_within_the_ball_and_the_range(problem):
     key = dag_jax.image_key(0, "image")
     start = methods.random_start(key, image, EPSILON)
     np.testing.assert_array_equal(start, methods.random_start(key, np.asarray(image), EPSILON))
-    other = methods.random_start(dag_jax.image_key(0, "another"), image, EPSILON)
-    assert start.dtype == jnp.float32 and (start != other).mean() > 0.9
+    other_start = methods.random_start(dag_jax.image_key(0, "another"), image, EPSILON)
+    assert start.dtype == jnp.float32 and (start != other_start).mean() > 0.9
     assert 0.9 * EPSILON < jnp.abs(start).max() <= EPSILON and abs(float(start.mean())) < 0.5
     assert float((image + start).min()) >= 0 and float((image + start).max()) <= 255
     result = dag_jax.attack(score_fn, image, targets, METHODS["pgd"], start=start)

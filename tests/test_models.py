@@ -58,9 +58,12 @@ def test_a_detector_has_its_task_s_defaults():
 def test_a_model_says_what_is_not_the_default():
     about = models.about(toy_models.sigmoid())
     assert (about.title, about.margin, about.max_steps) == ("One-Stage", 1.0, 20)
-    said = models.about(detector(margin=np.float32(2), max_steps=np.int64(7), title="Mine"))
-    assert said[0] == "Mine" and said[4:] == (2.0, 7)
-    assert (type(said.margin), type(said.max_steps)) == (float, int)  # as JSON and jit take them
+    described = models.about(detector(margin=np.float32(2), max_steps=np.int64(7), title="Mine"))
+    assert described[0] == "Mine" and described[4:] == (2.0, 7)
+    assert (type(described.margin), type(described.max_steps)) == (
+        float,
+        int,
+    )  # as JSON and jit take them
 
 
 @pytest.mark.parametrize(

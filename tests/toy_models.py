@@ -42,10 +42,10 @@ def look(gains, image):
     waves = jnp.einsum("thp,pq,twq->hwt", down, grey.astype(jnp.complex64), right)
     texture = 2 * jnp.sqrt(waves.real**2 + waves.imag**2 + 0.02)
     texture = jnp.concatenate([texture, jnp.full_like(texture[..., :1], 1.7)], axis=-1)
-    objects, others = (
+    objects, non_objects = (
         gains[0] * hues[..., pairs[:, 0]] + gains[1] * texture[..., pairs[:, 1]] for pairs in PAIRS
     )
-    return jnp.concatenate([others.max(axis=-1, keepdims=True), objects], axis=-1)
+    return jnp.concatenate([non_objects.max(axis=-1, keepdims=True), objects], axis=-1)
 
 
 @jax.tree_util.register_dataclass
@@ -98,10 +98,10 @@ def in_boxes(gains, image, boxes):
 def keep(boxes, confidence, scores, valid):
     """Return `Detections` of the best of each class: confidence bool[N, C], scores f32[N, C]."""
     boxes = jnp.broadcast_to(boxes, (scores.shape[1], *boxes.shape))
-    found = detection.nms_per_class(
+    outputs = detection.nms_per_class(
         boxes, scores.T, threshold=0.3, max_outputs=20, valid=(confidence & valid[:, None]).T
     )
-    return Detections(*found)
+    return Detections(*outputs)
 
 
 @jax.tree_util.register_dataclass

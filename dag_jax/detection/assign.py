@@ -1,4 +1,4 @@
-"""What a detector learns: which anchors and regions are objects, and where they should move.
+"""Training targets of a detector: which anchors and regions are objects, and their offsets.
 
 Shapes: `A` anchors, `P` proposals, `G` ground-truth boxes, `S` samples.
 
@@ -18,7 +18,7 @@ from dag_jax.errors import UserError
 
 
 class AnchorTargets(NamedTuple):
-    """What the region proposal network should say at each anchor."""
+    """The training targets of the region proposal network, for each anchor."""
 
     positive: Bool[jax.Array, " A"]  # the anchor is an object
     sampled: Bool[jax.Array, " A"]  # the anchor counts in the loss
@@ -26,7 +26,7 @@ class AnchorTargets(NamedTuple):
 
 
 class RegionTargets(NamedTuple):
-    """Regions for the heads to classify, and what they should say."""
+    """The regions that the heads learn from, with their labels and offsets."""
 
     boxes: Float[jax.Array, "S 4"]
     labels: Int32[jax.Array, " S"]  # class, 0 is background
@@ -35,7 +35,7 @@ class RegionTargets(NamedTuple):
 
 
 def _ious(boxes, truths, valid):
-    """Return f32[A, G] overlaps, -1 with padding, so that padding is never the best."""
+    """Return f32[A, G] overlaps; those with padding are -1, so that padding is never the best."""
     if valid.shape != truths.shape[:1]:
         raise UserError(f"there are {truths.shape[0]} ground-truth boxes, valid is {valid.shape}")
     if truths.shape[0] == 0:
@@ -44,7 +44,7 @@ def _ious(boxes, truths, valid):
 
 
 def _draw(key, candidates, count):
-    """Return a random subset of the mask `candidates`, of `count` or of all there are."""
+    """Return a random subset of the mask `candidates`, of at most `count`."""
     ticket = jnp.where(candidates, jax.random.uniform(key, candidates.shape), jnp.inf)
     rank = jnp.argsort(jnp.argsort(ticket))
     return candidates & (rank < count)
@@ -63,12 +63,12 @@ def anchor_targets(
 ) -> AnchorTargets:
     """Label anchors and sample those that count in the loss.
 
-    An anchor is positive where its best IoU is at least `positive_iou`, or where no anchor
-    overlaps some ground-truth box more; negative where its best IoU is below `negative_iou`. At
-    most `positive_fraction` of the samples are positive, and negatives fill the rest.
+    An anchor is positive if its best IoU is at least `positive_iou`, or if it is the best anchor of
+    a ground-truth box. It is negative if its best IoU is below `negative_iou`. At most
+    `positive_fraction` of the samples are positive; negatives fill the rest.
 
-    py-faster-rcnn leaves out anchors that cross the border of the image. They count here, because
-    on a small canvas nearly all do.
+    py-faster-rcnn leaves out anchors that cross the image border. Here they count, because on a
+    small canvas nearly all anchors cross it.
 
     Args:
       key: a PRNG key.
@@ -109,8 +109,8 @@ def jitter_boxes(
 ) -> Float[jax.Array, "G*{count} 4"]:
     """Return copies of boxes with each side moved at random.
 
-    Beside the proposals, they give the heads objects to learn from while the region proposal
-    network still finds none, and many more of them afterwards.
+    They give the heads objects to learn from while the region proposal network still finds none,
+    and more objects afterwards.
 
     Args:
       key: a PRNG key.
@@ -141,7 +141,7 @@ def region_targets(
 ) -> RegionTargets:
     """Sample regions from the proposals and the ground truth, with labels and offsets.
 
-    A region is foreground where its best IoU is at least `foreground_iou`, and background below.
+    A region is foreground if its best IoU is at least `foreground_iou`, else background.
 
     Args:
       key: a PRNG key.
@@ -181,9 +181,9 @@ def region_targets(
     background = _draw(background_key, usable & ~object_like, num_samples - jnp.sum(foreground))
     order = jnp.argsort(jnp.where(foreground, 0, jnp.where(background, 1, 2)), stable=True)
     order = jnp.pad(order[:num_samples], (0, max(num_samples - order.shape[0], 0)))
-    found = jnp.arange(num_samples) < jnp.sum(foreground | background)
-    is_object = (foreground[order] & found)[:, None]
+    filled = jnp.arange(num_samples) < jnp.sum(foreground | background)
+    is_object = (foreground[order] & filled)[:, None]
     boxes, truths = regions[order], truths[match[order]]
     deltas = jnp.where(is_object, box_ops.encode_boxes(boxes, truths), 0)
     labels = jnp.where(is_object[:, 0], classes[match[order]], 0)
-    return RegionTargets(boxes, labels.astype(jnp.int32), deltas, found)
+    return RegionTargets(boxes, labels.astype(jnp.int32), deltas, filled)

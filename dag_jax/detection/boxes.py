@@ -86,8 +86,8 @@ def decode_boxes(
 ) -> Float[jax.Array, "*S 4"]:
     """Move `boxes` by the offsets `deltas`, as py-faster-rcnn does.
 
-    Its `bbox_transform_inv` takes no notice of the inclusive corner, so x1 and y1 end up one pixel
-    further than `encode_boxes` had them. Published detectors were tested that way.
+    Its `bbox_transform_inv` ignores that corners are inclusive, so x1 and y1 are one pixel larger
+    than `encode_boxes` means them. Published detectors were tested that way.
 
     Args:
       boxes: f32[*S, 4], boxes in pixels; axes of length 1 broadcast.
@@ -135,7 +135,7 @@ def clip_boxes(
 def scale_boxes(
     boxes: Float[Array, "*S 4"], shape: Sequence[int | Integer[Array, ""]]
 ) -> Float[jax.Array, "*S 4"]:
-    """Return boxes that are parts of an image's sides, 0..1, in pixels of the image.
+    """Scale boxes given as fractions of an image's sides, 0..1, to pixels of the image.
 
     Args:
       boxes: f32[*S, 4], x before y, of any convention.
@@ -154,10 +154,10 @@ def scale_boxes(
 
 
 def boxes_from_edges(boxes: Float[Array, "*S 4"]) -> Float[jax.Array, "*S 4"]:
-    """Return boxes whose last corner is exclusive, such as torchvision's, with it inclusive.
+    """Convert boxes with an exclusive last corner, such as torchvision's, to inclusive corners.
 
-    Pixel i goes from edge i to edge i + 1, so a box of one pixel is [i, i, i + 1, i + 1] there and
-    [i, i, i, i] here.
+    Pixel i lies between the edges i and i + 1, so a box of one pixel is [i, i, i + 1, i + 1] there
+    and [i, i, i, i] here.
 
     Args:
       boxes: f32[*S, 4], the edges [x0, y0, x1, y1] in pixels, of width x1 - x0.
@@ -173,7 +173,7 @@ def boxes_from_edges(boxes: Float[Array, "*S 4"]) -> Float[jax.Array, "*S 4"]:
 
 
 def boxes_to_edges(boxes: Float[Array, "*S 4"]) -> Float[jax.Array, "*S 4"]:
-    """Undo `boxes_from_edges`.
+    """Convert boxes with inclusive corners to edges: the inverse of `boxes_from_edges`.
 
     Args:
       boxes: f32[*S, 4], inclusive corners in pixels.
@@ -189,7 +189,7 @@ def boxes_to_edges(boxes: Float[Array, "*S 4"]) -> Float[jax.Array, "*S 4"]:
 
 
 def boxes_from_centres(boxes: Float[Array, "*S 4"]) -> Float[jax.Array, "*S 4"]:
-    """Return boxes that are given by centre and size, such as DETR's and YOLO's, by corners.
+    """Convert boxes given by centre and size, such as DETR's and YOLO's, to inclusive corners.
 
     Args:
       boxes: f32[*S, 4], [x, y, width, height] in pixels, the centre between edges as in

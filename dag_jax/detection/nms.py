@@ -14,10 +14,11 @@ from dag_jax.errors import UserError
 
 
 def _sweep_to_fixed_point(overlaps, valid):
-    """Return which boxes greedy suppression keeps; `overlaps[i, j]`: i, if kept, removes j.
+    """Return bool[N], the boxes that greedy suppression keeps.
 
-    The state keep_j = valid_j and not any_{i < j}(keep_i and overlaps_ij) is a fixed point of one
-    sweep. There is no other: box 0 is settled from the start, and box j once those before it are.
+    `overlaps[i, j]` says that box i, if kept, removes box j. The sweep is keep_j = valid_j and not
+    any_{i < j}(keep_i and overlaps_ij). Its fixed point is the result, and there is only one: box 0
+    is settled from the start, and box j once all boxes before it are.
     """
 
     def sweep(state):
@@ -38,10 +39,10 @@ def nms(
     valid: Bool[Array, " N"] | None = None,
     groups: Int[Array, " N"] | None = None,
 ) -> tuple[Int32[jax.Array, " {max_outputs}"], Bool[jax.Array, " {max_outputs}"]]:
-    """Keep boxes in the order of their score, dropping each that overlaps a kept one.
+    """Keep boxes by descending score, and drop each that overlaps a kept one.
 
-    Box j is dropped where IoU(i, j) > threshold for a kept i that comes before it. Equal scores
-    come in the order of their index. No gradient passes.
+    Box j is dropped if IoU(i, j) > threshold for a kept box i before it. Equal scores are in the
+    order of their index. No gradient passes.
 
     Args:
       boxes: f32[N, 4], boxes in pixels.
@@ -49,7 +50,7 @@ def nms(
       threshold: largest IoU that two kept boxes may have.
       max_outputs: K.
       valid: bool[N], boxes to consider, or None for all.
-      groups: i32[N], such as classes: a box drops those of its own alone; None: all are of one.
+      groups: i32[N], such as classes: a box drops only boxes of its own group. None: one group.
 
     Returns:
       indices: i32[K], kept boxes by descending score, then padding.
@@ -58,7 +59,7 @@ def nms(
     Raises:
       ValueError: where shapes disagree.
 
-    Reference: `py_cpu_nms` of py-faster-rcnn, whose result this is for every threshold.
+    Reference: `py_cpu_nms` of py-faster-rcnn; results are equal for every threshold.
     """
     count = boxes.shape[0]
     if scores.shape != (count,):
@@ -78,8 +79,8 @@ def nms(
         groups = jnp.asarray(groups)[order]
         overlaps &= groups[:, None] == groups[None, :]
     keep = _sweep_to_fixed_point(overlaps, valid)
-    (kept,) = jnp.nonzero(keep, size=max_outputs, fill_value=0)
-    indices = order[kept] if count else jnp.zeros(max_outputs, jnp.int32)
+    (places,) = jnp.nonzero(keep, size=max_outputs, fill_value=0)
+    indices = order[places] if count else jnp.zeros(max_outputs, jnp.int32)
     return indices, jnp.arange(max_outputs) < jnp.sum(keep)
 
 
@@ -121,11 +122,11 @@ def nms_per_class(
     def one_class(boxes, scores, valid):
         return nms(boxes, scores, threshold=threshold, max_outputs=per_class, valid=valid)
 
-    indices, kept = jax.vmap(one_class)(boxes, scores, valid)
+    indices, keep = jax.vmap(one_class)(boxes, scores, valid)
     boxes = jnp.take_along_axis(boxes, indices[..., None], axis=1).reshape(-1, 4)
     scores = jnp.take_along_axis(scores, indices, axis=1).reshape(-1)
-    kept = kept.reshape(-1)
-    best = jnp.argsort(jnp.where(kept, -scores, jnp.inf), stable=True)[:max_outputs]
+    keep = keep.reshape(-1)
+    best = jnp.argsort(jnp.where(keep, -scores, jnp.inf), stable=True)[:max_outputs]
     best = jnp.pad(best, (0, max_outputs - best.shape[0])).astype(jnp.int32)
-    found = jnp.arange(max_outputs) < jnp.sum(kept)
-    return boxes[best], best // per_class, scores[best], found
+    filled = jnp.arange(max_outputs) < jnp.sum(keep)
+    return boxes[best], best // per_class, scores[best], filled

@@ -1,4 +1,4 @@
-"""Position-sensitive region pooling and its vote: what R-FCN asks of a map at each region.
+"""Position-sensitive region pooling and its vote, the head of R-FCN.
 
 Shapes: `R` regions, `P` bins along a region's side, `H W` cells of a map, `D` outputs.
 """
@@ -45,7 +45,7 @@ def ps_roi_vote(
     size: int,
     scale: float,
 ) -> Float[jax.Array, "R D"]:
-    """Average each bin of a region over a map of its own, then the bins.
+    """Average each bin of a region over the bin's own channels, then average the bins.
 
     Output d of a region is the mean over its size x size bins (i, j) of the mean over the bin's
     cells of channel (d * size + i) * size + j. Corners round to whole pixels; a region from x0 to

@@ -1,4 +1,4 @@
-"""RoIAlign on a pyramid of maps: bilinear samples of each region, from the map of its size.
+"""RoIAlign on a pyramid of maps: bilinear samples of each region, from the map for its size.
 
 Shapes: `R` regions, `P` bins along a region's side, `S` samples along a bin's side, `L` maps,
 `H W` cells of a map, `C` channels, `M` = R * P * P bins.
@@ -20,11 +20,11 @@ from dag_jax.errors import UserError
 def pyramid_levels(
     boxes: Float[Array, "R 4"], count: int, *, first: int = 2
 ) -> Int32[jax.Array, " R"]:
-    """Return which of a pyramid's maps each region is pooled from.
+    """Return the pyramid map that each region is pooled from.
 
     A region of w x h pixels is of level floor(4 + log2(sqrt(w h) / 224) + 1e-6), or of the nearest
-    that there is. The 1e-6, torchvision's, takes a region that rounding left below 224 for one of
-    224.
+    level that exists. torchvision's 1e-6 keeps a region of 224 at its level if rounding made it
+    slightly smaller.
 
     Args:
       boxes: f32[R, 4], regions in pixels of what the pyramid was computed of.
@@ -60,7 +60,7 @@ def _taps(first, last, extent, size, samples):
 
     Returns:
       places: i32[R, P, 2 S], the two cells that each sample lies between.
-      weights: f32[R, P, 2 S], how much of them a bin's mean has.
+      weights: f32[R, P, 2 S], the weights of these cells in a bin's mean.
     """
     length = jnp.maximum(last - first, 1)
     steps = (np.arange(size * samples, dtype=np.float32) + np.float32(0.5)) / (size * samples)

@@ -84,9 +84,9 @@ def _doubled(x, count, axis):
         shift = 1 << level
         # Arrays that get shorter: wrapping around instead triples the time of a large map.
         here = lax.slice_in_dim(x, 0, x.shape[axis] - shift, axis=axis)
-        there = lax.slice_in_dim(x, shift, None, axis=axis)
+        shifted = lax.slice_in_dim(x, shift, None, axis=axis)
         # Unlike jnp.maximum, this passes all of the gradient to the first of two equals.
-        x = jnp.where(here >= there, here, there)
+        x = jnp.where(here >= shifted, here, shifted)
         config = [(0, 0, 0)] * x.ndim
         config[axis] = (0, extent - x.shape[axis], 0)
         levels.append(lax.pad(x, jnp.zeros((), x.dtype), config))
@@ -172,9 +172,9 @@ def max_windows(features: Float[Array, "H W C"], *, size: int) -> Float[jax.Arra
 def pool_windows(
     windows: Float[Array, "K L H W C"], boxes: Float[Array, "R 4"], *, size: int, scale: float
 ) -> Float[jax.Array, "R {size} {size} C"]:
-    """Return `roi_max_pool` of the map whose `max_windows` are given; the rest is as there.
+    """Return `roi_max_pool` of a map from its `max_windows`.
 
-    For those who pool one map's regions a part at a time.
+    This lets callers pool the regions of one map in several parts.
 
     Args:
       windows: f32[K, L, H, W, C].

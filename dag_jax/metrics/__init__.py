@@ -1,4 +1,4 @@
-"""What the tables report: mean IoU, VOC average precision, size of a perturbation, intervals."""
+"""The tables' numbers: mean IoU, VOC average precision, perturbation sizes, intervals."""
 
 from dag_jax.metrics.bootstrap import (
     Interval,

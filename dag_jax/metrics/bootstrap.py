@@ -1,8 +1,8 @@
-"""How far a score of some images can be trusted: the bootstrap over images.
+"""Intervals of scores by the bootstrap over images.
 
-A set of M images is drawn anew, with replacement, B times; the scores of these sets say how much
+B sets of M images each are drawn with replacement. The spread of their scores estimates how much
 the score would move with other images of the same kind. Two columns of a table are compared on the
-same sets, so that what both owe to the images falls out of their difference.
+same sets, so that the choice of images cancels out of their difference.
 
 Shapes: M images, B sets of them, S scores (B + 1), C classes. Everything here is NumPy on the host.
 
@@ -25,7 +25,7 @@ _AT_A_TIME = 2**24  # numbers of one array on the way, 128 MB
 
 
 class Interval(NamedTuple):
-    """A score, and the range of it that other images would have given."""
+    """A score and its interval over the choice of images."""
 
     value: float  # of the images themselves
     low: float
@@ -43,8 +43,8 @@ def draw_images(
       num_sets: B.
 
     Returns:
-      int64 [B + 1, M], how often each image is in each set. The first is each image once: the
-      score of the images themselves.
+      int64 [B + 1, M], how often each image is in each set. The first set has each image once, for
+      the score of the images themselves.
 
     Raises:
       ValueError: for less than 1 image or set.
@@ -74,7 +74,7 @@ def mean_iou_of_sets(
       float64 [B], fractions in 0..1; nan for a set without a pixel that counts.
 
     Raises:
-      ValueError: where the numbers of images disagree, or for what is no confusion matrix.
+      ValueError: where the numbers of images disagree, or a matrix is no confusion matrix.
     """
     confusions, images = np.asarray(confusions), np.asarray(images)
     _check(len(confusions), images)
@@ -99,21 +99,21 @@ def mean_ap_of_sets(
       eleven_point: as in `voc_ap`.
 
     Returns:
-      float64 [B], fractions in 0..1: the mean over the classes of which a set has an object; nan
-      where it has none.
+      float64 [B], fractions in 0..1: the mean over the classes that a set has objects of; nan for a
+      set without objects.
 
     Raises:
       ValueError: where the numbers of images disagree.
     """
     images = np.asarray(images)
-    some = [one for c, one in matches.items() if classes is None or c in classes]
-    per_class = np.full((len(images), len(some)), np.nan)
-    for column, one in enumerate(some):
-        _check(len(one.positives), images)
-        step = max(1, _AT_A_TIME // max(len(one.images), 1))
+    class_matches = [matches[c] for c in matches if classes is None or c in classes]
+    per_class = np.full((len(images), len(class_matches)), np.nan)
+    for column, matched in enumerate(class_matches):
+        _check(len(matched.positives), images)
+        step = max(1, _AT_A_TIME // max(len(matched.images), 1))
         for start in range(0, len(images), step):
             rows = slice(start, start + step)
-            scores = average_precision(one, images[rows], eleven_point=eleven_point)
+            scores = average_precision(matched, images[rows], eleven_point=eleven_point)
             per_class[rows, column] = scores
     return _mean(per_class)
 
@@ -126,12 +126,12 @@ def interval(
 ) -> Interval:
     """Return a score and its basic bootstrap interval, [2 s - q_high, 2 s - q_low].
 
-    Sets with repeated images score otherwise than the images themselves: classes are missing, and
-    copies of an image stand together in a ranking. A mean average precision is some points higher.
-    The quantiles q of the sets have that bias; the basic interval takes it off, where the
-    percentile interval [q_low, q_high] has it twice. What is left is that few images are no small
-    copy of all: of a mean average precision over 100 images, fewer than 95 in 100 of the 95%
-    intervals have the score of all images in them (tests/metrics/test_bootstrap.py).
+    Sets with repeated images have biased scores: classes are missing, and copies of an image stand
+    together in a ranking. A mean average precision is some points higher. The quantiles q of the
+    sets have that bias. The basic interval removes it; the percentile interval [q_low, q_high]
+    would have it twice. A limit remains: few images do not represent all. For the mean average
+    precision of 100 images, fewer than 95% of the 95% intervals contain the score of all images
+    (tests/metrics/test_bootstrap.py).
 
     Args:
       scores: float [S], of the images themselves and of each set that `draw_images` drew; or a
@@ -165,8 +165,8 @@ def _check(num_images, images):
 
 
 def _mean(per_class):
-    """Return the mean over the last axis of what is not nan; nan where nothing is left."""
-    there = ~np.isnan(per_class)
-    count = there.sum(axis=-1)
-    total = np.where(there, per_class, 0).sum(axis=-1)
+    """Return the mean over the last axis without nan; nan where all values are nan."""
+    defined = ~np.isnan(per_class)
+    count = defined.sum(axis=-1)
+    total = np.where(defined, per_class, 0).sum(axis=-1)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)

@@ -25,11 +25,11 @@ from dag_jax.errors import UserError
 )
 @dataclasses.dataclass(frozen=True)
 class Detections:
-    """What a detector found in one image.
+    """The detections of one image.
 
     boxes: in pixels. classes: indices of the detector's classes. scores: higher is surer. valid:
-    false for padding; None where there is none, as the metrics want it: `without_padding` removes
-    it.
+    false for padding. The metrics take detections without padding, whose `valid` is None: see
+    `without_padding`.
     """
 
     boxes: Num[Array, "N 4"]
@@ -38,7 +38,7 @@ class Detections:
     valid: Bool[Array, " N"] | None = None
 
     def without_padding(self) -> "Detections":
-        """Return the valid rows alone, on the host."""
+        """Return the valid rows, as NumPy arrays."""
         if self.valid is None:
             return self
         keep = np.asarray(self.valid)
@@ -71,10 +71,11 @@ class AveragePrecision(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """What became of the detections of one class, by falling score; D of them, M images.
+    """The detections of one class as true and false positives, by falling score.
 
-    images: which image each is of. true, false: true and false positives; a match of a difficult
-    object is neither. positives: countable objects of each image.
+    There are D detections and M images. images: the image of each detection. true, false: whether
+    it is a true or a false positive; a match of a difficult object is neither. positives: number
+    of countable objects of each image.
     """
 
     images: Integer[np.ndarray, " D"]
@@ -99,9 +100,9 @@ def voc_ap(
     false positive. A difficult box: not counted at all. A box that an earlier detection took:
     false positive. Otherwise: true positive.
 
-    Recall is compared with the eleven points in integers: rounded floats, as the kit has them,
-    may miss a point that is reached exactly. Equal scores are ordered by the
-    text of the image id and then by row, so the order of the mappings does not matter.
+    Recall is compared with the eleven points in integers. The kit's rounded floats may miss a
+    point that is reached exactly. Equal scores are ordered by the text of the image id and then by
+    row, so the order of the mappings does not matter.
 
     Args:
       detections: image id -> `Detections`.
@@ -116,16 +117,16 @@ def voc_ap(
       An `AveragePrecision`.
 
     Raises:
-      ValueError: for images that only one side has, arrays of different length, a true box
-        without an area, or a class that is none of the C, or background.
+      ValueError: where an image is in one mapping only, arrays have different lengths, a true box
+        has no area, or a class is none of the C, or background.
 
     Reference: VOCevaldet.m of the PASCAL VOC development kit.
     """
     per_class = np.full(num_classes, np.nan)
-    found = match_detections(
+    by_class = match_detections(
         detections, truths, iou=iou, num_classes=num_classes, background=background
     )
-    for class_index, matches in found.items():
+    for class_index, matches in by_class.items():
         images = np.ones((1, len(matches.positives)), np.int64)
         per_class[class_index] = average_precision(matches, images, eleven_point=eleven_point)[0]
     with_truth = per_class[~np.isnan(per_class)]
@@ -166,7 +167,7 @@ def match_detections(
     images = sorted(truths, key=str)
     rows = np.array([number[image] for image in images], np.int64)
     objects = [index for index in range(num_classes) if index != background]
-    found, drawn = (
+    detection_rows, drawn = (
         [_arrays(side[image], image, objects, background) for image in images]
         for side in (detections, truths)
     )
@@ -175,26 +176,26 @@ def match_detections(
     for class_index in objects:
         in_class = [
             (f[f[:, 4] == class_index], t[t[:, 4] == class_index])
-            for f, t in zip(found, drawn, strict=True)
+            for f, t in zip(detection_rows, drawn, strict=True)
         ]
         positives = np.zeros(len(images), np.int64)
         positives[rows] = [(t[:, 5] == 0).sum() for _, t in in_class]
         if positives.any():
             order, true, false = _match(in_class, iou)
-            of = np.repeat(rows, [len(f) for f, _ in in_class])
-            matches[class_index] = Matches(of[order], true, false, positives)
+            image_rows = np.repeat(rows, [len(f) for f, _ in in_class])
+            matches[class_index] = Matches(image_rows[order], true, false, positives)
     return matches
 
 
 def average_precision(
     matches: Matches, images: Integer[Array, "B M"], *, eleven_point: bool = True
 ) -> Float64[np.ndarray, " B"]:
-    """Return the average precision of one class on multisets of images.
+    """Return the average precision of one class on sets of images with repeats.
 
     Args:
       matches: of the class.
       images: integer [B, M], how often each image is in each of B sets; all ones is the dataset.
-        Of several copies of an image, those of one detection stand together.
+        Copies of a detection, from copies of its image, stand together in the ranking.
       eleven_point: as in `voc_ap`.
 
     Returns:
@@ -219,15 +220,15 @@ def _match(images, threshold):
     """
     scores, taken_box, counts, hits = [], [], [], []
     first_box = 0  # numbers the ground-truth boxes of all images consecutively
-    for found, drawn in images:
-        overlaps = _overlaps(found[:, :4], drawn[:, :4])
+    for detected, drawn in images:
+        overlaps = _overlaps(detected[:, :4], drawn[:, :4])
         if len(drawn):
             best = overlaps.argmax(axis=1)
             hit = overlaps.max(axis=1) >= threshold
             difficult = hit & (drawn[best, 5] == 1)
         else:
-            best, hit, difficult = (np.zeros(len(found), dtype) for dtype in (int, bool, bool))
-        scores.append(found[:, 5])
+            best, hit, difficult = (np.zeros(len(detected), dtype) for dtype in (int, bool, bool))
+        scores.append(detected[:, 5])
         taken_box.append(first_box + best)
         counts.append(~difficult)
         hits.append(hit & ~difficult)
@@ -242,14 +243,14 @@ def _match(images, threshold):
     return order, true, counts & ~true
 
 
-def _overlaps(boxes, others):
+def _overlaps(boxes, references):
     """Return the intersection over union [N, M] of boxes with inclusive corners."""
-    corner0 = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    corner1 = np.minimum(boxes[:, None, 2:4], others[None, :, 2:4])
+    corner0 = np.maximum(boxes[:, None, :2], references[None, :, :2])
+    corner1 = np.minimum(boxes[:, None, 2:4], references[None, :, 2:4])
     intersection = np.maximum(corner1 - corner0 + 1, 0).prod(axis=-1)
     # A detector may answer with a box whose corners are exchanged: it has no area.
     area = np.maximum(boxes[:, 2:4] - boxes[:, :2] + 1, 0).prod(axis=-1)
-    other_area = (others[:, 2:4] - others[:, :2] + 1).prod(axis=-1)
+    other_area = (references[:, 2:4] - references[:, :2] + 1).prod(axis=-1)
     return intersection / (area[:, None] + other_area[None, :] - intersection)
 
 

@@ -42,9 +42,9 @@ def permute(
 ) -> Num[jax.Array, "H W 3"]:
     """Shuffle the rows and the columns of a perturbation.
 
-    The values and their distribution stay, the spatial structure goes: the control that tells
-    whether a perturbation fools a network by its shape or by its size. All three channels of a
-    pixel move together. A key shuffles the rows alike with and without the columns.
+    The values stay, their spatial structure is lost. This control tells whether a perturbation
+    fools a network by its structure or by its size. The three channels of a pixel move together.
+    With the same key the rows are shuffled alike, with or without the columns.
 
     Args:
       key: a JAX random key.

@@ -1,4 +1,4 @@
-"""Intersection over union of a segmentation, from one confusion matrix per dataset.
+"""Intersection over union of segmentations, from one confusion matrix per dataset.
 
 Shapes: C classes; *P any shape of pixels, usually [H, W] or [B, H, W]; *B matrices.
 
@@ -22,10 +22,10 @@ def confusion_matrix(
     *,
     void: int | None = VOID,
 ) -> Int64[np.ndarray, "{num_classes} {num_classes}"]:
-    """Count how the pixels of each true class were predicted.
+    """Count the pixels of each true class by predicted class.
 
     Entry [i, j] is the number of pixels of class i that were predicted as class j. Void pixels are
-    left out, whatever was predicted there.
+    left out.
 
     Args:
       labels: integer [*P], true class of each pixel. NumPy or JAX.
@@ -98,8 +98,7 @@ def class_iou(confusion: Integer[Array, "*B C C"]) -> Float64[np.ndarray, "*B C"
 def mean_iou(confusion: Integer[Array, "C C"]) -> float:
     """Return the mean IoU over the classes that occur in the truth or in the prediction.
 
-    A class that nobody drew and nobody predicted has no IoU and is left out; a class that was only
-    predicted, or only drawn, counts with 0.
+    A class in neither has no IoU and is left out. A class in only one of them counts with 0.
 
     Args:
       confusion: integer [C, C] from `confusion_matrix`, or a sum of several.

@@ -116,22 +116,22 @@ def test_too_few_regions_are_padded(rng):
     assert targets.boxes.shape == (100, 4)
     usable = np.concatenate([proposals[:5], TRUTHS[:3]])
     assert targets.valid.sum() == len(usable)
-    found = {tuple(box) for box in np.asarray(targets.boxes)[np.asarray(targets.valid)]}
-    assert found == {tuple(box) for box in usable}
+    boxes = {tuple(box) for box in np.asarray(targets.boxes)[np.asarray(targets.valid)]}
+    assert boxes == {tuple(box) for box in usable}
     assert not np.asarray(targets.labels)[~np.asarray(targets.valid)].any()
 
 
 def test_padding_of_truths_changes_nothing(rng):
     proposals = proposals_near(rng)
     key, mask = jax.random.key(2), np.ones(60, bool)
-    other = TRUTHS.copy()
-    other[3] = [0, 0, 127, 127]
+    padded_truths = TRUTHS.copy()
+    padded_truths[3] = [0, 0, 127, 127]
     a = anchor_targets(key, ANCHORS, TRUTHS, VALID)
-    b = anchor_targets(key, ANCHORS, other, VALID)
+    b = anchor_targets(key, ANCHORS, padded_truths, VALID)
     jax.tree.map(np.testing.assert_array_equal, a, b)
     # The padded row must never be drawn as a region either.
     a = region_targets(key, proposals, mask, TRUTHS, CLASSES, VALID, num_samples=32)
-    b = region_targets(key, proposals, mask, other, CLASSES, VALID, num_samples=32)
+    b = region_targets(key, proposals, mask, padded_truths, CLASSES, VALID, num_samples=32)
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 

@@ -46,8 +46,8 @@ def encode_loop(boxes, targets):
 
 def test_iou_of_three_known_pairs():
     box = np.float32([[0, 0, 9, 9]])
-    others = np.float32([[0, 0, 9, 9], [5, 0, 14, 9], [10, 0, 19, 9], [9, 9, 9, 9]])
-    np.testing.assert_array_equal(iou(box, others), np.float32([[1, 1 / 3, 0, 0.01]]))
+    truths = np.float32([[0, 0, 9, 9], [5, 0, 14, 9], [10, 0, 19, 9], [9, 9, 9, 9]])
+    np.testing.assert_array_equal(iou(box, truths), np.float32([[1, 1 / 3, 0, 0.01]]))
 
 
 def test_iou_equals_a_loop(rng):

@@ -17,12 +17,12 @@ def greedy(boxes, scores, threshold):
     order = np.argsort(-scores, kind="stable")
     keep = []
     while order.size:
-        i, rest = order[0], order[1:]
+        i, lower = order[0], order[1:]
         keep.append(i)
-        width = np.maximum(np.minimum(x1[i], x1[rest]) - np.maximum(x0[i], x0[rest]) + 1, 0)
-        height = np.maximum(np.minimum(y1[i], y1[rest]) - np.maximum(y0[i], y0[rest]) + 1, 0)
-        overlap = width * height / (areas[i] + areas[rest] - width * height)
-        order = rest[overlap <= np.float32(threshold)]
+        width = np.maximum(np.minimum(x1[i], x1[lower]) - np.maximum(x0[i], x0[lower]) + 1, 0)
+        height = np.maximum(np.minimum(y1[i], y1[lower]) - np.maximum(y0[i], y0[lower]) + 1, 0)
+        overlap = width * height / (areas[i] + areas[lower] - width * height)
+        order = lower[overlap <= np.float32(threshold)]
     return np.array(keep, np.int32)
 
 
@@ -43,7 +43,7 @@ def compiled(boxes, scores, threshold, max_outputs, valid=None):
     return nms(boxes, scores, threshold=threshold, max_outputs=max_outputs, valid=valid)
 
 
-def kept(indices, valid):
+def valid_indices(indices, valid):
     indices, valid = np.asarray(indices), np.asarray(valid)
     count = valid.sum()
     assert valid[:count].all() and not valid[count:].any()
@@ -55,7 +55,7 @@ def kept(indices, valid):
 def test_equals_the_greedy_loop(rng, draw, threshold):
     for _ in range(10):
         boxes, scores = draw(rng, 150), rng.normal(size=150).astype(np.float32)
-        result = kept(*compiled(boxes, scores, np.float32(threshold), 150))
+        result = valid_indices(*compiled(boxes, scores, np.float32(threshold), 150))
         np.testing.assert_array_equal(result, greedy(boxes, scores, threshold))
 
 
@@ -63,7 +63,7 @@ def test_equals_the_greedy_loop(rng, draw, threshold):
 def test_ties_come_in_the_order_of_their_index(rng, threshold):
     for _ in range(5):
         boxes, scores = clustered(rng, 80), rng.integers(0, 4, 80).astype(np.float32)
-        result = kept(*compiled(boxes, scores, np.float32(threshold), 80))
+        result = valid_indices(*compiled(boxes, scores, np.float32(threshold), 80))
         np.testing.assert_array_equal(result, greedy(boxes, scores, threshold))
 
 
@@ -72,7 +72,7 @@ def test_a_chain_where_each_box_overlaps_the_next():
     x = 4 * np.arange(9)
     boxes = np.stack([x, np.zeros(9), x + 9, np.full(9, 9)], 1).astype(np.float32)
     scores = -np.arange(9, dtype=np.float32)
-    result = kept(*nms(boxes, scores, threshold=0.3, max_outputs=9))
+    result = valid_indices(*nms(boxes, scores, threshold=0.3, max_outputs=9))
     np.testing.assert_array_equal(result, [0, 2, 4, 6, 8])
 
 
@@ -80,7 +80,7 @@ def test_groups_are_suppressed_each_alone(rng):
     boxes, scores = clustered(rng, 90), rng.permutation(90).astype(np.float32)
     groups = rng.integers(0, 4, 90).astype(np.int32)
     suppress = functools.partial(nms, threshold=0.5, max_outputs=90)
-    result = kept(*jax.jit(suppress)(boxes, scores, groups=groups))
+    result = valid_indices(*jax.jit(suppress)(boxes, scores, groups=groups))
     assert np.all(np.diff(scores[result]) < 0)
     for group in range(4):
         (members,) = np.nonzero(groups == group)
@@ -93,18 +93,18 @@ def test_groups_are_suppressed_each_alone(rng):
 def test_an_overlap_equal_to_the_threshold_stays():
     boxes = np.float32([[0, 0, 9, 9], [0, 0, 9, 4]])  # IoU exactly 0.5
     scores = np.float32([1, 0])
-    assert kept(*nms(boxes, scores, threshold=0.5, max_outputs=2)).tolist() == [0, 1]
-    assert kept(*nms(boxes, scores, threshold=0.499, max_outputs=2)).tolist() == [0]
+    assert valid_indices(*nms(boxes, scores, threshold=0.5, max_outputs=2)).tolist() == [0, 1]
+    assert valid_indices(*nms(boxes, scores, threshold=0.499, max_outputs=2)).tolist() == [0]
 
 
 def test_max_outputs_cuts_and_pads(rng):
     boxes, scores = scattered(rng, 60), rng.normal(size=60).astype(np.float32)
     expected = greedy(boxes, scores, 0.5)
     assert len(expected) > 10
-    np.testing.assert_array_equal(kept(*compiled(boxes, scores, 0.5, 10)), expected[:10])
+    np.testing.assert_array_equal(valid_indices(*compiled(boxes, scores, 0.5, 10)), expected[:10])
     indices, valid = compiled(boxes, scores, 0.5, 100)
     assert indices.shape == valid.shape == (100,)
-    np.testing.assert_array_equal(kept(indices, valid), expected)
+    np.testing.assert_array_equal(valid_indices(indices, valid), expected)
 
 
 def test_padding_changes_nothing(rng):
@@ -113,15 +113,15 @@ def test_padding_changes_nothing(rng):
     padded_boxes = np.concatenate([np.tile(np.float32([[0, 0, 300, 300]]), (7, 1)), boxes])
     padded_scores = np.concatenate([np.full(7, 100, np.float32), scores])
     valid = np.arange(57) >= 7
-    result = kept(*compiled(padded_boxes, padded_scores, 0.3, 57, valid))
+    result = valid_indices(*compiled(padded_boxes, padded_scores, 0.3, 57, valid))
     np.testing.assert_array_equal(result - 7, greedy(boxes, scores, 0.3))
 
 
 def test_order_changes_nothing(rng):
     boxes, scores = clustered(rng, 50), rng.permutation(50).astype(np.float32)
     order = rng.permutation(50)
-    shuffled = kept(*compiled(boxes[order], scores[order], 0.5, 50))
-    np.testing.assert_array_equal(order[shuffled], kept(*compiled(boxes, scores, 0.5, 50)))
+    shuffled = valid_indices(*compiled(boxes[order], scores[order], 0.5, 50))
+    np.testing.assert_array_equal(order[shuffled], valid_indices(*compiled(boxes, scores, 0.5, 50)))
 
 
 @pytest.mark.slow
@@ -168,14 +168,14 @@ def test_per_class_equals_loops_and_a_sort(rng, max_outputs):
     boxes = np.stack([clustered(rng, 40) for _ in range(3)])
     scores = rng.permutation(120).reshape(3, 40).astype(np.float32)
     valid = scores > 30
-    found = nms_per_class(boxes, scores, threshold=0.3, max_outputs=max_outputs, valid=valid)
+    outputs = nms_per_class(boxes, scores, threshold=0.3, max_outputs=max_outputs, valid=valid)
     expected = []
     for c in range(3):
         (rows,) = np.nonzero(valid[c])
         for i in rows[greedy(boxes[c, rows], scores[c, rows], 0.3)]:
             expected.append((scores[c, i], c, *boxes[c, i]))
     expected = np.array(sorted(expected, reverse=True)[:max_outputs])
-    out_boxes, out_classes, out_scores, out_valid = map(np.asarray, found)
+    out_boxes, out_classes, out_scores, out_valid = map(np.asarray, outputs)
     assert out_valid.shape == (max_outputs,) and out_valid.sum() == len(expected)
     rows = np.concatenate([out_scores[:, None], out_classes[:, None], out_boxes], 1)[out_valid]
     np.testing.assert_array_equal(rows, expected)

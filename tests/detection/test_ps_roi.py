@@ -24,11 +24,11 @@ def caffe_loop(features, boxes, size, scale):
             left, right = np.floor(np.float32(j) * bin_w + x0), np.ceil((j + 1) * bin_w + x0)
             top, bottom = (int(np.clip(y, 0, height)) for y in (top, bottom))
             left, right = (int(np.clip(x, 0, width)) for x in (left, right))
-            own = slice(i * size + j, None, size**2)  # of every output
+            bin_channels = slice(i * size + j, None, size**2)  # of every output
             if bottom > top and right > left:
-                cells = features[top:bottom, left:right, own]
+                cells = features[top:bottom, left:right, bin_channels]
                 pooled[r, i, j] = cells.mean((0, 1))
-                weights[r, top:bottom, left:right, own] = 1 / cells[..., 0].size / size**2
+                weights[r, top:bottom, left:right, bin_channels] = 1 / cells[..., 0].size / size**2
     return pooled.mean((1, 2)), weights
 
 
@@ -58,24 +58,24 @@ def test_equals_the_loop_and_so_does_its_gradient(case, rng):
         return jnp.sum(ps_roi_vote(features, boxes, size=SIZE, scale=1 / 16) * cotangent)
 
     gradient = jax.jit(jax.grad(total))(features)
-    own = np.repeat(cotangent, SIZE**2, axis=1)[:, None, None]
-    np.testing.assert_allclose(gradient, (weights * own).sum(0), atol=1e-5)
+    spread = np.repeat(cotangent, SIZE**2, axis=1)[:, None, None]
+    np.testing.assert_allclose(gradient, (weights * spread).sum(0), atol=1e-5)
 
 
 def test_a_small_case_by_hand():
     features = np.arange(16, dtype=np.float32).reshape(2, 2, 4)  # one output, 2 x 2 bins
     boxes = np.float32([[0, 0, 1, 1], [0, 0, 0, 0], [1, 0, 2, 1], [9, 9, 9, 9]])
     # Bin (i, j) of the first reads channel 2 i + j of cell (i, j): 0, 5, 10, 15.
-    found = vote(features, boxes, size=2, scale=1.0)[:, 0]
-    np.testing.assert_allclose(found, [7.5, 1.5, (4 + 0 + 14 + 0) / 4, 0])
+    votes = vote(features, boxes, size=2, scale=1.0)[:, 0]
+    np.testing.assert_allclose(votes, [7.5, 1.5, (4 + 0 + 14 + 0) / 4, 0])
 
 
 def test_padding_below_and_right_changes_nothing(case, rng):
     features, boxes = case
     padded = np.pad(features, ((0, 4), (0, 2), (0, 0)), constant_values=7)
     cells = np.array([9, 13], np.int32)
-    found = vote(padded, boxes, cells, size=SIZE, scale=1 / 16)
-    np.testing.assert_allclose(found, vote(features, boxes, size=SIZE, scale=1 / 16), atol=1e-6)
+    votes = vote(padded, boxes, cells, size=SIZE, scale=1 / 16)
+    np.testing.assert_allclose(votes, vote(features, boxes, size=SIZE, scale=1 / 16), atol=1e-6)
 
 
 def test_shapes_are_checked(case):

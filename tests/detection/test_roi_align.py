@@ -109,9 +109,9 @@ def test_the_gradient_is_the_transpose_and_none_passes_to_boxes(maps, boxes, rng
     assert not of_boxes.any()
     # Pooling is linear, so this says all of the gradient but what any map leaves at 0.
     for _ in range(3):
-        others = [rng.normal(size=cells.shape).astype(np.float32) for cells in maps]
-        inner = sum(float((a * b).sum()) for a, b in zip(gradient, others, strict=True))
-        assert inner == pytest.approx(float(total(others, boxes)), rel=1e-3, abs=1e-2)
+        directions = [rng.normal(size=cells.shape).astype(np.float32) for cells in maps]
+        inner = sum(float((a * b).sum()) for a, b in zip(gradient, directions, strict=True))
+        assert inner == pytest.approx(float(total(directions, boxes)), rel=1e-3, abs=1e-2)
 
 
 @pytest.mark.parametrize("side", [10, 111, 112, 223, 224, 447, 448, 900, 2000])

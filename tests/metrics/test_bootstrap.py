@@ -20,10 +20,10 @@ def some_detections(rng, num_images):
     return detections, truths
 
 
-def repeated(found, images, truths):
+def repeated(by_image, images, truths):
     """Return a mapping in which the image at place i of `truths` is there images[i] times."""
     return {
-        (image, copy): found[image]
+        (image, copy): by_image[image]
         for image, count in zip(truths, images, strict=True)
         for copy in range(count)
     }
@@ -38,12 +38,12 @@ def test_a_set_scores_as_the_dataset_of_its_images(rng, eleven_point):
 
     alone = [
         metrics.voc_ap(
-            repeated(detections, some, truths),
-            repeated(truths, some, truths),
+            repeated(detections, counts, truths),
+            repeated(truths, counts, truths),
             eleven_point=eleven_point,
             num_classes=NUM_CLASSES,
         ).mean
-        for some in images
+        for counts in images
     ]
 
     np.testing.assert_allclose(scores, alone, rtol=1e-12)
@@ -57,8 +57,13 @@ def test_mean_iou_of_a_set_is_that_of_its_sum(rng):
 
     scores = metrics.mean_iou_of_sets(confusions, images)
 
-    sums = [sum(n * one for n, one in zip(some, confusions, strict=True)) for some in images]
-    np.testing.assert_allclose(scores, [metrics.mean_iou(one) for one in sums], rtol=1e-12)
+    sums = [
+        sum(n * confusion for n, confusion in zip(counts, confusions, strict=True))
+        for counts in images
+    ]
+    np.testing.assert_allclose(
+        scores, [metrics.mean_iou(confusion) for confusion in sums], rtol=1e-12
+    )
 
 
 def test_sets_are_as_large_as_the_images_and_the_first_is_the_images():
@@ -75,12 +80,12 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_law():
     values = np.random.default_rng(0).normal(10, 3, 900)
     images = metrics.draw_images(0, 900, 4000)
 
-    found = metrics.interval(images @ values / 900)
+    interval = metrics.interval(images @ values / 900)
 
     error = values.std() / 30
-    assert found.value == pytest.approx(values.mean())
-    assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
-    assert found.high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
+    assert interval.value == pytest.approx(values.mean())
+    assert interval.low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
+    assert interval.high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
 
 
 @pytest.mark.slow
@@ -97,10 +102,10 @@ def test_intervals_of_a_mean_iou_have_the_truth_in_them():
 
     inside = []
     for seed in range(200):
-        some = every[rng.integers(0, 400, 100)]
-        scores = metrics.mean_iou_of_sets(some, metrics.draw_images(seed, 100, 200))
-        found = metrics.interval(scores, within=(0, 1))
-        inside.append(found.low <= truth <= found.high)
+        sample = every[rng.integers(0, 400, 100)]
+        scores = metrics.mean_iou_of_sets(sample, metrics.draw_images(seed, 100, 200))
+        interval = metrics.interval(scores, within=(0, 1))
+        inside.append(interval.low <= truth <= interval.high)
 
     assert 0.88 < np.mean(inside) < 0.99
 
@@ -132,18 +137,20 @@ def test_intervals_of_a_mean_average_precision_have_the_truth_in_them(quality):
     rng = np.random.default_rng(0)
     detections, truths = scenes(rng, 1000, quality)
 
-    def matches(some):
-        found = [{i: of[k] for i, k in enumerate(some)} for of in (detections, truths)]
-        return metrics.match_detections(*found, num_classes=21)
+    def matches(indices):
+        sample = [
+            {i: by_index[k] for i, k in enumerate(indices)} for by_index in (detections, truths)
+        ]
+        return metrics.match_detections(*sample, num_classes=21)
 
     truth = metrics.mean_ap_of_sets(matches(range(1000)), np.ones((1, 1000), int))[0]
 
     inside = []
     for seed in range(50):
-        some = matches(rng.integers(0, 1000, 100))
-        scores = metrics.mean_ap_of_sets(some, metrics.draw_images(seed, 100, 200))
-        found = metrics.interval(scores, within=(0, 1))
-        inside.append(found.low <= truth <= found.high)
+        sample = matches(rng.integers(0, 1000, 100))
+        scores = metrics.mean_ap_of_sets(sample, metrics.draw_images(seed, 100, 200))
+        interval = metrics.interval(scores, within=(0, 1))
+        inside.append(interval.low <= truth <= interval.high)
 
     assert np.mean(inside) > 0.8
 
@@ -155,8 +162,8 @@ def test_columns_that_agree_on_each_image_differ_by_nothing(rng):
     first, second = (metrics.mean_iou_of_sets(confusions, images) for _ in range(2))
 
     assert metrics.interval(first - second) == metrics.Interval(0, 0, 0)
-    one = metrics.interval(first)
-    assert one.low < one.value < one.high
+    interval = metrics.interval(first)
+    assert interval.low < interval.value < interval.high
 
 
 def test_sets_without_a_score_are_left_out():

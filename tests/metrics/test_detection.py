@@ -29,15 +29,15 @@ def slow_ap(detections, truths, class_index, threshold, eleven_point):
     hits, misses, curve = 0, 0, []
     for _, image, box in ordered:
         best_overlap, best_row = -1.0, None
-        for row, other in enumerate(truths[image].boxes):
+        for row, truth_box in enumerate(truths[image].boxes):
             if truths[image].classes[row] != class_index:
                 continue
-            width = min(box[2], other[2]) - max(box[0], other[0]) + 1
-            height = min(box[3], other[3]) - max(box[1], other[1]) + 1
+            width = min(box[2], truth_box[2]) - max(box[0], truth_box[0]) + 1
+            height = min(box[3], truth_box[3]) - max(box[1], truth_box[1]) + 1
             if width <= 0 or height <= 0:
                 continue
             area = (box[2] - box[0] + 1) * (box[3] - box[1] + 1)
-            other_area = (other[2] - other[0] + 1) * (other[3] - other[1] + 1)
+            other_area = (truth_box[2] - truth_box[0] + 1) * (truth_box[3] - truth_box[1] + 1)
             overlap = width * height / (area + other_area - width * height)
             if overlap > best_overlap:
                 best_overlap, best_row = overlap, row
@@ -77,16 +77,16 @@ def random_dataset(seed, num_images=8, num_classes=4):
         # Some detections near the truth (several per box), some anywhere.
         near = np.repeat(np.arange(count), 2)
         stray = rng.integers(0, 60, (3, 2))
-        found = np.vstack(
+        detected = np.vstack(
             [
                 boxes[near] + rng.normal(0, 4, (len(near), 4)),
                 np.hstack([stray, stray + rng.integers(5, 40, (3, 2))]),
             ]
         ).astype(np.float32)
-        found[:, 2:] = np.maximum(found[:, 2:], found[:, :2])
+        detected[:, 2:] = np.maximum(detected[:, 2:], detected[:, :2])
         found_classes = np.concatenate([classes[near], rng.integers(1, num_classes, 3)])
-        scores = rng.random(len(found)).astype(np.float32)
-        detections[f"image{image}"] = Detections(found, found_classes, scores)
+        scores = rng.random(len(detected)).astype(np.float32)
+        detections[f"image{image}"] = Detections(detected, found_classes, scores)
     return detections, truths
 
 
