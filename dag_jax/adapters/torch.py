@@ -242,7 +242,7 @@ def from_torch(
         raise UserError(f"output is {output!r:.80}; of a segmenter it names one")
     names = None if classes is None else class_names(classes)
     count = None if names is None else len(names)
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "mean": mean,
         "std": std,
         "layout": layout,
@@ -250,10 +250,10 @@ def from_torch(
         "title": title,
     }
     function: Any
-    function = called = TorchFunction(module, **given, output=output, count=count)
+    function = called = TorchFunction(module, **options, output=output, count=count)
     if via == "torchax":
         forward, states = torchax.compiled(module, output, title=title)
-        function = compiled.around(forward, states, **given, count=count)
+        function = compiled.around(forward, states, **options, count=count)
     image = checks.noise(size)
     outputs = called.try_out(image)
     if names is not None:

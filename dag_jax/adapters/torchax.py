@@ -77,8 +77,8 @@ def compiled(module: Any, output: Any, *, title: str) -> tuple[Callable, dict]:
             warnings.filterwarnings("ignore", "Explicitly requested dtype int64")
             tensors = {place: environment.j2t_iso(states[name]) for place, name in names.items()}
             # What a module keeps for its next call was traced, and goes with this copy.
-            own = copy.deepcopy(module, tensors)
-            outputs = environment.t2j_iso(own(environment.j2t_iso(x.astype(dtype))))
+            module_copy = copy.deepcopy(module, tensors)
+            outputs = environment.t2j_iso(module_copy(environment.j2t_iso(x.astype(dtype))))
         picked = []
         for which, index in checks.picks(output, title).items():
             each = checks.pick(outputs, index, title)
@@ -139,12 +139,12 @@ def compare(
     half = any(leaf.dtype.itemsize == 2 for leaf in jax.tree.leaves(function))
     pairs = [("scores", *pair) for pair in zip(results, outputs, strict=True)]
     pairs.append(("a gradient", gradient, pull(image, weights)))
-    for what, ours, theirs in pairs:
+    for quantity, ours, theirs in pairs:
         apart = np.linalg.norm(ours - theirs) / max(np.linalg.norm(theirs), np.float32(1e-30))
-        if not apart <= _APART[what][half]:
+        if not apart <= _APART[quantity][half]:
             raise UserError(
-                f"{title} compiled by torchax has {what} other than PyTorch's own, by {apart:.1g} "
-                "of their norm; via='callback' runs PyTorch itself"
+                f"{title} compiled by torchax has {quantity} other than PyTorch's own, by "
+                f"{apart:.1g} of their norm; via='callback' runs PyTorch itself"
             )
 
 
@@ -174,8 +174,8 @@ def _environment():
         def dispatch(self, func, types, args, kwargs):
             if func is torch.Tensor.__deepcopy__:
                 (each,) = args[:1]
-                own = isinstance(each, tensor.Tensor)
-                return self.j2t_iso(each.jax() if own else jnp.array(_to_numpy(each)))
+                is_torchax = isinstance(each, tensor.Tensor)
+                return self.j2t_iso(each.jax() if is_torchax else jnp.array(_to_numpy(each)))
             outputs = super().dispatch(func, types, args, kwargs)
             if torch.is_grad_enabled():
                 return outputs
@@ -206,8 +206,10 @@ def _max_pool(
     """Return torch.nn.functional.max_pool2d; `theirs` does what the project's own does not."""
     stride = size if stride is None else stride
     squares = [{each} if isinstance(each, int) else {*each} for each in (size, stride, padding)]
-    own = x.ndim == 4 and dilation in (1, (1, 1)) and all(len(square) == 1 for square in squares)
-    if not own or return_indices:
+    supported = (
+        x.ndim == 4 and dilation in (1, (1, 1)) and all(len(square) == 1 for square in squares)
+    )
+    if not supported or return_indices:
         return theirs(x, size, stride, padding, dilation, ceil_mode, return_indices)
     size, stride, padding = (each for square in squares for each in square)
     if not ceil_mode:  # ours is always so: give it what whole windows cover

@@ -150,7 +150,7 @@ def convert_files(name, module, sources, output, *, read=read_network) -> dict:
     if output.exists():
         raise UserError(f"{output} exists already; name another --output, or remove it")
     for source in filter(_is_safetensors, _existing(sources)):
-        if known := kinds.what(source):
+        if known := kinds.description(source):
             raise UserError(f"{source} is {known}")
         raise UserError(f"{source}: `networks.load` reads safetensors of ours as they are")
     _, parameters, record = read(name, module, sources)
@@ -180,7 +180,7 @@ def _record_of(sources):
 def _existing(sources):
     paths = [epath.Path(source) for source in sources]
     for path in [path for path in paths if path.is_dir()]:
-        raise UserError(f"{path} is {kinds.what(path) or 'a folder; name the file in it'}")
+        raise UserError(f"{path} is {kinds.description(path) or 'a folder; name the file in it'}")
     if missing := [str(path) for path in paths if not path.is_file()]:
         raise MissingError(f"{', '.join(missing)}: no such checkpoint file")
     return paths

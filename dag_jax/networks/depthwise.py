@@ -61,10 +61,10 @@ def _backward(stride, padding, dilation, residuals, cotangent):
     sides = zip(blocks, cotangent.shape[-3:-1], strict=True)
     spread = _pad(cotangent, *((before, block - cells) for block, cells in sides))
     taps: list[list] = [[] for _ in range(stride)]  # (first of `spread`, place) by remainder
-    for rest, i in np.ndindex(stride, size):
-        block, more = divmod(rest - dilation * i, stride)
+    for phase, i in np.ndindex(stride, size):
+        block, more = divmod(phase - dilation * i, stride)
         if not more:
-            taps[rest].append((before + block, i))
+            taps[phase].append((before + block, i))
     shape = (*x.shape[:-3], *blocks, x.shape[-1])
     rows = []
     for down in taps:

@@ -205,14 +205,18 @@ class Pyramid(nn.Module):
         views = []
         for index, scale in enumerate(_SCALES):
             kernel = Kernel(shape, name=f"scale{index}")()
-            there = tuple(max(math.ceil(side * scale), _LEAST) for side in sides)
+            scaled = tuple(max(math.ceil(side * scale), _LEAST) for side in sides)
             if scale > 1:
-                views.append(planes.correlate_enlarged(x, kernel, there))
+                views.append(planes.correlate_enlarged(x, kernel, scaled))
                 continue
-            y = x if there == sides else planes.resize(x, *map(planes.average_matrix, there, sides))
+            y = (
+                x
+                if scaled == sides
+                else planes.resize(x, *map(planes.average_matrix, scaled, sides))
+            )
             y = planes.depthwise(y, kernel)
-            if there != sides:
-                y = planes.resize(y, *map(planes.corners_matrix, sides, there))
+            if scaled != sides:
+                y = planes.resize(y, *map(planes.corners_matrix, sides, scaled))
             views.append(y)
         y = Layer(len(views) * self.narrow, 0, name="norm")(jnp.concatenate(views, axis=1))
         # Each channel of the result is of that channel at all scales: the authors shuffle channels

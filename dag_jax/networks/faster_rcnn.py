@@ -28,8 +28,8 @@ def _rounded_ratio(a, b):
     if isinstance(a, int):
         return round(fractions.Fraction(a, b))
     quotient = operations.divide(a, b)
-    rest = a - quotient * b
-    up = (2 * rest > b) | ((2 * rest == b) & (quotient & 1 == 1))
+    remainder = a - quotient * b
+    up = (2 * remainder > b) | ((2 * remainder == b) & (quotient & 1 == 1))
     return quotient + up.astype(jnp.int32)
 
 
@@ -288,10 +288,10 @@ class FasterRCNN(nn.Module):
         margin = jnp.where(fit, scores[:, 1] - scores[:, 0], -jnp.inf)
         margin, best = jax.lax.top_k(margin, min(pre_nms or self.pre_nms, margin.shape[0]))
         boxes, valid = boxes[best], fit[best]
-        kept, valid = detection.nms(
+        selected, valid = detection.nms(
             boxes, margin, threshold=nms_threshold, max_outputs=max_proposals, valid=valid
         )
-        return boxes[kept], jax.nn.sigmoid(margin[kept]), valid
+        return boxes[selected], jax.nn.sigmoid(margin[selected]), valid
 
     def propose(
         self,
@@ -372,7 +372,7 @@ class FasterRCNN(nn.Module):
         """
         features, grid = self._map(image, extent=extent)
         canvas = self.canvas(image.shape, extent)
-        regions, _, found = self.select_proposals(
+        regions, _, region_valid = self.select_proposals(
             self.rpn(features),
             features.shape[:2],
             canvas,
@@ -395,6 +395,6 @@ class FasterRCNN(nn.Module):
             scores,
             threshold=nms_threshold,
             max_outputs=max_detections,
-            valid=found[None, :] & (scores > score_threshold),
+            valid=region_valid[None, :] & (scores > score_threshold),
         )
         return boxes, classes + 1, scores, valid

@@ -126,7 +126,7 @@ class FpnFasterRCNN(PyramidDetector):
             boxes = self.decode(anchors[best], offsets[best], canvas)
             parts.append((boxes, logits, present[best], jnp.full(best.shape, number)))
         boxes, logits, valid, groups = (jnp.concatenate(part) for part in zip(*parts, strict=True))
-        kept, valid = detection.nms(
+        selected, valid = detection.nms(
             boxes,
             logits,
             threshold=nms_threshold,
@@ -134,7 +134,7 @@ class FpnFasterRCNN(PyramidDetector):
             valid=valid & _wide(boxes, 1e-3),
             groups=groups,
         )
-        return boxes[kept], jax.nn.sigmoid(logits[kept]), valid
+        return boxes[selected], jax.nn.sigmoid(logits[selected]), valid
 
     def propose(self, image, extent=None, *, nms_threshold, max_proposals: int):
         """Propose boxes that may hold an object; no gradient passes.
@@ -183,15 +183,15 @@ class FpnFasterRCNN(PyramidDetector):
         """
         levels, canvas = self.levels(image, extent), self.canvas(image.shape, extent)
         limits = {"nms_threshold": 0.7, "max_proposals": self.post_nms}
-        regions, _, found = self.select_proposals(levels, canvas, **limits)
+        regions, _, region_valid = self.select_proposals(levels, canvas, **limits)
         scores, offsets = self.heads(levels, regions)
         objects = jnp.array(self.columns[1:])
         scores = jax.nn.softmax(scores)[:, objects]
-        valid = found[:, None] & (scores > 0.05)
+        valid = region_valid[:, None] & (scores > 0.05)
         scores, rows, classes, valid = best_pairs(scores, valid, _PAIRS)
         offsets = offsets[rows, objects[classes]] * jnp.float32(_STDS)[None]
         boxes = self.decode(regions[rows], offsets, canvas)
-        kept, valid = detection.nms(
+        selected, valid = detection.nms(
             boxes,
             scores,
             threshold=0.5,
@@ -200,8 +200,8 @@ class FpnFasterRCNN(PyramidDetector):
             groups=classes,
         )
         shape = image.shape[:2] if extent is None else extent
-        boxes = self.to_image(boxes[kept], canvas, shape)
-        return boxes, classes[kept] + 1, scores[kept], valid
+        boxes = self.to_image(boxes[selected], canvas, shape)
+        return boxes, classes[selected] + 1, scores[selected], valid
 
 
 def _pool(maps, cells, boxes, scales):

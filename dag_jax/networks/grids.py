@@ -51,15 +51,15 @@ class Grid(NamedTuple):
         sides = ((side - 1) * stride + kernel_size for side in (self.rows, self.columns))
         return Grid(fine, self.origin - fine * (kernel_size - 1) / 2, *sides)
 
-    def offset(self, other: "Grid") -> int:
-        """Return which cell of this grid is cell 0 of `other` (Caffe's crop offset)."""
-        return round((other.origin - self.origin) / self.stride)
+    def offset(self, target: "Grid") -> int:
+        """Return which cell of this grid is cell 0 of `target` (Caffe's crop offset)."""
+        return round((target.origin - self.origin) / self.stride)
 
-    def cropped(self, offset: int, other: "Grid") -> "Grid":
-        """Return the grid from cell `offset` on, no longer than `other`."""
+    def cropped(self, offset: int, target: "Grid") -> "Grid":
+        """Return the grid from cell `offset` on, no longer than `target`."""
         sides = (
-            _least(own - offset, others)
-            for own, others in ((self.rows, other.rows), (self.columns, other.columns))
+            _least(axis - offset, target_axis)
+            for axis, target_axis in ((self.rows, target.rows), (self.columns, target.columns))
         )
         return Grid(self.stride, self.origin + offset * self.stride, *sides)
 

@@ -121,8 +121,8 @@ def head_loss(scores, deltas, targets: detection.RegionTargets, *, means, stds):
     counts = targets.valid.astype(jnp.float32)
     class_loss = _weighted_mean(_cross_entropy(scores, targets.labels), counts)
     mean, std = (jnp.asarray(values, jnp.float32)[None, :] for values in (means, stds))
-    own = jnp.take_along_axis(deltas, targets.labels[:, None, None], axis=1)[:, 0]
-    box_loss = jnp.sum(smooth_l1(own - (targets.deltas - mean) / std), axis=-1)
+    label_deltas = jnp.take_along_axis(deltas, targets.labels[:, None, None], axis=1)[:, 0]
+    box_loss = jnp.sum(smooth_l1(label_deltas - (targets.deltas - mean) / std), axis=-1)
     return class_loss, _weighted_mean(jnp.where(targets.labels > 0, box_loss, 0), counts)
 
 
@@ -195,7 +195,7 @@ def detection_loss(
 
     def draw_regions(key, features, rpn, truths, classes, valid):
         jitter_key, head_key = jax.random.split(key)
-        proposals, _, found = module.apply(
+        proposals, _, proposal_valid = module.apply(
             variables,
             rpn,
             features.shape[:2],
@@ -209,7 +209,7 @@ def detection_loss(
         targets = detection.region_targets(
             head_key,
             jnp.concatenate([proposals, copies]),
-            jnp.concatenate([found, jnp.repeat(valid, num_jittered)]),
+            jnp.concatenate([proposal_valid, jnp.repeat(valid, num_jittered)]),
             truths,
             classes,
             valid,

@@ -58,12 +58,12 @@ def cfg(heads, classes: int, anchors: str, *, width: float = 1.0) -> darknet_cfg
         add("route", layers=back)
     add("maxpool", size=9, stride=1)
     add("route", layers="-1,-3,-5,-6")
-    (first, *rest), fine = heads
+    (first, *widths), fine = heads
     outputs = {"filters": 3 * (5 + classes), "activation": "linear", "norm": 0}
     common = {"anchors": anchors, "num": 6, "classes": classes}
     convolve(first)
     convolve(first, size=3, groups=first)
-    for filters in rest:
+    for filters in widths:
         convolve(filters)
     convolve(**outputs)
     add("yolo", mask="3,4,5", scale_x_y=1.1, **common)

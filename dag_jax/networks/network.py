@@ -20,10 +20,10 @@ BUCKET = 125  # pixels: a quarter of the longest side that VOC's images have
 
 
 class Facts(NamedTuple):
-    """What is said of a network beside its layers.
+    """The facts about a network that its layers do not hold.
 
     Attributes:
-      title: what tables call it.
+      title: its name in tables.
       classes: names of its classes by index.
       split: the split that it is tested on.
       margin: logits by which a label must have lost before its target rests.
@@ -40,10 +40,10 @@ class Facts(NamedTuple):
 
 
 class _Static:
-    """What of a network is no array. Its name and title do not tell two of them apart.
+    """The static part of a network, compared without its name and title.
 
-    So what is compiled for one network serves every other of its architecture: `fcn_vgg_star`
-    costs no compilation after `fcn_vgg`.
+    A program compiled for one network thus serves every other of the same architecture:
+    `fcn_vgg_star` costs no compilation after `fcn_vgg`.
     """
 
     def __init__(self, name, module, miniature, facts):
@@ -71,7 +71,7 @@ class Network:
 
     @property
     def title(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
         return self.facts.title
 
     @property
@@ -123,8 +123,7 @@ class SegmentationNetwork(Network):
 
         Args:
           image: f32[H, W, 3], RGB grey levels.
-          extent: i32[2], the rows and columns that are the image where padding follows; see
-            `bucket`.
+          extent: i32[2], the image's rows and columns if padding follows them; see `bucket`.
 
         Returns:
           f32[H, W, C].
@@ -137,10 +136,10 @@ class SegmentationNetwork(Network):
         return jnp.argmax(self.scores(image, extent), axis=-1).astype(jnp.int32)
 
     def bucket(self, shape: tuple[int, ...]):
-        """Return the few shapes by which images of any size go through the network.
+        """Return the network and the padded shape for an image's size; there are few such shapes.
 
-        An image is padded, below and on the right, to the bucket's shape, and its own size goes
-        along as the last argument of each method.
+        Pad the image, below and on the right, to that shape, and give its own size as the last
+        argument of each method.
 
         Args:
           shape: (H, W, ...) of an image.
@@ -174,10 +173,9 @@ class DetectionNetwork(Network):
 
         Args:
           image: f32[H, W, 3], RGB grey levels.
-          extent: i32[2], the rows and columns that are the image where padding follows; see
-            `bucket`.
-          nms_threshold: IoU above which the lower of two proposals goes. The evaluation has its
-            own, which is less.
+          extent: i32[2], the image's rows and columns if padding follows them; see `bucket`.
+          nms_threshold: IoU above which the lower-scoring of two proposals is dropped. The
+            evaluation has its own threshold, which is lower.
           max_proposals: N; None is the network's own number.
 
         Returns:
@@ -216,16 +214,16 @@ class DetectionNetwork(Network):
         """Run the whole network, as an evaluation does; arguments as of `propose`.
 
         Returns:
-          `Detections` of K rows, padded, after its own proposals, box regression and suppression.
+          `Detections` of K rows, padded: the result of proposals, box regression and suppression.
         """
         boxes, classes, scores, valid = self._apply(image, extent, method="detect")
         return Detections(boxes, classes, scores, valid)
 
     def bucket(self, shape: tuple[int, ...]):
-        """Do what `SegmentationNetwork.bucket` does; images of any shape share a canvas.
+        """Return the network and the padded shape, as `SegmentationNetwork.bucket` does.
 
-        Images are of one bucket where both results are the same: a network of another bucket gives
-        NaN where the image's canvas does not fit into its own.
+        Images share a bucket if both results are equal. A network gives NaN for an image of another
+        bucket, whose canvas does not fit into its own.
 
         Args:
           shape: (H, W, ...) of an image.
@@ -242,16 +240,16 @@ class DetectionNetwork(Network):
         return dataclasses.replace(self, module=module), raised((height, width), 4 * BUCKET)
 
     def _canvas_step(self):
-        """Return the pixels by which the canvases of buckets differ."""
+        """Return the step between the canvas sides of two buckets, in pixels."""
         return self.module.resize[1] // 5
 
 
 def raised(sides, step: int) -> tuple[int, ...]:
-    """Return sides, each raised to the next multiple of a step."""
+    """Return sides, each rounded up to a multiple of `step`."""
     return tuple(-(-side // step) * step for side in sides)
 
 
 @functools.lru_cache(maxsize=1024)
 def _check_size(module, shape):
-    """Let a network say, without computing anything, whether it can see an image of a shape."""
+    """Raise the network's error for an image that it cannot see, without computing anything."""
     jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((*shape, 3), jnp.float32))

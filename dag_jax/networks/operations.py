@@ -356,8 +356,8 @@ def _interpolate(x, axis, size, ratio, extent):
     # Pixel i is at (i + 1/2) denominator / numerator - 1/2, in whole numbers as far as it goes:
     # float32 would misplace the last pixels of a long side.
     places = (2 * jnp.arange(size) + 1) * denominator - numerator
-    first, rest = places // (2 * numerator), places % (2 * numerator)
-    share = rest.astype(jnp.float32) / jnp.asarray(2 * numerator, jnp.float32)
+    first, remainder = places // (2 * numerator), places % (2 * numerator)
+    share = remainder.astype(jnp.float32) / jnp.asarray(2 * numerator, jnp.float32)
     pairs = [jnp.clip(place, 0, extent - 1) for place in (first, first + 1)]
     return _mix(x, pairs, share, axis)
 

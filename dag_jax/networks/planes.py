@@ -291,24 +291,24 @@ def nearest_corners_matrix(pixels: int, size: int, cells: int, extent):
     middle = jnp.minimum(lax.div((2 * pixel + 1) * size, 2 * extent), size - 1)
     place = middle * (cells - 1)
     first = lax.div(place, jnp.int32(size - 1))
-    rest = (place - first * (size - 1)).astype(jnp.float32) / np.float32(size - 1)
+    share = (place - first * (size - 1)).astype(jnp.float32) / np.float32(size - 1)
     cell = jnp.arange(cells, dtype=jnp.int32)[None, :]
-    matrix = jnp.where(cell == first[:, None], 1 - rest[:, None], 0)
-    matrix += jnp.where(cell == first[:, None] + 1, rest[:, None], 0)
+    matrix = jnp.where(cell == first[:, None], 1 - share[:, None], 0)
+    matrix += jnp.where(cell == first[:, None] + 1, share[:, None], 0)
     return jnp.where(pixel[:, None] < extent, matrix, 0)
 
 
 @functools.lru_cache(maxsize=64)
-def _bands(side, there, transposed):
+def _bands(side, enlarged, transposed):
     """Return what one axis of `correlate_enlarged` does, as bands of matrices.
 
     Returns:
       (NumPy f32[3, side, bands], cells): for each tap along the axis, how much of cell x + band -
       cells goes into cell x.
     """
-    up = corners_matrix(there, side).astype(np.float64)
-    down = average_matrix(side, there).astype(np.float64)
-    matrices = np.stack([down @ np.eye(there, k=tap) @ up for tap in (-1, 0, 1)])
+    up = corners_matrix(enlarged, side).astype(np.float64)
+    down = average_matrix(side, enlarged).astype(np.float64)
+    matrices = np.stack([down @ np.eye(enlarged, k=tap) @ up for tap in (-1, 0, 1)])
     if transposed:
         matrices = matrices.swapaxes(1, 2)
     row, column = np.nonzero(matrices.any(axis=0))
@@ -319,9 +319,9 @@ def _bands(side, there, transposed):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _correlate_enlarged(x, kernel, there, transposed):
+def _correlate_enlarged(x, kernel, enlarged, transposed):
     sides = x.shape[2:]
-    for axis, (side, more) in enumerate(zip(sides, there, strict=True)):
+    for axis, (side, more) in enumerate(zip(sides, enlarged, strict=True)):
         bands, before = _bands(side, more, transposed)
         count = bands.shape[2]
         padding = [(0, 0)] * x.ndim
@@ -339,17 +339,17 @@ def _correlate_enlarged(x, kernel, there, transposed):
     return lax.optimization_barrier(x)
 
 
-def _enlarged_forward(x, kernel, there, transposed):
-    return _correlate_enlarged(x, kernel, there, transposed), (x, kernel)
+def _enlarged_forward(x, kernel, enlarged, transposed):
+    return _correlate_enlarged(x, kernel, enlarged, transposed), (x, kernel)
 
 
-def _enlarged_backward(there, transposed, residuals, cotangent):
+def _enlarged_backward(enlarged, transposed, residuals, cotangent):
     x, kernel = residuals
 
     def plain(kernel):
-        return _correlate_enlarged.fun(x, kernel, there, transposed)
+        return _correlate_enlarged.fun(x, kernel, enlarged, transposed)
 
-    x_gradient = _correlate_enlarged(cotangent, kernel, there, not transposed)
+    x_gradient = _correlate_enlarged(cotangent, kernel, enlarged, not transposed)
     return x_gradient, jax.vjp(plain, kernel)[1](cotangent)[0]
 
 
@@ -357,7 +357,7 @@ _correlate_enlarged.defvjp(_enlarged_forward, _enlarged_backward)
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def correlate_enlarged(x, kernel, there: tuple[int, int]):
+def correlate_enlarged(x, kernel, enlarged: tuple[int, int]):
     """Correlate planes at a larger size: resize by `corners_matrix`, `depthwise`, average back.
 
     All three are linear, and a cell of the result depends on few of `x`: nothing is enlarged.
@@ -365,9 +365,9 @@ def correlate_enlarged(x, kernel, there: tuple[int, int]):
     Args:
       x: f32[B, C, H, W].
       kernel: f32[3, 3, 1, C].
-      there: (H', W'), not below H and W.
+      enlarged: (H', W'), not below H and W.
 
     Returns:
       f32[B, C, H, W].
     """
-    return _correlate_enlarged(x, kernel[:, :, 0], there, False)
+    return _correlate_enlarged(x, kernel[:, :, 0], enlarged, False)

@@ -127,19 +127,19 @@ class RetinaNet(PyramidDetector):
             logits, rows, classes, valid = best_pairs(logits, valid, self.most)
             parts.append((boxes[rows], logits, classes, valid))
         boxes, logits, classes, valid = (jnp.concatenate(part) for part in zip(*parts, strict=True))
-        kept, valid = detection.nms(
+        selected, valid = detection.nms(
             boxes, logits, threshold=0.5, max_outputs=300, valid=valid, groups=classes
         )
         shape = image.shape[:2] if extent is None else extent
-        boxes = self.to_image(boxes[kept], canvas, shape)
-        return boxes, classes[kept], jax.nn.sigmoid(logits[kept]), valid
+        boxes = self.to_image(boxes[selected], canvas, shape)
+        return boxes, classes[selected], jax.nn.sigmoid(logits[selected]), valid
 
 
-def _moved(places, width, other):
-    """Return places in rows of `width` as those in rows of `other`, an int or i32[] each."""
+def _moved(places, width, new_width):
+    """Return places in rows of `width` as those in rows of `new_width`, an int or i32[] each."""
     places = jnp.maximum(places, 0)
     row = operations.divide(places, width)
-    return places + row * (other - width)
+    return places + row * (new_width - width)
 
 
 def _head(convolutions, last, level):

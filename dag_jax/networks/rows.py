@@ -59,14 +59,14 @@ def _forward(function, chunk, shared, rows):
     leaves, structure = jax.tree.flatten(shared)
     values = [leaf.value for leaf in leaves]
     # None says in the tree's structure, which is known while tracing, which leaves are asked for.
-    asked = [leaf.value if leaf.perturbed else None for leaf in leaves]
-    others = [None if leaf.perturbed else leaf.value for leaf in leaves]
+    perturbed = [leaf.value if leaf.perturbed else None for leaf in leaves]
+    constants = [None if leaf.perturbed else leaf.value for leaf in leaves]
     result = _map_rows(function, chunk, structure.unflatten(values), rows.value)
-    return result, (structure.unflatten(asked), structure.unflatten(others), rows.value)
+    return result, (structure.unflatten(perturbed), structure.unflatten(constants), rows.value)
 
 
 def _backward(function, chunk, residuals, cotangents):
-    asked, others, rows = residuals
+    perturbed, constants, rows = residuals
     count = rows.shape[0]
     cotangents = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, SymbolicZero) else leaf,
@@ -79,29 +79,29 @@ def _backward(function, chunk, residuals, cotangents):
     order = jnp.argsort(~needed, stable=True).astype(jnp.int32)  # needed rows to the front
     order = jnp.pad(order, (0, -count % chunk))
 
-    def merged(asked):
-        def one(leaf, other):
-            return other if leaf is None else leaf
+    def merged(leaves):
+        def leaf_or_constant(leaf, constant):
+            return constant if leaf is None else leaf
 
-        return jax.tree.map(one, asked, others, is_leaf=lambda leaf: leaf is None)
+        return jax.tree.map(leaf_or_constant, leaves, constants, is_leaf=lambda leaf: leaf is None)
 
     def add(carry):
         part, gradient = carry
         start = part * chunk
         here = lax.dynamic_slice_in_dim(order, start, chunk)
-        some = jnp.arange(chunk) < total - start
+        is_row = jnp.arange(chunk) < total - start
 
         def seed(leaf):
-            mask = some.reshape(-1, *[1] * (leaf.ndim - 1))
+            mask = is_row.reshape(-1, *[1] * (leaf.ndim - 1))
             return jnp.where(mask, leaf[here], 0)
 
-        _, vjp = jax.vjp(lambda leaves: function(merged(leaves), rows[here]), asked)
+        _, vjp = jax.vjp(lambda leaves: function(merged(leaves), rows[here]), perturbed)
         (more,) = vjp(jax.tree.map(seed, cotangents))
         return part + 1, jax.tree.map(jnp.add, gradient, more)
 
     # Counted one by one: XLA on CPU drops a loop whose counter's first stride passes its end.
     parts = (total + (chunk - 1)) // chunk
-    start = jnp.int32(0), jax.tree.map(jnp.zeros_like, asked)
+    start = jnp.int32(0), jax.tree.map(jnp.zeros_like, perturbed)
     gradient = lax.while_loop(lambda carry: carry[0] < parts, add, start)[1]
     return gradient, None
 

@@ -100,9 +100,9 @@ class LrasppHead(nn.Module):
 
 def _enlarge(cells, shape, grid):
     """Bring a `Map` to the cells of another grid, in an array of `shape`; see `Segmenter`."""
-    x, other = cells
-    sides = (grid.rows, other.rows), (grid.columns, other.columns)
-    extent = other.rows, other.columns
+    x, own_grid = cells
+    sides = (grid.rows, own_grid.rows), (grid.columns, own_grid.columns)
+    extent = own_grid.rows, own_grid.columns
     return operations.resize(x, shape[-3:-1], ratios=sides, extent=extent)
 
 

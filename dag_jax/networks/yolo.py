@@ -205,8 +205,8 @@ def _logit(probability):
 def _softmax_logits(scores):
     """Return log(q / (1 - q)) of q = softmax(scores) of f32[N, C]."""
     count = scores.shape[1]
-    others = jnp.where(np.eye(count, dtype=bool)[None], -jnp.inf, scores[:, None, :])
-    return scores - jax.nn.logsumexp(others, axis=-1)
+    rival_scores = jnp.where(np.eye(count, dtype=bool)[None], -jnp.inf, scores[:, None, :])
+    return scores - jax.nn.logsumexp(rival_scores, axis=-1)
 
 
 def _inside(boxes, shape):

@@ -206,7 +206,7 @@ def _parse(path, size):
 
 def _kind(path, head):
     """Say what a file is that does not parse, by its first bytes."""
-    if known := kinds.what(path):
+    if known := kinds.description(path):
         return f"it is {known}"
     if head.startswith(b"PK"):
         return "it is a zip archive"
@@ -263,17 +263,17 @@ def _layers(net):
     _texts(net.input, "the network")
     if net.layer and net.layers:
         raise UserError("it holds both 'layer' and 'layers' fields, and Caffe writes only one")
-    found = []
+    layers = []
     weighted = set()
     for number, message in enumerate(net.layer or net.layers):
-        found.append(_layer(message, f"layer {number}"))
-        if found[-1].blobs and found[-1].name in weighted:
-            raise UserError(f"two layers with blobs are named {found[-1].name!r}")
-        if found[-1].blobs:
-            weighted.add(found[-1].name)
+        layers.append(_layer(message, f"layer {number}"))
+        if layers[-1].blobs and layers[-1].name in weighted:
+            raise UserError(f"two layers with blobs are named {layers[-1].name!r}")
+        if layers[-1].blobs:
+            weighted.add(layers[-1].name)
     if not weighted:
-        raise UserError(f"it has {len(found)} layers and no blobs in them, so no weights")
-    return found
+        raise UserError(f"it has {len(layers)} layers and no blobs in them, so no weights")
+    return layers
 
 
 def _layer(message, where):

@@ -91,7 +91,7 @@ def convert(
     layout = layout or _tell(layers)
     layers = _join(layers, LAYOUTS[layout])
     expected, upsamplings = _expected(module)
-    given, dense, problems = {}, [], []
+    parameters, dense, problems = {}, [], []
     for name, arrays in layers.items():
         rule = next((r for r in LAYOUTS[layout].rules if re.fullmatch(r.pattern, name)), None)
         path = rule and rule.path and re.fullmatch(rule.pattern, name).expand(rule.path)
@@ -101,45 +101,45 @@ def convert(
             shapes = ", ".join(str(array.shape) for array in arrays.values())
             problems.append(f"left over: {_title(name, arrays)} {shapes}")
             continue
-        if path in given:
+        if path in parameters:
             problems.append(f"left over: {name}, as {path} is there already")
             continue
-        given[path] = found = {}
+        parameters[path] = leaves = {}
         for part, wanted in expected[path].items():
             if part not in arrays:
                 if path not in upsamplings:
                     problems.append(f"missing: {part} of {name} {wanted}")
                 continue
-            found[part] = _arrange(arrays[part], wanted, rule.kind)
-            if found[part] is None:
+            leaves[part] = _arrange(arrays[part], wanted, rule.kind)
+            if leaves[part] is None:
                 problems.append(
                     f"other shape: {part} of {name} is {arrays[part].shape}, the network has "
                     f"{wanted}"
                 )
-            elif not np.isfinite(found[part]).all():
+            elif not np.isfinite(leaves[part]).all():
                 problems.append(f"not finite: {part} of {name}")
         problems += [
             f"left over: {part} of {name} {array.shape}"
             for part, array in arrays.items()
             if part not in expected[path]
         ]
-        if any(array is None for array in found.values()) or not found:
+        if any(array is None for array in leaves.values()) or not leaves:
             continue
-        whole = found.keys() == expected[path].keys()
+        whole = leaves.keys() == expected[path].keys()
         if rule.kind == "offsets" and offsets_folded and whole:
-            given[path] = _unfold_offsets(module, found)
+            parameters[path] = _unfold_offsets(module, leaves)
         elif rule.kind == "torchvision" and whole:
-            given[path] = _read_grey_levels(module, found)
+            parameters[path] = _read_grey_levels(module, leaves)
         elif rule.kind == "upsample":
-            if "kernel" not in found:
+            if "kernel" not in leaves:
                 problems.append(f"missing: kernel of {name}")
-            elif _is_bilinear(found):
-                given[path] = {}
+            elif _is_bilinear(leaves):
+                parameters[path] = {}
             else:
-                found.setdefault("bias", np.zeros(expected[path]["bias"], np.float32))
+                leaves.setdefault("bias", np.zeros(expected[path]["bias"], np.float32))
                 dense.append(path)
     covered = re.compile(LAYOUTS[layout].covers)
-    absent = [path for path in expected if path not in given]
+    absent = [path for path in expected if path not in parameters]
     problems += [f"missing: {path}" for path in absent if covered.fullmatch(path)]
     if problems:
         raise UserError(
@@ -147,7 +147,9 @@ def convert(
             + "\n  ".join(sorted(problems))
         )
     flat = {
-        f"{path}/{part}": leaf for path, leaves in given.items() for part, leaf in leaves.items()
+        f"{path}/{part}": leaf
+        for path, leaves in parameters.items()
+        for part, leaf in leaves.items()
     }
     return Converted(
         traverse_util.unflatten_dict(flat, sep="/"),
@@ -176,8 +178,8 @@ def _part(source, layout, part):
                 f"left over: {', '.join(beside[:8])}{', ...' * (len(beside) > 8)}, beside "
                 f"{prefix}*: part={prefix[:-1]!r} leaves out what is not under that name"
             )
-    others = [name for name in names.values() if name not in chosen]
-    return {name.removeprefix(prefix): array for name, array in chosen.items()}, _firsts(others)
+    unchosen = [name for name in names.values() if name not in chosen]
+    return {name.removeprefix(prefix): array for name, array in chosen.items()}, _firsts(unchosen)
 
 
 def _firsts(names):
@@ -225,10 +227,10 @@ def _merge(sources):
                 part = "kernel" if part == "weight" else part
                 layers.setdefault(layer, {})[part] = np.asarray(value)
         for name, arrays in layers.items():
-            other = merged.setdefault(name, arrays)
-            if other is not arrays and (
-                other.keys() != arrays.keys()
-                or not all(np.array_equal(arrays[part], other[part]) for part in arrays)
+            earlier = merged.setdefault(name, arrays)
+            if earlier is not arrays and (
+                earlier.keys() != arrays.keys()
+                or not all(np.array_equal(arrays[part], earlier[part]) for part in arrays)
             ):
                 raise UserError(
                     f"layer {name} is not the same in two of the {len(sources)} files: they are "
@@ -258,8 +260,8 @@ def _join(layers, layout):
             arrays = _caffe_norm(name, arrays)
             caffes.add(target)
         _check_norm(name, arrays, layer)
-        others = (epsilon for pattern, epsilon in layout.epsilons if re.fullmatch(pattern, name))
-        epsilon = np.float32(next(others, _EPSILON))
+        epsilons = (epsilon for pattern, epsilon in layout.epsilons if re.fullmatch(pattern, name))
+        epsilon = np.float32(next(epsilons, _EPSILON))
         with np.errstate(all="ignore"):  # what is not finite is said in the end
             gain = arrays["kernel"] / np.sqrt(arrays["running_var"] + epsilon)
             shift = arrays["bias"] - arrays["running_mean"] * gain

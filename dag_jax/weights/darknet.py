@@ -51,10 +51,10 @@ def read(path, cfg: Cfg) -> dict[str, dict[str, np.ndarray]]:
         with path.open("rb") as file:
             start = _header(file.read(12))
             if size != start + 4 * count:
-                what = "truncated" if size < start + 4 * count else "too long"
+                problem = "truncated" if size < start + 4 * count else "too long"
                 raise UserError(
                     f"{path} has {size} bytes, and the network asks for {start + 4 * count}: it is "
-                    f"{what}, or the .cfg is of another network"
+                    f"{problem}, or the .cfg is of another network"
                 )
             file.seek(start)
             numbers = np.frombuffer(file.read(4 * count), "<f4").astype(np.float32)

@@ -168,11 +168,11 @@ def parse(text: str, name="the .cfg") -> Cfg:
     sections = _sections(text, name)
     if not sections or sections[0].kind != "net":
         raise UserError(f"{name} has to begin with the section [net]")
-    net, *others = sections
+    net, *following = sections
     shape = net.number("height"), net.number("width")
     layers: list[Layer] = []
     shapes: list[tuple[int, int, int]] = []  # h, w, channels of each layer's map
-    for section in others:
+    for section in following:
         if section.kind not in _PARSERS:
             known = ", ".join(f"[{kind}]" for kind in _PARSERS)
             raise section.wrong(f"[{section.kind:.50}] is not known; known are {known}")
@@ -199,9 +199,9 @@ class _Section:
     def __init__(self, name, line, kind):
         self.name, self.line, self.kind, self.options = name, line, kind, {}
 
-    def wrong(self, what, option=None):
+    def wrong(self, problem, option=None):
         line = self.options[option][0] if option in self.options else self.line
-        return UserError(f"{self.name}, line {line}: {what:.300}")
+        return UserError(f"{self.name}, line {line}: {problem:.300}")
 
     def text(self, option, default=None):
         if option not in self.options and default is None:
@@ -215,9 +215,9 @@ class _Section:
             if not all(abs(value) <= _LARGEST for value in values):  # nor NaN
                 raise ValueError
         except ValueError:
-            what = "a whole number" if kind is int else "a number"
-            what += f" of at most {_LARGEST}"
-            raise self.wrong(f"{option} is {text!r:.50}, not {what}", option) from None
+            expected = "a whole number" if kind is int else "a number"
+            expected += f" of at most {_LARGEST}"
+            raise self.wrong(f"{option} is {text!r:.50}, not {expected}", option) from None
         return values
 
     def numbers(self, option, default=None, kind=int):
@@ -272,9 +272,9 @@ def _sections(text, name):
         sections[-1].options[option] = number, value
     for section in sections:
         for option, value in _UNSUPPORTED.get(section.kind, {}).items():
-            given = section.text(option, str(value))
-            if given != str(value):
-                raise section.wrong(f"{option}={given:.50} is not supported", option)
+            value_text = section.text(option, str(value))
+            if value_text != str(value):
+                raise section.wrong(f"{option}={value_text:.50} is not supported", option)
     return sections
 
 

@@ -169,8 +169,8 @@ def _download(address, path, *, checksum, size):
     files.make_folder(path.parent)
     part = path.with_name(path.name + ".part")
     note = path.with_name(path.name + ".part.json")  # of what file it is a part
-    left = _left(part, note, address)
-    start = part.stat().st_size if left else 0
+    unfinished = _left(part, note, address)
+    start = part.stat().st_size if unfinished else 0
 
     def anew():
         files.remove(part)
@@ -178,9 +178,9 @@ def _download(address, path, *, checksum, size):
         return _download(address, path, checksum=checksum, size=size)
 
     try:
-        response = urllib.request.urlopen(_request(address, left, start), timeout=_SECONDS)
+        response = urllib.request.urlopen(_request(address, unfinished, start), timeout=_SECONDS)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and left:  # nothing is left to fetch
+        if error.code == 416 and unfinished:  # nothing is left to fetch
             return anew()
         reason = " ".join(str(error.reason).split())
         raise UserError(f"{address} answers {error.code} {reason:.200}") from error
@@ -192,12 +192,12 @@ def _download(address, path, *, checksum, size):
         length = response.headers.get("Content-Length", "")
         total = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
         if response.status == 206:
-            if not left:
+            if not unfinished:
                 raise UserError(f"{address} answers with a part of the file, asked for all of it")
-            if not _continues(response, left, start):
+            if not _continues(response, unfinished, start):
                 response.close()
                 return anew()
-            total = left["total"]
+            total = unfinished["total"]
         else:
             start = 0
         if None not in (size, total) and total != size:
@@ -226,12 +226,12 @@ def _download(address, path, *, checksum, size):
                     file.write(block)
                 bar.update(len(block))
         last = response.geturl()
-    came = part.stat().st_size
-    if total is not None and came != total:
-        raise ConnectionError(f"broke off after {came} of {total} bytes")
+    received = part.stat().st_size
+    if total is not None and received != total:
+        raise ConnectionError(f"broke off after {received} of {total} bytes")
     problem = ""
-    if size is not None and came != size:
-        problem = f"{came} bytes, published has {size}"
+    if size is not None and received != size:
+        problem = f"{received} bytes, published has {size}"
     elif checksum and not (actual := checksum_of(part, checksum)).startswith(checksum):
         problem = f"{actual}, published is {checksum}"
     files.remove(note)
@@ -245,48 +245,48 @@ def _download(address, path, *, checksum, size):
 
 def _blocks(response):
     """Yield what comes, the first `_HEAD` bytes at once; ConnectionError where it is too slow."""
-    began, came, head = time.monotonic(), 0, b""
+    began, received, head = time.monotonic(), 0, b""
     try:
         while block := response.read1(_BLOCK):
-            came += len(block)
+            received += len(block)
             if head is not None and len(head := head + block) >= _HEAD:
                 block, head = head, None
             if head is None:
                 yield block
             seconds = time.monotonic() - began
             if seconds > _SECONDS:
-                if came < _SLOWEST * seconds:
-                    raise ConnectionError(f"only {came} bytes came in {seconds:.0f} s")
-                began, came = time.monotonic(), 0
+                if received < _SLOWEST * seconds:
+                    raise ConnectionError(f"only {received} bytes came in {seconds:.0f} s")
+                began, received = time.monotonic(), 0
         if head:
             yield head
     except ValueError as error:  # Python takes a piece's length to be below 0
         raise ConnectionError(f"no answer of HTTP: {error}") from error
 
 
-def _request(address, left, start):
+def _request(address, unfinished, start):
     if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
         raise UserError(
             f"{address} is no address of http or https; a file that is here is converted by "
             "experiments.convert_weights"
         )
     request = urllib.request.Request(address, headers={"User-Agent": "dag-jax"})
-    if left:
+    if unfinished:
         request.add_header("Range", f"bytes={start}-")
-        request.add_header("If-Range", left["version"])  # else the whole file comes
+        request.add_header("If-Range", unfinished["version"])  # else the whole file comes
     return request
 
 
 def _left(part, note, address):
     """Return the note on the part that an earlier call left; None where it is of no use here."""
     try:
-        left = files.load_json(note, digest=True)
+        unfinished = files.load_json(note, digest=True)
     except (MissingError, DamagedError):
         return None
     kinds = {"address": str, "version": str, "total": int}
-    whole = all(isinstance(left.get(name), kind) for name, kind in kinds.items())
+    whole = all(isinstance(unfinished.get(name), kind) for name, kind in kinds.items())
     # Another address may have another file under the same version.
-    return left if whole and part.exists() and left["address"] == address else None
+    return unfinished if whole and part.exists() and unfinished["address"] == address else None
 
 
 def _version(response):
@@ -295,10 +295,10 @@ def _version(response):
     return None if version and version.startswith("W/") else version
 
 
-def _continues(response, left, start):
-    """Tell whether an answer 206 is the rest of the file that `left` is of, from byte `start`."""
-    wanted = f"bytes {start}-{left['total'] - 1}/{left['total']}"
-    same = _version(response) in (None, left["version"])
+def _continues(response, unfinished, start):
+    """Return whether an answer 206 continues the `unfinished` file from byte `start`."""
+    wanted = f"bytes {start}-{unfinished['total'] - 1}/{unfinished['total']}"
+    same = _version(response) in (None, unfinished["version"])
     return same and response.headers.get("Content-Range", "").strip() == wanted
 
 
@@ -325,9 +325,9 @@ def unpack(archive, members, folder) -> list[pathlib.Path]:
     """
     folder = pathlib.Path(folder)
     files.make_folder(folder)
-    there, targets = list(archives.entries(archive)), {}
+    entries, targets = list(archives.entries(archive)), {}
     for member, checksum in members.items():
-        matches = [entry for entry in there if f"/{entry.name}".endswith(f"/{member}")]
+        matches = [entry for entry in entries if f"/{entry.name}".endswith(f"/{member}")]
         if len(matches) != 1:
             raise UserError(f"{archive} has {len(matches)} files named {member}")
         if matches[0].size > _MOST:

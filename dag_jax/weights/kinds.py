@@ -26,7 +26,7 @@ _HEADS = {
 _ONNX = re.compile(rb"\x08[\x01-\x1f](?:\x12[\x03-\x3f](?!.*caffemodel)[\w.-]{3}|\x3a)", re.S)
 
 
-def what(path) -> str:
+def description(path) -> str:
     """Return 'a ..., which is not read here; do ...' of a file or folder; '' where none is known.
 
     Args:

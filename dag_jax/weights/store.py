@@ -83,7 +83,7 @@ def load(path):
             head = file.read(200)
         if b"dag_jax checkpoint 1" in head:
             raise UserError(f"{path} is a checkpoint of dag_jax before 0.2. {_ANEW}") from error
-        known = kinds.what(path)
+        known = kinds.description(path)
         reason = f"it is {known}" if known else error.reason
         raise DamagedError(path, f"or no checkpoint of ours: {reason}", _ANEW) from error
     if not isinstance(content, dict) or content.keys() != {"checkpoint"}:
@@ -116,14 +116,14 @@ def check(parameters, expected):
     Raises:
       UserError: listing every parameter that is missing, left over or of another shape.
     """
-    given = {name: np.shape(leaf) for name, leaf in _flatten(parameters).items()}
+    shapes = {name: np.shape(leaf) for name, leaf in _flatten(parameters).items()}
     wanted = {name: tuple(leaf.shape) for name, leaf in _flatten(expected).items()}
-    lines = [f"missing: {name} {wanted[name]}" for name in sorted(wanted.keys() - given.keys())]
-    lines += [f"left over: {name} {given[name]}" for name in sorted(given.keys() - wanted.keys())]
+    lines = [f"missing: {name} {wanted[name]}" for name in sorted(wanted.keys() - shapes.keys())]
+    lines += [f"left over: {name} {shapes[name]}" for name in sorted(shapes.keys() - wanted.keys())]
     lines += [
-        f"other shape: {name} is {given[name]}, the network has {wanted[name]}"
-        for name in sorted(wanted.keys() & given.keys())
-        if wanted[name] != given[name]
+        f"other shape: {name} is {shapes[name]}, the network has {wanted[name]}"
+        for name in sorted(wanted.keys() & shapes.keys())
+        if wanted[name] != shapes[name]
     ]
     if lines:
         raise UserError("the parameters do not fit the network:\n  " + "\n  ".join(lines))

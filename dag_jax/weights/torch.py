@@ -88,10 +88,10 @@ def read(path):
         with reading(path):
             raise
     except Exception as error:  # zipfile's exceptions differ by what is damaged
-        if known := kinds.what(path):
+        if known := kinds.description(path):
             raise UserError(f"{path} is {known}") from error
-        own = isinstance(error, UserError)
-        reason = str(error) if own else f"{type(error).__name__}: {error!s:.200}"
+        is_user_error = isinstance(error, UserError)
+        reason = str(error) if is_user_error else f"{type(error).__name__}: {error!s:.200}"
         raise UserError(
             f"{path} ({len(data)} bytes) is not a readable PyTorch checkpoint: {reason}. It is "
             f"truncated, damaged or of another kind; right would be a whole file of tensors in "

@@ -64,11 +64,11 @@ class _Dict(dict):
 class _Program(io.BytesIO):
     """The bytes of pickles, which end after so many pieces."""
 
-    left = MOST_READS
+    reads_left = MOST_READS
 
     def read(self, size=-1):
-        self.left -= 1
-        if self.left < 0:
+        self.reads_left -= 1
+        if self.reads_left < 0:
             raise UserError(f"its pickle goes on after {MOST_READS} pieces")
         return super().read(size)
 

@@ -178,11 +178,13 @@ def test_a_retinanet_is_a_detector_of_a_sigmoid_head(via):
     function = adapters.from_torch(module.eval(), **IMAGENET, **options, via=via)
     edges = jax.tree_util.Partial(from_edges, function)
     model = adapters.from_sigmoid_queries(edges, classes=CLASSES, nms_threshold=0.5)
-    found = jax.jit(lambda image: model.detect(image))(IMAGE)
-    real = np.asarray(found.valid)
+    detections = jax.jit(lambda image: model.detect(image))(IMAGE)
+    real = np.asarray(detections.valid)
     assert real.any()
     truths = Truths(
-        np.asarray(found.boxes)[real], np.asarray(found.classes)[real], np.zeros(real.sum(), bool)
+        np.asarray(detections.boxes)[real],
+        np.asarray(detections.classes)[real],
+        np.zeros(real.sum(), bool),
     )
     targets, score_fn = dag_jax.detector_targets(model, IMAGE, truths, key=jax.random.key(0))
     result = dag_jax.attack(score_fn, IMAGE, targets, dag_jax.Method(max_steps=20))

@@ -85,9 +85,9 @@ def test_variables_are_the_leaves(network_and_model):
     module, model = network_and_model
     leaves = jax.tree.leaves(model)
     assert len(leaves) >= 8
-    other = jax.tree.map(lambda leaf: leaf * 2, model)
-    assert weights_digest(other) != weights_digest(model) == weights_digest(adapted(module))
-    assert not np.allclose(other.scores(IMAGE), model.scores(IMAGE))
+    doubled = jax.tree.map(lambda leaf: leaf * 2, model)
+    assert weights_digest(doubled) != weights_digest(model) == weights_digest(adapted(module))
+    assert not np.allclose(doubled.scores(IMAGE), model.scores(IMAGE))
 
 
 def test_twenty_steps_of_an_attack_and_the_audit(network_and_model):

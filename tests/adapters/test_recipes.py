@@ -47,8 +47,8 @@ def test_a_recipe_makes_a_model_that_can_be_attacked(code):
     model = names["model"]
     method = dag_jax.Method(max_steps=2)
     if models.about(model).detects:
-        found = model.detect(IMAGE)
-        truths = Truths(found.boxes, found.classes, np.zeros(len(found.boxes), bool))
+        detections = model.detect(IMAGE)
+        truths = Truths(detections.boxes, detections.classes, np.zeros(len(detections.boxes), bool))
         targets, score_fn = dag_jax.detector_targets(model, IMAGE, truths, key=jax.random.key(0))
     else:
         labels = np.asarray(model.predict(IMAGE))
@@ -57,8 +57,8 @@ def test_a_recipe_makes_a_model_that_can_be_attacked(code):
     counts = np.asarray(result.active_counts)
     assert counts[0] > 0 and np.abs(result.perturbation).max() > 0
     if jax.tree.leaves(model):  # PyTorch has none: tests/adapters/test_torch.py
-        other = jax.tree.map(lambda leaf: leaf + jnp.ones_like(leaf), model)
-        assert weights_digest(other) != weights_digest(model)
+        shifted = jax.tree.map(lambda leaf: leaf + jnp.ones_like(leaf), model)
+        assert weights_digest(shifted) != weights_digest(model)
 
 
 @pytest.mark.slow
@@ -98,10 +98,10 @@ def test_queries_are_the_candidates_and_no_object_the_last_column(queries):
     np.testing.assert_allclose(queries.scores(IMAGE, np.int32([3, 0])), scores[[3, 0]], rtol=1e-4)
     exp = np.exp(scores)
     probabilities = (exp / exp.sum(1, keepdims=True))[:, :2]
-    found = jax.jit(lambda model, image: model.detect(image))(queries, IMAGE)
-    np.testing.assert_array_equal(found.classes, probabilities.argmax(1))
-    np.testing.assert_allclose(found.scores, probabilities.max(1), rtol=1e-4)
-    np.testing.assert_array_equal(found.valid, probabilities.max(1) > 0.05)
+    detections = jax.jit(lambda model, image: model.detect(image))(queries, IMAGE)
+    np.testing.assert_array_equal(detections.classes, probabilities.argmax(1))
+    np.testing.assert_allclose(detections.scores, probabilities.max(1), rtol=1e-4)
+    np.testing.assert_array_equal(detections.valid, probabilities.max(1) > 0.05)
 
 
 @pytest.mark.parametrize(
@@ -151,15 +151,15 @@ def test_each_query_says_of_each_class_whether_it_is_there(sigmoid):
     scores = sigmoid.scores(scene(), handle)
     np.testing.assert_allclose(scores[..., 0], logits, rtol=1e-5)
     np.testing.assert_allclose(jax.nn.sigmoid(scores[..., 1]), 0.2, rtol=1e-6)
-    found = jax.jit(lambda model, image: model.detect(image))(sigmoid, scene())
+    detections = jax.jit(lambda model, image: model.detect(image))(sigmoid, scene())
     # By descending score: the dark one, one of the two bright ones that overlap, and the third,
     # which is a little dark, and less a bright one.
-    rows = np.flatnonzero(found.valid)
+    rows = np.flatnonzero(detections.valid)
     expected = 1 / (1 + np.exp(-np.float32([3.7, 2.3, 0.7, -0.7])))
-    np.testing.assert_array_equal(found.classes[rows], [1, 0, 1, 0])
-    np.testing.assert_allclose(found.scores[rows], expected, rtol=1e-5)
+    np.testing.assert_array_equal(detections.classes[rows], [1, 0, 1, 0])
+    np.testing.assert_allclose(detections.scores[rows], expected, rtol=1e-5)
     boxes = np.asarray(sigmoid.propose(IMAGE).boxes)
-    np.testing.assert_array_equal(found.boxes[rows[:2]], boxes[[3, 0]])
+    np.testing.assert_array_equal(detections.boxes[rows[:2]], boxes[[3, 0]])
 
 
 def test_an_attack_leaves_no_detection_of_the_classes_that_were_there(sigmoid):
@@ -168,9 +168,9 @@ def test_an_attack_leaves_no_detection_of_the_classes_that_were_there(sigmoid):
     assert targets.labels.shape == (4, 2) and np.array_equal(targets.valid, [[True, False]] * 4)
     result = dag_jax.attack(score_fn, scene(), targets, dag_jax.Method(max_steps=200))
     assert result.status == dag_jax.Status.FOOLED and result.active_counts[0] == 3
-    found = sigmoid.detect(result.adversarial)
-    left = np.asarray(found.classes)[np.asarray(found.valid)]
-    assert (left == 1).any() and not (left == 0).any()
+    detections = sigmoid.detect(result.adversarial)
+    classes = np.asarray(detections.classes)[np.asarray(detections.valid)]
+    assert (classes == 1).any() and not (classes == 0).any()
 
 
 def test_without_suppression_every_pair_above_the_threshold_is_a_detection(sigmoid):

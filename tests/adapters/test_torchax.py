@@ -148,11 +148,11 @@ def test_the_parameters_are_traced():
 
 
 def keeps(self, x):
-    kept = self.__dict__.setdefault("kept", {})
-    if x.shape[2] not in kept:
-        kept[x.shape[2]] = torch.ones_like(x)
+    cache = self.__dict__.setdefault("kept", {})
+    if x.shape[2] not in cache:
+        cache[x.shape[2]] = torch.ones_like(x)
         self.offset = x.mean().detach()
-    return x + kept[x.shape[2]]
+    return x + cache[x.shape[2]]
 
 
 @needs_torchax

@@ -19,7 +19,7 @@ def assert_batching_changes_nothing(rng):
 
         x = jnp.asarray(rng.standard_normal((2, 8, 7, 4)), jnp.float32)
         run, batched = jax.jit(run), jax.jit(jax.vmap(run))
-        alone = jax.tree.map(lambda *leaves: np.stack(leaves), *(run(one) for one in x))
+        alone = jax.tree.map(lambda *leaves: np.stack(leaves), *(run(item) for item in x))
         for together in (run(x), batched(x)):
             jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), together, alone)
 

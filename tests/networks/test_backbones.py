@@ -97,8 +97,8 @@ def test_batch_and_single_image_have_the_same_maps():
         image = jax.ShapeDtypeStruct((2, 96, 64, 3), jnp.float32)
         variables = jax.eval_shape(module.init, jax.random.key(0), image)
         batch = jax.eval_shape(module.apply, variables, image)
-        assert {name: one.cells.shape for name, one in batch.items()} == {
-            name: (2, *one.cells.shape) for name, one in single.items()
+        assert {name: features.cells.shape for name, features in batch.items()} == {
+            name: (2, *features.cells.shape) for name, features in single.items()
         }
 
 
@@ -167,7 +167,7 @@ def grid_of(module, stage):
 
     def note(image):
         maps, variables = module.init_with_output(jax.random.key(0), image)
-        grids.update({name: one.grid for name, one in maps.items()})
+        grids.update({name: features.grid for name, features in maps.items()})
         return variables
 
     jax.eval_shape(note, jax.ShapeDtypeStruct((128, 128, 3), jnp.float32))
@@ -203,6 +203,6 @@ def test_the_map_moves_with_the_image(module, stage):
         lambda leaf: rng.standard_normal(leaf.shape, np.float32) * (len(leaf.shape) > 1),
         jax.eval_shape(module.init, jax.random.key(0), images),
     )
-    here, there = jax.jit(lambda v, x: module.apply(v, x)[stage].cells)(variables, images)
+    here, moved = jax.jit(lambda v, x: module.apply(v, x)[stage].cells)(variables, images)
     assert np.abs(here[1:-1]).max() > 0
-    np.testing.assert_allclose(there[1:], here[:-1], rtol=1e-5, atol=1e-6 * np.abs(here).max())
+    np.testing.assert_allclose(moved[1:], here[:-1], rtol=1e-5, atol=1e-6 * np.abs(here).max())

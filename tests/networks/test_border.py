@@ -68,15 +68,15 @@ def flops(function):
     return function.cost_analysis()["flops"]
 
 
-def assert_equal(found, expected):
+def assert_equal(actual, expected):
     """Assert that trees of arrays are equal to 1e-5 of each array's largest entry."""
 
-    def check(found, expected):
+    def check(actual, expected):
         largest = np.abs(expected).max()
-        assert np.isfinite(found).all() and largest > 0
-        np.testing.assert_allclose(found, expected, atol=1e-5 * largest, rtol=0)
+        assert np.isfinite(actual).all() and largest > 0
+        np.testing.assert_allclose(actual, expected, atol=1e-5 * largest, rtol=0)
 
-    jax.tree.map(check, found, expected)
+    jax.tree.map(check, actual, expected)
 
 
 def example(rng, shape):
@@ -91,9 +91,9 @@ LEARNED = VGG.clone(dense=("upscore", "upscore_stage4"))
 @pytest.mark.parametrize(("module", "size"), [(LEARNED, (75, 40))])
 def test_scores_and_gradients_are_those_of_every_cell(module, size, rng):
     arguments = (random_parameters(module), *example(rng, size))
-    own, other = (compiled(m, *arguments) for m in (module, everywhere(module)))
-    assert_equal(own(*arguments), other(*arguments))
-    assert flops(own) < 0.6 * flops(other)
+    bordered, everywhere_program = (compiled(m, *arguments) for m in (module, everywhere(module)))
+    assert_equal(bordered(*arguments), everywhere_program(*arguments))
+    assert flops(bordered) < 0.6 * flops(everywhere_program)
 
 
 @pytest.mark.slow
@@ -106,15 +106,17 @@ def test_images_in_one_array_have_each_their_own_border(name, rng):
     parameters = random_parameters(module)
 
     def gradients(module):
-        def one(extent):
+        def gradient_at(extent):
             scores, (by_image, _) = run(module, parameters, image, weights, extent)
             return scores, by_image
 
-        return jax.jit(lambda extents: jax.lax.map(one, extents, batch_size=11))(extents)
+        return jax.jit(lambda extents: jax.lax.map(gradient_at, extents, batch_size=11))(extents)
 
-    own, other = gradients(module), gradients(everywhere(module))
+    bordered, all_cells = gradients(module), gradients(everywhere(module))
     for index in range(len(extents)):
-        assert_equal(*(jax.tree.map(lambda x, i=index: x[i], tree) for tree in (own, other)))
+        assert_equal(
+            *(jax.tree.map(lambda x, i=index: x[i], tree) for tree in (bordered, all_cells))
+        )
 
 
 @pytest.mark.slow
@@ -123,9 +125,9 @@ def test_what_the_image_does_not_reach_does_not_move_with_it(rng):
     images, _ = example(rng, (2, 30, 41))
     variables = {"params": random_parameters(backbone)}
     maps = jax.jit(backbone.apply)(variables, images)
-    own = jax.jit(backbone.clone(everywhere=False).apply)(variables, images)
+    bordered = jax.jit(backbone.clone(everywhere=False).apply)(variables, images)
     for name in ("stage1", "stage2", "stage3"):
-        assert_equal(own[name].cells, maps[name].cells)
+        assert_equal(bordered[name].cells, maps[name].cells)
         cells = np.asarray(maps[name].cells)
         differs = (cells[0] != cells[1]).any(-1)
         reached = differs.any(1).sum() * differs.any(0).sum()
@@ -137,24 +139,24 @@ def test_what_the_image_does_not_reach_does_not_move_with_it(rng):
 def test_a_miniature_is_the_same(name, rng):
     network = networks.load(name, miniature=True)
     image = rng.uniform(0, 255, (70, 95, 3)).astype(np.float32)
-    own, other = (
+    bordered, all_cells = (
         jax.jit(module.apply)({"params": network.parameters}, image)
         for module in (network.module, everywhere(network.module))
     )
-    assert_equal(own, other)
+    assert_equal(bordered, all_cells)
 
 
 def test_batch_normalisation_sees_every_cell():
     image = jax.ShapeDtypeStruct((2, 40, 40, 3), jnp.float32)
     backbone = backbones.AlexNet(WIDTHS, first_padding=100, batch_norm=True)
-    other = backbone.clone(everywhere=True)
+    all_cells = backbone.clone(everywhere=True)
     variables = jax.eval_shape(backbone.init, jax.random.key(0), image)
     for options in ({"train": False}, {"train": True, "mutable": ["batch_stats"]}):
-        own, every = (
+        bordered, every = (
             jax.make_jaxpr(lambda *a, m=module: m.apply(*a, **options))(variables, image)  # noqa: B023
-            for module in (backbone, other)
+            for module in (backbone, all_cells)
         )
-        assert len(own.eqns) == len(every.eqns)
+        assert len(bordered.eqns) == len(every.eqns)
 
 
 @pytest.mark.slow
@@ -182,8 +184,8 @@ def test_the_reach_is_what_a_convolution_moves(size, stride, padding):
     for begin, end in ((0, 1), (3, 7), (11, 14), (0, 14)):
         x = jnp.zeros((14, 14, 1)).at[begin:end].set(1)
         y = operations.convolve(x, kernel, stride=stride, padding=padding).any((1, 2))
-        found = _reached(begin, end, size, stride, padding, len(y))
-        np.testing.assert_array_equal(np.flatnonzero(y), found)
+        reached = _reached(begin, end, size, stride, padding, len(y))
+        np.testing.assert_array_equal(np.flatnonzero(y), reached)
 
 
 @pytest.mark.slow
@@ -196,10 +198,10 @@ def test_a_full_size_network_works_less(name, most):
     def loss(image, parameters, module):
         return (module.apply({"params": parameters}, image) ** 2).sum()
 
-    own, other = (
+    bordered_cost, full_cost = (
         flops(
             jax.jit(jax.value_and_grad(functools.partial(loss, module=m))).lower(image, parameters)
         )
         for m in (module, everywhere(module))
     )
-    assert own < most * other
+    assert bordered_cost < most * full_cost

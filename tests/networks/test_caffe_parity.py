@@ -265,11 +265,11 @@ def mean_subtracted(image, mean_rgb):
     return np.ascontiguousarray((image - np.float32(mean_rgb))[..., ::-1])
 
 
-def assert_close(own, theirs, tolerance=1e-4):
-    assert own.shape == theirs.shape
+def assert_close(ours, theirs, tolerance=1e-4):
+    assert ours.shape == theirs.shape
     spread = float(np.max(theirs) - np.min(theirs))
     assert spread > 0
-    deviation = float(np.abs(own - theirs).max()) / spread
+    deviation = float(np.abs(ours - theirs).max()) / spread
     assert deviation < tolerance, f"{deviation:.1e} of the range {spread:.3g}"
     return deviation
 
@@ -323,12 +323,12 @@ def suppress(boxes, scores, threshold):
     order, keep = np.argsort(-scores, kind="stable"), []
     areas = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
     while order.size:
-        first, rest = order[0], order[1:]
+        first, lower = order[0], order[1:]
         keep.append(first)
-        low = np.maximum(boxes[first, :2], boxes[rest, :2])
-        high = np.minimum(boxes[first, 2:], boxes[rest, 2:])
+        low = np.maximum(boxes[first, :2], boxes[lower, :2])
+        high = np.minimum(boxes[first, 2:], boxes[lower, 2:])
         shared = np.prod(np.maximum(high - low + 1, 0), axis=1)
-        order = rest[shared / (areas[first] + areas[rest] - shared) <= threshold]
+        order = lower[shared / (areas[first] + areas[lower] - shared) <= threshold]
     return keep
 
 
@@ -448,26 +448,26 @@ def check_detector(pair, image, scale=1.0):
         for threshold, count in PROPOSALS
     ]
     regions = np.float32(proposals[0][0])
-    own = jax.device_get(pair.apply(image, regions, method=everything))
+    ours = jax.device_get(pair.apply(image, regions, method=everything))
 
-    found = {"features": assert_close(own["features"], features.transpose(1, 2, 0))}
+    deviations = {"features": assert_close(ours["features"], features.transpose(1, 2, 0))}
     expected = scores.reshape(2, 9, *scores.shape[1:]).transpose(2, 3, 1, 0).reshape(-1, 2)
-    found["rpn_cls_score"] = assert_close(own["rpn_cls_score"], expected)
+    deviations["rpn_cls_score"] = assert_close(ours["rpn_cls_score"], expected)
     expected = deltas.transpose(1, 2, 0).reshape(-1, 4)
-    found["rpn_bbox_pred"] = assert_close(own["rpn_bbox_pred"], expected)
+    deviations["rpn_bbox_pred"] = assert_close(ours["rpn_bbox_pred"], expected)
     for (boxes, probability), (own_boxes, own_probability, valid) in zip(
-        proposals, own["proposals"], strict=True
+        proposals, ours["proposals"], strict=True
     ):
         assert len(boxes) == valid.sum() > 5
         np.testing.assert_allclose(own_probability[valid], probability, atol=1e-4)
         np.testing.assert_allclose(own_boxes[valid], boxes, atol=0.05)
 
     pooled, scores, deltas = pair.run_caffe(canvas, ["pool5", "cls_score", "bbox_pred"], regions)
-    found["pool5"] = assert_close(own["pool5"], pooled.transpose(0, 2, 3, 1))
-    found["cls_score"] = assert_close(own["cls_score"], scores)
-    found["score"] = assert_close(own["score"], scores)
-    own_deltas = own["bbox_pred"] * np.float32(module.delta_stds)
-    found["bbox_pred"] = assert_close(own_deltas.reshape(len(regions), -1), deltas)
+    deviations["pool5"] = assert_close(ours["pool5"], pooled.transpose(0, 2, 3, 1))
+    deviations["cls_score"] = assert_close(ours["cls_score"], scores)
+    deviations["score"] = assert_close(ours["score"], scores)
+    own_deltas = ours["bbox_pred"] * np.float32(module.delta_stds)
+    deviations["bbox_pred"] = assert_close(own_deltas.reshape(len(regions), -1), deltas)
 
     # The whole detector: py-faster-rcnn's im_detect and test_net, from OpenCV's blobs.
     probability = np.exp(scores - scores.max(axis=1, keepdims=True))
@@ -480,12 +480,12 @@ def check_detector(pair, image, scale=1.0):
         for row in suppress(boxes, probability[rows, number], 0.3):
             expected.append([probability[rows[row], number], number, *boxes[row]])
     expected = np.array(sorted(expected, reverse=True)[:100])
-    boxes, classes, confidences, valid = own["detect"]
+    boxes, classes, confidences, valid = ours["detect"]
     detected = np.column_stack([confidences, classes, boxes])[valid]
     assert len(detected) == len(expected) > 5
     np.testing.assert_allclose(detected[:, :2], expected[:, :2], atol=1e-4)
     np.testing.assert_allclose(detected[:, 2:], expected[:, 2:], atol=0.05)
-    return found
+    return deviations
 
 
 @pytest.mark.slow
@@ -505,7 +505,9 @@ def test_the_published_layers_have_the_shapes_of_ours(name):
     # What a file of those layers holds, without the memory.
     blobs = random_blobs(layers, None)
     shapes = {
-        layer: [blob.shape for blob in found] for layer, found in blobs.items() if "up" not in layer
+        layer: [blob.shape for blob in layer_blobs]
+        for layer, layer_blobs in blobs.items()
+        if "up" not in layer
     }
     module = networks.build(name)
     tree = jax.eval_shape(
@@ -516,9 +518,9 @@ def test_the_published_layers_have_the_shapes_of_ours(name):
     renamed |= {"score_pool4": "score_stage4", "score_pool3": "score_stage3"}
     assert {renamed.get(layer, layer) for layer in shapes} == set(tree)
     for layer, (weights, bias) in shapes.items():
-        own = tree[renamed.get(layer, layer)]
-        assert own["bias"].shape == bias
-        kernel = own["kernel"].shape
+        ours = tree[renamed.get(layer, layer)]
+        assert ours["bias"].shape == bias
+        kernel = ours["kernel"].shape
         if len(weights) == 4:
             assert kernel == tuple(weights[i] for i in (2, 3, 1, 0))
         else:  # an inner product, over a region's bins or over nothing

@@ -43,9 +43,9 @@ def test_values_and_gradients_are_those_of_a_grouped_convolution(
     expected, expected_pull = jax.vjp(lambda *args: grouped(*args, *geometry.values()), x, kernel)
     assert y.shape == expected.shape
     cotangent = jnp.asarray(rng.normal(size=y.shape), jnp.float32)
-    found = y, *pull(cotangent)
-    for one, other in zip(found, (expected, *expected_pull(cotangent)), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-4)
+    results = y, *pull(cotangent)
+    for actual, wanted in zip(results, (expected, *expected_pull(cotangent)), strict=True):
+        np.testing.assert_allclose(actual, wanted, atol=1e-4)
 
 
 def test_a_batch_is_its_images(rng):

@@ -55,9 +55,9 @@ def names_and_shapes(widths=(16, 32, 64, 128), classes=21):
 
     plain, numbered = ("conv", "bn", "act"), ("cbr.0", "cbr.1", "cbr.2")
 
-    def eesp(name, given, out):
+    def eesp(name, width, out):
         each = out // 4
-        yield from cbr(f"{name}.proj_1x1", plain, each, given // 4, 1)
+        yield from cbr(f"{name}.proj_1x1", plain, each, width // 4, 1)
         for branch in range(4):
             yield from conv(f"{name}.spp_dw.{branch}.conv", each, 1)
         yield from conv(f"{name}.conv_1x1_exp.conv", out, each, 1)
@@ -68,8 +68,8 @@ def names_and_shapes(widths=(16, 32, 64, 128), classes=21):
 
     yield from cbr("base_net.level1", plain, widths[0], 3)
     for level, blocks in ((2, 0), (3, 3), (4, 7)):
-        name, given, out = f"base_net.level{level}", widths[level - 2], widths[level - 1]
-        yield from eesp(f"{name}_0.eesp", given, out - given)
+        name, width, out = f"base_net.level{level}", widths[level - 2], widths[level - 1]
+        yield from eesp(f"{name}_0.eesp", width, out - width)
         yield from cbr(f"{name}_0.inp_reinf.0", plain, 3, 3)
         yield from conv(f"{name}_0.inp_reinf.1.conv", out, 3, 1)
         yield from norm(f"{name}_0.inp_reinf.1.bn", out)
@@ -78,10 +78,10 @@ def names_and_shapes(widths=(16, 32, 64, 128), classes=21):
             yield from eesp(f"{name}.{block}", out, out)
     planes_of = (widths[3], 64, 48, 32, classes)
     for level in range(1, 5):
-        name, given, out = f"bu_dec_l{level}", planes_of[level - 1], planes_of[level]
+        name, width, out = f"bu_dec_l{level}", planes_of[level - 1], planes_of[level]
         for stage in range(5):
             yield from conv(f"{name}.stages.{stage}", narrow, 1)
-        yield from cbr(f"{name}.projection_layer", numbered, narrow, given, 1)
+        yield from cbr(f"{name}.projection_layer", numbered, narrow, width, 1)
         yield from norm(f"{name}.merge_layer.0.br.0", 5 * narrow)
         yield from act(f"{name}.merge_layer.0.br.1", 5 * narrow)
         yield from cbr(f"{name}.merge_layer.2", numbered, narrow, 5)
@@ -92,9 +92,9 @@ def names_and_shapes(widths=(16, 32, 64, 128), classes=21):
             yield from norm(f"{name}.br.br.0", out)
             yield from act(f"{name}.br.br.1", out)
     for level in range(2, 5):
-        given, out = widths[4 - level], planes_of[level - 1]
-        yield from conv(f"merge_enc_dec_l{level}.wt_layer.1", out, given, 1)
-        each = given // np.gcd(given, out)
+        width, out = widths[4 - level], planes_of[level - 1]
+        yield from conv(f"merge_enc_dec_l{level}.wt_layer.1", out, width, 1)
+        each = width // np.gcd(width, out)
         yield from cbr(f"merge_enc_dec_l{level}.expansion_layer", numbered, out, each)
         yield from norm(f"bu_br_l{level}.0", out)
         yield from act(f"bu_br_l{level}.1", out)

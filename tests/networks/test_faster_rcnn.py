@@ -71,11 +71,11 @@ BOXES = np.float32([[0, 0, 39, 31], [5, 6, 20, 25], [10, 2, 12, 30], [30, 20, 39
 
 
 def greedy(boxes, scores, threshold):
-    keep, rest = [], list(np.argsort(-scores, kind="stable"))
+    keep, order = [], list(np.argsort(-scores, kind="stable"))
     overlaps = np.asarray(detection.iou(boxes, boxes))
-    while rest:
-        keep.append(rest[0])
-        rest = [j for j in rest[1:] if overlaps[rest[0], j] <= threshold]
+    while order:
+        keep.append(order[0])
+        order = [j for j in order[1:] if overlaps[order[0], j] <= threshold]
     return keep
 
 
@@ -157,17 +157,17 @@ def test_propose_equals_a_loop(variables, image, module, factor):
     boxes, margin = boxes[best], margin[best]
     keep = greedy(boxes, margin, 0.7)[:50]
     propose = call(module, "propose", nms_threshold=0.7, max_proposals=50)
-    found, scores, valid = map(np.asarray, propose(variables, image))
-    assert found.shape == (50, 4) and valid.sum() == len(keep) > 10
-    np.testing.assert_allclose(found[valid], boxes[keep] / factor, rtol=1e-5, atol=1e-4)
+    proposals, scores, valid = map(np.asarray, propose(variables, image))
+    assert proposals.shape == (50, 4) and valid.sum() == len(keep) > 10
+    np.testing.assert_allclose(proposals[valid], boxes[keep] / factor, rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(scores[valid], 1 / (1 + np.exp(-margin[keep])), rtol=1e-4)
 
 
 @pytest.mark.slow
 def test_a_higher_threshold_and_more_candidates_give_more_proposals(variables, image):
     def count(**options):
-        found = call(SMALL, "propose", max_proposals=300, **options)(variables, image)
-        return int(found[2].sum())
+        proposals = call(SMALL, "propose", max_proposals=300, **options)(variables, image)
+        return int(proposals[2].sum())
 
     counts = [count(nms_threshold=0.5), count(nms_threshold=0.9)]
     counts.append(count(nms_threshold=0.9, pre_nms=250))
@@ -215,9 +215,9 @@ def test_heads_by_chunks_equal_heads_at_once(variables, image, rng):
 
     expected = run(SMALL.clone(head_chunk=64), variables, features)
     for chunk in (8, 22):
-        found = run(SMALL.clone(head_chunk=chunk), variables, features)
+        outputs = run(SMALL.clone(head_chunk=chunk), variables, features)
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), outputs, expected
         )
     assert np.abs(expected[0][1]).max() > 1e-3
 
@@ -286,8 +286,8 @@ def test_detect_equals_loops(variables, image, max_detections):
     boxes, classes, scores, valid = map(np.asarray, detect(variables, image))
     assert valid.shape == (max_detections,) and valid.sum() == len(expected) >= 20
     assert len(set(classes[valid])) > 1 and classes.dtype == np.int32
-    found = np.concatenate([scores[:, None], classes[:, None], boxes], 1)[valid]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+    detections = np.concatenate([scores[:, None], classes[:, None], boxes], 1)[valid]
+    np.testing.assert_allclose(detections, expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -296,12 +296,12 @@ def test_vmap_equals_one_image_at_a_time(variables, rng):
     for method, options in [("detect", {}), ("score", {"boxes": BOXES})]:
         alone = functools.partial(SMALL.apply, variables, method=method, **options)
         together = jax.jit(jax.vmap(alone))(images)
-        one = jax.jit(alone)
+        single = jax.jit(alone)
         for i in range(3):
             jax.tree.map(
                 lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-3),
                 together,
-                one(images[i]),
+                single(images[i]),
             )
 
 

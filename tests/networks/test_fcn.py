@@ -48,8 +48,8 @@ def test_crop_offsets_are_those_of_the_deploy_files(monkeypatch, module, publish
     offsets = []
     offset = grids.Grid.offset
 
-    def spy(self, other):
-        offsets.append(offset(self, other))
+    def spy(self, target):
+        offsets.append(offset(self, target))
         return offsets[-1]
 
     monkeypatch.setattr(grids.Grid, "offset", spy)
@@ -160,10 +160,10 @@ def test_scores_and_gradient_are_those_of_the_deploy_file(rng, module, deploy):
     results = [
         jax.jit(functools.partial(run, f))(variables["params"], image) for f in (ours, theirs)
     ]
-    for own, expected in zip(*results, strict=True):
+    for actual, expected in zip(*results, strict=True):
         scale = np.abs(expected).max()
         assert scale > 0
-        np.testing.assert_allclose(own, expected, atol=1e-4 * scale)
+        np.testing.assert_allclose(actual, expected, atol=1e-4 * scale)
 
 
 @pytest.mark.slow
@@ -216,10 +216,10 @@ def test_scores_move_with_the_image(rng):
     images[1, 50 + stride : 66 + stride, 40:56] = patch
     variables = random_variables(module, images, rng)
     variables = jax.tree.map(lambda leaf: leaf * (leaf.ndim > 1), variables)
-    here, there = jax.jit(module.apply)(variables, images)
+    here, moved = jax.jit(module.apply)(variables, images)
     middle = here[32:64]
     assert np.abs(middle).max() > 0
-    np.testing.assert_allclose(there[64:96], middle, atol=1e-4 * np.abs(middle).max())
+    np.testing.assert_allclose(moved[64:96], middle, atol=1e-4 * np.abs(middle).max())
 
 
 def test_an_image_that_the_network_cannot_see_is_refused():

@@ -107,10 +107,10 @@ def padded(image, shape, rng):
 def assert_equal():
     """Assert that arrays are equal to 1e-4 of their range."""
 
-    def check(found, expected):
-        found, expected = np.asarray(found), np.asarray(expected)
+    def check(actual, expected):
+        actual, expected = np.asarray(actual), np.asarray(expected)
         assert np.ptp(expected) > 0
-        np.testing.assert_allclose(found, expected, atol=1e-4 * np.ptp(expected), rtol=0)
+        np.testing.assert_allclose(actual, expected, atol=1e-4 * np.ptp(expected), rtol=0)
 
     return check
 
@@ -138,10 +138,10 @@ def test_padding_changes_no_segmentation(name, rng, assert_equal):
         weights = rng.normal(size=(*size, 21)).astype(np.float32)
         expected = scores_and_gradient(models.score_fn(network), image, weights)
         larger, extent = padded(image, shape, rng), np.int32(size)
-        found = scores_and_gradient(models.score_fn(model), larger, weights, extent)
-        assert_equal(found[0], expected[0])
-        assert_equal(found[1][: size[0], : size[1]], expected[1])
-        assert not found[1][size[0] :].any() and not found[1][:, size[1] :].any()
+        actual = scores_and_gradient(models.score_fn(model), larger, weights, extent)
+        assert_equal(actual[0], expected[0])
+        assert_equal(actual[1][: size[0], : size[1]], expected[1])
+        assert not actual[1][size[0] :].any() and not actual[1][:, size[1] :].any()
 
 
 @functools.partial(jax.jit, static_argnames="shape")
@@ -166,19 +166,19 @@ def test_padding_changes_no_detection(name, rng, assert_equal):
     weights = rng.normal(size=(200, 21)).astype(np.float32)
     expected = detect_all(network, image, weights, shape=size)
     extent = np.int32(size)
-    found = detect_all(model, padded(image, shape, rng), weights, extent, shape=size)
+    actual = detect_all(model, padded(image, shape, rng), weights, extent, shape=size)
     boxes, valid = expected[0].boxes, expected[0].valid
     assert np.asarray(valid).sum() > 20
-    np.testing.assert_array_equal(found[0].valid, valid)
-    assert_equal(found[0].boxes[valid], boxes[valid])
-    assert_equal(found[1][valid], expected[1][valid])
-    assert_equal(found[2][0], expected[2][0])
-    assert not found[2][1][size[0] :].any() and not found[2][1][:, size[1] :].any()
+    np.testing.assert_array_equal(actual[0].valid, valid)
+    assert_equal(actual[0].boxes[valid], boxes[valid])
+    assert_equal(actual[1][valid], expected[1][valid])
+    assert_equal(actual[2][0], expected[2][0])
+    assert not actual[2][1][size[0] :].any() and not actual[2][1][:, size[1] :].any()
     detections, valid = expected[3], expected[3].valid
-    np.testing.assert_array_equal(found[3].valid, valid)
-    np.testing.assert_array_equal(found[3].classes[valid], detections.classes[valid])
-    np.testing.assert_allclose(found[3].scores[valid], detections.scores[valid], atol=1e-4)
-    np.testing.assert_allclose(found[3].boxes[valid], detections.boxes[valid], atol=1e-2)
+    np.testing.assert_array_equal(actual[3].valid, valid)
+    np.testing.assert_array_equal(actual[3].classes[valid], detections.classes[valid])
+    np.testing.assert_allclose(actual[3].scores[valid], detections.scores[valid], atol=1e-4)
+    np.testing.assert_allclose(actual[3].boxes[valid], detections.boxes[valid], atol=1e-2)
 
 
 def test_images_of_a_bucket_share_a_compilation():
@@ -205,8 +205,8 @@ def test_a_traced_canvas_is_the_known_one(resize):
     traced = jax.jit(lambda extent: module.canvas((500, 500, 3), extent))
     for size in [(375, 500), (403, 400), (401, 400), (500, 71), (1, 500), (333, 500), (47, 47)]:
         (height, width), factor = module.canvas((*size, 3))
-        found, found_factor = traced(np.int32(size))
-        assert (int(found[0]), int(found[1])) == (height, width)
+        canvas, found_factor = traced(np.int32(size))
+        assert (int(canvas[0]), int(canvas[1])) == (height, width)
         np.testing.assert_allclose(found_factor, factor, rtol=1e-6)
 
 

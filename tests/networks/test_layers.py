@@ -39,7 +39,7 @@ def test_conv_equals_jax_own_grouped_convolution(rng, groups, stride, dilation):
     expected_shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, expected_shapes)
 
-    def own(params, x):
+    def ours(params, x):
         return module.apply({"params": params}, x)
 
     def theirs(params, x):
@@ -54,7 +54,7 @@ def test_conv_equals_jax_own_grouped_convolution(rng, groups, stride, dilation):
         )
         return y + params["bias"][None, None, None, :]
 
-    compare(own, theirs, params, x)
+    compare(ours, theirs, params, x)
 
 
 def test_conv_ends_with_a_relu_whose_slope_at_zero_is_zero():

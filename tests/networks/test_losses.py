@@ -77,10 +77,10 @@ def test_rpn_loss_equals_a_loop(rng):
         classes -= log_softmax(scores[i])[int(positive)] / 40
         for d in np.asarray(deltas[i] - targets.deltas[i]) * positive:
             boxes += (0.5 * (3 * d) ** 2 if abs(d) < 1 / 9 else abs(d) - 0.5 / 9) / 40
-    found = jax.jit(losses.rpn_loss, static_argnames="num_samples")(
+    loss = jax.jit(losses.rpn_loss, static_argnames="num_samples")(
         key, scores, deltas, ANCHORS, TRUTHS, VALID, num_samples=40
     )
-    np.testing.assert_allclose(found, [classes, boxes], rtol=1e-4)
+    np.testing.assert_allclose(loss, [classes, boxes], rtol=1e-4)
     assert boxes > 0
 
 
@@ -98,8 +98,8 @@ def test_head_loss_equals_a_loop(rng):
         if labels[i]:
             for d in deltas[i, labels[i]] - (offsets[i] - means) / stds:
                 boxes += (0.5 * d**2 if abs(d) < 1 else abs(d) - 0.5) / 4
-    found = losses.head_loss(scores, deltas, targets, means=means, stds=stds)
-    np.testing.assert_allclose(found, [classes, boxes], rtol=1e-5)
+    loss = losses.head_loss(scores, deltas, targets, means=means, stds=stds)
+    np.testing.assert_allclose(loss, [classes, boxes], rtol=1e-5)
 
 
 class Trunk(nn.Module):

@@ -63,24 +63,24 @@ def test_a_network_is_a_pytree_of_its_parameters():
     assert (halved.name, halved.module, halved.miniature) == ("fcn_alex", network.module, True)
     before = everything._cache_size()
     scores, labels = everything(network, LOOK)
-    other, _ = everything(halved, LOOK)
+    halved_scores, _ = everything(halved, LOOK)
     np.testing.assert_array_equal(everything(network, LOOK)[0], scores)
     assert everything._cache_size() == before + 1  # parameters are traced, not baked in
-    assert np.abs(scores - other).max() > 0
+    assert np.abs(scores - halved_scores).max() > 0
     assert labels.shape == (128, 96) and labels.dtype == jnp.int32
     np.testing.assert_array_equal(labels, scores.argmax(-1))
 
 
 @pytest.mark.slow
 def test_a_detector_scores_detects_and_proposes():
-    scores, found, proposals = everything(random_miniature("fr_zf_07"), LOOK, BOXES)
+    scores, padded, proposals = everything(random_miniature("fr_zf_07"), LOOK, BOXES)
     assert scores.shape == (3, 21)
-    assert isinstance(found, Detections) and found.boxes.shape == (100, 4)
-    assert found.classes.shape == found.scores.shape == found.valid.shape == (100,)
-    kept = jax.tree.map(np.asarray, found).without_padding()
-    assert set(kept.classes) <= set(range(1, 21)) and len(kept.classes)
-    assert kept.boxes.min() >= 0
-    assert kept.boxes[:, [0, 2]].max() <= 95 and kept.boxes[:, [1, 3]].max() <= 127
+    assert isinstance(padded, Detections) and padded.boxes.shape == (100, 4)
+    assert padded.classes.shape == padded.scores.shape == padded.valid.shape == (100,)
+    detections = jax.tree.map(np.asarray, padded).without_padding()
+    assert set(detections.classes) <= set(range(1, 21)) and len(detections.classes)
+    assert detections.boxes.min() >= 0
+    assert detections.boxes[:, [0, 2]].max() <= 95 and detections.boxes[:, [1, 3]].max() <= 127
     assert proposals.handle is proposals.boxes or (proposals.handle == proposals.boxes).all()
 
 

@@ -101,9 +101,11 @@ def test_convolve_has_the_same_gradient_inside_a_loop_and_under_vmap(rng):
         loss = lambda x: jnp.sum(operations.convolve(x, kernel, padding=1) ** 2)  # noqa: E731
         return x - 0.01 * jax.grad(loss)(x)
 
-    twice = jax.jit(lambda one: descend(descend(one)))
-    alone = np.stack([twice(one) for one in x])
-    looped = jax.jit(jax.vmap(lambda one: jax.lax.fori_loop(0, 2, lambda _, x: descend(x), one)))(x)
+    twice = jax.jit(lambda x_row: descend(descend(x_row)))
+    alone = np.stack([twice(x_row) for x_row in x])
+    looped = jax.jit(
+        jax.vmap(lambda x_row: jax.lax.fori_loop(0, 2, lambda _, x: descend(x), x_row))
+    )(x)
     np.testing.assert_allclose(looped, alone, atol=1e-5)
 
 
@@ -297,8 +299,8 @@ def resize_by_loop(x, shape, ratios, extent):
             first, part = int(np.floor(spot)), spot - np.floor(spot)
             spots.append([(np.clip(first + k, 0, end - 1), abs(1 - k - part)) for k in (0, 1)])
         for row, above in spots[0]:
-            for column, left in spots[1]:
-                y[place] += above * left * x[row, column]
+            for column, weight in spots[1]:
+                y[place] += above * weight * x[row, column]
     return y
 
 

@@ -52,18 +52,18 @@ def test_a_convolution_is_xlas(channels, features, groups, stride, dilation, sha
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("there", [(12, 16), (18, 24), (24, 32), (13, 17)])
-def test_correlating_enlarged_is_all_three_steps(there, rng):
+@pytest.mark.parametrize("enlarged", [(12, 16), (18, 24), (24, 32), (13, 17)])
+def test_correlating_enlarged_is_all_three_steps(enlarged, rng):
     x = rng.normal(size=(2, 3, 12, 16)).astype(np.float32)
     kernel = rng.normal(size=(3, 3, 1, 3)).astype(np.float32)
     sides = x.shape[2:]
 
     def steps(x, kernel):
-        y = planes.resize(x, *map(planes.corners_matrix, there, sides))
+        y = planes.resize(x, *map(planes.corners_matrix, enlarged, sides))
         y = planes.depthwise(y, kernel)
-        return planes.resize(y, *map(planes.average_matrix, sides, there))
+        return planes.resize(y, *map(planes.average_matrix, sides, enlarged))
 
-    ours = jax.jit(lambda x, kernel: planes.correlate_enlarged(x, kernel, there))
+    ours = jax.jit(lambda x, kernel: planes.correlate_enlarged(x, kernel, enlarged))
     assert_are_equal(ours, jax.jit(steps), x, kernel)
 
 

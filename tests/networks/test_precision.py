@@ -122,9 +122,9 @@ def test_each_layer_is_close_and_keeps_its_dtype(name, rng):
     assert y.dtype == (jnp.float32 if name == "conv_valid" else jnp.bfloat16)
     pairs = [(y, expected), (by_x, expected_by_x)]
     pairs += zip(*map(jax.tree.leaves, (by_parameters, expected_by_parameters)), strict=True)
-    for found, known in pairs:
+    for actual, known in pairs:
         known = np.asarray(known)
-        assert np.abs(np.asarray(found, np.float32) - known).max() <= 0.02 * np.abs(known).max()
+        assert np.abs(np.asarray(actual, np.float32) - known).max() <= 0.02 * np.abs(known).max()
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(by_parameters))
 
 

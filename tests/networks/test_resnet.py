@@ -49,11 +49,11 @@ def folded(variables):
     return {"params": layers.fold_batch_norm(variables["params"], variables["batch_stats"])}
 
 
-def assert_equal(found, expected, tolerance=1e-4):
+def assert_equal(actual, expected, tolerance=1e-4):
     """Assert that arrays are equal to a part of what is expected at most."""
     expected = np.asarray(expected)
     assert np.abs(expected).max() > 0
-    np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max(), rtol=0)
+    np.testing.assert_allclose(actual, expected, atol=tolerance * np.abs(expected).max(), rtol=0)
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +111,8 @@ def test_a_block_adds_to_what_it_is_given(rng):
     y, after = Bottleneck(8).apply({"params": jax.tree.map(jnp.float32, silent)}, x, grid)
     np.testing.assert_allclose(y, x + 1)
     assert after == grid
-    for other in (Bottleneck(8, stride=2), Bottleneck(12)):  # the sum has another shape than x
-        assert "shortcut" in random_variables(other, rng, x, grid)["params"]
+    for block in (Bottleneck(8, stride=2), Bottleneck(12)):  # the sum has another shape than x
+        assert "shortcut" in random_variables(block, rng, x, grid)["params"]
 
 
 def torch_scores(torch, image, variables):
@@ -155,6 +155,6 @@ def test_scores_and_gradient_equal_pytorchs(variables, example):
     image = torch.tensor(image).double().requires_grad_()
     scores = torch_scores(torch, image, variables)
     (scores * torch.tensor(weights)).sum().backward()
-    for own, expected in ((own_scores, scores.detach()), (own_gradient, image.grad)):
+    for actual, expected in ((own_scores, scores.detach()), (own_gradient, image.grad)):
         expected = expected.numpy()
-        assert np.linalg.norm(own - expected) < 1e-3 * np.linalg.norm(expected)
+        assert np.linalg.norm(actual - expected) < 1e-3 * np.linalg.norm(expected)

@@ -105,7 +105,7 @@ def random_blobs(layers, rng):
             last = name.endswith("2c")
             blobs[name] = [rng.uniform(0.3, 0.6, count) * (0.5 if last else 2)]
             blobs[name].append(rng.normal(0, 0.2, count))
-    return {name: [np.float32(blob) for blob in found] for name, found in blobs.items()}
+    return {name: [np.float32(blob) for blob in layer_blobs] for name, layer_blobs in blobs.items()}
 
 
 def deploy_file(layers, shapes):
@@ -137,9 +137,9 @@ def everything(module, image, boxes):
     return features, *module.rpn(features), *module.heads(features, boxes)
 
 
-def assert_close(own, theirs):
-    assert own.shape == theirs.shape and np.ptp(theirs) > 0
-    assert np.abs(own - theirs).max() < 1e-4 * np.ptp(theirs)
+def assert_close(ours, theirs):
+    assert ours.shape == theirs.shape and np.ptp(theirs) > 0
+    assert np.abs(ours - theirs).max() < 1e-4 * np.ptp(theirs)
 
 
 @pytest.mark.parametrize("size", [(120, 159), (97, 130)])

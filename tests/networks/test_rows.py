@@ -32,9 +32,9 @@ def value_and_gradient(function, shared, rows, weights):
     return result, gradient
 
 
-def assert_close(found, expected):
+def assert_close(actual, expected):
     jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), actual, expected
     )
 
 
@@ -64,14 +64,14 @@ def test_chunks_under_vmap(rng, shared):
     chunked = functools.partial(map_rows, score, chunk=2)
 
     def over(function):
-        one = functools.partial(value_and_gradient, function)
-        return jax.jit(jax.vmap(one, (None, 0, 0)))(shared, rows, weights)
+        of_image = functools.partial(value_and_gradient, function)
+        return jax.jit(jax.vmap(of_image, (None, 0, 0)))(shared, rows, weights)
 
     assert_close(over(chunked), over(score))
 
 
-@pytest.mark.parametrize(("asked", "chunks"), [(0, 0), (1, 1), (4, 1), (5, 2), (20, 5)])
-def test_backward_runs_the_chunks_that_are_asked_for(rng, asked, chunks):
+@pytest.mark.parametrize(("number", "chunks"), [(0, 0), (1, 1), (4, 1), (5, 2), (20, 5)])
+def test_backward_runs_the_chunks_that_are_asked_for(rng, number, chunks):
     counts = []
 
     def counted(shared, rows):
@@ -80,15 +80,15 @@ def test_backward_runs_the_chunks_that_are_asked_for(rng, asked, chunks):
 
     rows = jnp.asarray(rng.normal(size=(20, 3)), jnp.float32)
     weights = np.zeros((20, 3), np.float32)
-    weights[rng.permutation(20)[:asked]] = 1
+    weights[rng.permutation(20)[:number]] = 1
 
     @jax.jit
     def gradient(shared):
         return jax.grad(lambda s: (weights * map_rows(counted, s, rows, chunk=4)).sum())(shared)
 
-    found = gradient(jnp.float32([1, 2, 3]))
+    actual = gradient(jnp.float32([1, 2, 3]))
     jax.effects_barrier()
-    np.testing.assert_allclose(found, (weights * rows).sum(axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(actual, (weights * rows).sum(axis=0), rtol=1e-5, atol=1e-6)
     assert len(counts) == 5 + chunks
 
 

@@ -135,7 +135,12 @@ def run(module, parameters, image, labels, adversarial):
         capture_intermediates=lambda layer, _: isinstance(layer, layers.Conv | layers.PatchDense),
     )
     maps = torch_fcn.flat(state["intermediates"])
-    return scores, active, gradient, {name: kept["__call__"][0] for name, kept in maps.items()}
+    return (
+        scores,
+        active,
+        gradient,
+        {name: layer_outputs["__call__"][0] for name, layer_outputs in maps.items()},
+    )
 
 
 def check(name, module, size, rng):
@@ -162,10 +167,10 @@ def check(name, module, size, rng):
     return deviations
 
 
-def relative(own, expected):
+def relative(ours, expected):
     """Return deviations as shares of what is expected: in the largest value, and in the norm."""
-    assert own.shape == expected.shape
-    difference, expected = np.float64(own) - expected, np.float64(expected)
+    assert ours.shape == expected.shape
+    difference, expected = np.float64(ours) - expected, np.float64(expected)
     return [
         float(norm(difference) / norm(expected))
         for norm in (lambda array: np.abs(array).max(), np.linalg.norm)
@@ -204,8 +209,8 @@ def test_miniature_scores_equal_pytorchs(rng, name):
     image = rng.uniform(0, 255, (*ODD, 3)).astype(np.float32)
     with torch.no_grad():
         expected = theirs.scores(torch.tensor(image)).numpy()
-    own = jax.jit(network.scores)(image)
-    np.testing.assert_allclose(own, expected, atol=1e-4 * np.abs(expected).max())
+    ours = jax.jit(network.scores)(image)
+    np.testing.assert_allclose(ours, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def two_attacks(network, rng):
@@ -223,14 +228,14 @@ def test_attack_takes_the_steps_of_ours(rng):
     network = networks.load("fcn_vgg", miniature=True)
     images, labels, adversarial = two_attacks(network, rng)
     targets = dag_jax.make_targets(labels, adversarial)
-    own = dag_jax.attack_batch(network.scores, images, targets)
+    ours = dag_jax.attack_batch(network.scores, images, targets)
     fcn = torch_fcn.Fcn("fcn_vgg", network.module, network.parameters)
     arrays = (np.int64(labels % VOID), np.int64(adversarial % VOID), np.asarray(targets.valid))
     perturbations, steps = torch_fcn.attack(fcn, *map(torch.tensor, (images, *arrays)))
-    assert (np.asarray(own.status) == dag_jax.Status.FOOLED).all()
+    assert (np.asarray(ours.status) == dag_jax.Status.FOOLED).all()
     assert steps[0] != steps[1]  # the batch shrank
-    np.testing.assert_allclose(steps, own.num_steps, atol=2)  # float32's rounding
-    assert np.abs(perturbations.numpy() - own.perturbation).max() < 0.5  # one step
+    np.testing.assert_allclose(steps, ours.num_steps, atol=2)  # float32's rounding
+    assert np.abs(perturbations.numpy() - ours.perturbation).max() < 0.5  # one step
 
 
 def test_attack_ends_at_the_last_step(rng):

@@ -120,12 +120,12 @@ def test_each_has_the_published_number_of_weights(name):
     means = {key: size for key, size in sizes.items() if key.endswith("running_mean")}
     assert sum(sizes.values()) - 2 * sum(means.values()) == COUNTS[name]
     # Folded, a normalisation leaves one number of a channel; ours have no auxiliary head.
-    kept = sum(size for key, size in sizes.items() if not key.startswith("aux"))
-    kept -= 3 * sum(size for key, size in means.items() if not key.startswith("aux"))
+    number = sum(size for key, size in sizes.items() if not key.startswith("aux"))
+    number -= 3 * sum(size for key, size in means.items() if not key.startswith("aux"))
     image = jax.ShapeDtypeStruct((32, 48, 3), jnp.float32)
     module = networks.build(name)
     shapes = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == kept
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == number
 
 
 @pytest.mark.slow

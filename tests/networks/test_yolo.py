@@ -158,10 +158,10 @@ def test_boxes_and_probabilities_are_opencvs(both, image):
     _, boxes, _, scores, _ = jax.device_get(say(network, image))
     centres, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     np.testing.assert_allclose(np.hstack([centres, sides]), heads[:, :4], rtol=1e-4, atol=1e-5)
-    found, expected = 1 / (1 + np.exp(-scores[..., 0])), heads[:, 5:]
-    there = expected > 0  # those that OpenCV thinks too small it gives as 0
-    assert there.any() and not there.all()
-    np.testing.assert_allclose(found[there], expected[there], atol=1e-5)
+    probabilities, expected = 1 / (1 + np.exp(-scores[..., 0])), heads[:, 5:]
+    is_given = expected > 0  # those that OpenCV thinks too small it gives as 0
+    assert is_given.any() and not is_given.all()
+    np.testing.assert_allclose(probabilities[is_given], expected[is_given], atol=1e-5)
 
 
 def test_a_class_is_detected_where_its_logit_is_above_the_thresholds(both, image):
@@ -178,18 +178,18 @@ def test_a_class_is_detected_where_its_logit_is_above_the_thresholds(both, image
 def test_detections_are_those_of_opencvs_suppression(both, image):
     network, net = both
     raw, heads = raw_of(network, net, image)
-    found = say(network, image)[-1].without_padding()
+    detections = say(network, image)[-1].without_padding()
     centres, sides = heads[:, :2] * SHAPE[::-1], heads[:, 2:4] * SHAPE[::-1]
     rects = np.hstack([centres - sides / 2, sides]).astype(np.float64)
     limits = np.array([SHAPE[1] - 1, SHAPE[0] - 1] * 2)
     for index, p in enumerate(probabilities(network, raw).T):
-        kept = cv2.dnn.NMSBoxes(rects.tolist(), p.tolist(), yolo.THRESHOLD, yolo.NMS_THRESHOLD)
-        kept = np.asarray(kept, int).reshape(-1)
-        mine = found.classes == index
-        assert mine.sum() == len(kept) > 0
-        np.testing.assert_allclose(found.scores[mine], p[kept], rtol=1e-3)
-        edges = np.hstack([rects[kept, :2], rects[kept, :2] + rects[kept, 2:]])
-        np.testing.assert_allclose(found.boxes[mine], edges.clip(0, limits), atol=1e-2)
+        chosen = cv2.dnn.NMSBoxes(rects.tolist(), p.tolist(), yolo.THRESHOLD, yolo.NMS_THRESHOLD)
+        chosen = np.asarray(chosen, int).reshape(-1)
+        mine = detections.classes == index
+        assert mine.sum() == len(chosen) > 0
+        np.testing.assert_allclose(detections.scores[mine], p[chosen], rtol=1e-3)
+        edges = np.hstack([rects[chosen, :2], rects[chosen, :2] + rects[chosen, 2:]])
+        np.testing.assert_allclose(detections.boxes[mine], edges.clip(0, limits), atol=1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -245,12 +245,12 @@ def test_padding_with_an_extent_changes_nothing(smooth, rng):
     model, padded = smooth.bucket(image.shape)
     assert padded == (500, 500) and model is smooth
     extended = np.pad(image, ((0, 500 - 50), (0, 500 - 41), (0, 0)), constant_values=99)
-    for one, other in zip(
+    for actual, wanted in zip(
         jax.tree.leaves(look(image)),
         jax.tree.leaves(look(extended, np.int32([50, 41]))),
         strict=True,
     ):
-        np.testing.assert_allclose(one, other, atol=1e-3)
+        np.testing.assert_allclose(actual, wanted, atol=1e-3)
 
 
 def test_activations_are_their_definitions():

@@ -225,8 +225,8 @@ def test_random_weights_are_those_of_their_seed(monkeypatch):
     small = zoo.ENTRIES["fcn_alex"]._replace(build=dense, miniature=dense)
     monkeypatch.setitem(zoo.ENTRIES, "fcn_alex", small)
     load = functools.partial(networks.load, "fcn_alex", random=True)
-    first, again, other = (load(seed=seed) for seed in (3, 3, 4))
-    kernels = [network.parameters["kernel"] for network in (first, again, other)]
+    first, again, third = (load(seed=seed) for seed in (3, 3, 4))
+    kernels = [network.parameters["kernel"] for network in (first, again, third)]
     np.testing.assert_array_equal(kernels[0], kernels[1])
     assert np.abs(kernels[0] - kernels[2]).max() > 0
     assert not first.miniature

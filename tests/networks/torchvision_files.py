@@ -22,8 +22,8 @@ def look(height, width):
     return np.clip(128 + 90 * np.stack(waves, -1) + noise, 0, 255).astype(np.float32)
 
 
-def conv(name, out, given, size=1, bias=False):
-    yield f"{name}.weight", (out, given, size, size)
+def conv(name, out, inputs, size=1, bias=False):
+    yield f"{name}.weight", (out, inputs, size, size)
     if bias:
         yield f"{name}.bias", (out,)
 
@@ -34,8 +34,8 @@ def norm(name, count):
     yield f"{name}.num_batches_tracked", ()
 
 
-def both(first, second, out, given, size=1):
-    yield from conv(first, out, given, size)
+def both(first, second, out, inputs, size=1):
+    yield from conv(first, out, inputs, size)
     yield from norm(second, out)
 
 
@@ -46,32 +46,32 @@ def pair(name, *numbers):
 def resnet(prefix, blocks, stem=64):
     """Names and shapes of a residual trunk."""
     yield from both(f"{prefix}.conv1", f"{prefix}.bn1", stem, 3, 7)
-    given = stem
+    inputs = stem
     for layer, count in enumerate(blocks, start=1):
         width = stem // 2 * 2**layer
         for block in range(count):
             path = f"{prefix}.layer{layer}.{block}"
             for number, size in enumerate((1, 3, 1), start=1):
                 out = width * (4 if number == 3 else 1)
-                source = given if number == 1 else width
+                source = inputs if number == 1 else width
                 yield from both(f"{path}.conv{number}", f"{path}.bn{number}", out, source, size)
             if not block:
-                yield from pair(f"{path}.downsample", 4 * width, given)
-            given = 4 * width
+                yield from pair(f"{path}.downsample", 4 * width, inputs)
+            inputs = 4 * width
 
 
 def segmenter(name):
     """Names and shapes of a segmenter: layer by layer, and what each is."""
     if "resnet" in name:
         yield from resnet("backbone", (3, 4, 23 if "101" in name else 6, 3))
-        given, auxiliary = 2048, 1024
+        inputs, auxiliary = 2048, 1024
     else:
         yield from pair("backbone.0", 16, 3, 3)
-        given, auxiliary = 16, 40
+        inputs, auxiliary = 16, 40
         for number, (size, wide, out, squeezed) in enumerate(ROWS, start=1):
             path, place = f"backbone.{number}.block", 0
-            if wide != given:
-                yield from pair(f"{path}.0", wide, given)
+            if wide != inputs:
+                yield from pair(f"{path}.0", wide, inputs)
                 place = 1
             yield from pair(f"{path}.{place}", wide, 1, size)
             if squeezed:
@@ -79,9 +79,9 @@ def segmenter(name):
                 yield from conv(f"{path}.{place}.fc1", squeezed, wide, bias=True)
                 yield from conv(f"{path}.{place}.fc2", wide, squeezed, bias=True)
             yield from pair(f"{path}.{place + 1}", out, wide)
-            given = out
+            inputs = out
         yield from pair("backbone.16", 960, 160)
-        given = 960
+        inputs = 960
     if "lraspp" in name:
         yield from pair("classifier.cbr", 128, 960)
         yield from conv("classifier.scale.1", 128, 960)
@@ -89,12 +89,12 @@ def segmenter(name):
         yield from conv("classifier.high_classifier", 21, 128, bias=True)
         return
     if "fcn" in name:
-        yield from pair("classifier", given // 4, given, 3)
-        yield from conv("classifier.4", 21, given // 4, bias=True)
+        yield from pair("classifier", inputs // 4, inputs, 3)
+        yield from conv("classifier.4", 21, inputs // 4, bias=True)
     else:
         for view, size in enumerate((1, 3, 3, 3)):
-            yield from pair(f"classifier.0.convs.{view}", 256, given, size)
-        yield from both("classifier.0.convs.4.1", "classifier.0.convs.4.2", 256, given)
+            yield from pair(f"classifier.0.convs.{view}", 256, inputs, size)
+        yield from both("classifier.0.convs.4.1", "classifier.0.convs.4.2", 256, inputs)
         yield from pair("classifier.0.project", 256, 5 * 256)
         yield from both("classifier.1", "classifier.2", 256, 256, 3)
         yield from conv("classifier.4", 21, 256, bias=True)
@@ -110,8 +110,8 @@ def detector(name, *, blocks=(3, 4, 6, 3), stem=64, width=256, fc_width=1024, ou
     retina = name.startswith("retinanet")
     for kind in ("inner", "layer"):
         for block in range(4 - retina):
-            given = stem * 2 ** (block + 2 + retina)
-            size = (1, given) if kind == "inner" else (3, width)
+            inputs = stem * 2 ** (block + 2 + retina)
+            size = (1, inputs) if kind == "inner" else (3, width)
             path = f"backbone.fpn.{kind}_blocks.{block}.0"
             yield from conv(path, width, size[1], size[0], bias=True)
     if retina:
@@ -126,13 +126,13 @@ def detector(name, *, blocks=(3, 4, 6, 3), stem=64, width=256, fc_width=1024, ou
     yield from conv("rpn.head.conv.0.0", width, width, 3, bias=True)
     yield from conv("rpn.head.cls_logits", 3, width, bias=True)
     yield from conv("rpn.head.bbox_pred", 12, width, bias=True)
-    for name, out, given in (
+    for name, out, inputs in (
         ("box_head.fc6", fc_width, 49 * width),
         ("box_head.fc7", fc_width, fc_width),
         ("box_predictor.cls_score", outputs, fc_width),
         ("box_predictor.bbox_pred", 4 * outputs, fc_width),
     ):
-        yield f"roi_heads.{name}.weight", (out, given)
+        yield f"roi_heads.{name}.weight", (out, inputs)
         yield f"roi_heads.{name}.bias", (out,)
 
 

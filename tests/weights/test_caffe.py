@@ -431,11 +431,11 @@ def test_a_truncated_file_is_refused_except_between_layers(read, form):
     whole = shapes(read(contents))
     for length in range(len(contents)):
         try:
-            found = shapes(read(contents[:length]))
+            read_shapes = shapes(read(contents[:length]))
         except ValueError as error:
             assert "is not a readable caffemodel" in str(error)
         else:
-            assert length in ends and found == whole[: len(found)]
+            assert length in ends and read_shapes == whole[: len(read_shapes)]
 
 
 @pytest.mark.parametrize(("form", "legacy"), [("layer", False), ("layers", True)])
@@ -450,12 +450,12 @@ def test_every_flipped_byte_is_refused_or_leaves_names_and_shapes(read, rng, for
         damaged = bytearray(contents)
         damaged[at] = byte ^ 1 << int(rng.integers(8))
         try:
-            found = shapes(read(damaged))
+            read_shapes = shapes(read(damaged))
         except ValueError as error:
             assert "is not a readable caffemodel" in str(error)
         else:
-            assert [shape for _, shape in found] == [shape for _, shape in whole]
-            assert found == whole or at in in_names
+            assert [shape for _, shape in read_shapes] == [shape for _, shape in whole]
+            assert read_shapes == whole or at in in_names
 
 
 def test_real_file_is_read_without_loss(real):
@@ -465,7 +465,7 @@ def test_real_file_is_read_without_loss(real):
             fields = decode(fields)
             name, kind = dict(fields)[1].decode(), dict(fields)[2].decode()
             expected.append((name, kind, [decode_blob(v) for number, v in fields if number == 7]))
-    found = [
+    layers = [
         (
             name,
             kind,
@@ -473,8 +473,8 @@ def test_real_file_is_read_without_loss(real):
         )
         for name, kind, blobs in caffe.layers(real)
     ]
-    assert found == expected
-    assert sum(len(blobs) for *_, blobs in found) == 346
+    assert layers == expected
+    assert sum(len(blobs) for *_, blobs in layers) == 346
     assert sum(blob.size for blobs in caffe.read(real).values() for blob in blobs) == 769_807
 
 
@@ -544,12 +544,12 @@ def test_flipped_bits_in_the_headers_of_the_real_file(real, read, rng):
         damaged[at] ^= 1 << bit
         began = time.process_time()
         try:
-            found = shapes(read(damaged))
+            read_shapes = shapes(read(damaged))
         except ValueError as error:
             assert "is not a readable caffemodel" in str(error)
             refused += 1
         else:
-            assert [shape for _, shape in found] == [shape for _, shape in whole]
-            assert found == whole or at in names
+            assert [shape for _, shape in read_shapes] == [shape for _, shape in whole]
+            assert read_shapes == whole or at in names
         assert time.process_time() - began < 1
     assert refused > 30

@@ -91,9 +91,9 @@ def test_upsamplings_that_are_not_bilinear_are_kept(fcn8s, rng):
     store.check(
         converted.parameters, jax.eval_shape(module.init, jax.random.key(0), IMAGE)["params"]
     )
-    kept = converted.parameters["upscore"]
-    np.testing.assert_array_equal(kept["kernel"].transpose(2, 3, 0, 1), learned)
-    np.testing.assert_array_equal(kept["bias"], np.zeros(21))
+    upsampling = converted.parameters["upscore"]
+    np.testing.assert_array_equal(upsampling["kernel"].transpose(2, 3, 0, 1), learned)
+    np.testing.assert_array_equal(upsampling["bias"], np.zeros(21))
     np.testing.assert_array_equal(converted.parameters["upscore_stage4"]["bias"], bias)
     # One filter for each channel, as group = 21 has it.
     single = {"upscore8": [learned[range(21), range(21)][:, None]]}
@@ -120,12 +120,12 @@ def test_box_offsets(rng, caffe_blobs, folded):
     blobs = caffe_blobs(tree, {"rpn_conv": "rpn_conv1"})
     converted = convert.convert(module, [blobs], offsets_folded=folded)
     assert converted.layout == "py_faster_rcnn"
-    own, (weights, bias) = converted.parameters["bbox_pred"], blobs["bbox_pred"]
+    box_layer, (weights, bias) = converted.parameters["bbox_pred"], blobs["bbox_pred"]
     if not folded:
         assert_same(converted.parameters, tree)
         return
     x = rng.standard_normal(4).astype(np.float32)
-    offsets = (x @ own["kernel"] + own["bias"]).reshape(21, 4)
+    offsets = (x @ box_layer["kernel"] + box_layer["bias"]).reshape(21, 4)
     theirs = (weights @ x + bias).reshape(21, 4)
     np.testing.assert_allclose(
         offsets * module.delta_stds + module.delta_means, theirs, rtol=1e-5, atol=1e-6
@@ -138,7 +138,7 @@ def matlab_pair(blobs):
     names["rpn_bbox_pred"] = "proposal_bbox_pred"
     trunk = {name: blobs[name] for name in blobs if name.startswith("conv")}
     heads = {name: blobs[name] for name in ("fc6", "fc7", "cls_score", "bbox_pred")}
-    proposals = {other: blobs[name] for name, other in names.items()}
+    proposals = {published: blobs[name] for name, published in names.items()}
     return trunk | proposals, trunk | heads
 
 
@@ -164,13 +164,13 @@ def test_a_pair_that_shares_no_features_is_refused(rng, caffe_blobs):
 @pytest.mark.parametrize("module", [VGG8, ALEX, DETECTOR])
 def test_imagenet_classifiers_of_caffe_give_a_start(rng, caffe_blobs, module):
     tree = random_tree(module, rng)
-    kept = {name: tree[name] for name in ("backbone", "fc6", "fc7")}
-    blobs = caffe_blobs(kept)
+    trunk = {name: tree[name] for name in ("backbone", "fc6", "fc7")}
+    blobs = caffe_blobs(trunk)
     for name in ("fc6", "fc7"):
         blobs[name][0] = blobs[name][0].reshape(1, 1, 4, -1)
     blobs["fc8"] = [np.zeros((1, 1, 1000, 4), np.float32), np.zeros((1, 1, 1, 1000), np.float32)]
     converted = convert.convert(module, [blobs])
-    assert_same(converted.parameters, kept)
+    assert_same(converted.parameters, trunk)
     assert converted.partial and converted.layout == "caffe_imagenet"
     del blobs["conv2" if "conv2" in blobs else "conv2_2"]
     with pytest.raises(ValueError, match="missing: backbone/conv2"):
@@ -215,11 +215,11 @@ def test_torchvisions_vgg16_reads_the_same_image(rng, prefix):
     image = rng.uniform(0, 255, (3, 3, 3))
     theirs = (image / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     ours = (image - VGG8.mean_rgb)[..., ::-1]
-    expected, found = (
+    expected, actual = (
         np.einsum("hwi,hwio->o", patch, layer["kernel"]) + layer["bias"]
         for patch, layer in ((theirs, tree["backbone"]["conv1_1"]), (ours, first))
     )
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_network_of_a_training_checkpoint_is_taken(rng):

@@ -96,12 +96,12 @@ def test_arrays_come_back_from_each_version_of_the_header(tmp_path, rng, header)
     if header[0]:
         contents = path.read_bytes()
         path.write_bytes(contents[:12] + b"\0" * 4 + contents[12:])
-    found = darknet.read(path, cfg)
-    assert found.keys() == arrays.keys()
+    read_arrays = darknet.read(path, cfg)
+    assert read_arrays.keys() == arrays.keys()
     for name, parts in arrays.items():
-        assert found[name].keys() == parts.keys()
+        assert read_arrays[name].keys() == parts.keys()
         for part, array in parts.items():
-            np.testing.assert_array_equal(found[name][part], array)
+            np.testing.assert_array_equal(read_arrays[name][part], array)
 
 
 def test_reading_takes_twice_the_file(tmp_path, rng):

@@ -55,13 +55,13 @@ class Call:
         return self.reduced
 
 
-def tensor(of, shape, strides, offset=0, *rest):
-    arguments = (of, offset, shape, strides, False, collections.OrderedDict(), *rest)
+def tensor(storage_id, shape, strides, offset=0, *hooks):
+    arguments = (storage_id, offset, shape, strides, False, collections.OrderedDict(), *hooks)
     return Call("torch._utils._rebuild_tensor_v2", *arguments)
 
 
-def row(of):
-    return tensor(of, (len(of),), (1,))
+def row(storage_id):
+    return tensor(storage_id, (len(storage_id),), (1,))
 
 
 class Pickler(pickle._Pickler):  # The one in C looks up every global in the module it names.
@@ -84,8 +84,8 @@ class Pickler(pickle._Pickler):  # The one in C looks up every global in the mod
             return None
         self.storages[obj.key] = obj
         module = "torch.storage" if obj.type == "UntypedStorage" else "torch"
-        found = ("storage", Global(module, obj.type), obj.key, "cuda:0", len(obj))
-        return (*found, obj.view) if self.legacy else found
+        identity = ("storage", Global(module, obj.type), obj.key, "cuda:0", len(obj))
+        return (*identity, obj.view) if self.legacy else identity
 
 
 def pickled(tree, protocol=2, legacy=False):
@@ -172,11 +172,11 @@ def small_checkpoint():
     return state, expected
 
 
-def assert_same(found, expected):
-    assert list(found) == list(expected)
+def assert_same(actual, expected):
+    assert list(actual) == list(expected)
     for name, array in expected.items():
-        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
-        assert found[name].tobytes() == array.tobytes(), name
+        assert (actual[name].dtype, actual[name].shape) == (array.dtype, array.shape), name
+        assert actual[name].tobytes() == array.tobytes(), name
 
 
 def assert_refused(path, message):
@@ -194,10 +194,10 @@ def test_reads_names_shapes_types_and_values(tmp_path, form, protocol):
 
 @both_forms
 def test_arrays_share_memory_as_the_tensors_did_and_are_read_only(tmp_path, form):
-    found = read(WRITERS[form](tmp_path / "a.pth", small_checkpoint()[0]))
-    assert np.shares_memory(found["conv.weight"], found["conv.sliced"])
-    assert not np.shares_memory(found["conv.weight"], found["scale"])
-    assert not any(array.flags.writeable for array in found.values() if array.size)
+    read_arrays = read(WRITERS[form](tmp_path / "a.pth", small_checkpoint()[0]))
+    assert np.shares_memory(read_arrays["conv.weight"], read_arrays["conv.sliced"])
+    assert not np.shares_memory(read_arrays["conv.weight"], read_arrays["scale"])
+    assert not any(array.flags.writeable for array in read_arrays.values() if array.size)
 
 
 @both_forms
@@ -216,9 +216,9 @@ def test_nested_containers_become_dotted_names_and_the_rest_is_left_out(tmp_path
         "storage": weight,
         "bytes": [2**40, -3, 2.5, True, "text"],
     }
-    found = read(WRITERS[form](tmp_path / "a.pth", tree))
+    read_arrays = read(WRITERS[form](tmp_path / "a.pth", tree))
     names = ["model.conv", "optimizer.state.0.step", "averages.1", "averages.2.0"]
-    assert_same(found, {name: np.float32([1, 2]) for name in names})
+    assert_same(read_arrays, {name: np.float32([1, 2]) for name in names})
 
 
 def test_big_endian_archives(tmp_path):
@@ -230,9 +230,9 @@ def test_big_endian_archives(tmp_path):
     }
     brain = np.float32([1, -2, 3]).view(np.uint32) >> 16
     tree["BFloat16"] = row(storage("b", "BFloat16Storage", brain.astype(np.uint16), order=">"))
-    found = read(write_records(tmp_path / "a.pth", zip_records(tree, byte_order=b"big")))
-    assert {array.dtype.name for array in found.values()} == {"float32", "int64", "int16"}
-    for name, array in found.items():
+    read_arrays = read(write_records(tmp_path / "a.pth", zip_records(tree, byte_order=b"big")))
+    assert {array.dtype.name for array in read_arrays.values()} == {"float32", "int64", "int16"}
+    for name, array in read_arrays.items():
         assert array.dtype.isnative and array.tolist() == [1, -2, 3], name
 
     write_records(tmp_path / "a.pth", zip_records(tree, byte_order=b"middle"))
@@ -255,8 +255,8 @@ def test_parameters_old_and_new(tmp_path):
         "new": Call("torch._utils._rebuild_parameter", row(weights), True, {}),
         "old": Call("torch.nn.parameter.Parameter", old, state=(True, False, None)),
     }
-    found = read(write_legacy(tmp_path / "a.pth", tree))
-    assert_same(found, {"new": values, "old": values[1:]})
+    read_arrays = read(write_legacy(tmp_path / "a.pth", tree))
+    assert_same(read_arrays, {"new": values, "old": values[1:]})
 
 
 def test_a_legacy_storage_may_be_a_part_of_another(tmp_path):
@@ -301,7 +301,7 @@ def test_tensors_beyond_their_storage_are_refused(tmp_path):
 
 def test_what_a_tensor_must_be_made_of(tmp_path):
     values = storage("0", "FloatStorage", np.zeros(4, np.float32))
-    other = storage("0", "IntStorage", np.zeros(4, np.int32))
+    integers = storage("0", "IntStorage", np.zeros(4, np.int32))
     for tree, message in [
         ({"w": tensor("0", (1,), (1,))}, "no storage"),
         ({"w": tensor(values, (1,), (1,), 0, {"neg": True})}, "negated or conjugated"),
@@ -309,7 +309,7 @@ def test_what_a_tensor_must_be_made_of(tmp_path):
         ({"w": Call("torch._utils._rebuild_tensor_v3", *[values, 0, (), (), 0, 0])}, "missing 1"),
         ({"w": Call("torch._utils._rebuild_tensor_v3", *[values, 0, (), (), 0, 0, 4])}, "no type"),
         ({"w": Call("torch._utils._rebuild_parameter", values)}, "a parameter has no tensor"),
-        ({"v": row(values), "w": row(other)}, "two types or lengths for storage '0'"),
+        ({"v": row(values), "w": row(integers)}, "two types or lengths for storage '0'"),
         ({"w": Call("torch.FloatStorage", 3)}, "object is not callable"),
         (row(values), "a single tensor, which has no name"),
         ({"epoch": 3}, "no tensor is in it"),
@@ -337,11 +337,11 @@ def test_other_values_survive_the_conversion(tmp_path):
         "double": row(storage("0", "DoubleStorage", doubles)),
         "half": row(storage("1", "HalfStorage", halves)),
     }
-    found = read(write_zip(tmp_path / "a.pth", tree))
+    read_arrays = read(write_zip(tmp_path / "a.pth", tree))
     np.testing.assert_array_equal(
-        found["double"], np.float32([np.inf, -np.inf, np.nan, 0, np.float32(0.1)])
+        read_arrays["double"], np.float32([np.inf, -np.inf, np.nan, 0, np.float32(0.1)])
     )
-    np.testing.assert_array_equal(found["half"], np.float32([np.nan, -np.inf, 2.0**-24]))
+    np.testing.assert_array_equal(read_arrays["half"], np.float32([np.nan, -np.inf, 2.0**-24]))
 
 
 # Files that are not what they should be.
@@ -352,13 +352,13 @@ def peak_of(path, bound):
     start = time.process_time()
     tracemalloc.start()
     try:
-        found = read(path)
+        read_arrays = read(path)
     except ValueError:
-        found = {}
+        read_arrays = {}
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < bound and time.process_time() - start < 4
-    return found
+    return read_arrays
 
 
 def test_what_a_file_takes_is_bounded_by_its_size(tmp_path):
@@ -594,10 +594,10 @@ def test_real_files_read_as_ever(shared, name):
     path = shared / "weights" / f"espnetv2_s_{name}.pth"
     if not path.is_file():
         pytest.skip(f"no {path.name} in the folder named shared")
-    found, digest = read(path), hashlib.sha256()
-    for key, array in found.items():
+    read_arrays, digest = read(path), hashlib.sha256()
+    for key, array in read_arrays.items():
         digest.update(f"{key} {array.dtype} {array.shape}\n".encode() + array.tobytes())
-    assert len(found) == 526 and digest.hexdigest() == REAL[name]
+    assert len(read_arrays) == 526 and digest.hexdigest() == REAL[name]
 
 
 def test_a_real_file_reads_as_pytorch_reads_it(shared):

@@ -119,8 +119,8 @@ def test_other_programs_are_refused(program, message):
 
 def twice_itself(times):
     """A tuple of two of a tuple of two of ...: small, and 2 to the power of `times` leaves."""
-    kept = b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(times))
-    return b"K\x01" + kept
+    doublings = b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(times))
+    return b"K\x01" + doublings
 
 
 NUMBERS = b"".join(
@@ -174,7 +174,7 @@ def test_a_byte_of_a_program_makes_a_bounded_number_of_bytes(run):
 
 @pytest.mark.parametrize("run", [b"N\x94", b"}"])
 def test_the_pieces_of_a_program_are_bounded(run, monkeypatch):
-    monkeypatch.setattr(_Program, "left", MOST_READS // 20)
+    monkeypatch.setattr(_Program, "reads_left", MOST_READS // 20)
     program = run * (LARGEST // len(run))
     tracemalloc.start()
     with pytest.raises(ValueError, match="its pickle goes on after 800000 pieces"):
