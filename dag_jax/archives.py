@@ -137,12 +137,12 @@ def _tar(path, opener):
 def _tar_pieces(path, stream, info):
     with _archive(path):
         stream.seek(info.offset_data)
-        left = info.size
-        while left:
-            piece = stream.read(min(left, _PIECE))
+        remaining = info.size
+        while remaining:
+            piece = stream.read(min(remaining, _PIECE))
             if not piece:
-                raise tarfile.ReadError(f"{info.name!r:.80} lacks {left:,} bytes")
-            left -= len(piece)
+                raise tarfile.ReadError(f"{info.name!r:.80} lacks {remaining:,} bytes")
+            remaining -= len(piece)
             yield piece
 
 

@@ -114,8 +114,8 @@ def reading(path):
     except FileNotFoundError as error:
         raise MissingError(f"{path}: no such file") from error
     except Exception as error:  # a bucket's client has errors of its own
-        what = "cannot be read now, and nothing is known to be wrong with it"
-        raise _storage_error(path, what, error) from error
+        problem = "cannot be read now, and nothing is known to be wrong with it"
+        raise _storage_error(path, problem, error) from error
 
 
 @contextlib.contextmanager
@@ -153,11 +153,11 @@ def writing(path):
         raise _storage_error(path, "cannot be written", error) from error
 
 
-def _storage_error(path, what, error):
+def _storage_error(path, problem, error):
     number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
     reason = getattr(error, "strerror", None) or str(error)
     if number == errno.ENOMEM:
         reason = os.strerror(number)
     hint = f" ({_HINTS[number]})" if number in _HINTS else ""
-    text = f"{path} {what}: {reason or type(error).__name__}{hint}"
+    text = f"{path} {problem}: {reason or type(error).__name__}{hint}"
     return StorageError(number or errno.EIO, text)

@@ -88,13 +88,13 @@ class Devkit:
           place.
         """
         if place not in self._found:
-            found = dict(self._archived.get(place, {}))
+            entries = dict(self._archived.get(place, {}))
             # The first folder wins, so it comes last.
             for folder in reversed(self._folders(place)):
                 if folder.is_dir():
                     # Names with a dot are another system's notes on files: ._val.txt.
-                    found |= {path.name: path for path in folder.glob("[!.]*")}
-            self._found[place] = found
+                    entries |= {path.name: path for path in folder.glob("[!.]*")}
+            self._found[place] = entries
         return self._found[place]
 
     def find(self, *paths):
@@ -166,12 +166,12 @@ def locate(name):
     if "__MACOSX" in parts or file.startswith("._"):
         return None
     for index, part in enumerate(parts):
-        rest = parts[index + 1 :]
+        tail = parts[index + 1 :]
         if _YEAR.fullmatch(part):
-            return ("/".join([part, *rest]), file) if rest and rest[0] in _PARTS else None
-        if part == "benchmark_RELEASE" and rest[:1] == ["dataset"]:
+            return ("/".join([part, *tail]), file) if tail and tail[0] in _PARTS else None
+        if part == "benchmark_RELEASE" and tail[:1] == ["dataset"]:
             # Its photographs are VOC's, and its instances are not asked for.
-            place = "/".join(["SBD", *rest[1:]])
+            place = "/".join(["SBD", *tail[1:]])
             return (place, file) if place in ("SBD", "SBD/cls") else None
         if part == "SegmentationClassAug":
             return "VOC2012/SegmentationClassAug", file

@@ -196,6 +196,6 @@ def load_examples(
     if missing and (limit is None or len(examples) < limit):
         raise UserError(f"{dataset} {split} has no image {', '.join(missing)}")
     if not examples:
-        rest = f": {len(bad):,} cannot be used, the first: {bad[0]}" if bad else ""
-        raise UserError(f"{dataset} {split} has no example to use{rest}")
+        reason = f": {len(bad):,} cannot be used, the first: {bad[0]}" if bad else ""
+        raise UserError(f"{dataset} {split} has no example to use{reason}")
     return ExampleSet(examples, source.classes, void=source.void, skipped=bad)

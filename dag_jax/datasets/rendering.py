@@ -137,7 +137,7 @@ def render(rng: np.random.Generator, *, size: int = CANVAS):
     image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
     mask = np.zeros(region.shape, np.uint8)
-    boxes, kept, difficult = [], [], []
+    boxes, box_labels, difficult = [], [], []
     for index, (label, area) in enumerate(zip(labels, areas, strict=True)):
         visible = region == first_object + index
         seen = int(visible.sum())
@@ -147,12 +147,12 @@ def render(rng: np.random.Generator, *, size: int = CANVAS):
         mask[visible] = label
         down, right = np.nonzero(visible)
         boxes.append((right.min(), down.min(), right.max(), down.max()))
-        kept.append(label)
+        box_labels.append(label)
         difficult.append(seen < _DIFFICULT_VISIBLE * area)
     mask[_edges(np.maximum(region, first_object - 1))] = VOID
     objects = {
         "boxes": np.array(boxes, np.float32).reshape(-1, 4),
-        "label": np.array(kept, np.int32),
+        "label": np.array(box_labels, np.int32),
         "difficult": np.array(difficult, bool),
     }
     return image, mask, objects

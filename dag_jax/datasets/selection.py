@@ -113,11 +113,11 @@ class ExampleSet(Sequence):
         labels = table[np.where(known, mask, 0)]
         labels = np.where(known & (labels >= 0), labels, void)
         keep = table[objects["label"]] >= 0
-        kept = {name: values[keep] for name, values in objects.items()}
+        selected = {name: values[keep] for name, values in objects.items()}
         return {
             **example,
             "mask": labels.astype(np.uint8 if void == VOID else np.int32),
-            "objects": kept | {"label": table[kept["label"]]},
+            "objects": selected | {"label": table[selected["label"]]},
         }
 
 

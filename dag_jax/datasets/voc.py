@@ -225,13 +225,13 @@ def _files(kit, images):
         rows.append(tuple(row))
     if missing:
         names = [paths[0].partition("/")[2] for paths in missing]
-        some = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+        shown_names = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
         counts = collections.Counter(name.partition("/")[0] for name in names)
         counts = ", ".join(f"{count:,} of {folder}" for folder, count in counts.items())
         places = {path.rpartition("/")[0]: None for paths in missing for path in paths}
         raise UserError(
             f"{kit.folder} is incomplete: {images.origin} lists {len(rows):,} images, and "
-            f"{len(missing):,} of their files are missing: {some} ({counts}); {LAYOUT}; "
+            f"{len(missing):,} of their files are missing: {shown_names} ({counts}); {LAYOUT}; "
             f"{where(*places)}"
         )
     return rows

@@ -88,9 +88,9 @@ def test_a_struct_of_sbd_may_be_of_either_byte_order(tmp_path):
     def element(kind, data):
         return struct.pack(">II", kind, len(data)) + data + bytes(-len(data) % 8)
 
-    def matrix(kind, shape, name, *rest):
+    def matrix(kind, shape, name, *elements):
         flags, shape = struct.pack(">II", kind, 0), struct.pack(">ii", *shape)
-        parts = element(6, flags), element(5, shape), element(1, name), *rest
+        parts = element(6, flags), element(5, shape), element(1, name), *elements
         return element(14, b"".join(parts))
 
     drawn = element(3, np.array([[0, 7, 20]], ">i2").tobytes())  # uint8 may be kept as int16

@@ -45,8 +45,8 @@ def write_tar(path, names, content=b"tar"):
     ],
 )
 def test_names_in_archives_have_places(name, place):
-    found = locate(name)
-    assert found == (place and (place, name.rsplit("/", 1)[-1]))
+    place_and_file = locate(name)
+    assert place_and_file == (place and (place, name.rsplit("/", 1)[-1]))
 
 
 @pytest.mark.parametrize("root", ["VOCdevkit", "TrainVal/VOCdevkit", "."])

@@ -9,7 +9,7 @@ def test_shapes_are_in_the_middle_and_as_large_as_they_say(shape):
     height, width = shape
     radius = 0.3 * min(shape)
     circle, square, strip = (
-        one(shape) for one in (drawings.circle, drawings.square, drawings.strip)
+        draw(shape) for draw in (drawings.circle, drawings.square, drawings.strip)
     )
     for drawn in (circle, square, strip):
         assert drawn.shape == shape and drawn.dtype == bool

@@ -296,8 +296,8 @@ def test_bad_files_are_skipped_where_asked_and_counted(tmp_path):
     examples = load_examples("folder", "all", **options)
     assert examples.ids == list("acef") and len(examples.skipped) == 2
     assert "b.png" in examples.skipped[0] and examples[1:].skipped == examples.skipped
-    some = load_examples("folder", "all", limit=3, **options)
-    assert some.ids == list("ace") and len(some.skipped) == 2
+    limited = load_examples("folder", "all", limit=3, **options)
+    assert limited.ids == list("ace") and len(limited.skipped) == 2
     named = load_examples("folder", "all", image_ids=["a", "b"], **options)
     assert named.ids == ["a"] and len(named.skipped) == 1
     assert load_examples("folder", "all", data_dir=tmp_path, image_ids=["a"]).skipped == ()

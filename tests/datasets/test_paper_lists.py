@@ -112,7 +112,7 @@ def test_both_counts_are_said_where_they_differ(folder, caplog):
 
 
 @pytest.mark.parametrize(
-    ("given", "name", "lacks", "addresses", "others"),
+    ("contents", "name", "lacks", "addresses", "other_addresses"),
     [
         (
             {},
@@ -152,14 +152,14 @@ def test_both_counts_are_said_where_they_differ(folder, caplog):
     ],
 )
 def test_missing_image_sets_are_named_with_where_to_get_them(
-    folder, given, name, lacks, addresses, others
+    folder, contents, name, lacks, addresses, other_addresses
 ):
     with pytest.raises(ValueError) as error:
-        derive(Devkit(folder(**given)), name)
+        derive(Devkit(folder(**contents)), name)
     message = str(error.value)
     assert lacks in message
     assert all(address in message for address in addresses)
-    assert not any(address in message for address in others)
+    assert not any(address in message for address in other_addresses)
 
 
 def test_scenes_use_the_same_names():

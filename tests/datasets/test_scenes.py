@@ -43,10 +43,10 @@ def test_lists_are_apart_but_the_starred_one_holds_its_sister():
         return {(first, number) for number in range(count)}
 
     assert seeds("fcn_train") < seeds("fcn_star_train")
-    others = [split for split in scenes.SPLITS if split != "fcn_train"]
-    for i, split in enumerate(others):
-        for other in others[:i]:
-            assert not seeds(split) & seeds(other)
+    splits = [split for split in scenes.SPLITS if split != "fcn_train"]
+    for i, split in enumerate(splits):
+        for earlier in splits[:i]:
+            assert not seeds(split) & seeds(earlier)
 
 
 def test_unknown_split_is_named():

@@ -31,11 +31,11 @@ def test_an_example_is_completed():
 
 @pytest.mark.parametrize("mask", [None, "key"])
 def test_an_image_that_nobody_segmented_is_for_detectors_alone(mask):
-    one = example(mask=None) | ({"mask": None} if mask else {})
-    examples = ExampleSet([one, example("b")], CLASSES)
+    unsegmented = example(mask=None) | ({"mask": None} if mask else {})
+    examples = ExampleSet([unsegmented, example("b")], CLASSES)
     assert examples[0]["has_mask"] is False and (examples[0]["mask"] == 255).all()
     assert examples.with_masks().ids == ["b"]
-    assert only(ExampleSet([one], CLASSES, void=-1))["mask"].tolist() == [[[-1]] * 3] * 2
+    assert only(ExampleSet([unsegmented], CLASSES, void=-1))["mask"].tolist() == [[[-1]] * 3] * 2
 
 
 def test_nothing_is_an_object_where_none_is_given():
@@ -103,18 +103,18 @@ def test_void_is_no_class():
 
 def test_a_slice_and_a_pick_are_sets_of_the_same_classes():
     examples = ExampleSet([example(name) for name in "abcd"], CLASSES, void=7 + 248)
-    for some in (examples[1:3], examples.pick([1, 2])):
-        assert isinstance(some, ExampleSet) and some.ids == ["b", "c"]
-        assert (some.classes, some.void) == (CLASSES, 255)
+    for subset in (examples[1:3], examples.pick([1, 2])):
+        assert isinstance(subset, ExampleSet) and subset.ids == ["b", "c"]
+        assert (subset.classes, subset.void) == (CLASSES, 255)
     assert examples[-1]["image_id"] == "d" and len(examples) == 4
-    assert [one["image_id"] for one in examples] == list("abcd")
+    assert [item["image_id"] for item in examples] == list("abcd")
 
 
 def test_labels_become_another_s_and_what_it_lacks_void():
     examples = ExampleSet([example(objects=OBJECTS)], CLASSES)
-    other = examples.relabelled(("car", "tree", "sky"), (2, -1, 0))
-    whole = only(other)
-    assert other.classes == ("car", "tree", "sky") and other.void == 255
+    relabelled = examples.relabelled(("car", "tree", "sky"), (2, -1, 0))
+    whole = only(relabelled)
+    assert relabelled.classes == ("car", "tree", "sky") and relabelled.void == 255
     assert whole["mask"][..., 0].tolist() == [[2, 255, 0], [255, 0, 0]]
     assert whole["mask"].dtype == np.uint8
     assert whole["objects"]["label"].tolist() == [0]  # the other was a road
@@ -131,11 +131,11 @@ def test_two_classes_may_become_one():
 
 def test_255_is_a_class_of_a_model_of_so_many():
     many = tuple(map(str, range(256)))
-    other = ExampleSet([example()], CLASSES).relabelled(many, (255, 3, -1))
-    whole = only(other)
-    assert other.void == -1
+    relabelled = ExampleSet([example()], CLASSES).relabelled(many, (255, 3, -1))
+    whole = only(relabelled)
+    assert relabelled.void == -1
     assert whole["mask"][..., 0].tolist() == [[255, 3, -1], [-1, -1, -1]]
-    few = other.relabelled(("sky",), [-1] * 255 + [0])
+    few = relabelled.relabelled(("sky",), [-1] * 255 + [0])
     assert few.void == 255 and only(few)["mask"][..., 0].tolist() == [[0, 255, 255], [255] * 3]
 
 

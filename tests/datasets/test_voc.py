@@ -156,14 +156,14 @@ def test_nothing_is_written_or_said(voc, capfd):
 
 
 def test_another_folder_and_a_changed_one_are_read_as_they_are(voc, tmp_path):
-    other = tmp_path / "other"
-    year = other / "VOC2012"
+    other_folder = tmp_path / "other"
+    year = other_folder / "VOC2012"
     write_image(year, "2007_000002", mask=7)
     write_list(year, "Segmentation/val", ["2007_000002"])
     assert open_voc(voc, "voc2012_seg_val")[0]["mask"].max() == 15
-    assert open_voc(other, "voc2012_seg_val")[0]["mask"].max() == 7
+    assert open_voc(other_folder, "voc2012_seg_val")[0]["mask"].max() == 7
     write_image(year, "2007_000002", mask=8)
-    assert open_voc(other, "voc2012_seg_val")[0]["mask"].max() == 8
+    assert open_voc(other_folder, "voc2012_seg_val")[0]["mask"].max() == 8
 
 
 @pytest.mark.parametrize(
@@ -293,12 +293,17 @@ def test_real_photographs(shared, tmp_path):
 
 def assert_same(first, second):
     assert len(first) == len(second) > 0
-    for one, other in zip(first, second, strict=True):
-        assert one["image_id"] == other["image_id"] and one["has_mask"] == other["has_mask"]
+    for first_example, second_example in zip(first, second, strict=True):
+        assert (
+            first_example["image_id"] == second_example["image_id"]
+            and first_example["has_mask"] == second_example["has_mask"]
+        )
         for name in ("image", "mask"):
-            np.testing.assert_array_equal(one[name], other[name])
+            np.testing.assert_array_equal(first_example[name], second_example[name])
         for name in ("boxes", "label", "difficult"):
-            np.testing.assert_array_equal(one["objects"][name], other["objects"][name])
+            np.testing.assert_array_equal(
+                first_example["objects"][name], second_example["objects"][name]
+            )
 
 
 def write_sbd(folder, image_id, value, *, size=(40, 30)):
