@@ -1,7 +1,7 @@
 """Launches: `python -m experiments.NAME`.
 
-Files are written whole or not at all, so Ctrl-C may end a launch at any moment, its imports
-included: it says in one line that nothing is lost, and leaves.
+Files are written whole or not at all, so Ctrl-C may end a launch at any moment, even while it
+imports. The launch then says in one line that nothing is lost, and ends.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ def _uncaught(kind, error, traceback, otherwise=sys.excepthook):
 
 
 def _unraisable(unraisable, otherwise=sys.unraisablehook):
-    """Leave, too, where Python would lose it: in what JAX has the garbage collector call back."""
+    """End the launch even where Python ignores Ctrl-C: in the garbage collector's callbacks."""
     if unraisable.exc_type is KeyboardInterrupt:
         _leave()
     otherwise(unraisable)

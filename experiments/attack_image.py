@@ -8,22 +8,21 @@
     python -m experiments.attack_image --image=photo.jpg --models=fcn_vgg --nominiature \
         --weights_dir=runs/weights
 
-A photograph comes without ground truth, so what is attacked is what the model itself says of it:
-the class that a segmenter gives to each pixel; the objects a detector finds with a score of
---min_score or more, by which its candidates are labelled. The attack is successful where the model
-changes its mind, right or wrong. The miniatures that ship with the package have seen rendered
-scenes alone, and say little that is true of a photograph; `experiments.train` and converted weights
-give networks that do. Of several models all are attacked by one perturbation, until none has a
-target left.
+A photograph has no ground truth, so the model's own predictions take its place: the class that a
+segmenter gives to each pixel, and the objects that a detector finds with a score of --min_score or
+more, which label its candidates. The attack succeeds where the prediction changes, right or wrong.
+The miniatures of the package have seen only rendered scenes, and say little that is true of a
+photograph; `experiments.train` and converted weights give networks that do. Several models are
+attacked by one perturbation, until none has an active target.
 
-The attack scores the image as rounded to whole grey levels, so the PNG itself fools; the record
-says what holds of the image as it was attacked (fooled) and of the file as read back (fooled_png,
-active_png). A target rests once its label has lost, whichever class has won; a larger --margin
-drives on towards --target.
+The attack scores the image as rounded to whole grey levels, so the PNG itself fools. The record has
+the result on the attacked image (fooled) and on the file as read back (fooled_png, active_png). A
+target rests once its label has lost, whichever class has won. A larger --margin continues towards
+--target.
 
-Results go to --workdir: adversarial.png; clean.png, the photograph upright and scaled, which it
-differs from; attack_image.png, the panels; attack_image.json, the record. Where there is nothing to
-attack (a detector that finds no object, say), nothing is written.
+Results go to --workdir: adversarial.png; clean.png, the photograph upright and scaled, for
+comparison; attack_image.png, the panels; attack_image.json, the record. Where there is nothing to
+attack, such as for a detector that finds no object, nothing is written.
 """
 
 import functools
@@ -59,7 +58,7 @@ FILES = {
 
 
 def check_canvas(side):
-    """Raise UserError for a --canvas that is neither 0 nor a side that networks see."""
+    """Raise UserError for a --canvas that is neither 0 nor a side that networks can see."""
     least, most = options.SIDES
     if side and not least <= side <= most:
         raise UserError(f"must be 0, or {least} to {most} pixels")
@@ -133,7 +132,7 @@ def read_drawing(target, about, shape):
 
 
 def scaled(image, canvas, drawing=None):
-    """Return an image and a drawing of its size (zeros without one) at the size to attack."""
+    """Return an image and its drawing (zeros if there is none), scaled to the size to attack."""
     mask = np.zeros(image.shape[:2], np.int32) if drawing is None else drawing
     if not canvas:
         return image, mask
@@ -170,7 +169,7 @@ def attack(problem, label):
 
 
 def text_of(facts):
-    """Return what an attack did to a model's prediction in a few words."""
+    """Return the changes of a model's prediction in a few words."""
     if "pixels_changed" in facts:
         return f"{100 * facts['pixels_changed']:.1f}% of the pixels change class"
     return (

@@ -136,9 +136,9 @@ def load_scenes(limit):
 
 
 def by_platform(value, defaults):
-    """Return a flag's value, or what this platform has for one."""
-    known, others = defaults
-    return known.get(jax.devices()[0].platform, others) if value is None else value
+    """Return a flag's value, or the platform's default where the flag has none."""
+    known, default = defaults
+    return known.get(jax.devices()[0].platform, default) if value is None else value
 
 
 def measure_cases(part):
@@ -165,7 +165,11 @@ def measure_scaling():
         miniature=FLAGS.miniature,
         size=FLAGS.size,
     )
-    rows = [{"curve": curve, **point} for curve, some in points.items() for point in some]
+    rows = [
+        {"curve": curve, **point}
+        for curve, curve_points in points.items()
+        for point in curve_points
+    ]
     return {"rows": rows, "points": points}
 
 
@@ -221,7 +225,7 @@ def measure_precision(slots, **options):
 
 
 def measure(part):
-    """Return what a part found: {"rows" of its table, "points" of plots if it has some}."""
+    """Return a part's results: {"rows" of its table, "points" of its plots, if any}."""
     if part in ("engine", "work"):
         return measure_cases(part)
     if part == "kernels":

@@ -55,8 +55,8 @@ def main(argv):
     if not FLAGS.network or not FLAGS.source:
         raise app.UsageError("--network and --source are needed")
     output = FLAGS.output or f"{FLAGS.network}.safetensors"
-    given = [name for name in ("layout", "offsets_folded", "part") if FLAGS[name].present]
-    chosen = {name: FLAGS[name].value for name in given}
+    names = [name for name in ("layout", "offsets_folded", "part") if FLAGS[name].present]
+    chosen = {name: FLAGS[name].value for name in names}
     record = zoo.convert(FLAGS.network, FLAGS.source, output, miniature=FLAGS.miniature, **chosen)
     print(conversion.describe(output, record))
 

@@ -5,11 +5,11 @@
     python -m experiments.figure1 --models=my_package.my_module:load,fr_vgg_07
 
 --models names a model that segments and one that detects. Both are attacked at once: `attack` takes
-a dict of scores and of targets. It sees the image rounded to whole grey levels, so all that is
-shown and said is of adversarial.png. Images are tried in order until one is found whose
-perturbation leaves no target active, stays below 10 grey levels everywhere, and after which the
-whole detector finds none of what it found. If no image qualifies, the best is shown and the launch
-says what it lacks.
+a dict of scores and of targets. It scores the image rounded to whole grey levels, so all pictures
+and numbers are of adversarial.png. Images are tried in order until one qualifies: its perturbation
+leaves no target active and stays below 10 grey levels everywhere, and the whole detector finds none
+of the objects that it found before. If no image qualifies, the best is shown and the launch says
+what it lacks.
 
 Results go to --workdir: figure1.png, figure1.json, and the adversarial image, adversarial.png.
 """
@@ -55,7 +55,7 @@ class Try(NamedTuple):
 
 
 def load_subjects(names) -> tuple[Subject, Subject]:
-    """Return what segments and what detects, on the same images.
+    """Return (subject that segments, subject that detects), on the same images.
 
     Raises:
       app.UsageError: where they are not one of each.

@@ -5,19 +5,19 @@
     python -m experiments.full_size --images=one.jpg --weights_dir=<folder of weights>
     python -m experiments.full_size --images=one.jpg --models=my_package.my_module:load
 
-One case for each model and photograph, of a detector one for each number of --proposals too (of one
-whose `propose` takes no `max_proposals`, one with its own). Without --weights_dir the networks'
-weights are random: the work is the same, what they see means nothing. A random detector's proposals
-are its anchors, as random offsets would throw nearly all boxes out of the image. The targets are
-what the model itself says of the clean photograph: the class of every pixel, or of every candidate,
-background included.
+There is a case for each model and photograph. A detector has one for each number of --proposals, or
+one with its own number if its `propose` takes no `max_proposals`. Without --weights_dir the
+networks' weights are random: the work is the same, the predictions mean nothing. A random
+detector's proposals are its anchors, as random offsets would move nearly all boxes out of the
+image. The labels are the model's own predictions on the clean photograph: the class of every pixel,
+or of every candidate, background included.
 
-Every target stays active by a margin that no label loses by, so that the figures are the upper
-bound of the paper's attack, whose targets rest once they are fooled. A detector has a second row:
-the same program from the clean photograph over and over, with every twentieth proposal active.
-Iterations are timed one by one: each is a call of the compiled loop that makes one iteration.
+The margin is so large that every target stays active. The figures are thus an upper bound for the
+paper's attack, whose targets rest once they are fooled. A detector has a second row: the same
+program, always from the clean photograph, with every twentieth proposal active. Iterations are
+timed one by one: each is a call of the compiled loop that makes one iteration.
 
-Each case runs in a process of its own, so that the peak of the memory is that case's: on a CPU the
+Each case runs in a process of its own, so that the memory's peak is that case's. On a CPU it is the
 largest resident set of the process while the attack is compiled and runs, else the most that the
 device's allocator held.
 
@@ -162,7 +162,7 @@ def gib(name):
 
 
 def image_text(row):
-    """Return the name and size of a row's image, and that which a detector gives it inside."""
+    """Return the name and size of a row's image, and the size that a detector scales it to."""
     text = f"{row['image']} {'x'.join(map(str, row['size']))}"
     inside = row["canvas"]
     return text if inside in (None, row["size"]) else f"{text} ({'x'.join(map(str, inside))})"

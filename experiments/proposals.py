@@ -107,7 +107,7 @@ def detector(name):
 
 
 def entry_of(subject, threshold, most, *, first) -> Entry:
-    """Return the row of a setting; what an audit finds of the model is said once."""
+    """Return the row of a setting; only the first of a model's settings is audited as a model."""
     about = subject.about
     method = Method(
         step_size=FLAGS.step_size,
@@ -205,7 +205,7 @@ def _advr_of_sets(subject, run):
 
 
 def line(entry, row) -> str:
-    """Return what is said of a row once it is there."""
+    """Return the line that is printed for a finished row."""
     return f"{row['model']}, {entry.title}: ADVR {row['advr']:.2f}"
 
 
@@ -241,7 +241,7 @@ def report(table):
 
 
 def draw(table) -> None:
-    """Draw what settings cost and leave, a picture for each model."""
+    """Draw mAP and cost of the settings, a picture for each model."""
     for number, (title, rows) in enumerate(table.models.items()):
         density.draw(rows, table.picture(number), title=title)
 
@@ -255,8 +255,8 @@ def main(argv):
     settings = options.settings(__name__, UNRECORDED)
     with starting("proposals", settings, share):
         thresholds = parse_thresholds(FLAGS.thresholds)
-        kept = options.whole_numbers(FLAGS.proposals or MOST[FLAGS.miniature])
-        asked = list(itertools.product(kept, thresholds))
+        counts = options.whole_numbers(FLAGS.proposals or MOST[FLAGS.miniature])
+        setting_pairs = list(itertools.product(counts, thresholds))
         finished, entries = rows_in(FLAGS.workdir, "proposals").values(), []
         for name in dict.fromkeys([*(row["network"] for row in finished), *FLAGS.models]):
             subject = detector(name)
@@ -265,7 +265,7 @@ def main(argv):
                 for row in finished
                 if row["network"] == name
             ]
-            wanted = sorted({*finished_settings, *asked * (name in FLAGS.models)})
+            wanted = sorted({*finished_settings, *setting_pairs * (name in FLAGS.models)})
             entries += [
                 entry_of(subject, threshold, most, first=(most, threshold) == wanted[0])
                 for most, threshold in wanted

@@ -5,11 +5,11 @@
     python -m experiments.shapes --mask=drawing.png
     python -m experiments.shapes --models=fcn_alex,my_package.my_module:load
 
-The paper's rule makes a pixel wrong and then leaves it alone, whatever it became. Here every pixel
-is driven until its prediction is the drawing's class: --class_name inside, background outside. That
-is how the authors' release draws (`dag_jax.methods.release`), but for the pixels that have their
-class from the start: here they are targets too, so that they keep it. The attack stops once no more
-than --stop_fraction of the pixels has another class.
+The paper's rule makes a pixel wrong and then leaves it alone. Here every pixel is driven until its
+prediction is the drawing's class: --class_name inside, background outside. The authors' release
+draws in the same way (`dag_jax.methods.release`), except for pixels that have their class from the
+start: here they are targets too, so that they keep it. The attack stops once at most
+--stop_fraction of the pixels have another class.
 
 A mask is a grey image of the model's class indices, or one in the colours of VOC; it is scaled to
 each image, and void in it (255) is left alone.
@@ -79,7 +79,7 @@ options.define(
 
 
 class Drawing(NamedTuple):
-    """What a segmentation is driven to."""
+    """A drawing that a segmentation is driven to."""
 
     name: str  # of its folder
     title: str
@@ -171,7 +171,7 @@ def drawing_of(kind, word, subject) -> Drawing:
 
 
 def entry_of(drawing, subject, *, first) -> Entry:
-    """Return the row of a drawing; what an audit finds of the model is said once."""
+    """Return the row of a drawing; only the first of a model's drawings is audited as a model."""
     method = methods.release().replace(
         rounded=True,
         stop_fraction=FLAGS.stop_fraction,
@@ -191,7 +191,7 @@ def entry_of(drawing, subject, *, first) -> Entry:
 
 
 def _completed(entry, results, row, beside):
-    """Return a row with how far the predictions are the drawing, and how the attacks ended."""
+    """Return a row with the agreement of predictions and drawing, and the attacks' statuses."""
     del beside
     background = entry.plan.subject.about.background
     before, after = (agreement(results, column, background) for column in COLUMNS_SCORED)
@@ -209,7 +209,7 @@ def _completed(entry, results, row, beside):
 
 
 def agreement(results, column, background) -> np.ndarray:
-    """Return how far a column's predictions are the drawing, in percent of each image.
+    """Return the agreement of a column's predictions with the drawing, in percent of each image.
 
     Args:
       results: `rundir.Results`.
@@ -250,7 +250,7 @@ CLAIMS = (
 
 
 def line(entry, row) -> str:
-    """Return what is said of a row once it is there."""
+    """Return the line that is printed for a finished row."""
     before, after = (row[f"as_drawn_{when}"][0] for when in ("before", "after"))
     return f"{row['model']}, {entry.title}: {before:.0f}% to {after:.0f}% as drawn"
 
@@ -287,10 +287,10 @@ def picture(entry, run, row) -> figures.AttackRow:
     key = str(example["image_id"])
     clean, saved, record = example["image"], run.image(key), run.record(key)
     before, after = evaluation.predict(subject.model, [clean, saved])
-    left, pixels = record["active_counts"][-1], clean.shape[0] * clean.shape[1]
+    wrong_pixels, pixels = record["active_counts"][-1], clean.shape[0] * clean.shape[1]
     title = (
         f"{row['title']} on {key}: {record['status']} after {record['num_steps']} steps, "
-        f"{left} of {pixels} pixels are not as drawn"
+        f"{wrong_pixels} of {pixels} pixels are not as drawn"
     )
     return figures.AttackRow(title, clean, saved, before, after)
 
@@ -320,7 +320,7 @@ def main(argv):
         if ("file" in kinds) != (FLAGS.mask is not None):
             raise app.UsageError("--shape=file and --mask go together")
         finished = rows_in(FLAGS.workdir, "shapes")
-        asked = [(kind, FLAGS.word if kind == "word" else None) for kind in kinds]
+        wanted_shapes = [(kind, FLAGS.word if kind == "word" else None) for kind in kinds]
         entries = []
         for name in dict.fromkeys([*(row["network"] for row in finished.values()), *FLAGS.models]):
             subject = inputs.subject(name)
@@ -331,7 +331,7 @@ def main(argv):
                 for row in finished.values()
                 if row["network"] == name and row["shape"] != "file"
             ]
-            wanted = dict.fromkeys(finished_shapes + asked * (name in FLAGS.models))
+            wanted = dict.fromkeys(finished_shapes + wanted_shapes * (name in FLAGS.models))
             drawn = [drawing_of(*each, subject) for each in wanted]
             entries += [entry_of(each, subject, first=each is drawn[0]) for each in drawn]
     # The mask of a row of an earlier launch need not be there any more.

@@ -132,7 +132,7 @@ PAPER_COLUMNS = tuple(
 
 
 def line(entry, row) -> str:
-    """Return what is said of a row once it is there."""
+    """Return the line that is printed for a finished row."""
     scores_of_row = f"ORIG {row['orig']:.2f} ADVR {row['advr']:.2f} PERM {row['perm']:.2f}"
     return f"{entry.title}: {scores_of_row}"
 

@@ -88,7 +88,7 @@ flags.DEFINE_bool("publish", False, "Also write the checkpoint into the package.
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a killed run goes on from."""
+    """The state that a killed run continues from."""
 
     step: jax.Array  # i32 updates made
     parameters: dict
@@ -97,7 +97,7 @@ class TrainState:
 
 
 def cell_labels(module, masks, shape):
-    """Return what a mask says at the centre of each cell of a detector's map.
+    """Return the mask's class at the centre of each cell of a detector's map.
 
     Args:
       module: a `FasterRCNN`.
@@ -129,7 +129,7 @@ def update(state, key, batch, spread, weights, *, module, optimizer):
     """Make one update; return the new state and the loss.
 
     Args:
-      state: TrainState, which is given up.
+      state: TrainState, whose memory is reused.
       key: of noise and samples.
       batch: (images, masks, boxes, classes, valid) as `batches.stack` gives them.
       spread: (noise, tint), the largest standard deviations in grey levels of what is added to each
@@ -180,7 +180,7 @@ def update(state, key, batch, spread, weights, *, module, optimizer):
 
 
 def start_from(path, parameters, statistics):
-    """Return parameters and statistics, with a checkpoint's in place of those that it has.
+    """Return parameters and statistics, replaced by those that a checkpoint has.
 
     Args:
       path: a checkpoint, or the unfolded.safetensors of a run.
@@ -190,26 +190,26 @@ def start_from(path, parameters, statistics):
     Raises:
       ValueError: where the checkpoint cannot be read, or shares nothing.
     """
-    given = store.load(path)[0]
-    given = traverse_util.flatten_dict(given if "params" in given else {"params": given})
+    start = store.load(path)[0]
+    start = traverse_util.flatten_dict(start if "params" in start else {"params": start})
     flat = traverse_util.flatten_dict({"params": parameters, "batch_stats": statistics})
-    same = [name for name, leaf in given.items() if name in flat and flat[name].shape == leaf.shape]
+    same = [name for name, leaf in start.items() if name in flat and flat[name].shape == leaf.shape]
     if not same:
         raise UserError(f"{path} has no parameter of the name and shape of any of this network")
     print(f"{len(same)} of {len(flat)} parameters from {path}", file=sys.stderr)
-    flat |= {name: jnp.asarray(given[name]) for name in same}
+    flat |= {name: jnp.asarray(start[name]) for name in same}
     merged = traverse_util.unflatten_dict(flat)
     return merged["params"], merged.get("batch_stats", {})
 
 
 def save_state(path, state):
-    """Write a state, at once or not at all."""
+    """Write a state, whole or not at all."""
     leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
     files.write(path, files.pack(leaves, {"updates": int(state.step)}))
 
 
 def restore_state(path, state):
-    """Return what `save_state` wrote of a state of this structure.
+    """Return the state that `save_state` wrote, of the structure of `state`.
 
     Raises:
       UserError: where the file is damaged or belongs to another network.
@@ -363,10 +363,10 @@ def main(argv):
 
     # 4. The checkpoint, as anybody will read it: rounded to half precision, then scored.
     path = workdir / f"{FLAGS.network}.safetensors"
-    given = [flag for flag in FLAGS.flags_by_module_dict()[sys.argv[0]] if flag.present]
+    set_flags = [flag for flag in FLAGS.flags_by_module_dict()[sys.argv[0]] if flag.present]
     places = ("workdir", "data_dir", "cache_dir", "publish")  # say nothing of the result
     command = ["python -m experiments.train"]
-    command += [flag.serialize() for flag in given if flag.name not in places]
+    command += [flag.serialize() for flag in set_flags if flag.name not in places]
     record = {**settings, "command": " ".join(command)}
     if FLAGS.initial:
         record["initial_record"] = store.load(FLAGS.initial)[1]

@@ -115,21 +115,21 @@ def method_of(variant, about) -> Method:
     return method.replace(margin=margin, rounded=FLAGS.rounded)
 
 
-def asked_for(about) -> list[str]:
+def chosen_variants(about) -> list[str]:
     """Return the names of --variants for a model.
 
     Raises:
       app.UsageError: for a name that there is not, or that makes no sense for the model.
     """
     known = [name for name in TITLES if not (about.detects and name in OF_PIXELS)]
-    asked = known if FLAGS.variants is None else FLAGS.variants
-    console.check_names("variants", asked, TITLES)
-    if senseless := [name for name in asked if name not in known]:
+    chosen = known if FLAGS.variants is None else FLAGS.variants
+    console.check_names("variants", chosen, TITLES)
+    if senseless := [name for name in chosen if name not in known]:
         raise app.UsageError(
             f"--variants: {', '.join(senseless)} weigh the pixels of a segmentation, and "
             f"{about.title} detects; leave them out"
         )
-    return [name for name in TITLES if name in asked]
+    return [name for name in TITLES if name in chosen]
 
 
 def entry_of(variant, subject, *, first) -> Entry:
@@ -268,9 +268,9 @@ def main(argv):
         entries = []
         for name in dict.fromkeys([*(row["network"] for row in finished.values()), *FLAGS.models]):
             subject = inputs.subject(name)
-            asked = asked_for(subject.about) if name in FLAGS.models else []
+            chosen = chosen_variants(subject.about) if name in FLAGS.models else []
             earlier = [variant for variant in TITLES if f"{name} {variant}" in finished]
-            wanted = [variant for variant in TITLES if variant in earlier or variant in asked]
+            wanted = [variant for variant in TITLES if variant in earlier or variant in chosen]
             entries += [entry_of(each, subject, first=each == wanted[0]) for each in wanted]
     table = Table("variants", entries, settings=settings, share=share)
 

@@ -1,4 +1,4 @@
-"""What every launch does first and last: flags, processes, devices, errors in a line."""
+"""The start and the end of every launch: flags, processes, devices, errors in one line."""
 
 import contextlib
 import os
@@ -47,7 +47,7 @@ options.integer("process", None, "This process's number, from 0.", 0)
 
 
 class _Help(app.HelpFlag):
-    """--help that shows what every launch takes, too, and is no failure."""
+    """--help, which also lists the flags of every launch and exits with 0."""
 
     def __init__(self):
         super().__init__()
@@ -67,13 +67,13 @@ flags.DEFINE_flag(_Help())
 
 
 def run(main) -> None:
-    """Run a launch's main and leave: with 0, or with a line that says what is to be mended.
+    """Run a launch's main and exit: with 0, or with one line that says what to mend.
 
-    A `UserError` is that line and exit code 1, a flag that cannot be right the same with 2. Any
+    A `UserError` gives that line and exit code 1; a wrong flag gives a line and exit code 2. Any
     other exception is a fault of the program, and shows its traceback.
 
     Args:
-      main: function of the arguments that absl leaves.
+      main: function of the arguments that are no flags.
     """
 
     def guarded(argv):
@@ -133,16 +133,16 @@ def start_shared(argv) -> tuple[int, int]:
         raise app.UsageError(f"unexpected argument(s): {' '.join(argv[1:])}")
     jax.config.update("jax_default_matmul_precision", "highest")
     _keep_compiled()
-    given = [value is not None for value in (FLAGS.process, FLAGS.processes)]
+    is_given = [value is not None for value in (FLAGS.process, FLAGS.processes)]
     by_hand = FLAGS.coordinator is not None
-    if any(given) != all(given) or (by_hand and not (all(given) and FLAGS.distributed)):
+    if any(is_given) != all(is_given) or (by_hand and not (all(is_given) and FLAGS.distributed)):
         raise app.UsageError(
             "--process and --processes go together; --coordinator goes with both and --distributed"
         )
-    if all(given) and FLAGS.process >= FLAGS.processes:
+    if all(is_given) and FLAGS.process >= FLAGS.processes:
         raise app.UsageError(f"--process={FLAGS.process} of --processes={FLAGS.processes}")
     if not FLAGS.distributed:
-        return (FLAGS.process, FLAGS.processes) if all(given) else (0, 1)
+        return (FLAGS.process, FLAGS.processes) if all(is_given) else (0, 1)
     _one_device_a_core()
     try:
         jax.distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
@@ -155,7 +155,7 @@ def start_shared(argv) -> tuple[int, int]:
 
 
 def _keep_compiled():
-    """Have JAX keep compiled programs where --compilation_cache says, or JAX's own settings."""
+    """Let JAX keep compiled programs in --compilation_cache, unless JAX's own settings differ."""
     by_default = FLAGS.compilation_cache is None
     if by_default and jax.config.jax_compilation_cache_dir:  # of the environment
         return
@@ -180,7 +180,7 @@ def _keep_compiled():
 
 
 def _kind_of_machine() -> str:
-    """Return what a program compiled for a CPU must not leave: the processor and its features."""
+    """Return the processor and its features; a program compiled for a CPU runs only on these."""
     features = ""
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
         features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
@@ -206,8 +206,8 @@ def cores() -> int:
 
 
 def _one_device_a_core():
-    given = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not given and jax.config.jax_num_cpu_devices < 1:
+    is_given = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not is_given and jax.config.jax_num_cpu_devices < 1:
         jax.config.update("jax_num_cpu_devices", cores())
 
 

@@ -1,4 +1,4 @@
-"""What launches work on, by their flags: models and examples."""
+"""The models and examples of a launch, from its flags."""
 
 import functools
 import importlib
@@ -34,8 +34,8 @@ def load_model(name: str, *, miniature=None, weights_dir=None, precision=None):
 
     Raises:
       UsageError: for a name that is none of these, or a full-size network without weights.
-      UserError: for what is no model, and for a checkpoint that is missing, damaged or another
-        network's.
+      UserError: where the function returns no model, or a checkpoint is missing, damaged or
+        another network's.
     """
     if ":" in name:
         model = _from_function(name)

@@ -1,13 +1,12 @@
-"""Flags that several launches have, and what is read by them: networks, examples, slots.
+"""Flags that several launches share, such as those of networks, examples and slots.
 
 Each launch defines those it takes as its own, so that its --help lists them and `settings` records
 them:
 
     options.define(__name__, "models", "limit", "workdir", models=["fcn_vgg"], workdir="runs/mine")
 
-Flags that a launch has alone it defines by `integer`, `number`, `string` and `strings`, which are
-absl's with bounds. Whatever a flag is, a value that cannot be right is refused as flags are parsed,
-before anything is done.
+A launch defines its own further flags by `integer`, `number`, `string` and `strings`, which are
+absl's with bounds. A wrong value is refused while flags are parsed, before any work.
 """
 
 import re
@@ -54,7 +53,7 @@ def not_negative(number) -> None:
 
 
 def grey_levels(number) -> None:
-    """Raise UserError for a number that is no change of an image: not above 0, or above 255."""
+    """Raise UserError for a number of grey levels that is not above 0, or above 255."""
     if not FLOATS[0] <= number <= WHITE:
         raise UserError(f"must be above 0, at most {WHITE} grey levels")
 
@@ -73,7 +72,7 @@ def not_empty(texts) -> None:
 
 
 def whole_numbers(texts, *, least=1, most=LARGEST) -> list[int]:
-    """Return a list's texts as numbers; UserError where it is empty, or one is none of these."""
+    """Return texts as whole numbers from `least` to `most`. UserError for others, or for none."""
     if not texts:
         raise UserError("names no number")
     for text in texts:
@@ -83,7 +82,7 @@ def whole_numbers(texts, *, least=1, most=LARGEST) -> list[int]:
 
 
 def check(function, *names) -> None:
-    """Refuse values of flags, as they are parsed, for which a function raises UserError.
+    """Refuse, while flags are parsed, values for which a function raises UserError.
 
     Args:
       function: of a flag's value, which is not None.
@@ -326,7 +325,7 @@ def define(module, *names, tasks=tuple(DEFAULTS), **defaults) -> None:
 
 
 def settings(module, without=UNRECORDED) -> dict:
-    """Return the values of a launch's flags by name, less those that change no result.
+    """Return {name: value} of a launch's flags, without those that change no result.
 
     Args:
       module: the launch's __name__.

@@ -1,1 +1,1 @@
-"""What an attack costs: seconds, work and memory, beside their controls and PyTorch."""
+"""The cost of an attack: seconds, work and memory, beside their controls and PyTorch."""

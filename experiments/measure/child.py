@@ -1,4 +1,4 @@
-"""Cases of a launch in processes of their own: one's memory and threads are not another's."""
+"""Cases of a launch in processes of their own, which share neither memory nor threads."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from experiments.common import console
 
 
 def environment() -> dict:
-    """Return what figures depend on beside the settings."""
+    """Return the versions and devices that figures depend on besides the settings."""
     return provenance.environment() | {
         "devices": jax.device_count(),
         "cores": console.cores(),
@@ -26,7 +26,7 @@ def environment() -> dict:
 
 
 def call(launch: str, case: str, **variables: str):
-    """Return what a launch, called again for one case, prints as its last line, in JSON.
+    """Run a launch for one case, and return the JSON of the last line that it prints.
 
     Args:
       launch: name of the launch, which has a flag --case.

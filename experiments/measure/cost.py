@@ -34,8 +34,8 @@ def memory():
     """
     device = jax.devices()[0]
     if device.platform != "cpu":
-        said = device.memory_stats() or {}
-        held, peak = (said.get(name) for name in ("bytes_in_use", "peak_bytes_in_use"))
+        statistics = device.memory_stats() or {}
+        held, peak = (statistics.get(name) for name in ("bytes_in_use", "peak_bytes_in_use"))
         return held and held / GIB, peak and peak / GIB, "device"
     # Not getrusage, which counts for a child what its parent held when it started it.
     status = pathlib.Path("/proc/self/status").read_text()
@@ -47,7 +47,7 @@ def memory():
 
 
 def forget_peak():
-    """Let the peak of this process start anew at what it holds, where the system allows it."""
+    """Reset the memory peak of this process to its present size, where the system allows it."""
     with contextlib.suppress(OSError):
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # 5: man proc_pid_clear_refs
 
@@ -62,7 +62,7 @@ def compile_timed(jitted, *arguments):
 
 
 def run_timed(function, *arguments):
-    """Return (result, seconds until it is there)."""
+    """Return (result, seconds until it is computed)."""
     started = time.perf_counter()
     result = jax.block_until_ready(function(*arguments))
     return result, time.perf_counter() - started
@@ -76,7 +76,7 @@ def permuted(key, labels, num_classes, valid=True):
 
 @jax.jit
 def pixel_targets(model, key, image):
-    """Return as targets the class that a segmenter gives to each pixel."""
+    """Return targets whose labels are the class that a segmenter gives to each pixel."""
     return permuted(key, model.predict(image), len(models.about(model).classes))
 
 
@@ -91,8 +91,9 @@ def box_targets(model, key, image, options):
       options: pairs (name, value) that its `propose` takes.
 
     Returns:
-      (candidates' handle, targets with what scores highest for label, targets of which one in EVERY
-      has that label; the others have that of the lowest score, and so are not active).
+      (candidates' handle, targets whose labels are the class of the highest score, targets of which
+      only one in EVERY has that label; the others have the class of the lowest score, and so are
+      inactive).
     """
     candidates = model.propose(image, **dict(options))
     scores = model.scores(image, candidates.handle)
@@ -147,10 +148,10 @@ def measure(model, image, image_id, *, proposals, steps, seed, label):
     # 2. The attack with all targets active. Margin and labels are arguments, so one program does
     # for the other rows and for counting.
     paper = jax.tree.map(jnp.float32, dag_jax.Method(max_steps=steps))
-    everything, one = paper.replace(margin=jnp.float32(MARGIN)), jnp.int32(1)
+    everything, single_step = paper.replace(margin=jnp.float32(MARGIN)), jnp.int32(1)
     clean = dag_jax.init(paper, image, targets)
     engine, trace_seconds, compile_seconds = compile_timed(
-        jax.jit(advance), everything, score_fn, clean, targets, one
+        jax.jit(advance), everything, score_fn, clean, targets, single_step
     )
 
     def count_active(targets, perturbation):
@@ -160,7 +161,7 @@ def measure(model, image, image_id, *, proposals, steps, seed, label):
             clean.attack, perturbation=perturbation, adversarial=adversarial
         )
         start = dataclasses.replace(clean, attack=start)
-        return int(engine(paper, score_fn, start, targets, one).attack.active.sum())
+        return int(engine(paper, score_fn, start, targets, single_step).attack.active.sum())
 
     # This call is also the program's first, which takes longer than those that are timed.
     active_clean = count_active(targets, clean.attack.perturbation)
@@ -211,7 +212,7 @@ def measure(model, image, image_id, *, proposals, steps, seed, label):
 
     # 3. The same with few, over and over from the clean image, where their number is known.
     repeat = range(min(steps, FEW_ITERATIONS))
-    seconds = [run_timed(engine, paper, score_fn, clean, few, one)[1] for _ in repeat]
+    seconds = [run_timed(engine, paper, score_fn, clean, few, single_step)[1] for _ in repeat]
     active = count_active(few, clean.attack.perturbation)
     attacked = ("steps", "status", "active_last", "perturbation_finite", "largest")
     return [

@@ -1,4 +1,4 @@
-"""What one iteration of an attack costs: time, work and memory.
+"""The cost of one iteration of an attack: time, work and memory.
 
 Shapes: `H W` pixels, `N` boxes, `L` lanes of a vmap.
 """
@@ -50,7 +50,7 @@ class Problem(NamedTuple):
 
     @property
     def arguments(self):
-        """What the functions below take."""
+        """The arguments of the functions below."""
         return self.score_fn, self.image, self.targets
 
 
@@ -125,14 +125,14 @@ def engine(problem: Problem, *, iterations, pairs):
     # The last of its iterations only scores, as every attack's does; it costs as much.
     method = EVERY_TARGET.replace(max_steps=iterations - 1)
     attack = jax.jit(functools.partial(dag_jax.attack, method=method))
-    found = timing.compare(timing.alternate([lambda: attack(*arguments), called], pairs))
-    inside, outside = (1000 * seconds / iterations for seconds in found["seconds"])
+    comparison = timing.compare(timing.alternate([lambda: attack(*arguments), called], pairs))
+    inside, outside = (1000 * seconds / iterations for seconds in comparison["seconds"])
     return {
         "case": problem.case,
         "engine_ms": inside,
         "bare_ms": outside,
-        "ratio": found["ratio"],
-        "range": found["range"],
+        "ratio": comparison["ratio"],
+        "range": comparison["range"],
         "iterations": iterations,
         "pairs": pairs,
     }

@@ -129,10 +129,11 @@ def value_and_gradient(function, looped: bool):
     return run
 
 
-def difference(found, expected) -> float:
+def difference(result, expected) -> float:
     """Return the largest difference of arrays, relative to the largest value expected."""
     return max(
-        float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in zip(found, expected, strict=True)
+        float(jnp.abs(a - b).max() / jnp.abs(b).max())
+        for a, b in zip(result, expected, strict=True)
     )
 
 
@@ -147,15 +148,15 @@ def measure(*, pairs, shrink):
         control = difference(ours(*inputs), plain(*inputs))
         calls = [functools.partial(form, *inputs) for form in (plain, ours)]
         # The control was the first call of both, in which they were compiled.
-        found = timing.compare(timing.alternate(calls, pairs, warm=False))
-        plain_ms, ours_ms = (1000 * seconds for seconds in found["seconds"])
+        comparison = timing.compare(timing.alternate(calls, pairs, warm=False))
+        plain_ms, ours_ms = (1000 * seconds for seconds in comparison["seconds"])
         rows.append(
             {
                 "case": kernel.name,
                 "plain_ms": plain_ms,
                 "ours_ms": ours_ms,
-                "ratio": found["ratio"],
-                "range": found["range"],
+                "ratio": comparison["ratio"],
+                "range": comparison["range"],
                 "difference": control,
                 "pairs": pairs,
             }

@@ -1,4 +1,4 @@
-"""The benchmark's report: a table for each part, and what is compared with what."""
+"""The benchmark's report: a table for each part, with its control."""
 
 import importlib.util
 
@@ -35,7 +35,7 @@ def _steps(row):
 
 
 def _agreement(row):
-    """Return how far both attacks agree: in steps, or in one step's change."""
+    """Return the agreement of both attacks as text: of their steps, or of one step's change."""
     if "difference" in row:
         return f"{row['difference']:.1e} grey levels"
     return f"{row['same_steps']:.0%} the same, most {row['most_apart']} apart"
@@ -154,11 +154,11 @@ NOTES = {
 }
 
 
-def report(found: dict, environment: dict, plots) -> str:
+def report(parts: dict, environment: dict, plots) -> str:
     """Return benchmark.md.
 
     Args:
-      found: of each part {"rows", "minutes"}, or {"absent": why it was left out}.
+      parts: of each part {"rows", "minutes"}, or {"absent": why it was left out}.
       environment: from `child.environment`.
       plots: names of PNGs.
     """
@@ -169,7 +169,7 @@ def report(found: dict, environment: dict, plots) -> str:
         f"{versions['jax']}, Python {versions['python']}. A figure and its control ran in turns in "
         "one process; figures are medians of the pairs, beside their range.",
     ]
-    for part, content in found.items():
+    for part, content in parts.items():
         lines.append(f"## {TITLES[part]}")
         if "absent" in content:
             lines.append(f"Left out: {content['absent']}.")

@@ -109,19 +109,19 @@ def lockstep(plan, inputs, *, lanes, mesh):
 
 
 def stream(plan, inputs, *, lanes, mesh, chunks=None):
-    """Attack images by `attack_stream`; `chunks` is a list that takes what its monitor is told."""
+    """Attack images by `attack_stream`; its `Chunk`s are appended to the list `chunks`."""
     count = lanes * mesh.size  # no fewer lanes for fewer images: a warm-up compiles the same
     monitor = None if chunks is None else chunks.append
     return attacks.open_stream(plan, inputs, count=count, slots=lanes, mesh=mesh, monitor=monitor)
 
 
 def shorter(plan, max_steps):
-    """Return a plan whose attacks end after so many steps at the latest."""
+    """Return a plan whose attacks end after `max_steps` steps at the latest."""
     return plan._replace(method=plan.method.replace(max_steps=max_steps))
 
 
 def idle(inputs):
-    """Return inputs without a target: attacks that compile what these need and end at once."""
+    """Return inputs without a target: attacks that compile the same programs and end at once."""
     return [
         (index, image, dataclasses.replace(targets, valid=np.zeros_like(targets.valid)), extra)
         for index, image, targets, extra in inputs
@@ -197,7 +197,7 @@ def best_of(candidates, run) -> int:
 
 
 def best_lanes(plan, inputs, candidates, *, mesh) -> int:
-    """Return the lanes of each device with which a few images are soonest done."""
+    """Return the number of lanes of each device with which a few images are finished fastest."""
 
     def run(count):
         few = list(itertools.islice(itertools.cycle(inputs), count * mesh.size))

@@ -1,7 +1,7 @@
-"""Seconds of calls that take turns, and what the compiler says of a program.
+"""Seconds of calls that take turns, and the compiler's account of a program.
 
-The machine is shared and its clock wanders: two things are compared only where they ran in turns,
-and the figure is the median of the pairs' ratios beside their range.
+The machine is shared and its speed varies. So two functions are compared only if they ran in turns,
+and the figure is the median of the pairs' ratios, with their range.
 """
 
 import statistics
@@ -36,7 +36,7 @@ def alternate(functions, pairs: int, *, warm: bool = True) -> list[tuple[float, 
 
 
 def compare(times) -> dict:
-    """Return what a table says of pairs of seconds.
+    """Return the medians and the ratio of pairs of seconds.
 
     Args:
       times: pairs (a, b).
@@ -53,12 +53,12 @@ def compare(times) -> dict:
 
 
 def split(count: int, parts: int, multiple: int = 1) -> list[int]:
-    """Return the sizes of at most `parts` parts of `count`, alike and multiples but for the last.
+    """Divide `count` into at most `parts` equal sizes, multiples of `multiple` but for the last.
 
     Args:
-      count: what to part.
-      parts: how many there are at most.
-      multiple: what sizes are multiples of.
+      count: the number to divide.
+      parts: the most parts.
+      multiple: the divisor of all sizes but the last.
     """
     ends = [multiple * round(count * part / parts / multiple) for part in range(1, parts)]
     ends = sorted({0, count, *(end for end in ends if 0 < end < count)})
@@ -68,9 +68,9 @@ def split(count: int, parts: int, multiple: int = 1) -> list[int]:
 def pull_in_turns(iterators, sizes):
     """Take items of generators in turns, one part of each after the other, and close them.
 
-    A generator computes while it is asked, so several long runs alternate. One that leaves its
-    devices at work while it hands out results goes on for a moment, a stream for a chunk: parts
-    should be long against that, or be whole runs.
+    A generator computes only while its next item is awaited, so several long runs alternate. A
+    stream's devices finish their chunk even while another generator runs. So parts should be long
+    compared with a chunk, or be whole runs.
 
     Args:
       iterators: generators of as many items as `sizes` have in all, or of more.
@@ -82,9 +82,9 @@ def pull_in_turns(iterators, sizes):
     times, items = [], [[] for _ in iterators]
     for size in sizes:
         row = []
-        for iterator, found in zip(iterators, items, strict=True):
+        for iterator, pulled in zip(iterators, items, strict=True):
             started = time.perf_counter()
-            found.extend(next(iterator) for _ in range(size))
+            pulled.extend(next(iterator) for _ in range(size))
             row.append(time.perf_counter() - started)
         times.append(tuple(row))
     for iterator in iterators:

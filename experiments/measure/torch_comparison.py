@@ -43,7 +43,7 @@ def open_device(cores: int) -> torch.device:
 
 
 def arrays(inputs, device):
-    """Return what `torch_fcn.attack` takes of `attack_inputs`: four tensors."""
+    """Return the four tensors that `torch_fcn.attack` takes, from `attack_inputs`."""
     images = np.stack([np.float32(image) for _, image, *_ in inputs])
     labels, adversarial, valid = (
         np.stack([getattr(targets, name) for _, _, targets, *_ in inputs])
@@ -56,15 +56,15 @@ def arrays(inputs, device):
 def batches(fcn, inputs, *, batch, max_steps):
     """Attack images in PyTorch, a batch after the other; yield (index, steps) of each image."""
     for start in range(0, len(inputs), batch):
-        some = inputs[start : start + batch]
+        chunk = inputs[start : start + batch]
         device = fcn.mean_bgr.device
-        _, steps = torch_fcn.attack(fcn, *arrays(some, device), max_steps=max_steps)
-        for (index, *_), count in zip(some, steps.tolist(), strict=True):
+        _, steps = torch_fcn.attack(fcn, *arrays(chunk, device), max_steps=max_steps)
+        for (index, *_), count in zip(chunk, steps.tolist(), strict=True):
             yield index, count
 
 
 def best_batch(fcn, inputs, candidates, *, max_steps) -> int:
-    """Return the batch with which a few images are soonest done."""
+    """Return the batch size with which a few images are finished fastest."""
 
     def run(count):
         few = (inputs * -(-count // len(inputs)))[:count]
@@ -85,7 +85,7 @@ def compare(plan, *, lanes, batch_sizes, mesh, device, search_steps, turns, runs
       batch_sizes: PyTorch's batches to choose from.
       mesh: from `console.open_mesh`.
       device: from `open_device`.
-      search_steps: M_0 of the attacks by which is chosen.
+      search_steps: M_0 of the attacks that choose these.
       turns: parts of a run after which the other has its turn.
       runs: how often all images are attacked.
     """
@@ -104,7 +104,7 @@ def compare(plan, *, lanes, batch_sizes, mesh, device, search_steps, turns, runs
     list(throughput.stream(plan, throughput.idle(inputs[:slots]), **options))
     times, sizes = [], timing.split(count, turns, batch)
     for _ in range(runs):
-        of_run, (own, theirs) = timing.pull_in_turns(
+        of_run, (our_steps, theirs) = timing.pull_in_turns(
             [
                 throughput.stream(plan, inputs, **options),
                 batches(fcn, inputs, batch=batch, max_steps=max_steps),
@@ -112,8 +112,8 @@ def compare(plan, *, lanes, batch_sizes, mesh, device, search_steps, turns, runs
             sizes,
         )
         times += of_run
-    steps = throughput.steps_of(own, count)
-    control = np.array([found for _, found in sorted(theirs)])
+    steps = throughput.steps_of(our_steps, count)
+    control = np.array([steps_by_torch for _, steps_by_torch in sorted(theirs)])
     seconds = np.sum(times, axis=0)
     size = "x".join(map(str, inputs[0][1].shape[:2]))
     return {
@@ -146,16 +146,16 @@ def one_iteration(network, *, size, pairs, device):
     def ours():
         return iterations.advance(score_fn, state, targets).attack
 
-    found = []
+    gradients = []
 
     def theirs():
-        left, slope = torch_fcn.gradient(fcn, seen, *classes)
-        found[:] = [slope.cpu().numpy()[0]]  # on an accelerator this waits for it
-        return left.any().item()
+        is_active, slope = torch_fcn.gradient(fcn, seen, *classes)
+        gradients[:] = [slope.cpu().numpy()[0]]  # on an accelerator this waits for it
+        return is_active.any().item()
 
     turns = timing.compare([pair[::-1] for pair in timing.alternate([ours, theirs], pairs)])
     change = np.asarray(ours().perturbation)
-    expected = -0.5 * found[0] / np.abs(found[0]).max()
+    expected = -0.5 * gradients[0] / np.abs(gradients[0]).max()
     torch_seconds, own_seconds = turns["seconds"]
     return {
         "case": f"{iterations.title(network.name, network.miniature)}, an iteration at {size} px",

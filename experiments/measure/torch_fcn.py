@@ -82,7 +82,9 @@ FCNS = {"fcn_vgg": fcn_8s, "fcn_alex": fcn_alex_32s}
 
 def flat(tree):
     """Return one dict of all layers, the trunk's and the head's."""
-    return tree["backbone"] | {layer: kept for layer, kept in tree.items() if layer != "backbone"}
+    return tree["backbone"] | {
+        layer: arrays for layer, arrays in tree.items() if layer != "backbone"
+    }
 
 
 class Fcn:
@@ -142,8 +144,8 @@ def gradient(fcn, seen, labels, adversarial, valid):
     """Return which images have active targets, bool[B], and the gradient where one has, or None."""
     seen = seen.requires_grad_()
     active, loss = active_margins(fcn.scores(seen), labels, adversarial, valid)
-    left = active.flatten(1).any(1)
-    return left, torch.autograd.grad(loss, seen)[0] if left.any() else None
+    is_active = active.flatten(1).any(1)
+    return is_active, torch.autograd.grad(loss, seen)[0] if is_active.any() else None
 
 
 def attack(fcn, images, labels, adversarial, valid, *, max_steps=200, step_size=0.5):
@@ -168,13 +170,13 @@ def attack(fcn, images, labels, adversarial, valid, *, max_steps=200, step_size=
     for step in range(max_steps + 1):
         image, *targets = batch
         seen = (image + perturbations[rows]).clamp(0, 255)
-        left, slope = gradient(fcn, seen, *targets)
+        is_active, slope = gradient(fcn, seen, *targets)
         steps[rows] = step
         if step == max_steps or slope is None:
             break
-        if not left.all():
-            rows, slope = rows[left], slope[left]
-            batch = tuple(array[left] for array in batch)
+        if not is_active.all():
+            rows, slope = rows[is_active], slope[is_active]
+            batch = tuple(array[is_active] for array in batch)
         largest = slope.abs().amax((1, 2, 3), keepdim=True)
         # A zero gradient moves nothing: ours stops such an image, here it runs to the last step.
         perturbations[rows] -= step_size * slope / torch.where(largest > 0, largest, 1)

@@ -227,13 +227,13 @@ def load_launch():
 def call(cache):
     """Call a launch's main in this process, where it shares what is compiled with other tests."""
 
-    def run(name, *given):
+    def run(name, *arguments):
         precision = jax.config.jax_default_matmul_precision
         try:
             with imported(name) as module:
                 if "cache_dir" in flags.FLAGS:
-                    given = (*given, f"--cache_dir={cache}")
-                module.main(flags.FLAGS([name, *given]))
+                    arguments = (*arguments, f"--cache_dir={cache}")
+                module.main(flags.FLAGS([name, *arguments]))
         finally:
             jax.config.update("jax_default_matmul_precision", precision)
 
@@ -247,13 +247,13 @@ def refuse(call):
     That is a line (or a list of `lines`), with an exit code of 1 or 2, and the folder is as it was.
     """
 
-    def run(name, *given, lines=1):
-        folders = [flag.partition("=")[2] for flag in given if flag.startswith("--workdir=")]
+    def run(name, *arguments, lines=1):
+        folders = [flag.partition("=")[2] for flag in arguments if flag.startswith("--workdir=")]
         before = [small.everything(folder, without=()) for folder in folders]
         stderr = io.StringIO()
         with contextlib.redirect_stderr(stderr), pytest.raises(SystemExit) as ended:
             with console._in_one_line():
-                call(name, *given)
+                call(name, *arguments)
         if ended.value.code == 2:
             shown = stderr.getvalue()
             # A dataset that no test has prepared yet is, with a bar.

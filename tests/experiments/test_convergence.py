@@ -127,7 +127,7 @@ def test_the_pictures_are_there_and_the_same_command_makes_them_anew(run, launch
     write(source / "fr_zf_0712", "fr_zf_0712", 3.0, DETECTOR, planned=2)  # and took a network
     launch("convergence", f"--run={source}", f"--workdir={workdir}")
     row, *more = json.loads((workdir / "convergence.json").read_text())["rows"]
-    assert [one["network"] for one in more] == ["fr_zf_07", "fr_zf_07", "fr_zf_0712"]
+    assert [row["network"] for row in more] == ["fr_zf_07", "fr_zf_07", "fr_zf_0712"]
     assert row["images"] == 5 and row["statuses"]["FOOLED"] == 3
     assert (workdir / "distributions.png").exists()
 
@@ -139,10 +139,10 @@ def test_what_is_no_run_is_named_and_another_run_is_refused(run, launch, tmp_pat
     nothing = launch("convergence", f"--run={tmp_path}", f"--workdir={tmp_path / 'a'}", fails=True)
     assert f"the folder {tmp_path} is empty" in nothing.stderr and "records:" not in nothing.stderr
     assert not (tmp_path / "a").exists()
-    other = tmp_path / "table1"
-    rundir.claim(other, {"launch": "table1", "settings": SETTINGS | {"seed": 1}})
-    write(other / "fcn_vgg", "fcn_vgg", 0.0, FCN, planned=4)
-    refused = launch("convergence", f"--run={other}", f"--workdir={workdir}", fails=True)
+    other_run = tmp_path / "table1"
+    rundir.claim(other_run, {"launch": "table1", "settings": SETTINGS | {"seed": 1}})
+    write(other_run / "fcn_vgg", "fcn_vgg", 0.0, FCN, planned=4)
+    refused = launch("convergence", f"--run={other_run}", f"--workdir={workdir}", fails=True)
     assert "other settings (run.settings.seed: now 1, there nothing)" in refused.stderr
     trained = tmp_path / "trained"
     rundir.claim(trained, {"launch": "table1", "settings": SETTINGS})

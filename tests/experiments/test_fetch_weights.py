@@ -182,7 +182,7 @@ def test_what_is_not_the_file_is_refused(server, tmp_path):
     ]:
         with pytest.raises(UserError, match=text):
             downloads.download(f"{address}/{name}", tmp_path / "a.bin", **options)
-    for other in (
+    for bad_address in (
         "file:///etc/hostname",
         "ftp://example.org/a",
         "a.bin",
@@ -190,7 +190,7 @@ def test_what_is_not_the_file_is_refused(server, tmp_path):
         "http://a b/",
     ):
         with pytest.raises(UserError, match="is no address"):
-            downloads.download(other, tmp_path / "a.bin")
+            downloads.download(bad_address, tmp_path / "a.bin")
     assert not list(tmp_path.iterdir())
 
 
@@ -290,9 +290,9 @@ def test_what_nothing_vouches_for_is_said_and_recorded(server, tmp_path, rng, ca
     files["/a.bin"] = content = rng.bytes(300)
     release = published.Published("a.bin", (f"{address}/a.bin",))
     record = downloads.get(release, tmp_path)
-    said = capsys.readouterr().err
-    assert "WARNING: no checksum of a.bin was ever published" in said and "plain http" in said
-    assert record["file_checksum"] in said and record["file_checksum"] == sha256(content)
+    message = capsys.readouterr().err
+    assert "WARNING: no checksum of a.bin was ever published" in message and "plain http" in message
+    assert record["file_checksum"] in message and record["file_checksum"] == sha256(content)
     (tmp_path / "a.bin").write_bytes(content[:-1])
     with pytest.raises(UserError, match=f"and what came from {address}/a.bin had sha256"):
         downloads.get(release, tmp_path)
@@ -393,8 +393,10 @@ def test_what_was_never_published_starts_from_imagenet(
     monkeypatch.setitem(published.ORIGINS, "fcn_alex_star", changed)
     output = fetching.fetch("fcn_alex_star", tmp_path, **options)
     assert output.name == "fcn_alex_star_imagenet.safetensors"
-    said = capsys.readouterr().out
-    assert "never published" in said and f"train fcn_alex_star with\n  {origin.command}" in said
+    message = capsys.readouterr().out
+    assert (
+        "never published" in message and f"train fcn_alex_star with\n  {origin.command}" in message
+    )
     assert f"--initial=runs/weights/{output.name}" in origin.command
     parameters, record = store.load(output)
     assert record["partial"] and "fc7" in parameters and "score_fr" not in parameters

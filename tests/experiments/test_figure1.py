@@ -61,14 +61,14 @@ def test_scores_are_those_of_the_saved_image(run, cache):
     example = subject.examples[subject.ids.index(content["image_id"])]
     predictions = evaluation.predict(subject.model, [example["image"], saved])
     expected = [evaluation.score(subject, [example], [each]) for each in predictions]
-    found = content["models"]["tests.toy_models:segmenter"]["score"]
-    np.testing.assert_allclose(found, expected, atol=0.05)
+    scores = content["models"]["tests.toy_models:segmenter"]["score"]
+    np.testing.assert_allclose(scores, expected, atol=0.05)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("names", ["fr_zf_07,fr_vgg_07", "fcn_alex,fcn_vgg", "fcn_alex"])
 def test_the_figure_is_of_one_that_segments_and_one_that_detects(refuse, tmp_path, names):
     workdir = tmp_path / "run"
-    said = refuse("figure1", f"--models={names}", f"--workdir={workdir}")
-    assert "the figure is of one that segments and one that detects" in said
+    message = refuse("figure1", f"--models={names}", f"--workdir={workdir}")
+    assert "the figure is of one that segments and one that detects" in message
     assert not workdir.exists()

@@ -159,8 +159,8 @@ def test_a_detector_has_as_many_proposals_as_are_asked_for(photograph):
 
 def test_a_full_size_network_without_checkpoints_has_random_weights(load_launch):
     with load_launch("full_size") as module:
-        given = ["full_size", "--images=a.png", "--models=fr_zf_07,fcn_alex"]
-        module.FLAGS(given)
+        arguments = ["full_size", "--images=a.png", "--models=fr_zf_07,fcn_alex"]
+        module.FLAGS(arguments)
         assert module.is_random("fr_zf_07") and not module.is_random("mine:load")
         assert module.facts_of("fr_zf_07") == {
             "detects": True,
@@ -168,7 +168,7 @@ def test_a_full_size_network_without_checkpoints_has_random_weights(load_launch)
             "weights_sha256": None,
         }
         assert not module.facts_of("fcn_alex")["detects"]
-        module.FLAGS([*given, "--miniature"])
+        module.FLAGS([*arguments, "--miniature"])
         assert not module.is_random("fr_zf_07") and module.facts_of("fcn_alex")["weights_sha256"]
 
 
@@ -186,8 +186,8 @@ def test_a_full_size_network_without_checkpoints_has_random_weights(load_launch)
 def test_bad_input_is_named_before_any_work(refuse, photograph, tmp_path, flags, message):
     workdir = tmp_path / "run"
     flags = [flag.format(tmp=tmp_path) for flag in flags]
-    given = (f"--images={photograph}", "--models=fcn_alex", "--miniature")
-    assert message in refuse("full_size", *given, *flags, f"--workdir={workdir}")
+    arguments = (f"--images={photograph}", "--models=fcn_alex", "--miniature")
+    assert message in refuse("full_size", *arguments, *flags, f"--workdir={workdir}")
     assert not workdir.exists()
 
 
@@ -197,8 +197,8 @@ def test_a_child_finds_a_checkpoint_of_another_network(launch, photograph, tmp_p
     (tmp_path / "fcn_alex.safetensors").symlink_to(shipped)
     flags = (f"--weights_dir={tmp_path}", "--models=fcn_alex", "--miniature")
     workdir = tmp_path / "run"
-    given = (f"--images={photograph}", f"--workdir={workdir}")
-    process = launch("full_size", *given, *flags, fails=True)
+    arguments = (f"--images={photograph}", f"--workdir={workdir}")
+    process = launch("full_size", *arguments, *flags, fails=True)
     assert "fcn_alex.safetensors holds fcn_vgg, not fcn_alex" in process.stderr
     assert process.stderr.count("\n") == 1
     assert not workdir.exists()

@@ -122,8 +122,8 @@ def commands():
             options = re.split(r"\s{2}|\s\.\.\.|[#&;\"(]", (options or arguments).strip())[0]
             for placeholder, value in _PLACEHOLDERS.items():
                 options = options.replace(placeholder, value)
-            given = [part for part in shlex.split(options) if part.startswith("--")]
-            listed.setdefault(launch or target, []).append((name, given))
+            named_flags = [part for part in shlex.split(options) if part.startswith("--")]
+            listed.setdefault(launch or target, []).append((name, named_flags))
     return listed
 
 
@@ -136,16 +136,16 @@ def is_model(name):
 def test_every_command_has_flags_and_names_that_there_are(launch, load_launch):
     with load_launch(launch):
         known = flags.FLAGS.flags_by_module_dict()
-        for source, given in commands()[launch]:
-            if not given or "--list" in given:
+        for source, named_flags in commands()[launch]:
+            if not named_flags or "--list" in named_flags:
                 continue  # a launch that is named in passing; a list needs no other flag
             with flagsaver.flagsaver():
-                assert flags.FLAGS([launch, *given]) == [launch], (source, given)
+                assert flags.FLAGS([launch, *named_flags]) == [launch], (source, named_flags)
                 values = {flag.name: flag.value for flag in known[f"experiments.{launch}"]}
                 for flag in ("models", "networks", "black_boxes"):
-                    assert all(map(is_model, values.get(flag) or [])), (source, given)
+                    assert all(map(is_model, values.get(flag) or [])), (source, named_flags)
                 if values.get("dataset") == "scenes":
-                    assert values.get("split") in (None, *rendering.SPLITS), (source, given)
+                    assert values.get("split") in (None, *rendering.SPLITS), (source, named_flags)
 
 
 def test_every_target_of_make_that_is_named_is_there():
@@ -158,7 +158,7 @@ def test_every_target_of_make_that_is_named_is_there():
 
 def documented(page, launch):
     """Return the flags of the first command of a launch on a page."""
-    return next(given for source, given in commands()[launch] if source == page)
+    return next(named_flags for source, named_flags in commands()[launch] if source == page)
 
 
 @pytest.mark.slow

@@ -73,8 +73,8 @@ def test_the_audit_is_printed_and_kept(toys):
     audited = json.loads((workdir / "table1.json").read_text())["audit"]
     assert audited.keys() == small.TITLES.keys()
     for name, findings in audited.items():
-        kept = files.load_json(workdir / folder(name) / "audit.json", digest=True)
-        assert kept["findings"] == findings
+        stored = files.load_json(workdir / folder(name) / "audit.json", digest=True)
+        assert stored["findings"] == findings
         verdicts = {finding["check"]: finding["passed"] for finding in findings}
         # One of a kind has no other to be compared with, and two images are too few.
         assert verdicts.pop("white-box beats transfer") is None
@@ -92,7 +92,7 @@ def test_stored_perturbations_and_images_give_the_row_again(toys, scenes):
     model, known = toy_models.segmenter(), toy_models.Streets.classes
     predict = jax.jit(model.predict)
     index = {name: known.index(name) for name in row["classes"]}
-    other = {"person": "Person", "motorbike": "motorcycle", "tvmonitor": "TV"}
+    other_names = {"person": "Person", "motorbike": "motorcycle", "tvmonitor": "TV"}
     confusion = {"advr": 0, "advr_uint8": 0, "orig": 0}
     for example in scenes:
         key, clean = example["image_id"], example["image"].astype(np.float32)
@@ -102,7 +102,7 @@ def test_stored_perturbations_and_images_give_the_row_again(toys, scenes):
         with Image.open(toys[0] / folder(SEGMENTER) / "images" / f"{key}.png") as file:
             pixels = np.asarray(file)
         np.testing.assert_array_equal(pixels, np.rint(np.clip(clean + r, 0, 255)))
-        names = [other.get(name, name) for name in scenes.classes]
+        names = [other_names.get(name, name) for name in scenes.classes]
         table = np.array([index.get(name, 255) for name in names] + [255] * (256 - len(names)))
         truth = table[example["mask"][:, :, 0]]
         seen = {"advr": dag_jax.perturb(clean, r), "advr_uint8": np.float32(pixels), "orig": clean}
@@ -148,9 +148,9 @@ def test_a_larger_limit_adds_images_and_touches_no_other(growing):
     assert [small_rows[SEGMENTER]["images"], rows[SEGMENTER]["images"]] == [2, 4]
     anew = {"row.json", "table1.json", "table1.md", "examples.png", "report.html"}
     anew |= {"index.js", "0.js"}  # of the report
-    kept = {name for name in small_times if name.rpartition("/")[2] not in anew}
-    assert all(times[name] == small_times[name] for name in kept)
-    assert len([name for name in kept if not name.startswith("report_files")]) == 2 + 2 * 9
+    untouched = {name for name in small_times if name.rpartition("/")[2] not in anew}
+    assert all(times[name] == small_times[name] for name in untouched)
+    assert len([name for name in untouched if not name.startswith("report_files")]) == 2 + 2 * 9
     assert rundir.read(workdir / folder(SEGMENTER)).keys == [f"scene_08_{i:06d}" for i in range(4)]
 
 
@@ -209,12 +209,12 @@ def test_damage_is_named_before_anything_is_written(copied, refuse, name, damage
 def test_a_process_that_fails_before_it_attacks_is_not_waited_for(copied, call, early):
     """Before its folder is claimed, or because of what is in there."""
     workdir, flags = copied
-    kept = workdir / folder(SEGMENTER) / "perturbations"
-    (kept / "scene_08_000003.safetensors").unlink()  # so that process 0 has to wait
+    perturbations = workdir / folder(SEGMENTER) / "perturbations"
+    (perturbations / "scene_08_000003.safetensors").unlink()  # so that process 0 has to wait
     if early:
         more, text = ["--models=json:loads"], "json:loads is called without arguments"
     else:
-        flip_byte(kept / "scene_08_000001.safetensors")
+        flip_byte(perturbations / "scene_08_000001.safetensors")
         more, text = [], "000001.safetensors is damaged"
     with pytest.raises(UserError, match=text):
         call("table1", *flags, *more, "--processes=2", "--process=1")
@@ -374,9 +374,9 @@ def test_ten_kills_at_random_moments_lose_nothing(whole, start, launch, tmp_path
 @pytest.mark.slow
 def test_an_interrupted_launch_says_so_in_a_line_and_goes_on(whole, launch, tmp_path):
     workdir = tmp_path / "run"
-    kept = workdir / folder(SEGMENTER) / "perturbations" / "scene_08_000001.safetensors"
+    perturbation = workdir / folder(SEGMENTER) / "perturbations" / "scene_08_000001.safetensors"
     flags = (*MORE, f"--workdir={workdir}")
-    process = launch("table1", *flags, kill_at=kept, kill_by=signal.SIGINT)
+    process = launch("table1", *flags, kill_at=perturbation, kill_by=signal.SIGINT)
     assert process.returncode == 130
     assert "\ninterrupted: what is finished is kept; the same command goes on\n" in process.stderr
     assert "Traceback" not in process.stderr and not (workdir / "table1.json").exists()

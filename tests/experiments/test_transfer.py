@@ -255,7 +255,9 @@ def load_scenes(cache):
 def test_segmenters_are_not_asked_of_images_without_masks(toys, cache, tmp_path):
     def without_masks(*arguments):
         examples = load_scenes(cache)(*arguments)
-        return ExampleSet([{**one, "has_mask": False} for one in examples], examples.classes)
+        return ExampleSet(
+            [{**example, "has_mask": False} for example in examples], examples.classes
+        )
 
     stored = Stored(toys[0], without_masks)
     sources = stored.sources([])
@@ -290,40 +292,40 @@ def test_cells_are_compared_on_common_images(matrix):
         (source, name): matrix.cell(name, source) for source in matrix.sources for name in targets
     }
     keys = whole[both, SEGMENTER].keys[1:]
-    some = {pair: matrix.cell(pair[1], pair[0], keys) for pair in whole}
-    assert {cell.keys for cell in some.values()} == {keys}
-    assert some[both, SEGMENTER].scores[0] != whole[both, SEGMENTER].scores[0]
+    common = {pair: matrix.cell(pair[1], pair[0], keys) for pair in whole}
+    assert {cell.keys for cell in common.values()} == {keys}
+    assert common[both, SEGMENTER].scores[0] != whole[both, SEGMENTER].scores[0]
     # A sum of members that have not all the same images.
     for name in targets:
         path = matrix.path(name, both)
         content, arrays = files.load(path)
         arrays = {
-            f"{int(key[0]) - 1}{key[1:]}": one for key, one in arrays.items() if key[0] != "0"
+            f"{int(key[0]) - 1}{key[1:]}": array for key, array in arrays.items() if key[0] != "0"
         }
         files.write(path, files.pack(arrays, content | {"keys": list(keys)}))
         whole[both, name] = matrix.cell(name, both)
-        np.testing.assert_array_equal(whole[both, name].scores, some[both, name].scores)
+        np.testing.assert_array_equal(whole[both, name].scores, common[both, name].scores)
     lookers = {
         name: claims.Looker(name, "segmentation" if name == SEGMENTER else "detection")
         for name in targets
     }
-    found, expected = (
+    actual, expected = (
         [claim for claim in claims.of_transfer(cells, lookers, matrix.cell) if "+" in claim.cells]
-        for cells in (whole, some)
+        for cells in (whole, common)
     )
-    assert len(found) == 2 and found == expected
+    assert len(actual) == 2 and actual == expected
 
 
 def test_cells_of_other_perturbations_are_refused_and_others_kept(matrix, toys, cache, tmp_path):
-    other = shutil.copytree(toys[0], tmp_path / "table1")
-    shutil.rmtree(other / folder(SIGMOID))
-    fewer = Stored(other, load_scenes(cache))  # as before the third model was attacked
+    run_folder = shutil.copytree(toys[0], tmp_path / "table1")
+    shutil.rmtree(run_folder / folder(SIGMOID))
+    fewer = Stored(run_folder, load_scenes(cache))  # as before the third model was attacked
     assert Matrix(matrix.folder, fewer, fewer.sources([]), matrix.looking).is_complete(SEGMENTER)
     assert matrix.is_complete(SEGMENTER)
     more = [*matrix.sources, matrix.sources[-1]._replace(members=(SEGMENTER, SIGMOID))]
     assert not Matrix(matrix.folder, matrix.stored, more, matrix.looking).is_complete(SEGMENTER)
-    shutil.copytree(toys[0] / folder(SIGMOID), other / folder(SIGMOID))
-    stored = Stored(other, load_scenes(cache))
+    shutil.copytree(toys[0] / folder(SIGMOID), run_folder / folder(SIGMOID))
+    stored = Stored(run_folder, load_scenes(cache))
     stored.runs[SIGMOID].manifest["weights_sha256"] = "ab"
     changed = Matrix(matrix.folder, stored, matrix.sources, matrix.looking)
     with pytest.raises(ValueError, match=r"settings \(members.*weights_sha256.* another --work"):

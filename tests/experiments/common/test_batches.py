@@ -29,11 +29,11 @@ def test_stack_pads_boxes():
 def test_crops_move_image_mask_and_box_together(rng):
     images, masks, boxes, _, valid = batches.stack([scene()] * 40)
     before = images.copy()
-    cropped, moved, new_boxes, kept = batches.draw_crops(rng, images, masks, boxes, valid)
+    cropped, moved, new_boxes, new_valid = batches.draw_crops(rng, images, masks, boxes, valid)
     np.testing.assert_array_equal(images, before)  # the arguments stay as they are
     np.testing.assert_array_equal(cropped[..., 0], moved * 40)
-    assert kept[:, 0].sum() > 20 and not kept[:, 1:].any()
-    for mask, box in zip(moved[kept[:, 0]], new_boxes[kept[:, 0], 0], strict=True):
+    assert new_valid[:, 0].sum() > 20 and not new_valid[:, 1:].any()
+    for mask, box in zip(moved[new_valid[:, 0]], new_boxes[new_valid[:, 0], 0], strict=True):
         rows, columns = np.nonzero(mask)
         seen = [columns.min(), rows.min(), columns.max(), rows.max()]
         # A crop scaled up by at most 1 / 0.6 moves an edge by less than two pixels.

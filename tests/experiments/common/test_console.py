@@ -100,10 +100,14 @@ def test_a_fault_of_the_program_shows_its_traceback(end, fault):
 def test_help_lists_a_launch_s_flags_and_every_launch_s(end):
     code, output, errors = end("--help", fails=False)
     assert (code, errors) == (0, "") and output.startswith("A launch of a test.")
-    own, _, shared = output.partition("Flags of every launch:")
-    assert "--do: What to do." in own and "--limit:" in own and "made_up.py" not in own
+    launch_help, _, shared = output.partition("Flags of every launch:")
+    assert (
+        "--do: What to do." in launch_help
+        and "--limit:" in launch_help
+        and "made_up.py" not in launch_help
+    )
     for flag in ("--[no]distributed:", "--process:", "--processes:", "--compilation_cache:"):
-        assert flag in shared and flag not in own
+        assert flag in shared and flag not in launch_help
 
 
 def test_an_interrupted_launch_says_that_nothing_is_lost(end):
@@ -140,9 +144,9 @@ def test_a_process_beyond_their_number_is_refused(refuse):
     assert text == "--process=2 of --processes=2"
 
 
-@pytest.mark.parametrize("given", [["--distributed"], ["--process=0", "--processes=2"]])
-def test_a_launch_that_shares_nothing_out_is_one_process(refuse, given):
-    assert "it is one process" in refuse("fetch_weights", *given)
+@pytest.mark.parametrize("arguments", [["--distributed"], ["--process=0", "--processes=2"]])
+def test_a_launch_that_shares_nothing_out_is_one_process(refuse, arguments):
+    assert "it is one process" in refuse("fetch_weights", *arguments)
 
 
 def test_processes_that_nothing_tells_who_they_are_say_so(end):
@@ -176,11 +180,11 @@ def test_compiled_programs_are_kept_for_the_next_launch(tmp_path):
             check=True,
         ).stderr
 
-    kept = tmp_path / ".cache" / "dag_jax" / "compiled"
+    cache = tmp_path / ".cache" / "dag_jax" / "compiled"
     run("--compilation_cache=none")
-    assert not kept.exists()
+    assert not cache.exists()
     first = run()
-    (folder,) = kept.iterdir()
+    (folder,) = cache.iterdir()
     assert first.startswith(f"compiled programs: {console.COMPILED}/{folder.name}, 0 MB (")
     names = {file.name for file in folder.iterdir()}
     assert any(name.startswith("jit__lambda") for name in names)

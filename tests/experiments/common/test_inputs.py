@@ -43,7 +43,7 @@ def of_models(define, tmp_path, monkeypatch, cache):
     (tmp_path / "made_up_models.py").write_text(MADE_UP)
     (tmp_path / "lacking_models.py").write_text("import no_such_module")
     monkeypatch.syspath_prepend(tmp_path)
-    yield lambda *given: flags.FLAGS(["made_up", f"--cache_dir={cache}", *given])
+    yield lambda *arguments: flags.FLAGS(["made_up", f"--cache_dir={cache}", *arguments])
     for name in ("made_up_models", "lacking_models"):
         sys.modules.pop(name, None)
 
@@ -123,11 +123,11 @@ def test_images_that_cannot_be_read_are_named_or_left_out(of_models, tmp_path, c
     for name in "ac":
         (tmp_path / f"images/{name}.png").write_bytes(b"<html>")
     model, _ = inputs.load_model("made_up_models:Half")
-    given = "--dataset=folder", f"--data_dir={tmp_path}", "--split=all"
-    of_models(*given)
+    arguments = "--dataset=folder", f"--data_dir={tmp_path}", "--split=all"
+    of_models(*arguments)
     with pytest.raises(ValueError, match=r"2 images of .*--skip_bad .*\n.*a.png.*\n.*c.png"):
         inputs.examples_of(model)
-    of_models(*given, "--skip_bad")
+    of_models(*arguments, "--skip_bad")
     examples = inputs.examples_of(model)
     assert examples.ids == ["b"] and len(examples.skipped) == 2
     err = capsys.readouterr().err

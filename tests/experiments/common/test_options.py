@@ -8,8 +8,8 @@ from experiments.common import options
 MODULE = "experiments.made_up"  # of the fixture `define`
 
 
-def parse(*given):
-    flags.FLAGS(["made_up", *given])
+def parse(*arguments):
+    flags.FLAGS(["made_up", *arguments])
 
 
 @pytest.mark.parametrize(

@@ -35,9 +35,9 @@ def test_an_iteration_works_more_than_its_gradient(problem):
 
 
 def test_lanes_multiply_the_work_of_an_iteration(problem):
-    one, three = (iterations.cost(problem, lanes=lanes, repeats=1) for lanes in (1, 3))
-    assert three["flops"] == pytest.approx(3 * one["flops"], rel=0.1)
-    assert (one["lanes"], three["lanes"]) == (1, 3) and one["seconds"] > 0
+    single, three = (iterations.cost(problem, lanes=lanes, repeats=1) for lanes in (1, 3))
+    assert three["flops"] == pytest.approx(3 * single["flops"], rel=0.1)
+    assert (single["lanes"], three["lanes"]) == (1, 3) and single["seconds"] > 0
     assert iterations.cost(problem)["seconds"] is None
 
 

@@ -21,9 +21,9 @@ def test_both_forms_have_equal_values_and_gradients(kernel, looped):
         kernels.value_and_gradient(function, looped)(*inputs)
         for function in (kernel.plain, kernel.ours)
     )
-    for found, expected in zip(ours, plain, strict=True):
+    for actual, expected in zip(ours, plain, strict=True):
         assert np.abs(expected).max() > 0
-        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+        np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_full_shapes_are_those_of_the_networks():
@@ -62,9 +62,9 @@ def test_a_naive_layer_with_groups_equals_ours(rng):
     kernel = jnp.asarray(rng.standard_normal((3, 3, 2, 6)), jnp.float32)
     bias = jnp.asarray(rng.standard_normal(6), jnp.float32)
     module = layers.Conv(6, 3, padding=1, groups=2)
-    own = module.apply({"params": {"kernel": kernel, "bias": bias}}, x)
+    actual = module.apply({"params": {"kernel": kernel, "bias": bias}}, x)
     np.testing.assert_allclose(
-        own, naive.layer(x, kernel, bias, padding=1, groups=2), rtol=1e-5, atol=1e-5
+        actual, naive.layer(x, kernel, bias, padding=1, groups=2), rtol=1e-5, atol=1e-5
     )
 
 

@@ -8,8 +8,8 @@ from experiments.measure import timing
 
 
 def test_compare_by_hand():
-    found = timing.compare([(2.0, 1.0), (3.0, 2.0), (1.0, 2.0)])
-    assert found == {"seconds": [2.0, 2.0], "ratio": 1.5, "range": [0.5, 2.0]}
+    comparison = timing.compare([(2.0, 1.0), (3.0, 2.0), (1.0, 2.0)])
+    assert comparison == {"seconds": [2.0, 2.0], "ratio": 1.5, "range": [0.5, 2.0]}
 
 
 def test_functions_take_turns_after_a_call_of_each():
@@ -53,5 +53,5 @@ def test_iterators_are_pulled_in_turns():
 
 def test_account_counts_a_product():
     compiled = jax.jit(jnp.dot).lower(jnp.ones((8, 16)), jnp.ones((16, 4))).compile()
-    found = timing.account(compiled)
-    assert found["flops"] == 2 * 8 * 16 * 4 and found["temporaries_mib"] >= 0
+    account = timing.account(compiled)
+    assert account["flops"] == 2 * 8 * 16 * 4 and account["temporaries_mib"] >= 0
