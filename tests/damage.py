@@ -32,17 +32,17 @@ def damaged(draw, whole: bytes):
     at = draw(strategies.integers(0, len(whole) - 1))
     piece = functools.partial(strategies.binary, min_size=1)
     cut = draw(strategies.sampled_from(["flip", "flip", "replace", "largest", "cut", "put", "end"]))
-    rest = whole[at:]
+    tail = whole[at:]
     if cut == "flip":
-        rest = bytes([rest[0] ^ 1 << draw(strategies.integers(0, 7))]) + rest[1:]
+        tail = bytes([tail[0] ^ 1 << draw(strategies.integers(0, 7))]) + tail[1:]
     elif cut == "end":
-        rest = b""
+        tail = b""
     elif cut == "put":
-        rest = draw(piece(max_size=PIECE)) + rest
+        tail = draw(piece(max_size=PIECE)) + tail
     elif cut == "cut":
-        rest = rest[draw(strategies.integers(1, PIECE)) :]
+        tail = tail[draw(strategies.integers(1, PIECE)) :]
     else:
         new = draw(piece(max_size=8))
         new = b"\xff" * len(new) if cut == "largest" else new  # lengths and counts
-        rest = new + rest[len(new) :]
-    return whole[:at] + rest
+        tail = new + tail[len(new) :]
+    return whole[:at] + tail

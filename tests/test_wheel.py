@@ -169,5 +169,5 @@ def test_the_citation_is_of_this_version():
 
 def test_nothing_installed_imports_launches_or_their_flags():
     for path in sorted((ROOT / "dag_jax").rglob("*.py")):
-        found = re.search(r"^\s*(from|import) (absl|experiments)\b.*", path.read_text(), re.M)
-        assert not found, f"{path}: {found[0]}"
+        match = re.search(r"^\s*(from|import) (absl|experiments)\b.*", path.read_text(), re.M)
+        assert not match, f"{path}: {match[0]}"

@@ -80,18 +80,18 @@ def main(argv):
     warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # children use no JAX
     counts, faults, kinds = collections.defaultdict(collections.Counter), collections.Counter(), {}
     following, size = dict.fromkeys(known, 0), dict.fromkeys(known, _FIRST)
-    end, said = time.monotonic() + 60 * FLAGS.minutes, time.monotonic()
+    end, last_message = time.monotonic() + 60 * FLAGS.minutes, time.monotonic()
     while time.monotonic() < end:
         # The reader that has had the least time.
         reader = min(chosen, key=lambda reader: counts[reader.name]["seconds"])
         start, first = time.monotonic(), following[reader.name]
-        found, new, following[reader.name] = children.batch(
+        batch_counts, new, following[reader.name] = children.batch(
             reader, FLAGS.seed, first, size[reader.name]
         )
         seconds = time.monotonic() - start
         size[reader.name] = int(min(size[reader.name] * _BATCH_SECONDS / seconds, 5000)) + 1
         for name in (reader.name, "all"):
-            counts[name].update(found | {"seconds": seconds})
+            counts[name].update(batch_counts | {"seconds": seconds})
             faults[name] += len(new)
         for number, fault, text in new:
             where = text.strip().splitlines()[-3:-1]  # the line that raised it
@@ -100,12 +100,13 @@ def main(argv):
             if kinds[kind] <= _SHOWN:
                 path = keep(reader, FLAGS.seed, number, fault, text)
                 print(f"FAULT {reader.name} {number}: {fault}; {path}", file=sys.stderr)
-        if time.monotonic() - said > 30:
-            said = time.monotonic()
-            left = (end - said) / 60
+        if time.monotonic() - last_message > 30:
+            last_message = time.monotonic()
+            minutes_left = (end - last_message) / 60
             inputs = counts["all"]["read"] + counts["all"]["refused"]
             print(
-                f"{inputs:,} inputs, {faults['all']} faults, {left:.1f} min left", file=sys.stderr
+                f"{inputs:,} inputs, {faults['all']} faults, {minutes_left:.1f} min left",
+                file=sys.stderr,
             )
     print(table(chosen, counts, faults))
     if faults["all"]:

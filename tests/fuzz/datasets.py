@@ -141,7 +141,7 @@ def _images():
     colours = Image.fromarray(rng.integers(0, 256, (32, 40, 3), np.uint8))
     exif = colours.getexif()
     exif[0x0112], exif[0x011A] = 6, 72.0
-    others = [
+    images = [
         _saved(colours, kind, **options)
         for kind, options in [
             ("JPEG", {"exif": exif.tobytes()}), ("JPEG", {"progressive": True}), ("BMP", {}),
@@ -149,9 +149,9 @@ def _images():
             ("PPM", {}), ("TGA", {}), ("PCX", {}), ("SGI", {}), ("JPEG2000", {}),
         ]
     ]  # fmt: skip
-    others.append(_saved(colours.convert("CMYK"), "JPEG"))
+    images.append(_saved(colours.convert("CMYK"), "JPEG"))
     with contextlib.suppress(Exception):  # not every Pillow has it
-        others.append(_saved(colours, "AVIF"))
+        images.append(_saved(colours, "AVIF"))
     pngs = [*_masks(), _saved(colours.convert("RGBA"), "PNG"), _saved(colours, "PNG", exif=exif)]
 
     def all_three(path):
@@ -165,8 +165,8 @@ def _images():
             raise last
 
     return [
-        Reader("photograph", others, of_file(photographs.read_photograph), **_IMAGE),
-        Reader("stored image", others, of_file(photographs.read_stored), **_IMAGE),
+        Reader("photograph", images, of_file(photographs.read_photograph), **_IMAGE),
+        Reader("stored image", images, of_file(photographs.read_stored), **_IMAGE),
         Reader("png", pngs, of_file(all_three), **_IMAGE),
         Reader("signed png", pngs, of_file(all_three), _chunks, **_IMAGE),
     ]

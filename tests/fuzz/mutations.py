@@ -53,11 +53,11 @@ def _put(data, seeds, random):
 
 def _splice(data, seeds, random):
     """Put a piece of a file in the place of one, as long or not."""
-    other = random.choice(seeds)
-    begin, end = _place(other, random, most=256)
+    donor = random.choice(seeds)
+    begin, end = _place(donor, random, most=256)
     start = random.randrange(len(data) + 1)
     stop = random.choice((start, start + end - begin, *_place(data, random)[1:]))
-    return data[:start] + other[begin:end] + data[max(start, stop) :]
+    return data[:start] + donor[begin:end] + data[max(start, stop) :]
 
 
 def _repeat(data, seeds, random):

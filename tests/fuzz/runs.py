@@ -62,17 +62,17 @@ def readers() -> list[Reader]:
         "score": "fcn_alex/scores/orig/a.safetensors",
         "adversarial": "fcn_alex/images/a.png",
     }
-    found = []
+    reader_list = []
     for name, place in places.items():
         whole = [(_run() / place).read_bytes()]
         read = functools.partial(_read_changed, place)
-        found.append(Reader(name, whole, read, lines=3))
+        reader_list.append(Reader(name, whole, read, lines=3))
         if place.endswith("json"):
-            found.append(Reader(f"signed {name}", whole, read, signed_json, lines=3))
+            reader_list.append(Reader(f"signed {name}", whole, read, signed_json, lines=3))
         elif place.endswith("safetensors"):
             seeds = list(map(unsigned, whole))
-            found.append(Reader(f"signed {name}", seeds, read, signed, lines=3))
-    return found
+            reader_list.append(Reader(f"signed {name}", seeds, read, signed, lines=3))
+    return reader_list
 
 
 def _read_changed(place, folder, data):
