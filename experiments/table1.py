@@ -56,6 +56,7 @@ options.define(
     __name__,
     *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "weights_dir", "miniature"),
     *("image_ids", "limit", "max_steps", "step_size", "margin", "rounded", "precision", "seed"),
+    "store",
     *("skip_bad", "slots", "audit", "accept_version", "workdir"),
     models=list(networks.NAMES),
     workdir="runs/table1",
@@ -80,13 +81,13 @@ def entry_of(subject, rivals) -> Entry:
     manifest = {"split": inputs.split_of(subject.model)}
     by_paper = None
     if margin:
-        plan = Plan(subject, method.replace(margin=0.0), seed=FLAGS.seed)
+        plan = Plan(subject, method.replace(margin=0.0), seed=FLAGS.seed, store=FLAGS.store)
         name, title = f"{subject.name}_margin_0", f"{about.title}, margin 0"
         by_paper = Entry(name, title, plan, manifest, columns=(scores.ADVR,))
     return Entry(
         subject.name,
         about.title,
-        Plan(subject, method, seed=FLAGS.seed),
+        Plan(subject, method, seed=FLAGS.seed, store=FLAGS.store),
         manifest,
         subsets={"_frequent": FREQUENT},
         beside=by_paper,

@@ -28,7 +28,7 @@ from dag_jax.datasets.classes import COCO_NAMES
 from dag_jax.models import DETECTION, Candidates
 from dag_jax.networks import layers, operations
 from dag_jax.networks.entry import Entry
-from dag_jax.networks.network import register
+from dag_jax.networks.network import compiled, register
 from dag_jax.networks.pyramid import Pyramid, PyramidDetector, PyramidNetwork, best_pairs
 
 MARGIN = 0.0  # logits; what is below the threshold of a detection is none
@@ -157,7 +157,7 @@ class RetinaNetwork(PyramidNetwork):
     where the image has cells: padding changes no index.
     """
 
-    @jax.jit
+    @compiled
     def propose(self, image, extent=None):
         """Return the best anchors of each level.
 
@@ -171,7 +171,7 @@ class RetinaNetwork(PyramidNetwork):
         """
         return Candidates(*self._apply(image, extent, method="propose"))
 
-    @jax.jit
+    @compiled
     def scores(self, image, handle, extent=None):
         """Return the logits of detections.
 

@@ -49,7 +49,7 @@ from dag_jax.metrics import Detections
 from dag_jax.models import DETECTION, MAX_STEPS, Candidates
 from dag_jax.networks import operations
 from dag_jax.networks.darknet import Darknet
-from dag_jax.networks.network import BUCKET, Facts, Network, raised, register
+from dag_jax.networks.network import BUCKET, Facts, Network, compiled, raised, register
 from dag_jax.weights import darknet, darknet_cfg
 
 MARGIN = 0.0  # logits
@@ -101,7 +101,7 @@ class YoloNetwork(Network):
         sides = jnp.asarray(shape, jnp.float32)[::-1]
         return boxes * jnp.tile(sides, 2)[None]
 
-    @jax.jit
+    @compiled
     def propose(self, image, extent=None):
         """Return every anchor as a candidate.
 
@@ -117,7 +117,7 @@ class YoloNetwork(Network):
         boxes = _inside(self._boxes(lax.stop_gradient(self._see(image, extent)), shape), shape)
         return Candidates(boxes, jnp.arange(len(boxes)), jnp.ones(len(boxes), bool))
 
-    @jax.jit
+    @compiled
     def scores(self, image, handle, extent=None):
         """Return the logits of detections.
 
@@ -133,7 +133,7 @@ class YoloNetwork(Network):
         threshold = jnp.full_like(logits, _logit(THRESHOLD))
         return jnp.stack([logits, threshold], axis=-1)
 
-    @jax.jit
+    @compiled
     def detect(self, image, extent=None) -> Detections:
         """Run the whole network; arguments as of `propose`.
 

@@ -21,7 +21,7 @@ from dag_jax.engine.scoring import told_apart
 from dag_jax.engine.stream import attack_stream
 from dag_jax.errors import UserError
 from dag_jax.progress import progress
-from dag_jax.runs import buckets, provenance, rundir
+from dag_jax.runs import buckets, levels, provenance, rundir
 from dag_jax.runs.subject import Subject
 from dag_jax.runs.targets import paper_targets
 
@@ -41,12 +41,14 @@ class Plan(NamedTuple):
       targets_of: function of the subject, a `buckets.Group`, an example and the seed that returns
         (targets, inputs), as `targets.paper_targets` does.
       seed: of the adversarial labels.
+      store: one of `levels.STORES`, how perturbations are kept.
     """
 
     subject: Subject
     method: Method
     targets_of: Callable = paper_targets
     seed: int = 0
+    store: str = levels.FLOAT32
 
     def manifest(self, **more) -> dict:
         """Return the manifest of this plan's results; `more` are further entries."""
@@ -62,6 +64,7 @@ class Plan(NamedTuple):
             "seed": self.seed,
             "units": rundir.UNITS,
             "provenance": provenance.environment(),
+            **({} if self.store == levels.FLOAT32 else {"store": self.store}),
             **more,
         }
 

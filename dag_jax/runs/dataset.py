@@ -10,7 +10,7 @@ from dag_jax.datasets.selection import ExampleSet
 from dag_jax.engine.method import Method
 from dag_jax.files import PathLike
 from dag_jax.models import Detector, Segmenter
-from dag_jax.runs import provenance, rundir, scores
+from dag_jax.runs import levels, provenance, rundir, scores
 from dag_jax.runs.attacks import Plan, attack_missing
 from dag_jax.runs.subject import Subject, subject_of
 from dag_jax.runs.targets import paper_targets
@@ -35,6 +35,7 @@ def attack_dataset(
     mesh: Mesh | None = None,
     targets_of: Callable = paper_targets,
     columns: Sequence[str] = scores.COLUMNS,
+    store: str = levels.FLOAT32,
     accept_version: bool = False,
     progress: bool = True,
 ) -> dict:
@@ -53,6 +54,8 @@ def attack_dataset(
       mesh: devices; None is all of this process.
       targets_of: the function that finds targets, such as `targets.paper_targets`.
       columns: which of `scores.COLUMNS` to score.
+      store: "float32" keeps perturbations as they are, "level256" in whole 256ths of a grey level:
+        a third of the bytes.
       accept_version: continue a folder that another version or device began. The folder notes it.
       progress: show bars on stderr.
 
@@ -66,7 +69,7 @@ def attack_dataset(
       OSError: where results cannot be written.
     """
     subject = model if isinstance(model, Subject) else subject_of(model, examples)
-    plan = Plan(subject, method or paper_method(subject.model), targets_of, seed)
+    plan = Plan(subject, method or paper_method(subject.model), targets_of, seed, store)
     results = rundir.Results(
         folder, plan.manifest(), list(map(str, subject.ids)), accept_version=accept_version
     )

@@ -12,6 +12,7 @@ import numpy as np
 
 from dag_jax import files
 from dag_jax.errors import UserError, parsing
+from dag_jax.runs import levels
 
 IMAGES, CHANGES, SCORES, TIMINGS = "images", "perturbations", "scores", "timings"
 COLUMN = re.compile(r"[A-Za-z0-9_]+")
@@ -75,6 +76,7 @@ def load(run, folder, kind, key, names=None):
         if content.get("run", run) != run:  # files before 0.2 was finished do not say it
             raise ValueError("it is of another run")
         if kind == CHANGES:
+            arrays = levels.unpack(arrays)
             _check_change(content, arrays, names)
     return content, arrays
 

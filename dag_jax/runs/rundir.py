@@ -36,7 +36,7 @@ from dag_jax import files
 from dag_jax.arrays import Array
 from dag_jax.errors import DamagedError, StorageError, UserError
 from dag_jax.files import PathLike, write
-from dag_jax.runs import layout
+from dag_jax.runs import layout, levels
 from dag_jax.runs.manifest import (
     MANIFEST,
     accepted,
@@ -189,7 +189,8 @@ class Results:
     Args:
       folder: a folder of these results alone; it is made.
       manifest: JSON values of everything that changes the results: network, its weights' SHA-256,
-        margin, ... Format and units are added.
+        margin, ... Format and units are added. "store" is one of `levels.STORES`: how
+        perturbations are kept.
       keys: image ids, texts. They are no setting: a later launch may have others.
       process: this process's number.
       processes: their number; a run may go on with another.
@@ -209,6 +210,7 @@ class Results:
         if not 0 <= process < processes:
             raise UserError(f"process {process} of {processes}")
         layout.check_keys(self.folder, self.keys)
+        self._store = levels.store_of(manifest)
         manifest = manifest | {"format": FORMAT, "units": UNITS}
         claim(self.folder, manifest, accept_version=accept_version)
         self._run = digest_of(load_manifest(self.folder))
@@ -251,9 +253,9 @@ class Results:
             pixels = saved_pixels(image, perturbation)
             record = json.loads(files.canonical_json(record | {"key": key}))
             content = {"record": record, "pixels_sha256": files.sha256(pixels)}
-            arrays = {"perturbation": np.asarray(perturbation, np.float32)}
-            arrays |= _missed(image, pixels, arrays["perturbation"])
-            change = layout.pack(self._run, layout.CHANGES, key, arrays, **content)
+            change, arrays = levels.stored(self._store, image, perturbation)
+            arrays |= _missed(image, pixels, change)
+            packed = layout.pack(self._run, layout.CHANGES, key, arrays, **content)
         except ValueError as error:
             raise UserError(f"image {key!r}: {error}; nothing was written of it") from error
         with self._kept():
@@ -262,7 +264,7 @@ class Results:
                 self._stale[index].pop()
             write(self._path(layout.IMAGES, key), files.pack_image(pixels))
             files.write_json(self._path(layout.TIMINGS, key), {"key": key, "seconds": seconds})
-            write(self._path(layout.CHANGES, key), change)  # last: it says that all is there
+            write(self._path(layout.CHANGES, key), packed)  # last: it says that all is there
             self._records[index] = record
 
     def put(self, column: str, index: int, arrays: dict[str, np.ndarray]) -> None:

@@ -20,6 +20,7 @@ from dag_jax import datasets, networks
 from dag_jax.datasets import rendering
 from dag_jax.errors import UserError
 from dag_jax.networks import zoo
+from dag_jax.runs import levels
 
 # What a launch takes of a model's task where neither a flag nor the model says otherwise.
 DEFAULTS = {
@@ -240,6 +241,13 @@ _SHARED = {
     ),
     "rounded": _Shared(
         flags.DEFINE_bool, False, "Attack the image as it will be saved, in whole grey levels."
+    ),
+    "store": _Shared(
+        flags.DEFINE_enum,
+        levels.FLOAT32,
+        "How perturbations are kept: as they are, or in whole 256ths of a grey level, a third of "
+        "the bytes.",
+        more={"enum_values": list(levels.STORES)},
     ),
     "precision": _Shared(
         flags.DEFINE_enum,
