@@ -34,8 +34,8 @@ def nearest(image, change: np.ndarray) -> np.ndarray:
     """
     change = np.asarray(change, np.float32)
     rounded = np.rint(change * _PARTS) / np.float32(_PARTS)
-    other = rounded + np.sign(change - rounded) / np.float32(_PARTS)
-    return np.where(_saved(image, rounded) == _saved(image, change), rounded, other)
+    neighbour = rounded + np.sign(change - rounded) / np.float32(_PARTS)
+    return np.where(_saved(image, rounded) == _saved(image, change), rounded, neighbour)
 
 
 def pack(change: np.ndarray) -> dict[str, np.ndarray]:
