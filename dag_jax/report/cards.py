@@ -21,7 +21,7 @@ _SCORES = (
 def cards(row, records) -> list[dict]:
     """Return the cards of a row: {"name", "value", "unit", "range", "help"}, texts.
 
-    Scores and their intervals are the row's. Those of steps and p are made here of the records.
+    Scores and their intervals are the row's; steps, p and theirs are of the records.
 
     Args:
       row: of the table.
@@ -36,14 +36,12 @@ def cards(row, records) -> list[dict]:
     if records:
         steps = np.array([record["num_steps"] for record in records], np.float64)
         sizes = 1000 * np.array([record["perceptibility"] for record in records], np.float64)
-        value, ends = f"{row['steps_median']:g}", median_interval(steps)[1:]
-        shown.append(_card("steps, median", value, "", ends, "g", "iterations of the attack"))
-        value, ends = (
-            f"{1000 * row['perceptibility']:.1f}",
-            scores.mean_interval(sizes, within=(0, np.inf))[1:],
-        )
+        value, *ends = median_interval(steps)
+        explained = "iterations of the attack"
+        shown.append(_card("steps, median", f"{value:g}", "", ends, "g", explained))
+        value, *ends = scores.mean_interval(sizes, within=(0, np.inf))
         explained = "perceptibility: the root mean square of the change, where 1 is white"
-        shown.append(_card("p × 1000, mean", value, "", ends, ".1f", explained))
+        shown.append(_card("p × 1000, mean", f"{value:.1f}", "", ends, ".1f", explained))
     return shown
 
 
