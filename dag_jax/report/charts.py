@@ -2,7 +2,7 @@
 
 import numpy as np
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 360, 190, 44, 40, 12  # of a histogram
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 360, 190, 44, 40, 12, 16  # of a histogram
 _BINS = 20
 # Lightness rises from one end to the other, and no eye confuses the ends: matplotlib's cividis.
 _CIVIDIS = (
@@ -37,7 +37,7 @@ def _histogram(title, unit, values, *, whole=False):
     edges = np.arange(0, top + step * 1.001, step)
     counts, edges = np.histogram(values, edges)
     most = int(counts.max())
-    across, down = _WIDTH - _LEFT - 8, _HEIGHT - _BOTTOM - _TOP
+    across, down = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _BOTTOM - _TOP
     left = _LEFT + across * edges[:-1] / edges[-1]
     bars = [
         {
@@ -59,7 +59,7 @@ def _histogram(title, unit, values, *, whole=False):
         "title": title,
         "unit": unit,
         "size": (_WIDTH, _HEIGHT),
-        "axis": (_LEFT, _HEIGHT - _BOTTOM, _WIDTH - 8),
+        "axis": (_LEFT, _HEIGHT - _BOTTOM, _WIDTH - _RIGHT),
         "bars": bars,
         "xticks": [(round(_LEFT + across * v / edges[-1], 2), f"{v:g}") for v in xticks.tolist()],
         "yticks": [(round(_TOP + down * (1 - v / most), 2), f"{v:g}") for v in yticks.tolist()],

@@ -3,10 +3,11 @@
 const dagReport = (() => {
   const rows = JSON.parse(document.getElementById("data").textContent).rows;
   const NAMES = ["key", "picture", "clean", "preview", "outcome", "steps", "largest", "p", "first", "left", "leftPng"];
+  const share = (left, image) => left / (image.first || 1);
   const OUTCOMES = [
     [0, "all"], [1, "fooled as float"], [2, "fooled as PNG"], [4, "unfinished"], [8, "no targets"], [16, "failed"]];
   const SORTS = {
-    worst: (a, b) => b.left / (b.first || 1) - a.left / (a.first || 1) || b.steps - a.steps,
+    worst: (a, b) => share(b.left, b) - share(a.left, a) || share(b.leftPng, b) - share(a.leftPng, a) || b.steps - a.steps,
     largest: (a, b) => b.largest - a.largest,
     steps: (a, b) => b.steps - a.steps,
     // What has no targets is not changed: it comes last.
@@ -44,7 +45,8 @@ const dagReport = (() => {
   }
 
   const stateOf = image => OUTCOMES.filter(([bit]) => bit & image.outcome).map(([, name]) => name).join(", ");
-  const leftOf = image => image.left ? `, ${image.left} of ${counted(image.first, "target")} left` : "";
+  const leftOf = image => image.left ? `: ${image.left} of ${counted(image.first, "target")} left`
+    : image.leftPng ? `; as PNG ${counted(image.leftPng, "target")} left` : "";
   const counted = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 
   async function choose(number) {
@@ -135,6 +137,20 @@ const dagReport = (() => {
     return named.join(", ") || "nothing";
   }
 
+  /* Names of boxes, inside their upper left corners; one that would cover another goes below it. */
+  function labels(row, boxes, width, size) {
+    const places = [];
+    return boxes.map(([x0, y0,,, label]) => {
+      const name = row.classes[label], long = 0.6 * size * name.length;
+      const x = Math.max(Math.min(x0 + size / 4, width - long), 0);
+      let y = Math.max(y0, 0) + size;
+      const covered = () => places.find(([left, floor, right]) => left < x + long && x < right && Math.abs(floor - y) < size);
+      while (covered()) y = covered()[1] + 1.01 * size;
+      places.push([x, y, x + long]);
+      return make("text", {x, y, style: `font-size: ${size}px`}, name);
+    });
+  }
+
   function prediction(row, id, title, seen, source) {
     const figure = find(id);
     figure.hidden = !seen;
@@ -150,9 +166,8 @@ const dagReport = (() => {
           const place = {x: x0, y: y0, width: x1 - x0 + 1, height: y1 - y0 + 1};
           return [make("rect", {class: "rim", ...place}),
             make("rect", {style: `stroke: ${row.colours[label]}`, ...place},
-              make("title", {}, `${row.classes[label]} ${score}`)),
-            make("text", {x: Math.max(x0, 0) + size / 4, y: Math.max(y0, 0) + size, style: `font-size: ${size}px`}, row.classes[label])];
-        }));
+              make("title", {}, `${row.classes[label]} ${score}`))];
+        }), ...labels(row, seen.boxes, width, size));
       };
       parts.push(make("div", {class: "over"}, under, over));
     }
@@ -175,7 +190,7 @@ const dagReport = (() => {
   }
 
   function curve(counts) {
-    const [width, height, left, top, bottom] = [320, 200, 48, 10, 36];
+    const [width, height, left, top, bottom] = [470, 230, 52, 10, 36];
     const most = Math.max(...counts, 1), last = Math.max(counts.length - 1, 1);
     const x = i => left + (width - left - 12) * i / last, y = n => top + (height - top - bottom) * (1 - n / most);
     const svg = make("svg", {viewBox: `0 0 ${width} ${height}`, role: "img",
