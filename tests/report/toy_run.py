@@ -55,8 +55,9 @@ def make_row(folder, keys, *, detects=False):
         results.add(i, image, change, about, 0.0)
         for column, label in (("orig", 1), ("advr", 2), ("advr_uint8", 2 if png else 1)):
             if detects:
-                boxes = np.float32([[1, 2, 7, 8], [0, 0, 3, 3]])
-                values = {"scores": np.float32([0.9, 0.2]), "classes": np.int32([label, 1])}
+                boxes = np.float32([[1, 2, 7, 8], [1, 2, 9, 9]])
+                second = 0.75 if column == "advr_uint8" else 0.2
+                values = {"scores": np.float32([0.9, second]), "classes": np.int32([label, 1])}
                 results.put(column, i, {"boxes": boxes, **values})
             else:
                 labels = np.full((SIDE, SIDE + 2), label)
