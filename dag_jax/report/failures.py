@@ -10,7 +10,8 @@ _MOST_NAMED = 20  # images of one failure; the gallery has all
 _WHY = {
     Status.ZERO_GRADIENT.name: (
         "targets were left and no pixel moved them, for the gradient was zero",
-        "a model that rounds, takes an argmax or stops gradients has none; so has a saturated one",
+        "take rounding, argmax and stopped gradients out of the model; attack logits, no saturated "
+        "probabilities",
     ),
     Status.NON_FINITE.name: (
         "a score or a gradient was no finite number",
