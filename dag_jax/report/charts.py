@@ -1,59 +1,15 @@
-"""What the HTML report draws without a script: cards, histograms as SVG, bars, the heat-map."""
+"""What the HTML report draws without a script: histograms as SVG, bars, the heat-map."""
 
 import numpy as np
 
-from dag_jax.runs import findings as rules
-
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 360, 190, 44, 40, 12  # of a histogram
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 360, 190, 44, 40, 12, 16  # of a histogram
 _BINS = 20
-_QUARTILES = (25, 75)  # percent
 # Lightness rises from one end to the other, and no eye confuses the ends: matplotlib's cividis.
 _CIVIDIS = (
     *((0, 34, 78), (53, 69, 108), (102, 105, 112)),
     *((148, 142, 119), (200, 184, 102), (254, 232, 56)),
 )
 _DARK = 0.179  # relative luminance below which white text has the higher contrast
-
-
-def cards(row, records) -> list[dict]:
-    """Return the cards of a row: {"name", "value", "unit", "range", "help"}, texts.
-
-    Scores and their intervals are the row's. Behind steps and p is the middle half of the images.
-
-    Args:
-      row: of the table.
-      records: of its images that had targets.
-    """
-    score = "mAP" if row["task"] == "detection" else "mIoU"
-    texts = (
-        ("orig", "clean", "what the model scores on the images as they are"),
-        ("advr", "attacked", "what it scores on the attacked images, before rounding"),
-        ("advr_uint8", "attacked, PNG", "the same of the saved files, in whole grey levels"),
-        ("perm", "shuffled", "with the rows and columns of the change shuffled: noise of its size"),
-    )
-    shown = []
-    for column, name, explained in texts:
-        if column in row.get("intervals", {}):
-            _, low, high = row["intervals"][column]
-            between = f"{rules.LEVEL:.0%} interval {low:.2f} to {high:.2f}"
-            value = f"{row[column]:.2f}"
-            shown.append(_card(name, value, f"% {score}", between, explained))
-    if records:
-        steps = [record["num_steps"] for record in records]
-        sizes = [1000 * record["perceptibility"] for record in records]
-        half = "half of the images: {:{kind}} to {:{kind}}"
-        between = half.format(*np.percentile(steps, _QUARTILES), kind="g")
-        value = f"{row['steps_median']:g}"
-        shown.append(_card("steps, median", value, "", between, "iterations of the attack"))
-        between = half.format(*np.percentile(sizes, _QUARTILES), kind=".1f")
-        value = f"{1000 * row['perceptibility']:.1f}"
-        explained = "mean perceptibility: the root mean square of the change, 1 is white"
-        shown.append(_card("p x 1000, mean", value, "", between, explained))
-    return shown
-
-
-def _card(name, value, unit, between, explained):
-    return {"name": name, "value": value, "unit": unit, "range": between, "help": explained}
 
 
 def histograms(records) -> list[dict]:
@@ -69,7 +25,7 @@ def histograms(records) -> list[dict]:
     if not records:
         return []
     return [
-        _histogram("Perceptibility p", "p x 1000", [1000 * r["perceptibility"] for r in records]),
+        _histogram("Perceptibility p", "p × 1000", [1000 * r["perceptibility"] for r in records]),
         _histogram("Steps", "iterations", [r["num_steps"] for r in records], whole=True),
         _histogram("Largest change", "grey levels", [r["largest_change"] for r in records]),
     ]
@@ -81,7 +37,7 @@ def _histogram(title, unit, values, *, whole=False):
     edges = np.arange(0, top + step * 1.001, step)
     counts, edges = np.histogram(values, edges)
     most = int(counts.max())
-    across, down = _WIDTH - _LEFT - 8, _HEIGHT - _BOTTOM - _TOP
+    across, down = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _BOTTOM - _TOP
     left = _LEFT + across * edges[:-1] / edges[-1]
     bars = [
         {
@@ -103,7 +59,7 @@ def _histogram(title, unit, values, *, whole=False):
         "title": title,
         "unit": unit,
         "size": (_WIDTH, _HEIGHT),
-        "axis": (_LEFT, _HEIGHT - _BOTTOM, _WIDTH - 8),
+        "axis": (_LEFT, _HEIGHT - _BOTTOM, _WIDTH - _RIGHT),
         "bars": bars,
         "xticks": [(round(_LEFT + across * v / edges[-1], 2), f"{v:g}") for v in xticks.tolist()],
         "yticks": [(round(_TOP + down * (1 - v / most), 2), f"{v:g}") for v in yticks.tolist()],

@@ -27,6 +27,45 @@ def verdict(difference, images) -> str:
     return judged if images < findings.FEWEST else f"{judged}: {text(difference)}"
 
 
+def of_row(row) -> list[dict]:
+    """Return the paper's claims of a row of Table 1: {"claim", "cells", "difference", "verdict"}.
+
+    Args:
+      row: as of `table1`; without "intervals" there is no claim.
+    """
+    intervals, images = row.get("intervals", {}), row["images"]
+    judged = []
+    if "advr_minus_orig" in intervals:
+        difference = intervals["advr_minus_orig"]
+        verdict = findings.below(difference, images)
+        judged.append(("the attack lowers the score", difference, verdict))
+    if "perm_minus_orig" in intervals:
+        difference = intervals["perm_minus_orig"]
+        verdict = findings.equal(difference, intervals["orig"][0], images)
+        judged.append(("the same change, shuffled, does not", difference, verdict))
+    return [
+        {"claim": claim, "cells": row["title"], "difference": text(difference), "verdict": verdict}
+        for claim, difference, verdict in judged
+    ]
+
+
+def of_matrix(claims) -> list[dict]:
+    """Return the claims in transfer.json in the form of `of_row`.
+
+    Args:
+      claims: from `runs.claims.Claim.as_json`.
+    """
+    return [
+        {
+            "claim": claim["statement"],
+            "cells": claim["cells"],
+            "difference": "-" if None in claim["interval"] else text(claim["interval"]),
+            "verdict": claim["verdict"],
+        }
+        for claim in claims
+    ]
+
+
 def table1(rows, *, heading="network") -> str:
     """Return what Table 1, or another table of its columns, shows, as Markdown.
 

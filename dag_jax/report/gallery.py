@@ -30,10 +30,10 @@ FLOAT, PNG, UNFINISHED, NO_TARGETS, FAILED = 1, 2, 4, 8, 16
 _FAILURES = (Status.ZERO_GRADIENT.name, Status.NON_FINITE.name)
 _SMALL = 192  # pixels of the longer side of a preview; an image up to that size is its own
 _LEAST_SHARE = 0.01  # of an image's pixels: a class of fewer is not named
-_MOST_NAMED = 8  # classes of an image
 _THREADS = 8  # they wait for the disk most of the time: `files.write` is sure that a file is there
 _NEAR = "_near.webp"  # end of the file of a clean image that is not exact
-BEFORE, AFTER = "orig", scores.ADVR  # columns
+# Columns with what the model made of the clean image, of the attacked, of its saved PNG.
+_SEEN = (("before", "orig"), ("after", scores.ADVR), ("png", "advr_uint8"))
 
 
 class Folder:
@@ -91,7 +91,7 @@ def outcome(record) -> int:
 
 
 def numbers(record) -> list:
-    """Return [outcome, steps, largest change, p, targets at first, targets left] of a record."""
+    """Return [outcome, steps, largest change, p, targets at first, left, left on the PNG]."""
     counts = record["active_counts"]
     return [
         outcome(record),
@@ -100,6 +100,7 @@ def numbers(record) -> list:
         round(record["perceptibility"], 6),
         counts[0],
         counts[-1],
+        record["active_png"],
     ]
 
 
@@ -147,9 +148,9 @@ def _show_one(run, pictures, clean, key, record):
     clean_name = _put_clean(clean, run, key, record)
     preview = _put_attacked(pictures, name, run, key)
     detail = {"counts": record["active_counts"]}
-    for when, column in (("before", BEFORE), ("after", AFTER)):
+    for of_what, column in _SEEN:
         if run.has(column, key):
-            detail[when] = _prediction(run, column, key, pictures)
+            detail[of_what] = _prediction(run, column, key, pictures)
     return [key, name, clean_name, int(preview), *numbers(record)], detail
 
 
@@ -200,15 +201,18 @@ def _prediction(run, column, key, pictures):
             for box, label, value in zip(rounded, classes, values, strict=True)
         ]
         counts = collections.Counter(classes)
-        return {"boxes": boxes, "classes": [[c, f"{n} x"] for c, n in counts.most_common()]}
+        return {"boxes": boxes, "classes": [[c, f"{n} ×"] for c, n in counts.most_common()]}
     if scores.LABELS in kept:
         labels = scores.unpack_labels(kept[scores.LABELS])
         picture = f"{files.sha256(labels)[:16]}.png"
         if not pictures.has(picture):
             pictures.put(picture, _coloured(labels, len(run.manifest["classes"])))
         pictures.put(picture)
-        counts = np.bincount(labels.ravel())
-        return {"labels": picture, "classes": _shares(counts)}
+        classes = _shares(kept["confusion"].sum(axis=0))
+        named = {label for label, _ in classes}
+        unscored = [label for label, _ in _shares(np.bincount(labels.ravel()))]
+        classes += [[label, "< 1%"] for label in unscored if label not in named]
+        return {"labels": picture, "classes": classes}
     return {"classes": _shares(kept["confusion"].sum(axis=0))}
 
 
@@ -226,7 +230,7 @@ def _coloured(labels, classes):
 
 
 def _shares(counts):
-    """Return [class, 'percent of the pixels'] of the classes that most pixels have."""
+    """Return [class, 'percent of the pixels'] of the classes that are named, most pixels first."""
     shares = counts / max(counts.sum(), 1)
-    order = np.argsort(-shares, kind="stable")[:_MOST_NAMED]
+    order = np.argsort(-shares, kind="stable")
     return [[int(c), f"{shares[c]:.0%}"] for c in order if shares[c] >= _LEAST_SHARE]

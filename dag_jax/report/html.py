@@ -21,7 +21,8 @@ from dag_jax import files
 from dag_jax.datasets.classes import palette
 from dag_jax.errors import UserError, optional_import
 from dag_jax.files import PathLike
-from dag_jax.report import charts, gallery
+from dag_jax.report import cards, charts, failures, findings, gallery
+from dag_jax.runs import findings as rules
 from dag_jax.runs import rundir, scores
 from dag_jax.runs.dataset import ROW
 
@@ -53,16 +54,25 @@ def write(folder: PathLike) -> files.epath.Path:
     shown = [_show(home, name, row, clean) for name, row in rows.items()]
     clean.tidy()
     audit = table.get("audit", {})
+    scored = [name for name, row in rows.items() if "unfinished_run" not in row]
     page = _template().render(
         title=manifest.get("launch") or manifest.get("title") or "run",
         rows=shown,
         columns=list(dict.fromkeys(card["name"] for row in shown for card in row["cards"])),
         matrix=matrix,
-        findings=table.get("findings", []),
+        claims=[
+            *(claim for row in shown for claim in row["claims"]),
+            *findings.of_matrix(table.get("findings", [])),
+        ],
+        failures=[] if matrix else failures.of_run(home, scored),
         audits=[_audit(name, _title(row), audit) for name, row in rows.items()]
         or [_audit(name, name, audit) for name in audit],
-        manifest=json.dumps(manifest, indent=2),
+        manifests={
+            "the run": json.dumps(manifest, indent=2),
+            **{row["data"]["title"]: row["manifest"] for row in shown if row["manifest"]},
+        },
         data=_script_json({"rows": [row["data"] for row in shown]}),
+        rules=rules,
         noticeable=scores.NOTICEABLE,
     )
     # A row's name may hold bytes that are no text.
@@ -120,7 +130,11 @@ def _show(folder, name, row, clean):
         "data": data,
         "kept": len(shown.images),
         "exact": shown.exact,
-        "cards": charts.cards(row, records),
+        "method": run.manifest["method"],
+        "manifest": json.dumps(run.manifest, indent=2) if name else "",
+        "claims": [claim | {"cells": _title(row)} for claim in findings.of_row(row)],
+        "failures": failures.of_row(row, run.records),
+        "cards": cards.cards(row, records),
         "histograms": charts.histograms(records),
         "class_scores": charts.class_scores(row),
         "score": "mAP" if row["task"] == "detection" else "mIoU",
