@@ -75,6 +75,7 @@ def test_settings_are_what_changes_a_result(define):
         "rounded": False,
         "precision": "float32",
         "seed": 3,
+        "store": "float32",
     }
 
 
