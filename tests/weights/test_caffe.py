@@ -162,7 +162,7 @@ def assert_refused(path, read):
         start = time.process_time()
         with pytest.raises(ValueError, match=message) as caught:
             read(contents)
-        assert time.process_time() - start < 1
+        assert time.process_time() - start < 4
         assert str(path) in str(caught.value) and "A caffemodel is" in str(caught.value)
 
     return assert_refused
@@ -404,7 +404,7 @@ def test_a_file_larger_than_a_message_can_be_is_not_read(path, first):
     start = time.process_time()
     with pytest.raises(ValueError, match="1099511627776 bytes.*(end at 2147483647|another kind)"):
         caffe.read(path)
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 4
 
 
 @pytest.mark.parametrize("length", [1, 1000, 1 << 31, (1 << 32) + 8, 1 << 62, (1 << 64) - 1])
@@ -551,5 +551,5 @@ def test_flipped_bits_in_the_headers_of_the_real_file(real, read, rng):
         else:
             assert [shape for _, shape in read_shapes] == [shape for _, shape in whole]
             assert read_shapes == whole or at in names
-        assert time.process_time() - began < 1
+        assert time.process_time() - began < 4
     assert refused > 30

@@ -191,7 +191,7 @@ def test_numbers_and_networks_without_end_are_refused(text, message):
     start = time.process_time()
     with pytest.raises(UserError, match=message) as error:
         darknet_cfg.parse(text)
-    assert time.process_time() - start < 2 and len(str(error.value)) < 300
+    assert time.process_time() - start < 4 and len(str(error.value)) < 300
 
 
 def test_a_cfg_without_a_head_is_no_detector():

@@ -401,7 +401,7 @@ def test_small_files_do_not_become_huge(tmp_path):
         path = write_zip(tmp_path / "a.pth", tree)
         start = time.process_time()
         assert_refused(path, message)
-        assert time.process_time() - start < 2
+        assert time.process_time() - start < 4
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -574,7 +574,7 @@ def test_damage_is_refused_or_harmless(tmp_path, kind):
             assert sum(array.size for array in arrays.values()) < 2**21
             if kind == "archive":  # e.g. a record's date is another, or bytes lie before it
                 assert_same(arrays, expected)
-        assert time.process_time() - start < 2
+        assert time.process_time() - start < 4
 
     check()
     assert len(refused) > 100
