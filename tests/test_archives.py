@@ -140,12 +140,12 @@ def test_a_small_archive_does_not_become_huge(path, contents, message):
 
 def test_many_empty_files_take_no_room(path):
     """A tar keeps none of its headers."""
-    path.write_bytes(gzip.compress(tar_bytes(dict.fromkeys(map(str, range(4_000)), b""))))
+    path.write_bytes(gzip.compress(tar_bytes(dict.fromkeys(map(str, range(16_000)), b""))))
     tracemalloc.start()
-    assert sum(1 for _ in archives.entries(path)) == 4_000
+    assert sum(1 for _ in archives.entries(path)) == 16_000
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 2 << 20
+    assert peak < 3 << 20  # kept, the headers take 8 MiB
 
 
 # What Python's libraries raise otherwise: NotImplementedError, RuntimeError, LZMAError, KeyError.

@@ -180,6 +180,7 @@ def _download(address, path, *, checksum, size):
     try:
         response = urllib.request.urlopen(_request(address, unfinished, start), timeout=_SECONDS)
     except urllib.error.HTTPError as error:
+        error.close()  # it holds the connection
         if error.code == 416 and unfinished:  # nothing is left to fetch
             return anew()
         reason = " ".join(str(error.reason).split())
