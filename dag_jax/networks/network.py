@@ -116,12 +116,17 @@ def register(kind: type[Network]) -> type[Network]:
 
 
 def compiled(method, static=()):
-    """Compile a method of a network: called plainly it takes a tenth of the time.
+    """Return a method of a network as one compiled program.
+
+    A plain call would else compile each operation by itself. An `extent` whose values are known is
+    checked before, as inside the program they are not known.
 
     Args:
-      method: function of a network, an image and more, of which `extent` may be known only when
-        it is called: what `grids.pixels` refuses is refused before.
+      method: function of a network, an image and more, with an argument `extent`.
       static: names of arguments that are no arrays.
+
+    Raises:
+      ValueError: for an extent that `grids.pixels` refuses.
     """
     jitted, signature = jax.jit(method, static_argnames=static), inspect.signature(method)
 
