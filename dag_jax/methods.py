@@ -19,12 +19,11 @@ import math
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Bool, Float, Float32, Num, PRNGKeyArray
 
-from dag_jax.arrays import Array, Number
+from dag_jax.arrays import Array
 from dag_jax.engine.checks import WHITE
-from dag_jax.engine.method import Method, dag_update, scale_by_max_norm
+from dag_jax.engine.method import Method
 from dag_jax.engine.objective import (
     Objective,
     active_targets,
@@ -36,6 +35,7 @@ from dag_jax.engine.objective import (
     wide,
 )
 from dag_jax.engine.targets import Targets
+from dag_jax.engine.updates import ClippedStep, Momentum, SignStep
 from dag_jax.errors import UserError
 
 
@@ -93,7 +93,7 @@ def best_other() -> Method:
     return Method(Objective(active_targets, _lead_of_label))
 
 
-def momentum(decay: float = 0.9) -> Method:
+def momentum(decay: float = 0.9, factor: float | None = None) -> Method:
     """Return DAG with momentum: steps follow a decaying sum of gradients.
 
         g_m = decay g_{m-1} + r_m / ||r_m||_inf,    r = r + gamma / ||g_m||_inf g_m
@@ -103,13 +103,14 @@ def momentum(decay: float = 0.9) -> Method:
 
     Args:
       decay: what is left of a gradient one step later, 0 or more and less than 1.
+      factor: a step is clip(g_m / (factor rms(g_m)), -1, 1) as in `clipped`; None: as above.
 
     Raises:
       ValueError: for a number outside this range.
 
     Reference: Dong et al., Boosting Adversarial Attacks with Momentum, CVPR 2018.
     """
-    return Method(update=Momentum(decay))
+    return Method(update=Momentum(decay, factor))
 
 
 def clipped(factor: float = 4.0) -> Method:
@@ -229,77 +230,6 @@ def random_start(
     return jnp.clip(noise, -image, WHITE - image)
 
 
-@dataclasses.dataclass(frozen=True)
-class SignStep:
-    """An `update`: signed steps down a loss, within an L-infinity ball and the image's range.
-
-        r = clip(r - alpha sign(gradient), max(-epsilon, -X), min(epsilon, 255 - X))
-
-    Attributes:
-      epsilon: largest change of a channel, in grey levels.
-    """
-
-    epsilon: float
-
-    def __call__(self, step_size: Number) -> optax.GradientTransformationExtraArgs:
-        """Return the transformation; its `update` takes the clean image f32[H, W, 3] as `image`."""
-
-        def update(gradient, state, params, *, image, **unused):
-            del unused
-            lowest = jnp.maximum(-image, -self.epsilon)
-            highest = jnp.minimum(WHITE - image, self.epsilon)
-            stepped = jnp.clip(params - step_size * jnp.sign(gradient), lowest, highest)
-            return stepped - params, state
-
-        return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
-
-
-@dataclasses.dataclass(frozen=True)
-class ClippedStep:
-    """An `update`: the gradient in units of its root mean square, clipped; see `clipped`.
-
-    Attributes:
-      factor: where the gradient is clipped, in units of its root mean square.
-    """
-
-    factor: float
-
-    def __post_init__(self):
-        if not 0 < self.factor < math.inf:
-            raise UserError(f"factor is {self.factor}; it is a positive number")
-
-    def __call__(self, step_size: Number) -> optax.GradientTransformation:
-        """Return the transformation; a zero gradient stays zero."""
-
-        def update(gradient, state, params=None):
-            del params
-            largest = jnp.max(jnp.abs(gradient))
-            scaled = gradient / jnp.where(largest > 0, largest, 1)  # whose squares are no overflow
-            unit = self.factor * jnp.sqrt(jnp.mean(scaled**2))
-            return -step_size * jnp.clip(scaled / jnp.where(unit > 0, unit, 1), -1, 1), state
-
-        return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
-@dataclasses.dataclass(frozen=True)
-class Momentum:
-    """An `update`: the paper's, along a decaying sum of gradients; see `momentum`.
-
-    Attributes:
-      decay: what is left of a gradient one step later, 0 or more and less than 1.
-    """
-
-    decay: float
-
-    def __post_init__(self):
-        if not 0 <= self.decay < 1:
-            raise UserError(f"decay is {self.decay}; it is 0 or more and less than 1")
-
-    def __call__(self, step_size: Number) -> optax.GradientTransformation:
-        """Return the transformation."""
-        return optax.chain(scale_by_max_norm(), optax.trace(self.decay), dag_update(step_size))
-
-
 def _bounded(loss, epsilon, step_size, max_steps):
     epsilon, step_size = _grey_levels("epsilon", epsilon), _grey_levels("step_size", step_size)
     return Method(
@@ -397,4 +327,6 @@ UNBOUNDED = {
     "momentum": momentum,
     "clipped": clipped,
     "clipped_best_other": clipped_best_other,
+    "momentum_best_other": lambda: momentum().replace(objective=best_other().objective),
+    "clipped_momentum": lambda: momentum(factor=4.0),
 }

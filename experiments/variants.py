@@ -15,13 +15,14 @@ All attack the same images of each model, which is scored before and after:
     momentum    dag, with 0.9 of the direction of earlier steps
     clipped     dag, a step's gradient clipped at 4 times its root mean square, not divided by its
                 largest number
-    clipped_best_other  both
+    clipped_best_other, momentum_best_other, clipped_momentum
+                both of two
     fgsm        one step of --epsilon by the sign of the gradient of the cross-entropy
     pgd         --bounded_steps such steps of --bounded_step_size, never further than --epsilon
     segpgd      pgd that turns from pixels that are right to those that are wrong; segmentation only
     cospgd      pgd that weighs pixels by how well they agree with the label; segmentation only
 
-The first six stop by themselves, after at most --max_steps, and bound no change; the last four
+The first nine stop by themselves, after at most --max_steps, and bound no change; the last four
 have their steps and their bound given, so that their size says how much they were allowed, not how
 much they needed. `dag_jax.methods` has each in a few lines, with its reference.
 
@@ -53,6 +54,8 @@ TITLES = {
     "momentum": "DAG, momentum",
     "clipped": "DAG, clipped",
     "clipped_best_other": "DAG, clipped, best other class",
+    "momentum_best_other": "DAG, momentum, best other class",
+    "clipped_momentum": "DAG, clipped, momentum",
     "fgsm": "FGSM",
     "pgd": "PGD",
     "segpgd": "SegPGD",
@@ -141,7 +144,7 @@ def entry_of(variant, subject, *, first) -> Entry:
     bounded = variant in BOUNDED
     out = (audit_checks.model,) * (not first)
     out += (audit_checks.grows,) * bounded
-    out += (audit_checks.goes_on,) * (bounded or variant == "momentum")
+    out += (audit_checks.goes_on,) * (bounded or "momentum" in variant)
     targets_of = absent_targets if variant == "release" else paper_targets
     return Entry(
         f"{subject.name} {variant}",

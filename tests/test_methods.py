@@ -21,6 +21,8 @@ DAGS = {
     "release_detection": methods.release(background=0),
     "best_other": methods.best_other(),
     "momentum": methods.momentum(0.9),
+    "momentum_best_other": methods.UNBOUNDED["momentum_best_other"](),
+    "clipped_momentum": methods.momentum(0.9, 1.5),
     "clipped": methods.clipped(1.5),
     "clipped_best_other": methods.clipped_best_other(1.5),
 }
@@ -74,9 +76,9 @@ def slope_of(name, scores, label, adversarial, progress):
         return (seen != adversarial) * (one_hot(seen) - towards)
     if name == "release_detection":
         return (seen not in (adversarial, 0) or right) * (one_hot(label) - towards)
-    if name in ("best_other", "clipped_best_other"):
+    if name.endswith("best_other"):
         return right * (one_hot(label) - one_hot(best_without(scores, label)))
-    if name in ("momentum", "clipped"):
+    if name in ("momentum", "clipped", "clipped_momentum"):
         return right * (one_hot(label) - towards)
     likelihood = softmax(scores)
     if name == "segpgd":
@@ -112,11 +114,10 @@ def twin(name, weights, bias, image, labels, adversarial, valid):
             seen_next = np.clip(image + np.clip(r, -EPSILON, EPSILON), 0, 255)
             r = seen_next - image
             continue
+        if "momentum" in name:
+            gradient = velocity = gradient / np.abs(gradient).max() + 0.9 * velocity
         if name.startswith("clipped"):
             gradient = np.clip(gradient / (1.5 * np.sqrt((gradient**2).mean())), -1, 1)
-        gradient /= np.abs(gradient).max()
-        if name == "momentum":
-            gradient = velocity = gradient + 0.9 * velocity
         r = r - GAMMA * gradient / np.abs(gradient).max()
     return iterates, counts
 
