@@ -5,8 +5,6 @@ Shapes: `H W` pixels of an image, `H' W'` pixels of its bucket; otherwise as in 
 
 import atexit
 import collections
-import contextlib
-import contextvars
 import dataclasses
 import threading
 import time
@@ -21,6 +19,7 @@ import numpy as np
 from dag_jax.engine.algorithm import Attack
 from dag_jax.engine.checks import check_are_targets, check_image, check_margin, check_targets
 from dag_jax.engine.targets import Targets, map_targets
+from dag_jax.engine.threads import bound
 from dag_jax.errors import UserError
 
 _END = object()
@@ -152,27 +151,10 @@ def _pad_pixels(targets: Targets, shape, padded):
     return jax.tree.map(lambda leaf: _pad(leaf, shape, padded), targets)
 
 
-def _settings():
-    """Return {name: value} of this thread's JAX settings that a context manager can change."""
-    values = jax.config.values
-    return {name: values[name] for name in values if name.removeprefix("jax_") in vars(jax)}
-
-
-@contextlib.contextmanager
-def _under(settings):
-    """Give this thread other settings, from `_settings`, inside a `with` block."""
-    with contextlib.ExitStack() as stack:
-        for name, value in settings.items():
-            if jax.config.values[name] != value:
-                stack.enter_context(vars(jax)[name.removeprefix("jax_")](value))
-        yield
-
-
 class Feed:
     """A thread that reads and prepares examples; at most `ahead` of them wait for a slot.
 
-    It works under the settings of the thread that made it: JAX's (`jax.default_matmul_precision`,
-    ...) and the context variables (`numpy.errstate`).
+    It works under the settings of the thread that made it; see `threads.bound`.
     """
 
     def __init__(self, prepare, examples: Iterator, *, ahead: int):
@@ -193,24 +175,22 @@ class Feed:
         self.error: BaseException | None = None  # what the examples raised
         # A daemon: examples that never come must not keep the interpreter from ending.
         self._thread = threading.Thread(
-            target=contextvars.copy_context().run,
-            args=(self._run, _settings()),
+            target=bound(self._run),
             name="dag_jax examples",
             daemon=True,
         )
         self._thread.start()
         _feeds.add(self)
 
-    def _run(self, settings):
+    def _run(self):
         error = None
         try:
-            with _under(settings):
-                while self._room() and (example := self._next()) is not _END:
-                    ready = self._prepare(example)
-                    with self._change:
-                        self._waiting += 1
-                        self._ready.append(ready)
-                        self._change.notify_all()
+            while self._room() and (example := self._next()) is not _END:
+                ready = self._prepare(example)
+                with self._change:
+                    self._waiting += 1
+                    self._ready.append(ready)
+                    self._change.notify_all()
         except BaseException as raised:  # whatever it is, it is the consumer's to see
             error = raised
         with self._change:

@@ -11,8 +11,10 @@ model runs as long as its longest lane asks.
 Shapes: `D` devices, `L` lanes of each, `S = D L` in all; otherwise as in `dag_jax.attack`.
 """
 
+import contextlib
 import dataclasses
 import functools
+import time
 
 import jax
 import jax.numpy as jnp
@@ -228,6 +230,12 @@ class Lanes:
         """Start a chunk on all devices; `wait` waits for it."""
         states, self._used = _advance(self._score_fn, self._method, *self._lanes, **self._options)
         self._lanes = states, *self._lanes[1:]
+
+    def end(self) -> float:
+        """Wait for the chunk, and return when it ended, of `time.perf_counter`."""
+        with contextlib.suppress(RuntimeError):  # an error of the chunk is `wait`'s to raise
+            self._used.block_until_ready()
+        return time.perf_counter()
 
     def wait(self) -> tuple[int, int]:
         """Wait for the chunk.

@@ -13,6 +13,7 @@ Shapes: `S` slots; otherwise as in `dag_jax.attack`.
 """
 
 import collections
+import concurrent.futures
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -51,6 +52,8 @@ class Chunk(NamedTuple):
     iterations: int  # of the slot that made most
     busy: int  # iterations of all slots
     ended: bool  # whether the input had ended before
+    seconds: float  # that the devices worked
+    idle: float  # seconds that the devices had waited before, since the last chunk; 0 of the first
 
 
 def attack_stream(
@@ -136,6 +139,7 @@ def attack_stream(
             raise
         finally:
             feed.close()
+            under_way.close()
 
     return stream()
 
@@ -167,12 +171,13 @@ class _Stream:
         self._buckets: dict = {}
         self._copies: dict = {}
         self._failures: list[Failure] = []
+        self._clock = concurrent.futures.ThreadPoolExecutor(1, "dag_jax clock")
         # (example, attack) by the example's identity, so that no result is made twice.
         self._results: dict[int, tuple[Example, Attack]] = {}
 
     def run(self):
         """Yield (key, attack) until the input has ended and all are done."""
-        wait = _FIRST_WAIT
+        wait, free_since = _FIRST_WAIT, None
         while True:
             bucket = self._choose()
             free = self._options["slots"] - (bucket.load() if bucket else 0)
@@ -193,14 +198,17 @@ class _Stream:
             started = time.perf_counter()
             taken = bucket.taken()
             bucket.lanes.advance()
+            end = self._clock.submit(bucket.lanes.end)  # the host may be busy for longer
             yield from self._hand_out()  # while the devices work
             iterations, busy = bucket.lanes.wait()
-            wait = min(_WAIT * (time.perf_counter() - started), _LONGEST_WAIT)
+            ready = end.result()
+            wait = min(_WAIT * (ready - started), _LONGEST_WAIT)
             self._harvest(bucket)
             if self._monitor is not None:
-                size = bucket.lanes.shape
-                slots = self._options["slots"]
-                self._monitor(Chunk(size, slots, taken, iterations, busy, ended))
+                size, slots = bucket.lanes.shape, self._options["slots"]
+                times = ready - started, 0.0 if free_since is None else started - free_since
+                self._monitor(Chunk(size, slots, taken, iterations, busy, ended, *times))
+            free_since = ready
         yield from self._hand_out()
         if self._feed.error is not None:
             raise self._feed.error
@@ -215,6 +223,10 @@ class _Stream:
             except RuntimeError:  # its lanes went with the chunk that was interrupted
                 continue
         yield from self._hand_out()
+
+    def close(self):
+        """Let go of the thread that looks at the clock."""
+        self._clock.shutdown(wait=False)
 
     def explain(self, error):
         """Add a note about the examples that failed to another error."""

@@ -3,7 +3,9 @@
 Shapes: `H W` pixels, `N` targets, `C` classes.
 """
 
+import dataclasses
 import functools
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from dag_jax.progress import progress
 from dag_jax.runs import buckets, levels, provenance, rundir
 from dag_jax.runs.subject import Subject
 from dag_jax.runs.targets import paper_targets
+from dag_jax.runs.writers import Writers
 
 WHITE = 255  # the largest grey level
 # Images under way at a time on each device: a CPU core gains nothing from more lanes, and the last
@@ -95,25 +98,42 @@ def grouping(subject: Subject) -> Callable:
     return lambda row: buckets.group_of(subject.model, examples[row]["image"].shape)
 
 
-def attack_inputs(plan: Plan, rows=None):
+def _on(device, subject: Subject) -> Subject:
+    """Return a subject whose model's parameters are on a device."""
+
+    def put(leaf):
+        return jax.device_put(leaf, device) if isinstance(leaf, np.ndarray | jax.Array) else leaf
+
+    return dataclasses.replace(subject, model=jax.tree.map(put, subject.model))
+
+
+def attack_inputs(plan: Plan, rows=None, devices=()):
     """Prepare examples for `attack_stream`.
 
     Args:
       plan: the attack.
       rows: which examples; None for all.
+      devices: those that compute targets, in turn; one or none is JAX's default device.
 
     Yields:
       (row, image u8[H, W, 3], targets, inputs), arrays being NumPy's; a `Failure` for an image that
       is smaller than the model can see.
     """
-    examples, group_of = plan.subject.examples, grouping(plan.subject)
-    for row in range(len(examples)) if rows is None else rows:
+    examples = plan.subject.examples
+    if len(devices) > 1:
+        subjects = [(device, _on(device, plan.subject)) for device in devices]
+    else:
+        subjects = [(None, plan.subject)]
+    places = [(device, subject, grouping(subject)) for device, subject in subjects]
+    chosen = range(len(examples)) if rows is None else rows
+    for row, (device, subject, group_of) in zip(chosen, itertools.cycle(places), strict=False):
         try:
             group = group_of(row)
         except ValueError as error:
             yield Failure(row, error)
             continue
-        targets, inputs = plan.targets_of(plan.subject, group, examples[row], plan.seed)
+        with jax.default_device(device):
+            targets, inputs = plan.targets_of(subject, group, examples[row], plan.seed)
         yield row, examples[row]["image"], targets, inputs
 
 
@@ -135,7 +155,7 @@ def open_stream(plan: Plan, inputs, *, count, slots=None, mesh=None, **options):
       mesh: devices; None is all of this process.
       **options: of `attack_stream`.
     """
-    mesh = mesh or Mesh(jax.local_devices(), ("images",))
+    mesh = mesh or _all_devices()
     slots = min(slots or default_slots(), -(-count // mesh.size))
     return attack_stream(
         models.score_fn(plan.subject.model),
@@ -146,6 +166,10 @@ def open_stream(plan: Plan, inputs, *, count, slots=None, mesh=None, **options):
         bucket=bucket_for(plan.subject),
         **options,
     )
+
+
+def _all_devices():
+    return Mesh(jax.local_devices(), ("images",))
 
 
 @jax.jit
@@ -212,6 +236,8 @@ def check_images(folder, records, examples) -> None:
 def attack_missing(plan: Plan, results: rundir.Results, *, slots=None, mesh=None, label) -> None:
     """Attack the examples that a folder of results lacks, and write each as it finishes.
 
+    Other threads write, so that the devices go on meanwhile.
+
     Args:
       plan: the attack; its examples are the results' keys.
       results: where they are kept.
@@ -229,6 +255,8 @@ def attack_missing(plan: Plan, results: rundir.Results, *, slots=None, mesh=None
     check_images(results.folder, results.done().values(), examples)
     todo, started, failed, waiting = results.todo(), time.perf_counter(), [], {}
     finished: list[float] = []
+    worked = waited = 0.0  # seconds of the devices
+    mesh = mesh or _all_devices()
     if not todo:
         return
 
@@ -237,25 +265,37 @@ def attack_missing(plan: Plan, results: rundir.Results, *, slots=None, mesh=None
         bar.write(failed[-1], file=sys.stderr)
 
     def inputs():
-        for item in attack_inputs(plan, todo):
+        for item in attack_inputs(plan, todo, mesh.local_devices):
             if not isinstance(item, Failure):
                 waiting[item[0]] = item[2:]
             yield item
 
     def keep(row, attack):
-        image, (targets, more) = examples[row]["image"], waiting.pop(row)
-        png = rundir.saved_pixels(image, attack.perturbation)
-        verdict = _png_verdict(plan, group_of(row), targets, more, png)
-        record = record_of(image, attack, verdict)
         finished.append(time.perf_counter() - started)
         seconds = {"finished": round(finished[-1], 3)}
         if len(finished) > 1:  # what comes first waits for what has to be compiled
             seconds["since"] = round(finished[-1] - finished[-2], 3)
-        results.add(row, image, attack.perturbation, record, seconds)
+        writers.submit(row, attack, waiting.pop(row), seconds)
+
+    def write(row, attack, problem, seconds):
+        image, (targets, more) = examples[row]["image"], problem
+        png = rundir.saved_pixels(image, attack.perturbation)
+        verdict = _png_verdict(plan, group_of(row), targets, more, png)
+        results.add(row, image, attack.perturbation, record_of(image, attack, verdict), seconds)
 
     count = len(results.process_rows())
-    stream = open_stream(plan, inputs(), count=count, slots=slots, mesh=mesh, on_failure=on_failure)
-    with progress(total=len(todo), desc=label, unit="image", disable=label is None) as bar:
+
+    def look(chunk):
+        nonlocal worked, waited
+        worked, waited = worked + chunk.seconds, waited + chunk.idle
+        bar.set_postfix_str(f"devices {worked / (worked + waited):.0%} busy", refresh=False)
+
+    options = {"slots": slots, "mesh": mesh, "on_failure": on_failure, "monitor": look}
+    stream = open_stream(plan, inputs(), count=count, **options)
+    with (
+        progress(total=len(todo), desc=label, unit="image", disable=label is None) as bar,
+        Writers(write) as writers,
+    ):
         for row, attack in stream:
             keep(row, attack)
             bar.update()

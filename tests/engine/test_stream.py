@@ -588,3 +588,13 @@ def test_the_monitor_accounts_for_every_iteration(score_fn, examples):
     assert all(chunk.busy <= chunk.taken * chunk.iterations for chunk in chunks)
     assert all(chunk.iterations <= 3 and chunk.slots == 4 for chunk in chunks)
     assert chunks[-1].ended and chunks[0].taken == 4
+
+
+def test_the_monitor_tells_how_long_devices_worked_and_waited(score_fn, examples):
+    chunks, started = [], time.perf_counter()
+    for _ in dag_jax.attack_stream(score_fn, examples, METHOD, slots=1, monitor=chunks.append):
+        time.sleep(0.1)  # a consumer that is slower than the devices
+    whole = time.perf_counter() - started
+    worked, waited = (sum(times) for times in zip(*(chunk[-2:] for chunk in chunks), strict=True))
+    assert chunks[0].idle == 0 and all(chunk.seconds > 0 for chunk in chunks)
+    assert waited >= 0.1 * (len(examples) - 2) and worked + waited <= whole
