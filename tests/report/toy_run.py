@@ -75,7 +75,7 @@ def make_row(folder, keys, *, detects=False):
         **{name: values[0] for name, values in intervals.items()},
         "class_scores": {"orig": [90.0, 50.0, None], "advr": [1.5, 0.0, None]},
         **scores.summary_of(results.records()),
-        "skipped": 2,
+        **{"skipped": 2, "skipped_files": ["b<b>.png is cut"]},
     }
     files.write_json(results.folder / "row.json", row)
     return row
