@@ -45,6 +45,9 @@ def test_each_variant_has_a_row(run):
         assert low <= value == row["advr"] <= high
     with Image.open(workdir / "variants.png") as picture:
         assert picture.width > 800
+    ratio = np.divide(*(np.median(rows[name]["each"]["num_steps"]) for name in ("pgd", "dag")))
+    ratios = text.partition("Streets: what it takes")[2]
+    assert f"| {ratio:.2f} [" in ratios and "DAG, authors' release" in ratios
 
 
 def test_those_without_a_bound_stop_by_themselves_and_others_keep_theirs(run):
