@@ -1,6 +1,6 @@
-"""What a foreign model can have wrong, said before anything is attacked.
+"""Checks of a foreign model, so that a fault is named before anything is attacked.
 
-Each framework's adapter tries its model once, on noise, and gives what came out to these.
+Each framework's adapter runs its model once, on noise, and checks the result by these.
 
 Shapes: `H W` pixels that the model sees, `h w` cells of its scores, `C` classes.
 """
@@ -63,7 +63,7 @@ def noise(size: tuple[int, int] | None) -> Float[np.ndarray, "H W 3"]:
 
 
 def picks(output: Any, title: str) -> dict[str, str | int | None]:
-    """Return what `pick` takes for each output that is asked for, by what it is called.
+    """Return {title of an output: what `pick` takes for it}, of the outputs that are asked for.
 
     Args:
       output: a key or an index, None, or a tuple of those.

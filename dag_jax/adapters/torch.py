@@ -30,7 +30,7 @@ WAYS = ("callback", "torchax")
 class TorchFunction:
     """A function of an image that a PyTorch module computes; a pytree without leaves.
 
-    JAX tells it from others by its identity.
+    JAX compares it by identity.
 
     Attributes:
       title: what tables call the module.
@@ -200,11 +200,12 @@ def from_torch(
 
     The module sees (resize(image) / 255 - mean) / std, and is tried once on noise.
 
-    By callback it is run as it is, on its own device and in its own dtype. Weights that change
-    later are used at once, and run folders tell them apart. By torchax it is compiled for where JAX
-    runs, in single precision or less, and compared with PyTorch on the noise; it is taken as it is
-    now, and its parameters and buffers are the leaves of what is returned. Either way the gradient
-    is autograd's: what the module detaches has none, and where that is no slope the audit says so.
+    By callback the module runs as it is, on its own device and in its own dtype. If its weights
+    change later, the new ones are used at once, and run folders tell them apart. By torchax the
+    module is compiled for the device of JAX, in single precision or less, and compared with PyTorch
+    on the noise. Its weights are then those of now: parameters and buffers are the leaves of what
+    is returned. Either way the gradient is autograd's: what the module detaches has none, and the
+    audit says where the gradient is no slope of the scores.
 
     Args:
       module: a torch.nn.Module in evaluation mode, of one image [1, 3, h, w] as its argument.

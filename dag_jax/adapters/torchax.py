@@ -1,11 +1,16 @@
 """PyTorch's modules compiled into JAX by torchax; their parameters and buffers are the leaves.
 
-torchax runs a module's own code on tensors that hold what JAX traces. It is mended here: its
-convolutions, pools and resizing are slow on CPU, their gradients above all and inside compiled
-loops most; its transposed convolution of groups is wrong; it lets gradients pass through what was
-detached; modules that keep what they computed for the next call would keep what was traced; tensors
-that are neither parameters nor buffers, or are made without a device, do not mix with others. What
-comes out is compared with PyTorch's own, once.
+torchax runs a module's own code on tensors that hold what JAX traces. Some of it is replaced here:
+
+- its convolutions, pools and resizing, which are slow on CPU, their gradients above all, and most
+  inside compiled loops;
+- its transposed convolution of groups, which is wrong;
+- gradients, which it lets pass through what was detached;
+- what a module keeps for its next call, which would be traced values;
+- tensors that are neither parameters nor buffers, or that are made without a device, which it does
+  not mix with others.
+
+The result is compared with PyTorch's own, once.
 
 Shapes: `B` images, `H W` cells, `C D` channels, `K` kernel size.
 """
@@ -33,7 +38,7 @@ _TOGETHER = "torchax 0.0.13 with torch 2.12.1 and jax 0.10.2"
 _PARTS = ("torchax", "torch", "jax")
 _FEW = 8  # groups that are convolved one by one
 # How far outputs and the gradient may be from PyTorch's, in the norm, in single and in half
-# precision. Rounding leaves 1e-5 of outputs, and some 1e-2 of a gradient that passes ties of ReLUs.
+# precision. Rounding changes outputs by 1e-5, and a gradient that passes ties of ReLUs by 1e-2.
 _APART = {"scores": (1e-3, 5e-2), "a gradient": (2e-1, 3e-1)}
 
 

@@ -1,9 +1,10 @@
 """Where the cells of a map lie in the image, and how many of them are the image's.
 
-Images of many sizes go through few compiled shapes when each is padded, below and on the right, to
-a shape that it shares with others. A network's border then moves: its layers would see what they
-made of the padding where the image's own border has zeros. So the number of cells that the image
-alone would have goes with each map, layer by layer, and the cells beyond it are put back to zero.
+Images of many sizes go through few compiled shapes: each is padded, below and on the right, to a
+shape that it shares with others. Without care the padding would change the result: where the image
+alone has a border of zeros, the next layer would see what the last one made of the padding. So each
+map carries the number of cells that the image alone would have, and after every layer the cells
+beyond them are set back to zero.
 
 Shapes: `*B` no axis or one batch axis, `H W` cells of a map, `C` channels.
 """

@@ -1,4 +1,4 @@
-"""What networks of depthwise and grouped convolutions do to planes, with fast gradients.
+"""Depthwise and grouped convolutions and what goes with them, on planes, with fast gradients.
 
 Shapes: `B` images, `C` channels, `H W` cells, `G` groups.
 
@@ -174,7 +174,7 @@ _AROUND = ((0, 0), (0, 0), (1, 1), (1, 1))
 
 
 def _moved(x, row, column):
-    """Return the cells of a map, which has one more on each side, that are so far off."""
+    """Return a map moved by (row, column); `x` is the map with one more cell on each side."""
     height, width = (side - 2 for side in x.shape[-2:])
     return x[..., 1 + row : 1 + row + height, 1 + column : 1 + column + width]
 
@@ -182,7 +182,7 @@ def _moved(x, row, column):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _grouped(x, kernel, groups):
     each, features = kernel.shape[2:]
-    # What each tap makes of each cell, as one product, and then their sum.
+    # One product multiplies every cell by every tap; the products are then moved and added up.
     kernel = kernel.reshape(9, each, groups, features // groups).transpose(1, 2, 0, 3)
     taps = pointwise(jnp.pad(x, _AROUND), kernel.reshape(1, 1, each, -1), groups=groups)
     batch, _, *sides = taps.shape

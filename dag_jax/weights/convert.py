@@ -65,8 +65,8 @@ def convert(
     is exact inside the image; at the border, where a network pads with zeros, zero is another
     colour.
 
-    A checkpoint of torch may hold more than the network, and the network's names under others:
-    'state_dict.module.', 'net.', 'model_state_dict.'. The part is taken whose names a layout has.
+    A checkpoint of torch may hold more than the network, and have a prefix before the names of its
+    layers: 'state_dict.module.', 'net.'. The part whose names fit a layout is taken.
 
     Args:
       module: an `Fcn` or a `FasterRCNN` without batch normalisation.
@@ -74,7 +74,7 @@ def convert(
       layout: a name of `LAYOUTS`, or None to tell by the names of the layers.
       offsets_folded: whether bbox_pred gives plain offsets; else those normalised by the module's
         statistics.
-      part: the names before those of the network, 'ema.module', where several parts would do.
+      part: the prefix of the network's names, such as 'ema.module', where several parts fit.
 
     Returns:
       Converted.
@@ -88,7 +88,7 @@ def convert(
     parts = [_part(source, layout, part) for source in sources]
     left_out = tuple(dict.fromkeys(name for _, names in parts for name in names))
     layers = _merge([source for source, _ in parts])
-    layout = layout or _tell(layers)
+    layout = layout or _layout_of(layers)
     layers = _join(layers, LAYOUTS[layout])
     expected, upsamplings = _expected(module)
     parameters, dense, problems = {}, [], []
@@ -161,7 +161,7 @@ def convert(
 
 
 def _part(source, layout, part):
-    """Return (what a file holds of a network, the first names of what else it holds)."""
+    """Return (the arrays of the network in a file, the first names of what else is in there)."""
     if any(isinstance(value, list) for value in source.values()):  # Caffe's, of a network alone
         return source, []
     # A part that torch.compile has compiled is the same.
@@ -171,7 +171,7 @@ def _part(source, layout, part):
     if part is not None and not chosen:
         raise UserError(f"the file has no part {part!r}; it has {_firsts(names.values())}")
     if part is None and len(chosen) < len(names):
-        # What is beside the network in one container may be of it.
+        # What lies beside the network in its container may belong to it.
         container = prefix.partition(".")[0] + "."
         if beside := [n for n in names.values() if n.startswith(container) and n not in chosen]:
             raise UserError(
@@ -187,7 +187,7 @@ def _firsts(names):
 
 
 def _prefix(names, layout):
-    """Return what is before the names that a layout has: '', or some names with a dot after them.
+    """Return the prefix of the names that fit a layout: '', or names with a dot after each.
 
     Raises:
       UserError: where there are several.
@@ -199,8 +199,8 @@ def _prefix(names, layout):
         if "" in prefixes:
             return ""
         if len(prefixes) > 1:
-            known = " or ".join(prefix[:-1] for prefix in prefixes)
-            raise UserError(f"the file holds several networks; choose one by part: {known}")
+            parts = " or ".join(prefix[:-1] for prefix in prefixes)
+            raise UserError(f"the file holds several networks; choose one by part: {parts}")
         if prefixes:
             return prefixes[0]
     return ""
@@ -274,7 +274,7 @@ def _join(layers, layout):
 
 
 def _check_norm(name, arrays, layer):
-    """Refuse what is no batch normalisation, or none of a layer."""
+    """Raise UserError for arrays that are no batch normalisation, or not one of this layer."""
     if lacking := [part for part in _NORM if part not in arrays]:
         raise UserError(f"{name} is no batch normalisation: it has no {', '.join(lacking)}")
     shapes = {arrays[part].shape for part in _NORM} | {layer[p].shape for p in layer if p == "bias"}
@@ -302,7 +302,7 @@ def _caffe_norm(name, arrays):
     return {"kernel": ones, "bias": zeros, **statistics}
 
 
-def _tell(layers):
+def _layout_of(layers):
     """Return the name of the layout that a file's layers have."""
     for name, layout in LAYOUTS.items():
         if any(re.fullmatch(layout.sign, layer) for layer in layers):
@@ -372,7 +372,7 @@ def _read_grey_levels(module, arrays):
 
 
 def _is_bilinear(arrays):
-    """Tell whether an upsampling is what `operations.upsample` does.
+    """Return whether an upsampling equals `operations.upsample`.
 
     That is the kernel of FCN's surgery.py. Caffe's own filler centres a kernel of odd size half a
     pixel further.

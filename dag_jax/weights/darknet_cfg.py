@@ -63,7 +63,7 @@ class Shortcut:
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """Maps one after another along the channels, or of each of them one part of equal ones."""
+    """Maps joined along the channels; of each map all channels, or one of several equal parts."""
 
     sources: tuple[int, ...]
     parts: int = 1
@@ -88,7 +88,7 @@ class MaxPool:
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """What its map says of boxes: for each anchor x, y, w, h, object and the classes.
+    """A head: the map before it holds, for each anchor, x, y, w, h, object and the classes.
 
     Attributes:
       shape: cells (h, w) of the map.
@@ -114,7 +114,7 @@ class Cfg:
 
     Attributes:
       shape: pixels (height, width) of the image that it reads.
-      layers: in order; what a source names is an index of them.
+      layers: in order; sources are indices into them.
     """
 
     shape: tuple[int, int]
@@ -122,12 +122,12 @@ class Cfg:
 
     @property
     def heads(self) -> tuple[Head, ...]:
-        """Those layers that say what there is."""
+        """The layers that predict boxes."""
         return tuple(layer for layer in self.layers if isinstance(layer, Head))
 
     @property
     def convolutions(self) -> dict[str, Convolution]:
-        """Those layers that have weights, by their names in a parameter tree."""
+        """The layers that have weights, by their names in a parameter tree."""
         return {
             f"conv{index}": layer
             for index, layer in enumerate(self.layers)
@@ -194,7 +194,7 @@ def parse(text: str, name="the .cfg") -> Cfg:
 
 
 class _Section:
-    """A section of a file; asked for an option, it says which line is wrong."""
+    """A section of a file. Errors in its options name the line."""
 
     def __init__(self, name, line, kind):
         self.name, self.line, self.kind, self.options = name, line, kind, {}
