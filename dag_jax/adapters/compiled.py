@@ -29,12 +29,12 @@ class _Around:
             if self._size is not None and x.shape[:2] != self._size:
                 x = jax.image.resize(x, (*self._size, 3), "bilinear", antialias=False)
             mean, std = normalisation
-            seen, x = x.shape[:2], ((x / 255 - mean) / std)[None]
+            size, x = x.shape[:2], ((x / 255 - mean) / std)[None]
             x = x.transpose(0, 3, 1, 2) if self._layout == "nchw" else x
             outputs = self._forward(variables, x)
             if self._count is None:
                 return jax.tree.map(_without_batch, outputs)
-            checks.check_map(outputs.shape, seen, self._layout, self._count, self._title)
+            checks.check_map(outputs.shape, size, self._layout, self._count, self._title)
             scores = outputs[0].astype(jnp.float32)
             return scores.transpose(1, 2, 0) if self._layout == "nchw" else scores
 

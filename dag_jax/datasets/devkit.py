@@ -181,7 +181,7 @@ def locate(name):
 def where(*paths) -> str:
     """Return a sentence on where to get the archives of some paths, as 'VOC2012/JPEGImages'."""
     parts = dict.fromkeys(part for path in paths for part in path.split("/"))
-    known = [part for part in parts if part in ADDRESSES]
-    if not known:
+    archives = [part for part in parts if part in ADDRESSES]
+    if not archives:
         return f"VOC can be had from {_HOME}"
-    return "; ".join(f"{part} can be had from {' and '.join(ADDRESSES[part])}" for part in known)
+    return "; ".join(f"{part} can be had from {' and '.join(ADDRESSES[part])}" for part in archives)

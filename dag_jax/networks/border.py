@@ -159,9 +159,9 @@ class Reach(NamedTuple):
         for axis, (places, side) in enumerate(
             ((rows, self.grid.rows), (columns, self.grid.columns))
         ):
-            known = isinstance(side, int) and isinstance(places, np.ndarray)
-            xp = np if known else jnp
-            places = places if known else jnp.asarray(places, jnp.int32)
+            is_static = isinstance(side, int) and isinstance(places, np.ndarray)
+            xp = np if is_static else jnp
+            places = places if is_static else jnp.asarray(places, jnp.int32)
             outside = 2 * depth + 1
             kinds = xp.clip(places - side + outside, xp.minimum(places, depth), outside)
             kinds = xp.where(places < 0, outside, kinds)

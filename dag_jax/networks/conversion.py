@@ -150,8 +150,8 @@ def convert_files(name, module, sources, output, *, read=read_network) -> dict:
     if output.exists():
         raise UserError(f"{output} exists already; name another --output, or remove it")
     for source in filter(_is_safetensors, _existing(sources)):
-        if known := kinds.description(source):
-            raise UserError(f"{source} is {known}")
+        if description := kinds.description(source):
+            raise UserError(f"{source} is {description}")
         raise UserError(f"{source}: `networks.load` reads safetensors of ours as they are")
     _, parameters, record = read(name, module, sources)
     store.save(output, parameters, record)

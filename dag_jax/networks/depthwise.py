@@ -62,8 +62,8 @@ def _backward(stride, padding, dilation, residuals, cotangent):
     spread = _pad(cotangent, *((before, block - cells) for block, cells in sides))
     taps: list[list] = [[] for _ in range(stride)]  # (first of `spread`, place) by remainder
     for phase, i in np.ndindex(stride, size):
-        block, more = divmod(phase - dilation * i, stride)
-        if not more:
+        block, remainder = divmod(phase - dilation * i, stride)
+        if not remainder:
             taps[phase].append((before + block, i))
     shape = (*x.shape[:-3], *blocks, x.shape[-1])
     rows = []

@@ -121,8 +121,8 @@ def poison(x, grid: Grid):
     Traced numbers cannot raise; an attack that meets a NaN says so by its status.
     """
     sides = ((grid.rows, x.shape[-3]), (grid.columns, x.shape[-2]))
-    traced = [(side, most) for side, most in sides if not isinstance(side, int)]
+    traced = [(side, length) for side, length in sides if not isinstance(side, int)]
     if not traced:
         return x
-    fits = [(side >= 1) & (side <= most) for side, most in traced]
+    fits = [(side >= 1) & (side <= length) for side, length in traced]
     return jnp.where(functools.reduce(jnp.logical_and, fits), x, jnp.nan)

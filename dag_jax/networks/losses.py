@@ -56,9 +56,9 @@ def segmentation_loss(scores, labels, *, class_weights=None):
         class_weights = jnp.ones(scores.shape[-1])
     if class_weights.shape != scores.shape[-1:]:
         raise UserError(f"{scores.shape[-1]} classes, class_weights is {class_weights.shape}")
-    known = (labels >= 0) & (labels < scores.shape[-1])
-    labels = jnp.where(known, labels, 0)
-    weights = jnp.where(known, jnp.asarray(class_weights)[labels], 0)
+    is_class = (labels >= 0) & (labels < scores.shape[-1])
+    labels = jnp.where(is_class, labels, 0)
+    weights = jnp.where(is_class, jnp.asarray(class_weights)[labels], 0)
     return _weighted_mean(_cross_entropy(scores, labels), weights)
 
 

@@ -207,16 +207,16 @@ class PyramidNetwork(DetectionNetwork):
         return _CANVAS_STEP
 
 
-def best_pairs(scores, valid, most):
+def best_pairs(scores, valid, max_pairs):
     """Return the best pairs of a row and a column of f32[N, C].
 
     Returns:
-      (scores f32[K], rows i32[K], columns i32[K], valid bool[K]), by falling score; K is `most`, or
-      all there are.
+      (scores f32[K], rows i32[K], columns i32[K], valid bool[K]), by falling score; K is
+      `max_pairs`, or all there are.
     """
     count = scores.shape[1]
     scores = jnp.where(valid, scores, -jnp.inf).reshape(-1)
-    scores, pairs = lax.top_k(scores, min(most, scores.size))
+    scores, pairs = lax.top_k(scores, min(max_pairs, scores.size))
     return scores, pairs // count, pairs % count, scores > -jnp.inf
 
 

@@ -96,8 +96,8 @@ def _backward(function, chunk, residuals, cotangents):
             return jnp.where(mask, leaf[here], 0)
 
         _, vjp = jax.vjp(lambda leaves: function(merged(leaves), rows[here]), perturbed)
-        (more,) = vjp(jax.tree.map(seed, cotangents))
-        return part + 1, jax.tree.map(jnp.add, gradient, more)
+        (chunk_gradient,) = vjp(jax.tree.map(seed, cotangents))
+        return part + 1, jax.tree.map(jnp.add, gradient, chunk_gradient)
 
     # Counted one by one: XLA on CPU drops a loop whose counter's first stride passes its end.
     parts = (total + (chunk - 1)) // chunk

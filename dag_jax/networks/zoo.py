@@ -280,8 +280,10 @@ def load(
     """
     entry = _entry(name, miniature)
     if precision not in entry.precisions:
-        known = ", ".join(entry.precisions)
-        raise UserError(f"unknown precision {precision!r} of {name}; the known ones are {known}")
+        precisions = ", ".join(entry.precisions)
+        raise UserError(
+            f"unknown precision {precision!r} of {name}; the known ones are {precisions}"
+        )
     module = build(name, miniature=miniature)
     if precision != "float32":
         module = module.clone(backbone=module.backbone.clone(dtype=precision))

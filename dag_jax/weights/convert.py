@@ -105,16 +105,16 @@ def convert(
             problems.append(f"left over: {name}, as {path} is there already")
             continue
         parameters[path] = leaves = {}
-        for part, wanted in expected[path].items():
+        for part, shape in expected[path].items():
             if part not in arrays:
                 if path not in upsamplings:
-                    problems.append(f"missing: {part} of {name} {wanted}")
+                    problems.append(f"missing: {part} of {name} {shape}")
                 continue
-            leaves[part] = _arrange(arrays[part], wanted, rule.kind)
+            leaves[part] = _arrange(arrays[part], shape, rule.kind)
             if leaves[part] is None:
                 problems.append(
                     f"other shape: {part} of {name} is {arrays[part].shape}, the network has "
-                    f"{wanted}"
+                    f"{shape}"
                 )
             elif not np.isfinite(leaves[part]).all():
                 problems.append(f"not finite: {part} of {name}")
@@ -329,25 +329,25 @@ def _expected(module):
     return expected, upsamplings
 
 
-def _arrange(array, wanted, kind):
+def _arrange(array, shape, kind):
     """Return an array in the shape that is wanted, or None where it has another one."""
     array = array.astype(np.float32)
-    if len(wanted) == 1:
-        vectors = (wanted, (1, 1, 1, *wanted))
-        return array.reshape(wanted) if array.shape in vectors else None
+    if len(shape) == 1:
+        vectors = (shape, (1, 1, 1, *shape))
+        return array.reshape(shape) if array.shape in vectors else None
     if kind == "upsample":
-        height, width, channels, features = wanted
+        height, width, channels, features = shape
         if array.shape == (channels, 1, height, width) != (channels, features, height, width):
             # One filter for each channel, which Caffe has with group = channels.
             array = array * np.eye(channels, dtype=np.float32)[:, :, None, None]
         if array.shape != (channels, features, height, width):
             return None
         return np.ascontiguousarray(array.transpose(2, 3, 0, 1))
-    *window, channels, features = wanted  # no window: an inner product
+    *window, channels, features = shape  # no window: an inner product
     stored = (features, channels, *window)
     products = [(features, array.size // features), (1, 1, features, array.size // features)]
     shapes = {"patch": [stored, *products], "dense": products, "offsets": products}
-    if array.shape not in shapes.get(kind, [stored]) or array.size != np.prod(wanted):
+    if array.shape not in shapes.get(kind, [stored]) or array.size != np.prod(shape):
         return None
     array = array.reshape(stored)
     return np.ascontiguousarray(array.transpose(*range(2, array.ndim), 1, 0))

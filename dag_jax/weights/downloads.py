@@ -299,9 +299,9 @@ def _version(response):
 
 def _continues(response, unfinished, start):
     """Return whether an answer 206 continues the `unfinished` file from byte `start`."""
-    wanted = f"bytes {start}-{unfinished['total'] - 1}/{unfinished['total']}"
-    same = _version(response) in (None, unfinished["version"])
-    return same and response.headers.get("Content-Range", "").strip() == wanted
+    expected_range = f"bytes {start}-{unfinished['total'] - 1}/{unfinished['total']}"
+    is_same_version = _version(response) in (None, unfinished["version"])
+    return is_same_version and response.headers.get("Content-Range", "").strip() == expected_range
 
 
 def checksum_of(path, like: str) -> str:

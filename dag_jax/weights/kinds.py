@@ -32,8 +32,8 @@ def description(path) -> str:
     Args:
       path: of the file or folder, an `epath.Path` or a `pathlib.Path`.
     """
-    known = _folder(path) if path.is_dir() else _file(path)
-    return f"{known[0]}, which is not read here; {known[1]}" if known else ""
+    kind = _folder(path) if path.is_dir() else _file(path)
+    return f"{kind[0]}, which is not read here; {kind[1]}" if kind else ""
 
 
 def _folder(path):
