@@ -19,17 +19,20 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Bool, Float, Float32, Num, PRNGKeyArray
 
 from dag_jax.arrays import Array
+from dag_jax.engine import objective
 from dag_jax.engine.checks import WHITE
 from dag_jax.engine.method import Method
 from dag_jax.engine.objective import (
     Objective,
     active_targets,
-    largest_other,
+    lead,
     leads,
     margin_loss,
+    others,
     predicted,
     score_of,
     wide,
@@ -254,15 +257,18 @@ def _known(scores, targets):
 
 def _not_adversarial(scores, targets, margin):
     settled = leads(scores, targets.adversarial)
-    ahead = score_of(scores, targets.adversarial) - largest_other(scores, targets.adversarial)
-    return targets.valid & ~(settled & ((margin == 0) | (ahead >= margin)))
+
+    def ahead():
+        rivals = others(scores, targets.adversarial).max(axis=-1)
+        return settled & (score_of(scores, targets.adversarial) - rivals >= margin)
+
+    return targets.valid & ~lax.cond(margin > 0, ahead, lambda: settled)
 
 
 def _lead_over_adversarial(scores, targets, active, progress):
     del progress
-    scores = _known(scores, targets)
-    adversarial = score_of(scores, targets.adversarial)
-    return jnp.where(active, largest_other(scores, targets.adversarial) - adversarial, 0)
+    rivals = objective.best_other(scores, targets.adversarial)
+    return lead(scores, rivals, targets.adversarial, active)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,9 +297,8 @@ class MarginsOfUnsettled:
 
 def _lead_of_label(scores, targets, active, progress):
     del progress
-    scores = _known(scores, targets)
-    lead = score_of(scores, targets.labels) - largest_other(scores, targets.labels)
-    return jnp.where(active, lead, 0)
+    rivals = objective.best_other(scores, targets.labels)
+    return lead(scores, targets.labels, rivals, active)
 
 
 def _log_likelihood(scores, targets):

@@ -50,7 +50,7 @@ def test_what_a_function_refuses_it_refuses_in_its_own_words():
 
 
 def test_a_result_of_another_dtype_is_a_violation(monkeypatch):
-    monkeypatch.setattr(objective, "score_of", lambda scores, labels: labels)
+    monkeypatch.setattr(objective, "lead", lambda scores, labels, *others: labels)
     targets = dag_jax.make_targets(np.array([0, 1]), np.array([1, 0]))
     with pytest.raises(jaxtyping.TypeCheckError, match="return value of .*margin_loss"):
         dag_jax.margin_loss(np.zeros((2, 3), np.float32), targets)

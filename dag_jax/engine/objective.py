@@ -46,26 +46,63 @@ def wide(scores: Float[Array, "*T C"]) -> Float[Array, "*T C"]:
 
 
 def score_of(scores: Float[Array, "*T C"], labels: Integer[Array, "*T"]) -> Float[jax.Array, "*T"]:
-    """Return f32[*T], each target's score of a class.
+    """Return f32[*T], each target's score of a class; 0 where there is no such class.
 
     Args:
       scores: float[*T, C].
       labels: i32[*T].
     """
-    return jnp.take_along_axis(wide(scores), labels[..., None], axis=-1)[..., 0]
+    return jnp.where(_is_class(scores, labels), wide(scores), 0).sum(axis=-1)
 
 
-def largest_other(
-    scores: Float[Array, "*T C"], labels: Integer[Array, "*T"]
+def lead(
+    scores: Float[Array, "*T C"],
+    labels: Integer[Array, "*T"],
+    others: Integer[Array, "*T"],
+    where: Bool[Array, "*T"],
 ) -> Float[jax.Array, "*T"]:
-    """Return f32[*T], the largest score of each target over all classes but its label.
+    """Return f32[*T], each target's score of one class minus that of another, or 0.
+
+    A select and a sum, not two gathers: the gradient is then a select, too, not a scatter.
+
+    Args:
+      scores: float[*T, C].
+      labels: i32[*T], the class whose score counts.
+      others: i32[*T], the class whose score is subtracted.
+      where: bool[*T], the targets that count. Elsewhere the result and its gradient are 0,
+        whatever the scores are.
+    """
+    scores = wide(scores)
+    plus, minus = (_is_class(scores, part).astype(scores.dtype) for part in (labels, others))
+    sign = jnp.where(where[..., None], plus - minus, 0)
+    return (jnp.where(sign != 0, scores, 0) * sign).sum(axis=-1)
+
+
+def others(scores: Float[Array, "*T C"], labels: Integer[Array, "*T"]) -> Float[jax.Array, "*T C"]:
+    """Return f32[*T, C], the scores of each target with minus infinity for one class.
 
     Args:
       scores: float[*T, C].
       labels: i32[*T], the class to leave out.
     """
-    classes = lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
-    return jnp.where(classes == labels[..., None], -jnp.inf, wide(scores)).max(axis=-1)
+    return jnp.where(_is_class(scores, labels), -jnp.inf, wide(scores))
+
+
+def best_other(
+    scores: Float[Array, "*T C"], labels: Integer[Array, "*T"]
+) -> Int32[jax.Array, "*T"]:
+    """Return i32[*T], the first class of the largest score of each target but for one class.
+
+    Args:
+      scores: float[*T, C].
+      labels: i32[*T], the class to leave out.
+    """
+    return jnp.argmax(others(lax.stop_gradient(scores), labels), axis=-1).astype(jnp.int32)
+
+
+def _is_class(scores, labels):
+    """Return bool[*T, C], whether a score is that of a label."""
+    return lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1) == labels[..., None]
 
 
 def predicted(scores: Float[Array, "*T C"]) -> Int32[jax.Array, "*T"]:
@@ -95,11 +132,7 @@ def margin_loss(scores: Float[Array, "*T C"], targets: Targets) -> Float[jax.Arr
 
     Reference: Xie et al., ICCV 2017, equation 1.
     """
-    return jnp.where(
-        targets.valid,
-        score_of(scores, targets.labels) - score_of(scores, targets.adversarial),
-        0,
-    )
+    return lead(scores, targets.labels, targets.adversarial, targets.valid)
 
 
 def leads(
@@ -117,8 +150,12 @@ def leads(
     Returns:
       bool[*T].
     """
-    near = score_of(scores, labels) - largest_other(scores, labels) > -margin
-    return (predicted(scores) == labels) | ((margin > 0) & near)
+    leading = predicted(scores) == labels
+
+    def near():
+        return score_of(scores, labels) - others(scores, labels).max(axis=-1) > -margin
+
+    return lax.cond(margin > 0, lambda: leading | near(), lambda: leading)
 
 
 def active_targets(
@@ -141,7 +178,7 @@ def active_targets(
 def _margins_of_active(scores, targets, active, progress):
     """Return L of algorithm 1: the margins of the targets that are active."""
     del progress
-    return jnp.where(active, margin_loss(scores, targets), 0)
+    return lead(scores, targets.labels, targets.adversarial, active)
 
 
 DAG = Objective(active_targets, _margins_of_active)

@@ -36,12 +36,25 @@ def test_margin_loss_and_active_targets_by_hand():
     scores = jnp.array([[3.0, 1.0, 2.0], [0.0, 5.0, 5.0], [9.0, 0.0, 0.0]])
     targets = Targets(jnp.array([0, 2, 0]), jnp.array([1, 0, 2]), jnp.array([True, True, False]))
     np.testing.assert_array_equal(objective.score_of(scores, targets.labels), [3, 5, 9])
-    np.testing.assert_array_equal(objective.largest_other(scores, targets.labels), [2, 5, 0])
+    np.testing.assert_array_equal(objective.best_other(scores, targets.labels), [2, 1, 1])
     np.testing.assert_array_equal(dag_jax.margin_loss(scores, targets), [2.0, 5.0, 0.0])
     np.testing.assert_array_equal(dag_jax.active_targets(scores, targets), [True, False, False])
     np.testing.assert_array_equal(
         dag_jax.active_targets(scores, targets, margin=0.5), [True, True, False]
     )
+
+
+def test_a_lead_is_a_difference_and_nothing_where_it_does_not_count():
+    scores = np.array([[3.0, 1.0, 2.0], [np.nan, np.inf, 5.0], [9.0, 4.0, -np.inf]], np.float32)
+    labels, rivals, where = np.array([0, 0, 1]), np.array([2, 1, 0]), np.array([True, False, True])
+
+    def total(scores):
+        return objective.lead(scores, labels, rivals, where).sum()
+
+    np.testing.assert_array_equal(objective.lead(scores, labels, rivals, where), [1, 0, -5])
+    expected = [[1, 0, -1], [0, 0, 0], [-1, 1, 0]]
+    np.testing.assert_array_equal(jax.grad(total)(scores), expected)
+    assert "scatter" not in jax.jit(jax.grad(total)).lower(scores).as_text()
 
 
 def still_right(scores, targets, margin):

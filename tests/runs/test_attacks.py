@@ -94,6 +94,20 @@ def test_a_record_says_what_holds_of_the_image_and_of_its_png(attack):
     assert far["active_counts"] == [64] * 21
 
 
+def test_each_device_computes_targets_in_its_turn():
+    seen = []
+
+    def targets_of(subject, *args):
+        seen.append(subject.model.gain.device)
+        return paper_targets(subject, *args)
+
+    many = plan(Light, *map(example, "abcde"), targets_of=targets_of)
+    devices = jax.local_devices()[:2]
+    alone, shared = (list(attacks.attack_inputs(many, None, each)) for each in ((), devices))
+    assert seen == 5 * devices[:1] + 2 * devices + devices[:1]
+    jax.tree.map(np.testing.assert_array_equal, alone, shared)
+
+
 def test_sizes_are_of_the_whole_image():
     image = np.full((4, 4, 3), 100, np.uint8)
     change = np.zeros((4, 4, 3), np.float32)
