@@ -176,7 +176,7 @@ def _entry(title, paper, score, backbone, head):
         functools.partial(Segmenter, backbone, head),
         size="520 pixels the short side",
         score=f"mIoU {score} on COCO val2017, of VOC's classes",
-        precisions=("float32",),
+        precisions=("float32", "tf32"),
     )
 
 

@@ -6,9 +6,9 @@ measured. All devices work at the same time, as they do in a stream.
 Shapes: `D` devices.
 """
 
+import dataclasses
 import functools
 import math
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -26,7 +26,8 @@ SIDE = {"cpu": 1024}, 8192  # of the matrices, by platform
 SHOWN = 0.05  # of an iteration's time, what a layer with a row of its own takes at least
 
 
-class Layer(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layer:
     """A layer as a network calls it.
 
     Attributes:
