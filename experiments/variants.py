@@ -33,10 +33,12 @@ those that are there, --limit and --image_ids choose images; a folder with resul
 settings, weights, versions or devices is refused.
 """
 
+import functools
+
 import numpy as np
 from absl import app, flags
 
-from dag_jax import methods
+from dag_jax import methods, metrics
 from dag_jax.engine.method import Method
 from dag_jax.models import DETECTION
 from dag_jax.report import findings, tables, tradeoff
@@ -63,6 +65,7 @@ TITLES = {
 }
 OF_PIXELS = ("segpgd", "cospgd")
 BOUNDED = ("fgsm", "pgd", "segpgd", "cospgd")
+COMPARED = ("num_steps", "perceptibility", "largest_change")  # entries of records
 # Flags that change no row.
 UNRECORDED = ("models", "variants", *options.UNRECORDED)
 
@@ -160,7 +163,9 @@ def _completed(entry, results, row, beside):
     """Return a row with how many targets are still right, and with its seconds."""
     del beside
     right, count = _right(entry, results)
+    records = results.records()
     return row | {
+        "each": {name: [record[name] for record in records] for name in COMPARED},
         "variant": entry.manifest["variant"],
         "bounded": entry.manifest["variant"] in BOUNDED,
         "lost": float(np.mean(right[count > 0] <= FEW * count[count > 0])) if count.any() else 0.0,
@@ -182,6 +187,33 @@ def _right(entry, results) -> tuple[np.ndarray, np.ndarray]:
         np.array([function(counts) for counts in confusions], np.int64)
         for function in (np.trace, np.sum)
     )
+
+
+def against_dag(rows) -> str:
+    """Return the table of what variants need, each divided by what the paper's attack needs.
+
+    Args:
+      rows: of one model.
+
+    Returns:
+      A table; "" without the row of the paper's attack, or of too few images.
+    """
+    attacked = {row["variant"]: row["each"] for row in rows if "each" in row}
+    paper = attacked.pop("dag", None)
+    if not attacked or not paper or min(map(np.median, paper.values())) <= 0:
+        return ""
+    images = metrics.draw_images(0, len(paper["num_steps"]))
+
+    def ratio(row, name):
+        own, papers = (
+            metrics.median_of_sets(np.array(each[name]), images) for each in (row["each"], paper)
+        )
+        return findings.text(metrics.interval(own / np.where(papers > 0, papers, np.nan)))
+
+    headings = {"num_steps": "steps", "perceptibility": "p", "largest_change": "largest change"}
+    columns = [("variant", lambda row: row["title"])]
+    columns += [(headings[name], functools.partial(ratio, name=name)) for name in COMPARED]
+    return tables.markdown([row for row in rows if row["variant"] in attacked], columns)
 
 
 COLUMNS = (
@@ -215,6 +247,9 @@ def report(table):
         cells = tables.markdown(rows, COLUMNS)
         shown = findings.table1(rows, heading="variant")
         parts.append(f"## {title}\n\n{cells}\n\n### What holds of {title}\n\n{shown}")
+        if ratios := against_dag(rows):
+            note = "Medians over images, divided by DAG's, with [95% interval] by the bootstrap."
+            parts.append(f"### {title}: what it takes\n\n{note}\n\n{ratios}")
     return "\n".join(parts), {}
 
 

@@ -155,7 +155,8 @@ def load_examples(
       skip_bad: whether to leave out examples that cannot be read, and take the next ones.
 
     Returns:
-      `ExampleSet`, in the order of the split; `skipped` says what was wrong with which.
+      `ExampleSet`, in the order of the split; `skipped` says which files cannot be used and why,
+      by their paths in data_dir.
 
     Raises:
       ValueError: for what `open_dataset` names, for an image that the split has not, where nothing
@@ -198,4 +199,6 @@ def load_examples(
     if not examples:
         reason = f": {len(bad):,} cannot be used, the first: {bad[0]}" if bad else ""
         raise UserError(f"{dataset} {split} has no example to use{reason}")
-    return ExampleSet(examples, source.classes, void=source.void, skipped=bad)
+    folder = f"{pathlib.Path(data_dir or '.').expanduser().resolve()}/"
+    skipped = [text.removeprefix(folder) for text in bad]
+    return ExampleSet(examples, source.classes, void=source.void, skipped=skipped)

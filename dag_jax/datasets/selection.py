@@ -33,7 +33,7 @@ class ExampleSet(Sequence):
     Attributes:
       classes: names of the classes by index.
       void: the label of pixels that are of no class; None where all have one.
-      skipped: what was wrong with each example that was left out for it.
+      skipped: for each example that was left out, what was wrong with it.
 
     Raises:
       ValueError: for a void that is a class; for ids that repeat, arrays of other shapes and labels

@@ -6,6 +6,7 @@ from dag_jax.metrics.bootstrap import (
     interval,
     mean_ap_of_sets,
     mean_iou_of_sets,
+    median_of_sets,
 )
 from dag_jax.metrics.detection import (
     AveragePrecision,
@@ -34,6 +35,7 @@ __all__ = [
     "mean_ap_of_sets",
     "mean_iou",
     "mean_iou_of_sets",
+    "median_of_sets",
     "perceptibility",
     "permute",
     "voc_ap",

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64, Integer
+from jaxtyping import Float, Float64, Int64, Integer, Num
 
 from dag_jax.arrays import Array
 from dag_jax.errors import UserError
@@ -116,6 +116,29 @@ def mean_ap_of_sets(
             scores = average_precision(matched, images[rows], eleven_point=eleven_point)
             per_class[rows, column] = scores
     return _mean(per_class)
+
+
+def median_of_sets(
+    values: Num[Array, " M"], images: Integer[Array, "B M"]
+) -> Float64[np.ndarray, " B"]:
+    """Return the median of one number for each image over sets of images.
+
+    Args:
+      values: [M], finite numbers.
+      images: integer [B, M], how often each image is in each set; at least one is.
+
+    Returns:
+      float64 [B].
+
+    Raises:
+      ValueError: where the numbers of images disagree.
+    """
+    values, images = np.asarray(values, np.float64), np.asarray(images)
+    _check(len(values), images)
+    order = np.argsort(values)
+    up_to = np.cumsum(images[:, order], axis=1)
+    middles = [(up_to[:, -1:] - 1) // 2, up_to[:, -1:] // 2]  # equal for an odd number
+    return sum(values[order][np.argmax(up_to > middle, axis=1)] for middle in middles) / 2
 
 
 def interval(

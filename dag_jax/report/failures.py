@@ -21,29 +21,31 @@ _WHY = {
 
 
 def of_row(row, records) -> list[dict]:
-    """Return what went wrong with images: {"count", "why", "remedy", "names", "more"}.
+    """Return what went wrong with images: {"count", "why", "remedy", "names", "files", "more"}.
 
     Args:
       row: of the table.
       records: from `runs.rundir.Run`, of all images that are done.
 
     Returns:
-      An entry for each kind of failure that there is; "more" images are not named.
+      An entry for each kind of failure that there is. "names" are of images in the gallery; "files"
+      could not be read, and say why; "more" are not named.
     """
     kinds = []
     if row.get("skipped"):
-        remedy = "mend the files, or remove them from the split; the launch named them as it began"
-        kinds.append(_kind(row["skipped"], "the file could not be read: left out", remedy, []))
+        remedy = "mend the files, or remove them from the split"
+        why, named = "the file could not be read: left out", row.get("skipped_files", [])
+        kinds.append(_kind(row["skipped"], why, remedy, files=named))
     for status, (why, remedy) in _WHY.items():
         names = [record["key"] for record in records if record["status"] == status]
         if names:
-            kinds.append(_kind(len(names), why, remedy, names))
+            kinds.append(_kind(len(names), why, remedy, names=names[:_MOST_NAMED]))
     return kinds
 
 
-def _kind(count, why, remedy, names):
-    named, more = names[:_MOST_NAMED], max(len(names) - _MOST_NAMED, 0)
-    return {"count": count, "why": why, "remedy": remedy, "names": named, "more": more}
+def _kind(count, why, remedy, *, names=(), files=()):
+    kind = {"count": count, "why": why, "remedy": remedy, "names": list(names)}
+    return kind | {"files": list(files), "more": count - len(names) - len(files)}
 
 
 def of_run(home, rows) -> list[str]:

@@ -107,8 +107,8 @@ def numbers(record) -> list:
 def webp(pixels: UInt8[np.ndarray, "H W C"], *, lossless=True) -> bytes:
     """Return an image as WebP; without `lossless` at a tenth of the size."""
     file = io.BytesIO()
-    # Without loss as well: 5 times faster than the default method and 5% larger.
-    options = {"lossless": True, "method": 1, "quality": 20} if lossless else {"quality": 65}
+    # Method 3 takes half the time of Pillow's default, 4, and the file is 1.4% larger (miniatures).
+    options = {"lossless": True, "method": 3, "quality": 20} if lossless else {"quality": 50}
     Image.fromarray(pixels).save(file, "WEBP", **options)
     return file.getvalue()
 
@@ -204,9 +204,9 @@ def _prediction(run, column, key, pictures):
         return {"boxes": boxes, "classes": [[c, f"{n} ×"] for c, n in counts.most_common()]}
     if scores.LABELS in kept:
         labels = scores.unpack_labels(kept[scores.LABELS])
-        picture = f"{files.sha256(labels)[:16]}.png"
+        picture = f"{files.sha256(labels)[:16]}_labels.webp"
         if not pictures.has(picture):
-            pictures.put(picture, _coloured(labels, len(run.manifest["classes"])))
+            pictures.put(picture, webp(palette(len(run.manifest["classes"]))[labels]))
         pictures.put(picture)
         classes = _shares(kept["confusion"].sum(axis=0))
         named = {label for label, _ in classes}
@@ -214,19 +214,6 @@ def _prediction(run, column, key, pictures):
         classes += [[label, "< 1%"] for label in unscored if label not in named]
         return {"labels": picture, "classes": classes}
     return {"classes": _shares(kept["confusion"].sum(axis=0))}
-
-
-def _coloured(labels, classes):
-    """Return labels as a PNG in the colours of the classes."""
-    file = io.BytesIO()
-    colours = palette(classes)
-    if classes <= 256:
-        image = Image.fromarray(labels.astype(np.uint8))
-        image.putpalette(colours.ravel().tolist())
-    else:
-        image = Image.fromarray(colours[labels])
-    image.save(file, "PNG")
-    return file.getvalue()
 
 
 def _shares(counts):

@@ -9,7 +9,7 @@ mailed, or put on a server. Each score is the table's own, read from its JSON fi
     report_files/clean/<digest>.webp        clean images, shared by all rows
     report_files/rows/<row>/index.js        of each image: name, outcome, steps, sizes
     report_files/rows/<row>/<n>.js          of each of 100 images: targets left, predictions
-    report_files/rows/<row>/<digest>*.webp  adversarial images, changes; predicted labels as .png
+    report_files/rows/<row>/<digest>*.webp  adversarial images, changes, predicted labels
 """
 
 import functools

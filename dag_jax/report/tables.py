@@ -1,5 +1,7 @@
 """The one writer of tables."""
 
+_FILES_NAMED = 3  # files that could not be read which a sentence names
+
 
 def markdown(rows, columns) -> str:
     """Return rows as a Markdown table, padded so that it is also a table in a terminal.
@@ -51,17 +53,23 @@ def skipped_notes(rows) -> list[str]:
     """Return a sentence on images that were left out as they cannot be read, if there is any.
 
     Args:
-      rows: dicts with "title" and the number "skipped".
+      rows: dicts with "title", the number "skipped" and "skipped_files", what is wrong with the
+        first of them.
     """
-    counts: dict = {}
+    groups: dict = {}
     for row in rows:
-        counts.setdefault(row.get("skipped", 0), []).append(row["title"])
-    return [
-        f"{', '.join(titles)}: {count} image{'s' * (count != 1)} whose files cannot be read "
-        f"{'were' if count != 1 else 'was'} left out (--skip_bad)."
-        for count, titles in counts.items()
-        if count
-    ]
+        if row.get("skipped"):
+            group = row["skipped"], tuple(row.get("skipped_files", [])[:_FILES_NAMED])
+            groups.setdefault(group, []).append(row["title"])
+    notes = []
+    for (count, files), titles in groups.items():
+        more = [f"and {count - len(files)} more"] * (count > len(files))
+        named = f": {'; '.join([*files, *more])}" if files else ""
+        notes.append(
+            f"{', '.join(titles)}: {count} image{'s' * (count != 1)} whose files cannot be read "
+            f"{'were' if count != 1 else 'was'} left out (--skip_bad){named}."
+        )
+    return notes
 
 
 def version_notes(rows, accepted=()) -> list[str]:

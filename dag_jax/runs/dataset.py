@@ -113,7 +113,7 @@ def join_row(
     path = results.folder / ROW
     content = {
         "images": results.keys,
-        "skipped": len(plan.subject.examples.skipped),
+        "skipped": list(plan.subject.examples.skipped),
         "columns": list(columns),
         "records": results.records(),
         "beside": beside,

@@ -24,7 +24,8 @@ SHUFFLED = tuple(f"perm_{shuffle}" for shuffle in range(PERMUTATIONS))
 ADVR = "advr"
 # Of all that a row can have; the attacked image comes last: where it is there, all are.
 COLUMNS = ("orig", "advr_uint8", *SHUFFLED, ADVR)
-LABELS = "labels_png"  # beside the evidence of orig and advr: what a segmenter said of each pixel
+LABELS = "labels_png"  # beside the evidence: what a segmenter said of each pixel
+_LABELLED = ("orig", ADVR, "advr_uint8")  # the columns that have it
 NOTICEABLE = 10  # grey levels: the paper's figures stay below
 
 
@@ -110,7 +111,7 @@ def keep_column(
     for place, prediction in predictions:
         row = rows[place]
         arrays = evaluation.evidence(subject, examples[row], prediction)
-        if column in ("orig", ADVR) and not subject.about.detects:
+        if column in _LABELLED and not subject.about.detects:
             arrays = {**arrays, LABELS: pack_labels(prediction)}
         results.put(column, row, arrays)
 

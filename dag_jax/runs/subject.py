@@ -13,6 +13,8 @@ from dag_jax.datasets.selection import ExampleSet
 from dag_jax.errors import UserError
 from dag_jax.models import About, SharedClasses
 
+_SKIPPED_NAMED = 20  # files that could not be read which a row names
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subject:
@@ -50,6 +52,7 @@ class Subject:
             "classes_of_model_alone": list(self.shared.only_model),
             "classes_of_dataset_alone": list(self.shared.only_dataset),
             "skipped": len(self.examples.skipped),
+            "skipped_files": list(self.examples.skipped[:_SKIPPED_NAMED]),
         }
 
 

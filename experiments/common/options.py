@@ -191,7 +191,7 @@ _SHARED = {
     "skip_bad": _Shared(
         flags.DEFINE_bool,
         False,
-        "Go on without images whose files cannot be read, and say how many in the table.",
+        "Go on without images whose files cannot be read, and name them in the table.",
     ),
     "weights_dir": _Shared(
         flags.DEFINE_string,

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 import filelock
 import jax
@@ -24,9 +25,9 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from dag_jax import datasets
+from dag_jax import datasets, files
 from experiments.common import console
-from tests.experiments import small
+from tests.experiments import desk, small
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCHER = """
@@ -71,7 +72,7 @@ for line in sys.stdin:
 def pytest_collection_modifyitems(items):
     """Mark as slow what starts launches, or reads what one has made."""
     for item in items:
-        if "launcher" in getattr(item, "fixturenames", ()):
+        if {"launcher", "documented"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
 
 
@@ -230,12 +231,59 @@ def call(cache):
     def run(name, *arguments):
         precision = jax.config.jax_default_matmul_precision
         try:
-            with imported(name) as module:
+            with imported(name) as module, pytest.MonkeyPatch.context() as patch:
                 if "cache_dir" in flags.FLAGS:
                     arguments = (*arguments, f"--cache_dir={cache}")
+                # Launches that measure start themselves again.
+                patch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+                patch.setenv("PYTHONPATH", str(ROOT))
                 module.main(flags.FLAGS([name, *arguments]))
         finally:
             jax.config.update("jax_default_matmul_precision", precision)
+
+    return run
+
+
+class Documented(NamedTuple):
+    """What a command of the documentation has done."""
+
+    workdir: pathlib.Path
+    printed: str  # on stdout and stderr
+
+
+@pytest.fixture(scope="session")
+def folder_of_reader(cache, once):
+    """The folder in which commands of the documentation are run, see `desk`."""
+
+    def make(folder):
+        shared = ROOT.parent / "shared"
+        desk.lay_out(folder, cache, shared if shared.is_dir() else None)
+        return folder
+
+    return once("desk", make)
+
+
+@pytest.fixture(scope="session")
+def documented(call, once, folder_of_reader, request):
+    """Run a command of `desk.commands`, and those it needs, once for all tests."""
+
+    def run(command):
+        if desk.needs_shared(command):
+            request.getfixturevalue("shared")
+        for earlier in desk.needed(command):
+            run(earlier)
+
+        def make(_):
+            printed = io.StringIO()
+            with (
+                contextlib.chdir(folder_of_reader),
+                contextlib.redirect_stdout(printed),
+                contextlib.redirect_stderr(printed),
+            ):
+                call(command.launch, *command.flags)
+            return Documented(folder_of_reader / command.workdir, printed.getvalue())
+
+        return once(f"desk-{files.sha256(repr(command))}", make)
 
     return run
 

@@ -7,28 +7,22 @@ from PIL import Image
 
 from dag_jax import files
 from experiments.measure import curves, tables
-
-FLAGS = (
-    *("--size=64", "--images=3", "--few_images=2", "--max_steps=3"),
-    *("--turns=1", "--lanes=1", "--slots=1", "--fcns=fcn_alex", "--batches=1", "--full_images=0"),
-)
+from tests.experiments import desk
 
 
-@pytest.fixture(scope="module")
-def run(launch, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("benchmark") / "run"
-    return workdir, launch("benchmark", *FLAGS, "--parts=stream,torch", f"--workdir={workdir}")
+@pytest.fixture
+def run(documented):
+    return documented(desk.command("benchmark"))
 
 
-@pytest.mark.slow
 def test_a_part_is_measured_or_says_why_not(run):
-    workdir, process = run
+    workdir, printed = run
     content = files.load_json(workdir / "benchmark.json", digest=True)
     parts = content["parts"]
     assert list(parts) == ["stream", "torch"] and content["settings"]["size"] == 64
     table = (workdir / "benchmark.md").read_text()
-    assert table in process.stdout and f"results: {workdir}" in process.stdout
-    assert f"stream: {parts['stream']['minutes']} minutes" in process.stderr
+    assert table in printed and "results: runs/benchmark/" in printed
+    assert f"stream: {parts['stream']['minutes']} minutes" in printed
     if importlib.util.find_spec("torch") is None:
         assert "Left out: PyTorch is not installed (pip install -e '.[torch]')." in table
     else:
@@ -36,7 +30,6 @@ def test_a_part_is_measured_or_says_why_not(run):
             assert row["same_steps"] == 1 and row["steps"] == [3, 3] and row["batch"] == 1
 
 
-@pytest.mark.slow
 def test_the_stream_and_lockstep_batches_take_the_same_steps(run):
     part = files.load_json(run[0] / "benchmark.json")["parts"]["stream"]
     (row,) = part["rows"]

@@ -10,15 +10,13 @@ from dag_jax import datasets
 from dag_jax.runs import evaluation
 from dag_jax.runs.subject import subject_of
 from tests import toy_models
+from tests.experiments import desk
+from tests.experiments.small import SEGMENTER, TWO_STAGE
 
-MODELS = "tests.toy_models:two_stage", "tests.toy_models:segmenter"
 
-
-@pytest.fixture(scope="module")
-def run(launch, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("figure1") / "run"
-    flags = (f"--models={','.join(MODELS)}", "--limit=2", "--max_steps=4", "--step_size=2")
-    return workdir, launch("figure1", *flags, f"--workdir={workdir}")
+@pytest.fixture
+def run(documented):
+    return documented(desk.command("figure1"))
 
 
 def content_of(workdir):
@@ -26,14 +24,18 @@ def content_of(workdir):
 
 
 def test_the_figure_has_a_row_of_each_model(run):
-    workdir, process = run
+    workdir, printed = run
     with Image.open(workdir / "figure1.png") as image:
         assert image.width > 1000
     content = content_of(workdir)
     assert {facts["title"] for facts in content["models"].values()} == {"Streets", "TwoStage"}
-    assert content["models"].keys() == content["settings"]["weights_sha256"].keys() == {*MODELS}
-    assert f"results: {workdir}" in process.stdout
-    assert "no image of 2 has everything" in process.stdout and content["lacks"]
+    assert (
+        content["models"].keys()
+        == content["settings"]["weights_sha256"].keys()
+        == {SEGMENTER, TWO_STAGE}
+    )
+    assert "results: runs/figure1/" in printed
+    assert "no image of 2 has everything" in printed and content["lacks"]
 
 
 def test_the_json_says_what_holds_of_the_saved_image(run):

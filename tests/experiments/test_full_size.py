@@ -17,6 +17,7 @@ from dag_jax import models, networks
 from dag_jax.models import Candidates
 from experiments.measure import cost
 from tests import toy_models
+from tests.experiments import desk
 
 SIZE = 64, 80  # of the image once it is scaled
 STEPS = 4
@@ -26,13 +27,10 @@ MODELS = {
 }
 
 
-@pytest.fixture(scope="module")
-def photograph(tmp_path_factory):
+@pytest.fixture
+def photograph(folder_of_reader):
     """An image of coloured blocks."""
-    path = tmp_path_factory.mktemp("photographs") / "blocks.png"
-    blocks = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
-    Image.fromarray(blocks).resize((96, 96)).save(path)
-    return path
+    return folder_of_reader / "one.jpg"
 
 
 def scaled(photograph):
@@ -40,14 +38,9 @@ def scaled(photograph):
         return np.asarray(file.resize(SIZE[::-1], Image.Resampling.BILINEAR))
 
 
-@pytest.fixture(scope="module")
-def run(launch, photograph, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("full_size") / "run"
-    flags = (
-        *(f"--images={photograph}", f"--models={','.join(MODELS)}", f"--steps={STEPS}"),
-        *("--segmenter_size=64x80", "--detector_size=64x80", f"--workdir={workdir}"),
-    )
-    return workdir, launch("full_size", *flags)
+@pytest.fixture
+def run(documented):
+    return documented(desk.command("full_size"))
 
 
 def content_of(workdir):
@@ -56,7 +49,7 @@ def content_of(workdir):
 
 @pytest.mark.slow
 def test_every_case_is_measured(run):
-    workdir, process = run
+    workdir, printed = run
     content = content_of(workdir)
     environment = content["settings"]["environment"]
     assert environment["platform"] == "cpu" and environment["cores"] > 0
@@ -70,14 +63,14 @@ def test_every_case_is_measured(run):
         assert len(seconds) == row["iterations"] == STEPS and min(seconds) > 0
         assert min(seconds) <= row["iteration_seconds_median"] <= max(seconds)
         assert row["trace_seconds"] > 0 and row["compile_seconds"] > 0
-        assert row["image"] == "blocks.png" and row["size"] == list(SIZE)
+        assert row["image"] == "one.jpg" and row["size"] == list(SIZE)
         assert row["outputs_gib"] > 0 and row["temporaries_gib"] > 0
         assert row["peak_gib"] >= row["held_gib"] > row["arguments_gib"]
         assert row["peak_before_gib"] >= row["held_gib"] and row["peak_of"] == "process"
         if not few:
             assert (row["steps"], row["status"]) == (STEPS, "RUNNING")
     table = (workdir / "full_size.md").read_text()
-    assert table in process.stdout and f"results: {workdir}" in process.stdout
+    assert table in printed and "results: runs/full_size/" in printed
     assert table.count("Streets |") == 1 and table.count("TwoStage |") == 2
 
 

@@ -9,18 +9,16 @@ from PIL import Image
 from dag_jax.runs import evaluation, rundir
 from dag_jax.runs.subject import subject_of
 from tests import toy_models
-from tests.experiments import small
+from tests.experiments import desk, small
+from tests.experiments.desk import DENSE
 from tests.experiments.small import SEGMENTER, TWO_STAGE, folder, written
 
-DENSE = "tests.toy_models:dense"
-FLAGS = (*small.STEPS, f"--image_ids={','.join(small.SCENES)}", f"--models={DENSE}")
+FLAGS = desk.SHORT["proposals"]
 
 
-@pytest.fixture(scope="module")
-def run(launch, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("proposals") / "run"
-    flags = ("--thresholds=0.5,0.7", "--proposals=10,64", "--noaudit", f"--workdir={workdir}")
-    return workdir, launch("proposals", *FLAGS, *flags)
+@pytest.fixture
+def run(documented):
+    return documented(desk.command("proposals", "runs/proposals"))
 
 
 def rows_of(workdir):
@@ -29,9 +27,9 @@ def rows_of(workdir):
 
 
 def test_a_denser_suppression_keeps_more(run):
-    workdir, process = run
+    workdir, printed = run
     text = (workdir / "proposals.md").read_text()
-    assert text in process.stdout and f"results: {workdir}" in process.stdout
+    assert text in printed and "results: runs/proposals/" in printed
     rows = rows_of(workdir)
     assert list(rows) == [(10, 0.5), (10, 0.7), (64, 0.5), (64, 0.7)]
     assert rows[64, 0.5]["proposals"] <= rows[64, 0.7]["proposals"] <= 64

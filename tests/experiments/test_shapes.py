@@ -11,22 +11,16 @@ from PIL import Image
 from dag_jax.datasets import drawings
 from dag_jax.runs import rundir
 from tests import toy_models
-from tests.experiments import small
+from tests.experiments import desk
 from tests.experiments.small import SEGMENTER, TWO_STAGE, folder, written
 
 CAT, BACKGROUND = (toy_models.Streets.classes.index(name) for name in ("cat", "background"))
-# Few steps, as the last of them are slow.
-FLAGS = (
-    *(f"--split={small.SPLIT}", f"--image_ids={','.join(small.SCENES)}", "--slots=1"),
-    *(f"--models={SEGMENTER}", "--max_steps=30", "--step_size=3", "--class_name=cat"),
-)
+FLAGS = [flag for flag in desk.SHORT["shapes"] if not flag.startswith(("--shape", "--word"))]
 
 
-@pytest.fixture(scope="module")
-def run(launch, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("shapes") / "run"
-    flags = ("--shape=square,word", "--word=I", "--noaudit", f"--workdir={workdir}")
-    return workdir, launch("shapes", *FLAGS, *flags)
+@pytest.fixture
+def run(documented):
+    return documented(desk.command("shapes"))
 
 
 def rows_of(workdir):
@@ -35,9 +29,9 @@ def rows_of(workdir):
 
 
 def test_the_model_sees_the_shape_in_the_png(run, scenes):
-    workdir, process = run
+    workdir, printed = run
     text = (workdir / "shapes.md").read_text()
-    assert text in process.stdout and f"results: {workdir}" in process.stdout
+    assert text in printed and "results: runs/shapes/" in printed
     rows, predict = rows_of(workdir), jax.jit(toy_models.segmenter().predict)
     assert list(rows) == ["square (cat)", "“I” (cat)"]
     for row, name, shape in (

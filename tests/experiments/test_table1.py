@@ -17,7 +17,7 @@ from dag_jax import files, metrics
 from dag_jax.errors import UserError
 from dag_jax.runs import rundir
 from tests import toy_models
-from tests.experiments import small
+from tests.experiments import pages, small
 from tests.experiments.small import SEGMENTER, SIGMOID, TWO_STAGE, everything, folder, written
 
 KEYS = {
@@ -389,9 +389,10 @@ def test_two_processes_make_the_same_files(whole, start, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    shared = ("--distributed", f"--coordinator={address}", "--processes=2")
-    flags = (*MORE, *shared, f"--workdir={tmp_path / 'run'}")
-    both = [start("table1", *flags, f"--process={number}") for number in (0, 1)]
+    shown = next(each for each in pages.documented() if "coordinator" in each.values)
+    command = shown.with_flags(*MORE, f"--coordinator={address}", f"--workdir={tmp_path / 'run'}")
+    parts = [command.with_flags(f"--process={number}") for number in (0, 1)]
+    both = [start(part.launch, *part.flags) for part in parts]
     finished = [launched.wait() for launched in both]
     assert [process.returncode for process in finished] == [0, 0], finished
     assert everything(tmp_path / "run") == everything(whole)

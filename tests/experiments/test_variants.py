@@ -12,17 +12,15 @@ import dag_jax
 from dag_jax.runs import rundir
 from dag_jax.runs.subject import subject_of
 from tests import toy_models
-from tests.experiments import small
+from tests.experiments import desk, small
 from tests.experiments.small import SEGMENTER, SIGMOID, TWO_STAGE, folder, written
 
-FLAGS = (*small.STEPS, f"--image_ids={','.join(small.SCENES)}", "--bounded_steps=2", "--epsilon=3")
+FLAGS = desk.SHORT["variants"]
 
 
-@pytest.fixture(scope="module")
-def run(launch, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("variants") / "run"
-    flags = (f"--models={SEGMENTER}", "--variants=pgd,release,dag", "--noaudit")
-    return workdir, launch("variants", *FLAGS, *flags, f"--workdir={workdir}")
+@pytest.fixture
+def run(documented):
+    return documented(desk.command("variants"))
 
 
 def rows_of(workdir, model=SEGMENTER):
@@ -32,9 +30,9 @@ def rows_of(workdir, model=SEGMENTER):
 
 
 def test_each_variant_has_a_row(run):
-    workdir, process = run
+    workdir, printed = run
     text = (workdir / "variants.md").read_text()
-    assert text in process.stdout and f"results: {workdir}" in process.stdout
+    assert text in printed and "results: runs/variants/" in printed
     assert "adversarial below original" in text and "## Streets" in text
     assert "Streets" in text and "compared on 6 classes" in text
     rows = rows_of(workdir)
@@ -47,6 +45,9 @@ def test_each_variant_has_a_row(run):
         assert low <= value == row["advr"] <= high
     with Image.open(workdir / "variants.png") as picture:
         assert picture.width > 800
+    ratio = np.divide(*(np.median(rows[name]["each"]["num_steps"]) for name in ("pgd", "dag")))
+    ratios = text.partition("Streets: what it takes")[2]
+    assert f"| {ratio:.2f} [" in ratios and "DAG, authors' release" in ratios
 
 
 def test_those_without_a_bound_stop_by_themselves_and_others_keep_theirs(run):

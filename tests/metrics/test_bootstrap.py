@@ -209,3 +209,15 @@ def test_images_without_objects_have_no_precision():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_medians_of_sets_are_numpys(rng):
+    values = rng.integers(0, 9, 7)  # some are equal
+    images = metrics.draw_images(0, 7, 50)
+    expected = [np.median(np.repeat(values, counts)) for counts in images]
+    np.testing.assert_array_equal(metrics.median_of_sets(values, images), expected)
+    order = rng.permutation(7)
+    again = metrics.median_of_sets(values[order], images[:, order])
+    np.testing.assert_array_equal(again, expected)
+    with pytest.raises(ValueError, match="7 images"):
+        metrics.median_of_sets(values, images[:, 1:])

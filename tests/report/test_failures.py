@@ -10,8 +10,10 @@ from tests.report.toy_run import make_row, make_table
 def test_failures_of_a_row_are_counted_and_named():
     records = [{"key": f"{i}", "status": "NON_FINITE"} for i in range(23)]
     records += [{"key": "a", "status": "ZERO_GRADIENT"}, {"key": "b", "status": "FOOLED"}]
-    skipped, zero, infinite = failures.of_row({"skipped": 3}, records)
-    assert (skipped["count"], skipped["names"]) == (3, [])
+    row = {"skipped": 3, "skipped_files": ["a.png is cut"]}
+    skipped, zero, infinite = failures.of_row(row, records)
+    assert (skipped["count"], skipped["names"], skipped["more"]) == (3, [], 2)
+    assert skipped["files"] == ["a.png is cut"]
     assert (zero["count"], zero["names"], zero["more"]) == (1, ["a"], 0)
     assert (infinite["count"], len(infinite["names"]), infinite["more"]) == (23, 20, 3)
     assert failures.of_row({}, [{"key": "b", "status": "FOOLED"}]) == []
@@ -36,3 +38,4 @@ def test_a_row_with_scores_lacks_nothing(tmp_path):
     text = dag_jax.report.write(tmp_path / "run").read_text()
     assert "What this run lacks" not in text
     assert "None: every image was read" not in text and "2 images</strong>: the file could" in text
+    assert "<li>b&lt;b&gt;.png is cut</li></ul>And 1 more. " in text

@@ -6,7 +6,7 @@ from PIL import Image
 
 from dag_jax.report import gallery
 from dag_jax.runs import rundir, scores
-from tests.report.toy_run import ODD, SIDE, image_of, loaded
+from tests.report.toy_run import ODD, SIDE, UNLABELLED, image_of, loaded
 
 
 def test_clean_images_and_pngs_come_back_exactly(run):
@@ -42,8 +42,11 @@ def test_predictions_are_what_the_model_said(run):
     for number, image in enumerate(loaded(folder, "toy", "index")):
         record = rundir.read(folder / "toy").record(image[0])
         assert image[-1] == record["active_png"]
-        predicted = loaded(folder, "toy", 0)[number]["png"]
-        assert predicted == {"classes": [[2 if record["fooled_png"] else 1, "100%"]]}
+        detail = loaded(folder, "toy", 0)[number]
+        label, look = (2, "after") if record["fooled_png"] else (1, "before")
+        assert detail["png"]["classes"] == [[label, "100%"]]
+        kept = None if image[0] == UNLABELLED else detail[look]["labels"]
+        assert detail["png"].get("labels") == kept
 
 
 @pytest.mark.parametrize("most", [3, 300, 70000])
@@ -105,6 +108,7 @@ def test_the_viewer_works_by_keyboard(opened):
     assert not opened.locator("#adversarial").is_visible()
     opened.keyboard.press("b")
     assert opened.locator("#adversarial").is_visible()
+    assert UNLABELLED in opened.inner_text("#viewer-title")
     assert opened.locator("#viewer img").count() == 5
     assert opened.locator("#viewer img:not([alt]), #viewer img[alt='']").count() == 0
     assert opened.locator("#classes tr").all_inner_texts() == [
@@ -121,6 +125,8 @@ def test_the_viewer_works_by_keyboard(opened):
     assert not opened.locator("#viewer-title").is_visible()
     opened.locator(".tile").first.press("Enter")
     opened.wait_for_function("document.getElementById('viewer-title').innerText.includes('(1 of')")
+    assert "3 targets active" in opened.inner_text("#png")
+    assert opened.locator("#viewer img").count() == 6
 
 
 @pytest.mark.slow

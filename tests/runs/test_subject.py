@@ -49,6 +49,7 @@ def test_facts_are_what_a_row_says_beside_its_scores(toys):
         "classes_of_model_alone": ["Person", "motorcycle", "cat"],
         "classes_of_dataset_alone": [],
         "skipped": 1,
+        "skipped_files": ["b.png is damaged"],
     }
 
 

@@ -110,7 +110,7 @@ const dagReport = (() => {
     const base = `${row.url}/${image.picture}`, clean = `report_files/clean/${image.clean}`;
     find("viewer-title").textContent = `${image.key} (${at + 1} of ${state.shown.length})`;
     find("viewer-facts").textContent = `${row.title}: ${stateOf(image)}. ${counted(image.steps, "step")}; ` +
-      `targets left ${image.left} of ${image.first}; largest change ${image.largest.toFixed(2)} grey levels; p × 1000 is ${(1000 * image.p).toFixed(2)}.`;
+      `targets left ${image.left} of ${image.first}, on the saved PNG ${image.leftPng}; largest change ${image.largest.toFixed(2)} grey levels; p × 1000 is ${(1000 * image.p).toFixed(2)}.`;
     picture("clean", clean, `Clean image ${image.key}`);
     picture("adversarial", `${base}.webp`, `Adversarial image ${image.key}`);
     picture("change", `${base}_change.webp`, `What the attack changes in ${image.key}`);
