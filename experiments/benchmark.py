@@ -3,14 +3,17 @@
     python -m experiments.benchmark                           all: half an hour on two cores
     python -m experiments.benchmark --parts=engine,kernels    two of the parts
     python -m experiments.benchmark --images=24 --few_images=8 --workdir=runs/benchmark_24
-    pip install -e '.[torch]'                                 for the comparison with PyTorch
+    pip install -e '.[torch,peers]'                           for the comparisons with PyTorch
 
 Parts:
   engine     an iteration inside the engine's compiled loop; a bare call of value-and-gradient
   work       flops of an iteration; of forward and gradient alone; of every cell of an FCN's maps
   stream     images per second of attack_stream; of lockstep batches of as many slots
+  device     the stream's part of the devices' matrix peak, their waiting, bytes, compiling
+  layers     the same of each layer of an FCN
   torch      images per second, and an iteration; the same attack in PyTorch's eager mode
-  precision  ADVR, steps and perceptibility in bfloat16; in float32
+  peers      images per second; adversarial-library's own attack, on one core and on all
+  precision  ADVR, steps and perceptibility in bfloat16, TF32 where there is; in float32
   kernels    layers in the form used here; in XLA's plain form
   scaling    an iteration against batch, image size and proposals: plots
 
@@ -23,6 +26,8 @@ folder with results of other settings, or of another device, is refused.
 """
 
 import json
+import os
+import tempfile
 
 import jax
 from absl import flags
@@ -35,10 +40,23 @@ from dag_jax.runs import attacks, rundir
 from dag_jax.runs.attacks import Plan
 from dag_jax.runs.subject import subject_of
 from experiments.common import console, options
-from experiments.measure import child, curves, iterations, kernels, precision, tables, throughput
+from experiments.measure import (
+    child,
+    curves,
+    iterations,
+    kernels,
+    peak,
+    precision,
+    tables,
+    throughput,
+)
 
 ENVIRONMENT = "environment"  # the --case that measures nothing
-PARTS = ("engine", "work", "stream", "torch", "precision", "kernels", "scaling")
+ONE_CORE = "peers_on_one_core"  # the --case that is half of a part
+PARTS = (
+    *("engine", "work", "stream", "device", "layers"),
+    *("torch", "peers", "precision", "kernels", "scaling"),
+)
 FCNS = ("fcn_vgg", "fcn_alex")  # those that are in PyTorch, too
 # By platform, where the flag is not given.
 LANES = {"cpu": [1, 2, 4]}, [4, 16, 64]
@@ -76,9 +94,9 @@ options.integer(
 options.integer("iterations", 20, "engine: the most iterations of a run.", 2)
 options.integer("pairs", 5, "Pairs of timings.")
 options.integer("proposals", 128, "engine, work: boxes of a detector.")
-options.strings("fcns", list(FCNS), "stream, torch, precision: networks.")
+options.strings("fcns", list(FCNS), "stream to precision: networks.")
 options.integer("images", 100, "stream, torch: scenes to attack.")
-options.integer("few_images", 16, "stream, precision: scenes to attack again and again.")
+options.integer("few_images", 16, "stream to precision: scenes to attack again and again.")
 options.integer("turns", 4, "stream, torch: parts of a run between which both take turns.")
 options.strings(
     "lanes",
@@ -122,7 +140,7 @@ options.define(
 flags.DEFINE_enum(
     "case",
     None,
-    [*PARTS, ENVIRONMENT],
+    [*PARTS, ONE_CORE, ENVIRONMENT],
     "For the launch's own use: measure this part, print it.",
 )
 
@@ -190,6 +208,22 @@ def measure_stream(slots, lanes, *, method, mesh):
     return {"rows": rows, "points": {"busy": busy, "slots": speed}}
 
 
+def measure_device(lanes, *, method, mesh):
+    """Run the stream in each precision and number of lanes, without programs compiled before."""
+    scenes, rows = load_scenes(FLAGS.few_images), []
+    cases = [(name, kind) for name in FLAGS.fcns for kind in precision.worth_measuring()]
+    with tempfile.TemporaryDirectory() as folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        for name, kind in progress(cases, desc="device", position=1, leave=False):
+            network = networks.load(name, miniature=True, precision=kind)
+            plan = Plan(subject_of(network, scenes), method, seed=FLAGS.seed)
+            rows += [
+                throughput.on_device(plan, lanes=count, mesh=mesh, precision=kind)
+                for count in lanes
+            ]
+    return {"rows": rows}
+
+
 def measure_torch(lanes, mesh):
     """Run the attack in PyTorch and here."""
     from experiments.measure import torch_comparison  # an optional dependency
@@ -212,13 +246,30 @@ def measure_torch(lanes, mesh):
     return {"rows": rows}
 
 
+def measure_peers(lanes, mesh):
+    """Run adversarial-library's attack and ours."""
+    from experiments.measure import peers  # an optional dependency
+
+    rows = peers.measure(
+        FLAGS.fcns,
+        load_scenes(FLAGS.few_images),
+        lanes=lanes,
+        mesh=mesh,
+        max_steps=FLAGS.max_steps,
+        batch_sizes=options.whole_numbers(FLAGS.batches),
+        runs=FLAGS.pairs,
+        seed=FLAGS.seed,
+    )
+    return {"rows": rows}
+
+
 def measure_precision(slots, **options):
-    """Attack networks of both precisions."""
+    """Attack networks of each precision."""
     scenes, rows = load_scenes(FLAGS.few_images), []
     for name in FLAGS.fcns:
         both = {
             kind: networks.load(name, miniature=True, precision=kind)
-            for kind in networks.PRECISIONS
+            for kind in precision.worth_measuring()
         }
         rows += precision.measure(both, scenes, slots=slots, seed=FLAGS.seed, **options)
     return {"rows": rows}
@@ -232,6 +283,8 @@ def measure(part):
         return {"rows": kernels.measure(pairs=FLAGS.pairs, shrink=FLAGS.shrink)}
     if part == "scaling":
         return measure_scaling()
+    if part == ONE_CORE:
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     mesh, method = console.open_mesh(), Method(max_steps=FLAGS.max_steps)
     slots = FLAGS.slots or attacks.default_slots()
     lanes = by_platform(FLAGS.lanes and options.whole_numbers(FLAGS.lanes), LANES)
@@ -239,7 +292,17 @@ def measure(part):
         return measure_precision(slots, method=method, mesh=mesh)
     if part == "stream":
         return measure_stream(slots, lanes, method=method, mesh=mesh)
-    return measure_torch(lanes, mesh)
+    if part == "device":
+        return measure_device(lanes, method=method, mesh=mesh)
+    if part == "layers":
+        how = {"mesh": mesh, "size": FLAGS.size, "pairs": FLAGS.pairs}
+        return {"rows": [row for name in FLAGS.fcns for row in peak.measure(name, **how)]}
+    if part == "torch":
+        return measure_torch(lanes, mesh)
+    # A process that is pinned to a core stays so: this has one of its own, before the others.
+    has_more = part == "peers" and jax.default_backend() == "cpu" and console.cores() > 1
+    single = child.call("benchmark", ONE_CORE)["rows"] if has_more else []
+    return {"rows": single + measure_peers(lanes, mesh)["rows"]}
 
 
 def main(argv):

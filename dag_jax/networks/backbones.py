@@ -5,6 +5,9 @@ Shapes: `*B` no axis or one batch axis, `H W` pixels, `h w` cells, `C` channels.
 Each trunk is one Flax module for every size: a miniature gives other widths and strides. Layer
 names are Caffe's. Each map comes with its grid: FCN's crops follow from where the cells lie, and
 what an image's padding would make of the cells beyond it is put back to zero after every layer.
+
+The first layer, which sees the image, always multiplies in float32: bfloat16 would leave no
+perturbation below a quarter of a grey level, TF32 none below a sixteenth.
 """
 
 from flax import linen as nn
@@ -22,8 +25,7 @@ class Vgg16(nn.Module):
       pooled: the stages (1 to 5) that end with a 2x2 pool of stride 2.
       first_padding: zero pixels around the image; FCN has 100.
       batch_norm: as in `layers.Conv`.
-      dtype: in which all layers but the first multiply. Its input is the image, of which bfloat16
-        would leave no perturbation below a quarter of a grey level.
+      dtype: in which all layers but the first multiply.
       everywhere: whether to compute what the image does not reach, too, cell by cell. The maps are
         the same; with `batch_norm` they are always computed so, as its statistics see every cell.
     """
@@ -47,11 +49,12 @@ class Vgg16(nn.Module):
         maps = {}
         for stage, width in enumerate(self.widths, start=1):
             for index in range(1, 3 if stage < 3 else 4):
-                padding = self.first_padding if stage == index == 1 else 1
+                first = stage == index == 1
                 conv = layers.Conv(
                     width,
-                    padding=padding,
+                    padding=self.first_padding if first else 1,
                     batch_norm=self.batch_norm,
+                    precision=operations.EXACT if first else None,
                     name=f"conv{stage}_{index}",
                 )
                 reach = reach.convolved(conv, train).astype(self.dtype)
@@ -97,6 +100,7 @@ class AlexNet(nn.Module):
                 padding,
                 groups,
                 self.batch_norm,
+                precision=operations.EXACT if index == 1 else None,
                 name=f"conv{index}",
             )
             return reach.convolved(layer, train)
@@ -142,6 +146,7 @@ class Zf(nn.Module):
                 stride,
                 padding,
                 batch_norm=self.batch_norm,
+                precision=operations.EXACT if index == 1 else None,
                 name=f"conv{index}",
             )
             grid = grid.convolved(kernel_size, stride, padding)

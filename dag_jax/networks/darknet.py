@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from dag_jax.networks import depthwise, operations
+from dag_jax.networks import depthwise, operations, resizing
 from dag_jax.weights import darknet_cfg
 
 _ACTIVATIONS = {
@@ -103,7 +103,7 @@ class Darknet(nn.Module):
                         axis=-1,
                     )
                 case darknet_cfg.Upsample():
-                    x = operations.enlarge(x, layer.stride)
+                    x = resizing.enlarge(x, layer.stride)
                 case darknet_cfg.MaxPool():
                     x = _max_pool(x, layer)
                 case darknet_cfg.Head():

@@ -9,7 +9,7 @@ from dag_jax.datasets.classes import CLASS_NAMES
 from dag_jax.networks import conversion
 from dag_jax.networks.network import Network
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
 class Entry(NamedTuple):

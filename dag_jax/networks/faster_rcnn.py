@@ -18,7 +18,7 @@ from flax import linen as nn
 
 from dag_jax import detection
 from dag_jax.errors import UserError
-from dag_jax.networks import layers, operations
+from dag_jax.networks import layers, operations, resizing
 from dag_jax.networks.grids import pixels, poison
 from dag_jax.networks.rows import map_rows
 
@@ -91,7 +91,7 @@ class FasterRCNN(nn.Module):
 
         def dense(features, gain):
             init = nn.initializers.variance_scaling(gain, "fan_in", "normal")
-            return nn.Dense(features, kernel_init=init)
+            return nn.Dense(features, kernel_init=init, precision=operations.EXACT)
 
         norm = {"batch_norm": self.batch_norm}
         self.rpn_conv = layers.Conv(self.rpn_width, padding=1, **norm)
@@ -170,7 +170,7 @@ class FasterRCNN(nn.Module):
                 if self.canvas_shape is None:
                     raise UserError("an extent needs a network with a canvas_shape")
                 shape = self.canvas_shape
-            image = start.cut(operations.resize(image, shape, ratios=ratios, extent=extent_read))
+            image = start.cut(resizing.resize(image, shape, ratios=ratios, extent=extent_read))
             image = poison(image, start)  # the canvas of another bucket
         return self.shared(self.backbone(image, train, start))
 

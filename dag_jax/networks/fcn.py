@@ -9,7 +9,7 @@ fcn8s-heavy-pascal, whose crop offsets follow from the geometry here; torchvisio
 from flax import linen as nn
 
 from dag_jax.errors import UserError
-from dag_jax.networks import layers, operations
+from dag_jax.networks import layers, operations, resizing
 from dag_jax.networks.grids import pixels, poison
 
 # FCN's own mean of PASCAL VOC in grey levels (not VGG's 123.68, 116.779, 103.939).
@@ -145,5 +145,5 @@ class DilatedFcn(nn.Module):
         layer = layers.Conv(self.fc_width, padding=1, batch_norm=self.batch_norm, name="fc6")
         x = layers.Conv(self.num_classes, 1, relu=False, scale=0.1, name="score")(layer(x, train))
         sides = (start.rows, grid.rows), (start.columns, grid.columns)
-        x = operations.resize(x, image.shape[-3:-1], ratios=sides, extent=(grid.rows, grid.columns))
+        x = resizing.resize(x, image.shape[-3:-1], ratios=sides, extent=(grid.rows, grid.columns))
         return start.cut(x)

@@ -3,40 +3,87 @@
 Shapes: `*B` no axis or one batch axis, `H W` pixels or cells, `C` channels, `K` kernel size.
 
 Arrays are channels-last. Parameters are float32; a layer multiplies in the dtype of its input,
-float32 or bfloat16, adds up in float32, and gives back its input's dtype after a ReLU and float32
-without one. Each module equals its Caffe namesake in value and gradient; the
-functions of arrays alone are in `operations`. A grouped convolution runs part by part, as XLA's own
-is slower than its parts on CPU.
+float32 or bfloat16, and in JAX's default precision at the call, adds up in float32, and gives back
+its input's dtype after a ReLU and float32 without one. Each module equals its Caffe namesake in
+value and gradient; the functions of arrays alone are in `operations`. A grouped convolution runs
+part by part, as XLA's own is slower than its parts on CPU.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax import lax
 
 from dag_jax.errors import UserError
 from dag_jax.networks import operations
 
 
-@jax.custom_vjp
-def _multiply(x, kernel):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _multiply(x, kernel, precision):
     """Return x @ kernel of [*B, C] and [C, D], of one dtype, in float32."""
-    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+    sums = np.promote_types(x.dtype, jnp.float32)
+    return jnp.matmul(x, kernel, precision=precision, preferred_element_type=sums)
 
 
-def _multiply_forward(x, kernel):
-    return _multiply(x, kernel), (x, kernel)
+def _multiply_forward(x, kernel, precision):
+    return _multiply(x, kernel, precision), (x, kernel)
 
 
-def _multiply_backward(residuals, cotangent):
+def _multiply_backward(precision, residuals, cotangent):
     # JAX's own would multiply the float32 cotangent with a bfloat16 kernel.
     x, kernel = residuals
     cotangent = cotangent.astype(x.dtype)
-    _, vjp = jax.vjp(jnp.matmul, x, kernel)
+    _, vjp = jax.vjp(functools.partial(jnp.matmul, precision=precision), x, kernel)
     return vjp(cotangent)
 
 
 _multiply.defvjp(_multiply_forward, _multiply_backward)
+
+
+def _by_patches(x, kernel, *, precision):
+    """Gather the patches of [*B, H, W, C] and multiply once with [K, K, C, D]."""
+    size, _, _, features = kernel.shape
+    height, width = (extent - size + 1 for extent in x.shape[-3:-1])
+    patches = jnp.concatenate(
+        [
+            x[..., row : row + height, column : column + width, :]
+            for row, column in np.ndindex(size, size)
+        ],
+        axis=-1,
+    )
+    return _multiply(patches, kernel.reshape(-1, features), precision)
+
+
+def _in_best_form(run, *arrays):
+    """Return `run` of a function that slides a large kernel over a map, and of arrays."""
+    patches = functools.partial(run, _by_patches)
+    return lax.platform_dependent(
+        *arrays, cpu=patches, default=functools.partial(run, operations.convolve)
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _slide(x, kernel, precision):
+    """Correlate [*B, H, W, C] with [K, K, C, D], of one dtype, in float32."""
+    return _in_best_form(lambda form, *arrays: form(*arrays, precision=precision), x, kernel)
+
+
+def _slide_forward(x, kernel, precision):
+    return _slide(x, kernel, precision), (x, kernel)
+
+
+def _slide_backward(precision, residuals, cotangent):
+    def run(form, *arrays):
+        *arrays, cotangent = arrays
+        return jax.vjp(functools.partial(form, precision=precision), *arrays)[1](cotangent)
+
+    return _in_best_form(run, *residuals, cotangent)
+
+
+_slide.defvjp(_slide_forward, _slide_backward)
 
 
 class Conv(nn.Module):
@@ -53,6 +100,7 @@ class Conv(nn.Module):
       relu: whether to end with a ReLU.
       scale: factor of the initial weights.
       dilation: cells between two that the kernel reads.
+      precision: as in `operations.convolve`.
     """
 
     features: int
@@ -64,6 +112,7 @@ class Conv(nn.Module):
     relu: bool = True
     scale: float = 1.0
     dilation: int = 1
+    precision: str | None = None
 
     @nn.compact
     def __call__(self, x, train: bool = False, padding=None):
@@ -81,9 +130,10 @@ class Conv(nn.Module):
             strict=True,
         )
         padding = self.padding if padding is None else padding
-        geometry = {"stride": self.stride, "padding": padding, "dilation": self.dilation}
+        how = {"stride": self.stride, "padding": padding, "dilation": self.dilation}
+        how["precision"] = self.precision
         sums = jnp.concatenate(
-            [operations.convolve(part, weights, **geometry) for part, weights in parts], axis=-1
+            [operations.convolve(part, weights, **how) for part, weights in parts], axis=-1
         )
         return _finish(self, sums, bias, train, x.dtype)
 
@@ -92,7 +142,7 @@ class PatchDense(nn.Module):
     """A fully connected layer slid over a map: a convolution with a large kernel, as a product.
 
     FCN's fc6 has few outputs and a large kernel; gathering the patches and multiplying once is
-    the same numbers, and on CPU its gradient is two orders of magnitude faster.
+    the same numbers, and on CPU, where it is done, its gradient is two orders of magnitude faster.
 
     Attributes:
       features: channels of the output.
@@ -118,17 +168,12 @@ class PatchDense(nn.Module):
         he = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
         kernel = self.param("kernel", he, (size, size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        weights, precision = kernel.astype(x.dtype), operations.default_precision()
         if height == width == 1:  # the patch is the map: a region's bins, say
-            patches = x.reshape(*x.shape[:-3], 1, 1, size * size * x.shape[-1])
+            patch = x.reshape(*x.shape[:-3], 1, 1, size * size * x.shape[-1])
+            sums = _multiply(patch, weights.reshape(-1, self.features), precision)
         else:
-            patches = jnp.concatenate(
-                [
-                    x[..., row : row + height, column : column + width, :]
-                    for row, column in np.ndindex(size, size)
-                ],
-                axis=-1,
-            )
-        sums = _multiply(patches, kernel.reshape(-1, self.features).astype(x.dtype))
+            sums = _slide(x, weights, precision)
         return _finish(self, sums, bias, train, x.dtype)
 
 

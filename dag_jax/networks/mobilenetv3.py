@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dag_jax.networks import depthwise, layers
+from dag_jax.networks import depthwise, layers, operations
 from dag_jax.networks.grids import Map, pixels
 
 
@@ -147,7 +147,8 @@ class MobileNetV3(nn.Module):
         None is that of an image without padding.
         """
         grid = (grid or pixels(x.shape)).convolved(3, 2, 1)
-        x = layers.Conv(self.first, 3, 2, 1, relu=False, name="conv1")(x)
+        exact = operations.EXACT
+        x = layers.Conv(self.first, 3, 2, 1, relu=False, precision=exact, name="conv1")(x)
         x, maps = grid.cut(jax.nn.hard_swish(x)), {}
         for number, row in enumerate(self.rows, start=1):
             x, grid = Block(row, name=f"block{number}")(x, grid)

@@ -3,6 +3,7 @@
 Shapes: `H W` pixels of the user's image, `N` boxes, `K` outputs, `C` classes.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -48,11 +49,13 @@ class _Static:
     `fcn_vgg_star` costs no compilation after `fcn_vgg`.
     """
 
-    def __init__(self, name, module, miniature, facts):
+    def __init__(self, name, module, miniature, facts, precision):
         self.name, self.module, self.miniature, self.facts = name, module, miniature, facts
+        self.precision = precision
 
     def _compiled(self):
-        return self.module, self.miniature, self.facts.classes, self.facts.attack_proposals
+        facts = self.facts.classes, self.facts.attack_proposals
+        return self.module, self.miniature, *facts, self.precision
 
     def __eq__(self, other):
         return isinstance(other, _Static) and self._compiled() == other._compiled()
@@ -63,13 +66,17 @@ class _Static:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
-    """A network and its parameters, which are the leaves of the pytree."""
+    """A network and its parameters, which are the leaves of the pytree.
+
+    Where it multiplies in bfloat16, its module says so too; TF32 is `precision` alone.
+    """
 
     name: str
     module: nn.Module
     parameters: dict
     miniature: bool
     facts: Facts
+    precision: str = "float32"  # one of `entry.PRECISIONS`
 
     @property
     def title(self) -> str:
@@ -97,19 +104,23 @@ class Network:
         return self.facts.max_steps
 
     def _apply(self, *arguments, method=None, **options):
-        return self.module.apply({"params": self.parameters}, *arguments, method=method, **options)
+        variables = {"params": self.parameters}
+        in_tf32 = jax.default_matmul_precision("tensorfloat32")
+        with in_tf32 if self.precision == "tf32" else contextlib.nullcontext():
+            return self.module.apply(variables, *arguments, method=method, **options)
 
 
 def _flatten(network):
-    static = _Static(network.name, network.module, network.miniature, network.facts)
-    return (network.parameters,), static
+    facts = network.miniature, network.facts, network.precision
+    return (network.parameters,), _Static(network.name, network.module, *facts)
 
 
 def register(kind: type[Network]) -> type[Network]:
     """Make a kind of `Network` a pytree whose leaves are its parameters."""
 
     def unflatten(static, leaves):
-        return kind(static.name, static.module, leaves[0], static.miniature, static.facts)
+        facts = static.miniature, static.facts, static.precision
+        return kind(static.name, static.module, leaves[0], *facts)
 
     jax.tree_util.register_pytree_node(kind, _flatten, unflatten)
     return kind

@@ -19,45 +19,55 @@ from jax import lax
 
 from dag_jax.errors import UserError
 
+EXACT = "highest"  # the precision that is float32 on every platform
 _convolution = functools.partial(
     lax.conv_general_dilated, window_strides=(1, 1), dimension_numbers=("NHWC", "HWIO", "NHWC")
 )
 
 
-def _batched(function, x):
+def batched(function, x):
     """Call `function` on [B, H, W, C] and give back the batch axes that `x` had."""
     y = function(x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:]))
     return y.reshape(*x.shape[:-3], *y.shape[1:])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _correlate(x, kernel, pads, dilation=1):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _correlate(x, kernel, pads, dilation, precision):
     """Correlate f32[B, H, W, C] with f32[K, K, C, D] at every cell; the sums are float32."""
-    columns = slice(None)
-    if kernel.shape[0] > 1 and not any(sum(pads, ())):
-        # Without any padding XLA's convolution takes up to ten times as long on CPU.
-        pads, columns = ((0, 0), (0, 1)), slice(-1)
-    spread = {"padding": pads, "rhs_dilation": (dilation, dilation)}
     sums = np.promote_types(x.dtype, jnp.float32)
-    y = _convolution(x, kernel, **spread, preferred_element_type=sums)
-    return y[:, :, columns]
+
+    def run(x, kernel, pads=pads):
+        spread = {"padding": pads, "rhs_dilation": (dilation, dilation), "precision": precision}
+        return _convolution(x, kernel, **spread, preferred_element_type=sums)
+
+    if kernel.shape[0] == 1 or any(sum(pads, ())):
+        return run(x, kernel)
+
+    def run_padded(x, kernel):
+        # Without any padding XLA's convolution takes up to ten times as long on CPU.
+        return run(x, kernel, ((0, 0), (0, 1)))[:, :, :-1]
+
+    return lax.platform_dependent(x, kernel, cpu=run_padded, default=run)
 
 
-def _correlate_forward(x, kernel, pads, dilation):
-    return _correlate(x, kernel, pads, dilation), (x, kernel)
+def _correlate_forward(x, kernel, pads, dilation, precision):
+    return _correlate(x, kernel, pads, dilation, precision), (x, kernel)
 
 
-def _correlate_backward(pads, dilation, residuals, cotangent):
+def _correlate_backward(pads, dilation, precision, residuals, cotangent):
     x, kernel = residuals
+    flipped = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
     # Without the barrier XLA fuses the flip into the convolution, whose kernel then has no layout
     # that the CPU's fast path accepts: inside a loop the step is several times slower.
-    flipped = lax.optimization_barrier(jnp.swapaxes(kernel[::-1, ::-1], 2, 3))
+    flipped = lax.platform_dependent(
+        flipped, cpu=lax.optimization_barrier, default=lambda kernel: kernel
+    )
     last = dilation * (kernel.shape[0] - 1)
     cotangent = cotangent.astype(x.dtype)
     around = tuple((last - a, last - b) for a, b in pads)
-    x_gradient = _correlate(cotangent, flipped, around, dilation)
+    x_gradient = _correlate(cotangent, flipped, around, dilation, precision)
     # Only training uses the kernel's gradient; an attack's compiler drops it.
-    spread = {"padding": pads, "rhs_dilation": (dilation, dilation)}
+    spread = {"padding": pads, "rhs_dilation": (dilation, dilation), "precision": precision}
     _, kernel_vjp = jax.vjp(lambda weights: _convolution(x, weights, **spread), kernel)
     return x_gradient.astype(x.dtype), kernel_vjp(cotangent)[0]
 
@@ -65,9 +75,14 @@ def _correlate_backward(pads, dilation, residuals, cotangent):
 _correlate.defvjp(_correlate_forward, _correlate_backward)
 
 
-def _convolve(x, kernel, stride, pads, dilation):
+def default_precision() -> str | None:
+    """Return JAX's default precision here, for what a backward pass traces elsewhere."""
+    return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+
+
+def _convolve(x, kernel, stride, pads, dilation, precision):
     if stride == 1:
-        return _correlate(x, kernel, pads, dilation)
+        return _correlate(x, kernel, pads, dilation, precision)
     # A strided convolution of few channels (conv1 of AlexNet and ZF) is slow on CPU. Gathering each
     # block of stride x stride pixels into channels turns it into an equal one without a stride.
     batch, channels = x.shape[0], x.shape[3]
@@ -86,10 +101,10 @@ def _convolve(x, kernel, stride, pads, dilation):
     kernel = jnp.pad(kernel, ((0, fill), (0, fill), (0, 0), (0, 0)))
     kernel = kernel.reshape(blocks, stride, blocks, stride, channels, features)
     kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(blocks, blocks, -1, features)
-    return _correlate(x, kernel, ((0, 0), (0, 0)))
+    return _correlate(x, kernel, ((0, 0), (0, 0)), 1, precision)
 
 
-def convolve(x, kernel, *, stride: int = 1, padding=0, dilation: int = 1):
+def convolve(x, kernel, *, stride: int = 1, padding=0, dilation: int = 1, precision=None):
     """Correlate `x` with `kernel`, as Caffe's Convolution does.
 
     Args:
@@ -98,6 +113,7 @@ def convolve(x, kernel, *, stride: int = 1, padding=0, dilation: int = 1):
       stride: cells between two outputs.
       padding: zero cells added on each side, or ((above, below), (left, right)).
       dilation: cells between two that the kernel reads.
+      precision: of `jax.default_matmul_precision`; None is the one that holds here.
 
     Returns:
       f32[*B, (H + 2 padding - dilation (K - 1) - 1) // stride + 1, ..., D], float32 always.
@@ -108,7 +124,8 @@ def convolve(x, kernel, *, stride: int = 1, padding=0, dilation: int = 1):
     if stride > 1 and dilation > 1:
         raise UserError(f"stride is {stride} and dilation {dilation}; one of them must be 1")
     pads = ((padding, padding),) * 2 if isinstance(padding, int) else padding
-    return _batched(lambda batch: _convolve(batch, kernel, stride, pads, dilation), x)
+    geometry = stride, pads, dilation, precision or default_precision()
+    return batched(lambda batch: _convolve(batch, kernel, *geometry), x)
 
 
 def divide(a, b):
@@ -205,7 +222,7 @@ def max_pool(x, *, size: int, stride: int, padding: int = 0):
 
     Reference: Caffe's PoolingLayer (MAX).
     """
-    return _batched(lambda batch: _max_pool(batch, size, stride, padding), x)
+    return batched(lambda batch: _max_pool(batch, size, stride, padding), x)
 
 
 def _check_crop(size, cells, stride, kernel_size, offset):
@@ -251,9 +268,9 @@ def _separable(x, rows, columns):
     # Two plain batched products: einsum would transpose, which costs four times as much.
     count, height, width, channels = x.shape
     y = x.reshape(count * height, width, channels)
-    y = jnp.broadcast_to(columns, (count * height, *columns.shape)) @ y
-    y = y.reshape(count, height, len(columns) * channels)
-    y = jnp.broadcast_to(rows, (count, *rows.shape)) @ y
+    across = jnp.broadcast_to(columns, (count * height, *columns.shape))
+    y = jnp.matmul(across, y, precision=EXACT).reshape(count, height, len(columns) * channels)
+    y = jnp.matmul(jnp.broadcast_to(rows, (count, *rows.shape)), y, precision=EXACT)
     return y.reshape(count, len(rows), len(columns), channels)
 
 
@@ -276,7 +293,7 @@ def upsample(x, shape: tuple[int, int], *, stride: int, kernel_size: int, offset
         )
         for size, cells in zip(shape, x.shape[-3:-1], strict=True)
     )
-    return _batched(lambda batch: _separable(batch, rows, columns), x)
+    return batched(lambda batch: _separable(batch, rows, columns), x)
 
 
 def upsample_dense(x, kernel, shape: tuple[int, int], *, stride: int, offset: int):
@@ -310,86 +327,13 @@ def upsample_dense(x, kernel, shape: tuple[int, int], *, stride: int, offset: in
     kernel = kernel.transpose(0, 2, 4, 1, 3, 5).reshape(blocks, blocks, channels, -1)
 
     def rise(batch):
-        y = _correlate(batch, kernel, ((blocks - 1, blocks - 1),) * 2)
+        y = _correlate(batch, kernel, ((blocks - 1, blocks - 1),) * 2, 1, EXACT)
         count, height, width, _ = y.shape
         y = y.reshape(count, height, width, stride, stride, features).transpose(0, 1, 3, 2, 4, 5)
         y = y.reshape(count, height * stride, width * stride, features)
         return y[:, offset : offset + shape[0], offset : offset + shape[1]]
 
-    return _batched(rise, x)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _mix(x, pairs, share, axis):
-    """Mix the cells pairs[0] and pairs[1] of an axis by 1 - share and share, f32[size]."""
-    # A product with a matrix of the weights takes fifty times as long for few channels.
-    first, second = (
-        jnp.take(x, place, axis=axis, mode="clip", indices_are_sorted=True) for place in pairs
-    )
-    share = jnp.expand_dims(share, [place for place in range(x.ndim) if place != axis])
-    return first * (1 - share) + second * share
-
-
-def _mix_forward(x, pairs, share, axis):
-    return _mix(x, pairs, share, axis), (jnp.zeros(x.shape[axis], bool), pairs, share)
-
-
-def _mix_backward(axis, residuals, cotangent):
-    cells, pairs, share = residuals
-    # Here the product is as fast as a sum into the cells, whose order a GPU would not keep.
-    cells = jnp.arange(cells.size)[:, None]
-    weights = zip(pairs, (1 - share, share), strict=True)
-    matrix = sum(
-        jnp.where(place[None, :] == cells, weight[None, :], 0) for place, weight in weights
-    )
-    cotangent = jnp.moveaxis(cotangent, axis, 0)
-    x = matrix @ cotangent.reshape(cotangent.shape[0], -1)
-    return jnp.moveaxis(x.reshape(-1, *cotangent.shape[1:]), 0, axis), None, None
-
-
-_mix.defvjp(_mix_forward, _mix_backward)
-
-
-def _interpolate(x, axis, size, ratio, extent):
-    """Scale one axis to `size` pixels, of which each is read from two."""
-    numerator, denominator = ratio
-    # Pixel i is at (i + 1/2) denominator / numerator - 1/2, in whole numbers as far as it goes:
-    # float32 would misplace the last pixels of a long side.
-    places = (2 * jnp.arange(size) + 1) * denominator - numerator
-    first, remainder = places // (2 * numerator), places % (2 * numerator)
-    share = remainder.astype(jnp.float32) / jnp.asarray(2 * numerator, jnp.float32)
-    pairs = [jnp.clip(place, 0, extent - 1) for place in (first, first + 1)]
-    return _mix(x, pairs, share, axis)
-
-
-def resize(x, shape: tuple[int, int], *, ratios, extent=None):
-    """Scale bilinearly, the border continued and without a blur: cv2.resize with fy, fx = ratios.
-
-    Args:
-      x: f32[*B, h, w, C].
-      shape: pixels (H, W) of the result.
-      ratios: (numerator, denominator) of the scale of rows, and that of columns; ints or i32[].
-      extent: rows and columns of `x` that are read, at the top left; None for all.
-
-    Returns:
-      f32[*B, H, W, C].
-    """
-    extent = x.shape[-3:-1] if extent is None else extent
-
-    def scale(batch):
-        for axis in (0, 1):
-            batch = _interpolate(batch, axis + 1, shape[axis], ratios[axis], extent[axis])
-        return batch
-
-    return _batched(scale, x)
-
-
-def enlarge(x, times: int):
-    """Return f32[*B, times H, times W, C]: f32[*B, H, W, C] with each cell repeated."""
-    *batch, height, width, channels = x.shape
-    shape = (*batch, height, times, width, times, channels)
-    x = jnp.broadcast_to(x[..., :, None, :, None, :], shape)
-    return x.reshape(*batch, height * times, width * times, channels)
+    return batched(rise, x)
 
 
 def subtract_mean(image, mean_rgb: tuple[float, float, float]):

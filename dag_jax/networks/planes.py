@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dag_jax.networks import operations
+
 _TAPS = tuple(np.ndindex(3, 3))
 
 
@@ -241,9 +243,10 @@ def resize(x, rows, columns):
       f32[B, C, H', W'].
     """
     batch, channels, height, width = x.shape
-    y = x.reshape(batch * channels * height, width) @ columns.T
+    exact = {"precision": operations.EXACT}
+    y = jnp.matmul(x.reshape(batch * channels * height, width), columns.T, **exact)
     y = y.reshape(batch, channels, height, -1)
-    return jnp.broadcast_to(rows, (batch, channels, *rows.shape)) @ y
+    return jnp.matmul(jnp.broadcast_to(rows, (batch, channels, *rows.shape)), y, **exact)
 
 
 def corners_matrix(size: int, cells: int):

@@ -24,7 +24,7 @@ from jax import lax
 
 from dag_jax import detection
 from dag_jax.errors import UserError
-from dag_jax.networks import layers, operations
+from dag_jax.networks import layers, operations, resizing
 from dag_jax.networks.espnetv2 import MEAN, STD
 from dag_jax.networks.grids import Map, pixels, poison
 from dag_jax.networks.network import DetectionNetwork, register
@@ -62,7 +62,7 @@ class Pyramid(nn.Module):
             x, grid = maps[stage]
             x = layers.Conv(self.features, 1, relu=False, name=f"{stage}_inner")(x)
             if coarser is not None:
-                x += operations.enlarge(coarser, 2)
+                x += resizing.enlarge(coarser, 2)
             coarser = grid.cut(x)
             x = layers.Conv(self.features, padding=1, relu=False, name=f"{stage}_outer")(coarser)
             levels.insert(0, Map(grid.cut(x), grid))
@@ -155,7 +155,7 @@ class PyramidDetector(nn.Module):
         x = (poison(image, start) / 255 - mean) / std
         read = start.rows, start.columns
         ratios = (rows, start.rows), (columns, start.columns)
-        x = poison(canvas.cut(operations.resize(x, shape, ratios=ratios, extent=read)), canvas)
+        x = poison(canvas.cut(resizing.resize(x, shape, ratios=ratios, extent=read)), canvas)
         x = jnp.pad(x, [*((0, _padded(side) - side) for side in shape), (0, 0)])
         grid = canvas._replace(rows=_padded(rows), columns=_padded(columns))
         return self.pyramid(self.backbone(x, False, grid))

@@ -99,7 +99,8 @@ class ResNet(nn.Module):
         """
         if self.stride not in STRIDES:
             raise UserError(f"stride is {self.stride}; it must be one of {STRIDES}")
-        layer = layers.Conv(self.widths[0], 7, 2, 3, batch_norm=self.batch_norm, name="conv1")
+        norm, exact = self.batch_norm, operations.EXACT
+        layer = layers.Conv(self.widths[0], 7, 2, 3, batch_norm=norm, precision=exact, name="conv1")
         grid = (grid or pixels(x.shape)).convolved(7, 2, 3)
         x = grid.cut(layer(x, train).astype(self.dtype))
         if self.caffe:

@@ -14,6 +14,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from dag_jax.errors import UserError
+from dag_jax.networks.operations import default_precision
 
 
 def map_rows(function, shared, rows, *, chunk: int):
@@ -42,7 +43,13 @@ def map_rows(function, shared, rows, *, chunk: int):
     shared, rows = jax.tree.map(jnp.asarray, (shared, rows))  # NumPy's have no traced rows
     if rows.shape[0] <= chunk:
         return function(shared, lax.stop_gradient(rows))
-    return _map_rows(function, chunk, shared, rows)
+    precision = default_precision()
+
+    def in_precision(shared, rows):  # the backward pass traces it later
+        with jax.default_matmul_precision(precision):
+            return function(shared, rows)
+
+    return _map_rows(in_precision, chunk, shared, rows)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

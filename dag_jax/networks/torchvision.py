@@ -21,7 +21,7 @@ from flax import linen as nn
 
 from dag_jax.errors import UserError
 from dag_jax.models import SEGMENTATION
-from dag_jax.networks import layers, operations, planes
+from dag_jax.networks import layers, operations, planes, resizing
 from dag_jax.networks.entry import Entry
 from dag_jax.networks.espnetv2 import MEAN, STD
 from dag_jax.networks.grids import Map, pixels, poison
@@ -103,7 +103,7 @@ def _enlarge(cells, shape, grid):
     x, own_grid = cells
     sides = (grid.rows, own_grid.rows), (grid.columns, own_grid.columns)
     extent = own_grid.rows, own_grid.columns
-    return operations.resize(x, shape[-3:-1], ratios=sides, extent=extent)
+    return resizing.resize(x, shape[-3:-1], ratios=sides, extent=extent)
 
 
 class Segmenter(nn.Module):
@@ -176,7 +176,7 @@ def _entry(title, paper, score, backbone, head):
         functools.partial(Segmenter, backbone, head),
         size="520 pixels the short side",
         score=f"mIoU {score} on COCO val2017, of VOC's classes",
-        precisions=("float32",),
+        precisions=("float32", "tf32"),
     )
 
 

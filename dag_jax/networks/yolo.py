@@ -47,7 +47,7 @@ from dag_jax import detection
 from dag_jax.errors import UserError
 from dag_jax.metrics import Detections
 from dag_jax.models import DETECTION, MAX_STEPS, Candidates
-from dag_jax.networks import operations
+from dag_jax.networks import resizing
 from dag_jax.networks.darknet import Darknet
 from dag_jax.networks.network import BUCKET, Facts, Network, compiled, raised, register
 from dag_jax.weights import darknet, darknet_cfg
@@ -73,7 +73,7 @@ class YoloNetwork(Network):
         read = image.shape[:2] if extent is None else extent
         if extent is not None or image.shape[:2] != shape:
             ratios = tuple(zip(shape, read, strict=True))
-            image = operations.resize(image, shape, ratios=ratios, extent=read)
+            image = resizing.resize(image, shape, ratios=ratios, extent=read)
         maps = self._apply(image / 255)
         width = 5 + self.module.cfg.heads[0].classes
         return jnp.concatenate([each.reshape(-1, width) for each in maps])

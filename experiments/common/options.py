@@ -252,7 +252,8 @@ _SHARED = {
     "precision": _Shared(
         flags.DEFINE_enum,
         "float32",
-        "Numbers that networks multiply in; scores and perturbation are float32.",
+        "Numbers that networks multiply in; scores and perturbation are float32. tf32: on NVIDIA "
+        "GPUs; a TPU multiplies three times in bfloat16, a CPU in float32.",
         more={"enum_values": networks.PRECISIONS},
     ),
     "seed": _Shared(

@@ -1,15 +1,23 @@
-"""The same networks in two precisions: what an attack does to each, beside each other."""
+"""The same networks in several precisions: what an attack does to each, beside each other."""
 
 import tempfile
 
+import jax
 import numpy as np
 
+from dag_jax import networks
 from dag_jax.runs import rundir, scores
 from dag_jax.runs.attacks import Plan
 from dag_jax.runs.dataset import attack_and_score, join_row
 from dag_jax.runs.subject import subject_of
 
 COLUMNS = ("orig", scores.ADVR)
+
+
+def worth_measuring() -> list[str]:
+    """Return those of `networks.PRECISIONS` that differ on this platform."""
+    is_cpu = jax.default_backend() == "cpu"
+    return [kind for kind in networks.PRECISIONS if not (is_cpu and kind == "tf32")]
 
 
 def measure(networks_by_precision, examples, method, *, slots, mesh, seed):

@@ -4,11 +4,20 @@ import importlib.util
 
 from dag_jax.report import tables
 
+# What a part needs: its module, its name, and the extra that brings it.
+NEEDS = {
+    "torch": ("torch", "PyTorch", "torch"),
+    "peers": ("adv_lib", "adversarial-library", "peers"),
+}
+
 
 def absent(part) -> str | None:
-    """Return why a part is left out, or None."""
-    if part == "torch" and importlib.util.find_spec("torch") is None:
-        return "PyTorch is not installed"
+    """Return why a part is left out and what to install, or None."""
+    if part not in NEEDS:
+        return None
+    module, name, extra = NEEDS[part]
+    if importlib.util.find_spec(module) is None:
+        return f"{name} is not installed (pip install -e '.[{extra}]')"
     return None
 
 
@@ -32,6 +41,10 @@ def _range(row):
 
 def _steps(row):
     return "-" if "steps" not in row else "{:g}, {:g}".format(*row["steps"])
+
+
+def _finished(row):
+    return "{:.0%}, {:.0%}".format(*row["finished"])
 
 
 def _agreement(row):
@@ -73,6 +86,27 @@ COLUMNS = {
         ("iterations", _number("iterations", "g")),
         ("steps", _agreement),
     ),
+    "device": (
+        _CASE,
+        ("precision", lambda row: row["precision"]),
+        ("slots", _number("slots", "d")),
+        ("images/s", _number("rate")),
+        ("of the peak", _percent("utilisation")),
+        ("peak GFLOP/s", _number("peak", ".0f", 1e-9)),
+        ("idle", _number("idle", ".1%")),
+        ("host ms an image", _number("host_ms")),
+        ("MiB a slot", _number("slot_mib")),
+        ("compile s", _number("compile_seconds")),
+    ),
+    "layers": (
+        _CASE,
+        ("part", lambda row: row["part"]),
+        ("ms", _number("ms")),
+        ("of the time", _percent("time")),
+        ("MFLOP", _number("flops", ".4g", 1e-6)),
+        ("of the peak", _percent("peak")),
+        ("pairs", _number("pairs", "d")),
+    ),
     "torch": (
         _CASE,
         ("unit", lambda row: row["unit"]),
@@ -85,6 +119,20 @@ COLUMNS = {
         ("batch", _number("batch", "d")),
         ("median steps", _steps),
         ("agreement", _agreement),
+    ),
+    "peers": (
+        _CASE,
+        ("cores", _number("cores", "d")),
+        ("steps are", lambda row: row["method"]),
+        ("ours", _number("ours")),
+        ("adversarial-library", _number("peer")),
+        ("times as fast", _number("ratio", ".2f")),
+        _RANGE,
+        ("pairs", _number("pairs", "d")),
+        ("slots", _number("slots", "d")),
+        ("batch", _number("batch", "d")),
+        ("median steps", _steps),
+        ("finished", _finished),
     ),
     "precision": (
         _CASE,
@@ -120,7 +168,10 @@ TITLES = {
     "engine": "Engine: an iteration of the attack against a bare gradient",
     "work": "Work: flops by the compiler's account",
     "stream": "Stream: refilled slots against lockstep batches",
+    "device": "Device: the stream's part of the matrix peak, and waiting",
+    "layers": "Layers: an iteration's parts against the matrix peak",
     "torch": "PyTorch: the same attack in its eager mode",
+    "peers": "Peers: adversarial-library's own attack",
     "precision": "Precision: the same weights in bfloat16 and float32",
     "kernels": "Kernels: layers as they are here against XLA's plain form",
     "scaling": "Scaling: an iteration against batch, image size and proposals",
@@ -136,12 +187,26 @@ NOTES = {
     "and its share of the best: of the whole runs; range: of the turns they took. best gain: slots "
     "x the sum of each batch's longest iterations / the sum of all iterations. busy: share of "
     "slot-iterations with an image under way, until the input ended. Aims: share 85%, busy 90%.",
+    "device": "The stream attacks all images to completion, targets computed meanwhile. of the "
+    "peak: flops a second of the layers' products, forward and backward, while the devices worked, "
+    "against a large product of matrices in that precision on all devices (median of some before "
+    "and after). idle: share of the time that the devices waited between chunks; host ms: the same "
+    "for each image. MiB a slot: by the compiler's account of a chunk, without weights. compile s: "
+    "of the chunk, lowering included, from no cache.",
+    "layers": "All devices at once, each with an image: an iteration inside the engine's loop, and "
+    "value and gradient of each layer in a loop of its own, in turns with a product of matrices. "
+    "MFLOP: of the layers' products, forward and backward.",
     "torch": "Images per second to completion, each side with the number of images at a time that "
     "suits it best; ratio: of the whole runs, range: of the turns. PyTorch's batch shrinks as "
     "images finish and is not refilled. Full-size networks have random weights, attack what they "
     "see themselves, and all images run to the last step. An iteration alone is the median of "
     "pairs, on one image. agreement: of the steps image by image, or of one step's change. Aim: "
     "1.5.",
+    "peers": "Images per second until 99% of each image's pixels are wrong, each side with the "
+    "number of images at a time that suits it best; ratio: median of pairs of whole runs. Same "
+    "weights, images, labels and loss (the best other class); theirs has the paper's steps. A CPU "
+    "has rows of one core, too, by CPU seconds. Behind a comma: theirs. Aims on one core, "
+    "the paper's steps: 1.5 FCN-Alex, 1.2 FCN-VGG; clipped: 4.",
     "precision": "mIoU in percent of the clean (ORIG) and adversarial images (ADVR), each network "
     "on its own. steps: median; apart: median distance from the first row's, image by image; p: "
     "mean perceptibility; s an image: from one finished image to the next, its targets, PNG and "

@@ -9,6 +9,7 @@ Shapes: `S` slots of all devices together, `M` images.
 import dataclasses
 import functools
 import itertools
+import statistics
 import time
 
 import jax
@@ -18,8 +19,13 @@ from jax.sharding import PartitionSpec as P
 
 import dag_jax
 from dag_jax import models
+from dag_jax.engine.lanes import Lanes, spread
+from dag_jax.engine.scoring import as_callable_pytree, told_apart
 from dag_jax.runs import attacks
-from experiments.measure import timing
+from experiments.measure import peak, timing
+
+CHUNK = 4  # iterations, as `attack_stream` has by default
+PRODUCTS = 5  # of matrices, before a run and after it
 
 
 def best_gain(iterations, slots: int) -> float:
@@ -177,6 +183,60 @@ def measure(plan, inputs, *, lanes, mesh, turns):
     return row, {"stream": busy_of_stream(chunks), "lockstep": busy_of_lockstep(iterations, slots)}
 
 
+def open_lanes(plan, example, *, lanes, mesh) -> Lanes:
+    """Return the lanes in which `stream` attacks images of one size, such as an example's."""
+    mesh = Mesh(mesh.devices, mesh.axis_names)
+    _, image, targets, inputs = example
+    score_fn = told_apart(as_callable_pytree(models.score_fn(plan.subject.model)))
+    score_fn, method = (
+        spread(tree, mesh, {}) for tree in (score_fn, jax.tree.map(np.float32, plan.method))
+    )
+    example = np.float32(image), jax.tree.map(np.asarray, targets), inputs
+    return Lanes(score_fn, example, method, slots=lanes * mesh.size, mesh=mesh, chunk=CHUNK)
+
+
+def on_device(plan, *, lanes, mesh, precision, side=None):
+    """Return a row: what of its devices' peak the stream takes, and how long they wait for it.
+
+    Args:
+      plan: a segmenter's `attacks.Plan`; images of one size.
+      lanes: images of each device at a time.
+      mesh: from `console.open_mesh`.
+      precision: that the model multiplies in, as in `peak.product`.
+      side: as there.
+    """
+    inputs, slots, chunks = list(attacks.attack_inputs(plan)), lanes * mesh.size, []
+    opened = open_lanes(plan, inputs[0], lanes=lanes, mesh=mesh)
+    started = time.perf_counter()
+    account = opened.lower().compile().memory_analysis()
+    compile_seconds = time.perf_counter() - started
+    list(stream(plan, idle(inputs[:slots]), lanes=lanes, mesh=mesh))
+    multiply, flops = peak.product(mesh, precision, side)
+    multiply()
+    of_products = [timing.timed(multiply) for _ in range(PRODUCTS)]
+    # Targets are computed while it runs, as a launch has them.
+    ready = attacks.attack_inputs(plan, devices=mesh.local_devices)
+    list(stream(plan, ready, lanes=lanes, mesh=mesh, chunks=chunks))
+    of_products += [timing.timed(multiply) for _ in range(PRODUCTS)]
+    worked, waited = (sum(getattr(c, name) for c in chunks) for name in ("seconds", "idle"))
+    of_layers = peak.layers_of(plan.subject.model, np.float32(inputs[0][1]))
+    work = sum(chunk.busy for chunk in chunks) * sum(layer.flops() for layer in of_layers)
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(plan.subject.model))
+    bytes_used = account and account.argument_size_in_bytes + account.temp_size_in_bytes - weights
+    return {
+        "case": f"{plan.subject.about.title}, {len(inputs)} images",
+        "precision": precision,
+        "slots": slots,
+        "rate": len(inputs) / (worked + waited),
+        "utilisation": work / worked * statistics.median(of_products) / (flops * mesh.size),
+        "peak": flops * mesh.size / statistics.median(of_products),
+        "idle": waited / (worked + waited),
+        "host_ms": 1000 * waited / len(inputs),
+        "slot_mib": account and bytes_used / lanes / timing.MIB,
+        "compile_seconds": compile_seconds,
+    }
+
+
 def by_slots(plan, inputs, *, lanes, mesh):
     """Return {"slots", "stream", "lockstep"} for each number of lanes: images per second."""
     points = []
@@ -196,14 +256,14 @@ def best_of(candidates, run) -> int:
     return min(candidates, key=lambda count: run(count) / count)
 
 
-def best_lanes(plan, inputs, candidates, *, mesh) -> int:
+def best_lanes(plan, inputs, candidates, *, mesh, clock=time.perf_counter) -> int:
     """Return the number of lanes of each device with which a few images are finished fastest."""
 
     def run(count):
         few = list(itertools.islice(itertools.cycle(inputs), count * mesh.size))
         list(stream(plan, idle(few), lanes=count, mesh=mesh))
-        started = time.perf_counter()
+        started = clock()
         list(stream(plan, few, lanes=count, mesh=mesh))
-        return time.perf_counter() - started
+        return clock() - started
 
     return best_of(candidates, run)

@@ -65,7 +65,7 @@ def split(count: int, parts: int, multiple: int = 1) -> list[int]:
     return [end - start for start, end in zip(ends, ends[1:], strict=False)]
 
 
-def pull_in_turns(iterators, sizes):
+def pull_in_turns(iterators, sizes, clock=time.perf_counter):
     """Take items of generators in turns, one part of each after the other, and close them.
 
     A generator computes only while its next item is awaited, so several long runs alternate. A
@@ -75,6 +75,7 @@ def pull_in_turns(iterators, sizes):
     Args:
       iterators: generators of as many items as `sizes` have in all, or of more.
       sizes: items of each part.
+      clock: function of no arguments that returns seconds.
 
     Returns:
       (times, items): for each part the seconds of each iterator, and for each iterator its items.
@@ -83,9 +84,9 @@ def pull_in_turns(iterators, sizes):
     for size in sizes:
         row = []
         for iterator, pulled in zip(iterators, items, strict=True):
-            started = time.perf_counter()
+            started = clock()
             pulled.extend(next(iterator) for _ in range(size))
-            row.append(time.perf_counter() - started)
+            row.append(clock() - started)
         times.append(tuple(row))
     for iterator in iterators:
         iterator.close()

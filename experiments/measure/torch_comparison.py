@@ -1,12 +1,14 @@
-"""The same attack in PyTorch's eager mode: images per second, and seconds of an iteration.
+"""Attacks in PyTorch's eager mode beside ours: images per second, and seconds of an iteration.
 
 Both have the same weights, images, labels and step, all of the cores (or the same accelerator), and
-the number of images at a time that suits them best on the first few.
+the number of images at a time that suits them best on the first few. The attack in PyTorch is that
+of `torch_fcn` here; `peers` races others.
 
 Shapes: `M` images, `H W` pixels.
 """
 
 import time
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,79 +55,120 @@ def arrays(inputs, device):
     return [torch.tensor(array, device=device) for array in (images, *classes, valid)]
 
 
-def batches(fcn, inputs, *, batch, max_steps):
+def batches(attack, fcn, inputs, *, batch, max_steps):
     """Attack images in PyTorch, a batch after the other; yield (index, steps) of each image."""
     for start in range(0, len(inputs), batch):
         chunk = inputs[start : start + batch]
         device = fcn.mean_bgr.device
-        _, steps = torch_fcn.attack(fcn, *arrays(chunk, device), max_steps=max_steps)
+        _, steps = attack(fcn, *arrays(chunk, device), max_steps=max_steps)
         for (index, *_), count in zip(chunk, steps.tolist(), strict=True):
             yield index, count
 
 
-def best_batch(fcn, inputs, candidates, *, max_steps) -> int:
+def best_batch(attack, fcn, inputs, candidates, *, max_steps, clock) -> int:
     """Return the batch size with which a few images are finished fastest."""
 
     def run(count):
         few = (inputs * -(-count // len(inputs)))[:count]
-        list(batches(fcn, few, batch=count, max_steps=0))  # memory is taken once
-        started = time.perf_counter()
-        list(batches(fcn, few, batch=count, max_steps=max_steps))
-        return time.perf_counter() - started
+        list(batches(attack, fcn, few, batch=count, max_steps=0))  # memory is taken once
+        started = clock()
+        list(batches(attack, fcn, few, batch=count, max_steps=max_steps))
+        return clock() - started
 
     return throughput.best_of(candidates, run)
 
 
-def compare(plan, *, lanes, batch_sizes, mesh, device, search_steps, turns, runs=1):
-    """Return a row: images per second to completion, ours and PyTorch's, part by part in turns.
+class Race(NamedTuple):
+    """What plans of ours and an attack in PyTorch took for the same images.
+
+    Attributes:
+      times: for each turn the seconds of each of our plans, and those of PyTorch.
+      slots: of each of our plans.
+      batch: PyTorch's.
+      steps: i64[M] of each plan, and of PyTorch, by image.
+    """
+
+    times: list[tuple[float, ...]]
+    slots: list[int]
+    batch: int
+    steps: list[np.ndarray]
+
+
+def race(
+    plans,
+    attack,
+    *,
+    lanes,
+    batch_sizes,
+    mesh,
+    device,
+    search_steps,
+    turns,
+    runs=1,
+    clock=time.perf_counter,
+) -> Race:
+    """Attack the same images by plans of ours and in PyTorch, part by part in turns.
 
     Args:
-      plan: an FCN's `Plan`.
+      plans: one FCN's `Plan`s, which differ in their methods.
+      attack: as `torch_fcn.attack`.
       lanes: numbers of slots of a device to choose from.
       batch_sizes: PyTorch's batches to choose from.
       mesh: from `console.open_mesh`.
       device: from `open_device`.
       search_steps: M_0 of the attacks that choose these.
-      turns: parts of a run after which the other has its turn.
+      turns: parts of a run after which the next one has its turn.
       runs: how often all images are attacked.
+      clock: as in `timing.pull_in_turns`.
     """
-    inputs, network, max_steps = (
-        list(attack_inputs(plan)),
-        plan.subject.model,
-        plan.method.max_steps,
-    )
-    count = len(inputs)
+    inputs, network = list(attack_inputs(plans[0])), plans[0].subject.model
+    count, max_steps = len(inputs), plans[0].method.max_steps
     fcn = torch_fcn.Fcn(network.name, network.module, network.parameters, device)
     search = min(search_steps, max_steps)
     batch_sizes = [size for size in batch_sizes if size <= count] or [count]
-    batch = best_batch(fcn, inputs, batch_sizes, max_steps=search)
-    best = throughput.best_lanes(throughput.shorter(plan, search), inputs, lanes, mesh=mesh)
-    options, slots = {"lanes": best, "mesh": mesh}, best * mesh.size
-    list(throughput.stream(plan, throughput.idle(inputs[:slots]), **options))
+    batch = best_batch(attack, fcn, inputs, batch_sizes, max_steps=search, clock=clock)
+    best = []
+    for plan in plans:
+        shorter = throughput.shorter(plan, search)
+        best.append(throughput.best_lanes(shorter, inputs, lanes, mesh=mesh, clock=clock))
+        ready = throughput.idle(inputs[: best[-1] * mesh.size])
+        list(throughput.stream(plan, ready, lanes=best[-1], mesh=mesh))
     times, sizes = [], timing.split(count, turns, batch)
     for _ in range(runs):
-        of_run, (our_steps, theirs) = timing.pull_in_turns(
+        of_run, (*ours, theirs) = timing.pull_in_turns(
             [
-                throughput.stream(plan, inputs, **options),
-                batches(fcn, inputs, batch=batch, max_steps=max_steps),
+                *(
+                    throughput.stream(plan, inputs, lanes=number, mesh=mesh)
+                    for plan, number in zip(plans, best, strict=True)
+                ),
+                batches(attack, fcn, inputs, batch=batch, max_steps=max_steps),
             ],
             sizes,
+            clock,
         )
         times += of_run
-    steps = throughput.steps_of(our_steps, count)
+    steps = [throughput.steps_of(attacked, count) for attacked in ours]
     control = np.array([steps_by_torch for _, steps_by_torch in sorted(theirs)])
-    seconds = np.sum(times, axis=0)
-    size = "x".join(map(str, inputs[0][1].shape[:2]))
+    return Race(times, [number * mesh.size for number in best], batch, [*steps, control])
+
+
+def compare(plan, **options):
+    """Return a row: images per second to completion, ours and PyTorch's; options as of `race`."""
+    result, network = race([plan], torch_fcn.attack, **options), plan.subject.model
+    images, (steps, control) = plan.subject.examples, result.steps
+    seconds, attacked = np.sum(result.times, axis=0), options.get("runs", 1) * len(steps)
+    size = "x".join(map(str, images[0]["image"].shape[:2]))
+    case = iterations.title(network.name, network.miniature)
     return {
-        "case": f"{iterations.title(network.name, network.miniature)}, {count} images of {size}",
+        "case": f"{case}, {len(steps)} images of {size}",
         "unit": "images/s",
-        "max_steps": max_steps,
-        "slots": slots,
-        "batch": batch,
-        "ours": runs * count / float(seconds[0]),
-        "torch": runs * count / float(seconds[1]),
+        "max_steps": plan.method.max_steps,
+        "slots": result.slots[0],
+        "batch": result.batch,
+        "ours": attacked / float(seconds[0]),
+        "torch": attacked / float(seconds[1]),
         "ratio": float(seconds[1] / seconds[0]),
-        "range": timing.compare([pair[::-1] for pair in times])["range"],
+        "range": timing.compare([pair[::-1] for pair in result.times])["range"],
         "steps": [float(np.median(steps)), float(np.median(control))],
         "same_steps": float(np.mean(steps == control)),
         "most_apart": int(np.abs(steps - control).max()),
@@ -189,15 +232,15 @@ def measure(
     Args:
       names: of FCNs, which PyTorch has: `torch_fcn.FCNS`.
       scenes: an `ExampleSet` for the miniatures.
-      lanes: as in `compare`.
-      batch_sizes: as in `compare`.
-      mesh: as in `compare`.
+      lanes: as in `race`.
+      batch_sizes: as in `race`.
+      mesh: as in `race`.
       max_steps: M_0 of the miniatures.
       full_images: images for the full-size networks; 0 leaves those out.
       full_steps: their M_0.
       full_size: pixels of a side of these images.
       iteration_size: pixels of the side for an iteration alone.
-      turns: as in `compare`.
+      turns: as in `race`.
       pairs: pairs of single iterations.
       seed: of adversarial labels and images.
     """

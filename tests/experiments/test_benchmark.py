@@ -24,8 +24,7 @@ def test_a_part_is_measured_or_says_why_not(run):
     assert table in printed and "results: runs/benchmark/" in printed
     assert f"stream: {parts['stream']['minutes']} minutes" in printed
     if importlib.util.find_spec("torch") is None:
-        assert parts["torch"] == {"absent": "PyTorch is not installed"}
-        assert "Left out: PyTorch is not installed." in table
+        assert "Left out: PyTorch is not installed (pip install -e '.[torch]')." in table
     else:
         for row in parts["torch"]["rows"]:
             assert row["same_steps"] == 1 and row["steps"] == [3, 3] and row["batch"] == 1
@@ -80,7 +79,8 @@ def test_a_wrong_flag_is_named(refuse, tmp_path, flag, message):
 
 def test_absent_parts(monkeypatch):
     monkeypatch.setattr(tables.importlib.util, "find_spec", lambda name: None)
-    assert tables.absent("torch") == "PyTorch is not installed"
+    assert tables.absent("torch") == "PyTorch is not installed (pip install -e '.[torch]')"
+    assert tables.absent("peers").endswith("is not installed (pip install -e '.[peers]')")
     assert tables.absent("engine") is None
 
 

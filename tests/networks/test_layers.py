@@ -150,3 +150,27 @@ def _apply(module, x):
 @pytest.mark.parametrize("name", LAYERS)
 def test_single_equals_batch_equals_vmap(assert_batching_changes_nothing, name):
     assert_batching_changes_nothing(LAYERS[name])
+
+
+class Slid(nn.Module):
+    """A convolution without padding, and a large kernel."""
+
+    @nn.compact
+    def __call__(self, x):
+        return layers.PatchDense(5, 3)(layers.Conv(4, 3)(x))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_what_helps_a_cpu_is_compiled_for_cpus_alone(platform):
+    x, module = jnp.zeros((8, 7, 3)), Slid()
+    variables = module.init(jax.random.key(0), x)
+    gradient = jax.jit(jax.grad(lambda x: module.apply(variables, x).sum()))
+    text = jax.export.export(gradient, platforms=(platform,))(x).mlir_module()
+    is_cpu = platform == "cpu"
+    assert ("optimization_barrier" in text) == is_cpu
+    # Of the large kernel, patches and their products.
+    assert ("stablehlo.dot_general" in text) == is_cpu
+    convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    assert len(convolutions) == (2 if is_cpu else 4)
+    padded = [line for line in convolutions if "pad = [[0, 0], [0, 1]]" in line]
+    assert len(padded) == is_cpu

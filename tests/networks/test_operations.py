@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dag_jax.networks import operations
+from dag_jax.networks import operations, resizing
 
 
 def correlate_by_loop(x, kernel, stride, padding):
@@ -317,9 +317,9 @@ def test_resize_equals_a_loop(rng, size, shape, ratios, extent):
     x = rng.standard_normal((*size, 2)).astype(np.float32)
     expected = resize_by_loop(x, shape, ratios, extent)
     np.testing.assert_allclose(
-        operations.resize(x, shape, ratios=ratios, extent=extent), expected, atol=1e-5
+        resizing.resize(x, shape, ratios=ratios, extent=extent), expected, atol=1e-5
     )
-    traced = jax.jit(functools.partial(operations.resize, shape=shape))
+    traced = jax.jit(functools.partial(resizing.resize, shape=shape))
     arrays = {"ratios": jax.tree.map(jnp.int32, ratios), "extent": jax.tree.map(jnp.int32, extent)}
     np.testing.assert_allclose(traced(x, **arrays), expected, atol=1e-5)
 

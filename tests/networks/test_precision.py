@@ -1,6 +1,7 @@
 """A network that multiplies in bfloat16 says nearly the same, in float32."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +71,42 @@ def test_the_products_are_of_bfloat16(name, wide):
     assert sum("f32>" in operand.replace("bf16>", "") for operand in operands) == wide
 
 
+def products(name, precision, platform):
+    """Return the lines of the products of a network's scores and their gradient, by precision."""
+    network = networks.load(name, miniature=True, precision=precision)
+    score_fn = models.score_fn(network, BOXES if models.about(network).detects else None)
+
+    @jax.jit
+    def run(score_fn, image):
+        return jax.grad(lambda image: score_fn(image).sum())(image)
+
+    image = jax.ShapeDtypeStruct((96, 96, 3), jnp.float32)
+    with jax.default_matmul_precision("highest"):  # as launches have it
+        exported = jax.export.export(run, platforms=(platform,))(score_fn, image)
+    lines = exported.mlir_module().splitlines()
+    lines = [line for line in lines if re.search(r"stablehlo\.(convolution|dot_general)", line)]
+    high = [line for line in lines if "HIGH, " in line or "HIGH>" in line]
+    return high, [line for line in lines if line not in high]
+
+
+@pytest.mark.parametrize(("name", "wide"), [("fcn_alex", 5), ("fr_zf_07", 3)])
+def test_the_products_are_of_tf32(name, wide):
+    # But for the image's own (forward, backward, a padded one's border), those that scale an FCN's
+    # scores (2) and a detector's last one, backward.
+    high, exact = products(name, "tf32", "cuda")
+    assert len(high) > 10 and all("HIGHEST" in line for line in exact)
+    assert len(exact) == wide
+
+
+def test_tf32_on_a_cpu_is_float32():
+    image = np.random.default_rng(0).uniform(0, 255, (64, 64, 3)).astype(np.float32)
+    scores = [
+        networks.load("fcn_alex", miniature=True, precision=kind).scores(image)
+        for kind in ("float32", "tf32")
+    ]
+    np.testing.assert_array_equal(*scores)
+
+
 def test_a_perturbation_below_bfloat16s_resolution_is_seen():
     network = networks.load("fcn_vgg", miniature=True, precision="bfloat16")
     image = jnp.full((96, 96, 3), 240.0)
@@ -129,5 +166,5 @@ def test_each_layer_is_close_and_keeps_its_dtype(name, rng):
 
 
 def test_an_unknown_precision_is_named():
-    with pytest.raises(ValueError, match="precision 'half' of fcn_vgg; .* float32, bfloat16"):
+    with pytest.raises(ValueError, match="precision 'half' of fcn_vgg; .* float32, tf32, bfloat16"):
         networks.load("fcn_vgg", miniature=True, precision="half")

@@ -114,3 +114,15 @@ def test_no_gradient_passes_to_rows(rng, shared):
     for chunk in (4, 8):
         gradient = jax.grad(lambda r, c=chunk: map_rows(score, shared, r, chunk=c)["norm"].sum())
         np.testing.assert_array_equal(gradient(rows), 0)
+
+
+def test_the_backward_pass_multiplies_in_the_precision_of_the_call():
+    def function(weights, rows):
+        return rows @ weights
+
+    with jax.default_matmul_precision("tensorfloat32"):
+        _, pull = jax.vjp(
+            lambda weights: map_rows(function, weights, jnp.ones((5, 2)), chunk=2), jnp.ones((2, 3))
+        )
+    text = str(jax.make_jaxpr(pull)(jnp.ones((5, 3))))
+    assert "Precision.HIGH" in text and "precision=None" not in text

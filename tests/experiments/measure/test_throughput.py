@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 import dag_jax
-from dag_jax.runs.attacks import attack_inputs
+from dag_jax import networks
+from dag_jax.datasets import ExampleSet
+from dag_jax.runs.attacks import Plan, attack_inputs
+from dag_jax.runs.subject import subject_of
 from experiments.measure import throughput
 
 
@@ -83,3 +86,17 @@ def test_a_row_compares_whole_runs_and_says_what_was_possible(plan, mesh):
 def test_best_lanes_are_some_of_those_that_were_tried(plan, mesh):
     inputs = list(attack_inputs(plan))
     assert throughput.best_lanes(plan, inputs, [1, 2], mesh=mesh) in (1, 2)
+
+
+def test_the_stream_says_what_it_takes_of_its_devices(mesh):
+    network = networks.load("fcn_alex", miniature=True)
+    rng, examples = np.random.default_rng(0), []
+    for index in range(3):
+        image, mask = rng.integers(0, 256, (48, 48, 3), np.uint8), np.zeros((48, 48), np.uint8)
+        examples.append({"image_id": str(index), "image": image, "mask": mask})
+    subject = subject_of(network, ExampleSet(examples, network.classes))
+    plan = Plan(subject, dag_jax.Method(max_steps=5))
+    row = throughput.on_device(plan, lanes=1, mesh=mesh, precision="float32", side=8)
+    assert row["case"] == "FCN-Alex, 3 images" and row["slots"] == 2
+    assert row["utilisation"] > 0 and row["compile_seconds"] > 0 and 0 < row["slot_mib"] < 1000
+    assert 0 <= row["idle"] < 1 and row["host_ms"] >= 0
