@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from dag_jax.errors import UserError, reading
 
-RATIO = 100  # text of one form, annotations say, is compressed to a fiftieth
+RATIO = 100  # repetitive text, such as annotations, shrinks to a fiftieth
 SLACK = 1 << 24  # bytes; a tar is padded
 _PIECE = 1 << 20  # bytes
 _OPENERS = {rb"\x1f\x8b": gzip.open, rb"BZh[1-9]1AY&SY": bz2.open, rb"\xfd7zXZ\0": lzma.open}
@@ -34,7 +34,7 @@ class Entry(NamedTuple):
       name: its path there.
       size: its bytes.
       offset: where its bytes lie in a plain tar; None in a zip or a compressed tar.
-      pieces: function that returns an iterator over its bytes, of use until the next entry.
+      pieces: function that returns an iterator over its bytes, valid until the next entry is taken.
     """
 
     name: str
@@ -44,10 +44,11 @@ class Entry(NamedTuple):
 
 
 def entries(path) -> Iterator[Entry]:
-    """Yield the files of an archive in its order; whatever the archive's suffix says.
+    """Yield the files of an archive, in the order of the archive.
 
-    Links and folders are left out. In the end checksums have been compared: a zip's of what was
-    read, a compressed tar's whole.
+    The content tells what kind of archive it is, not the suffix. Links and folders are left out.
+    Checksums are compared: of a zip those of the files that are read, of a compressed tar that of
+    the whole, after its last file.
 
     Args:
       path: a zip or a tar, compressed or not.
@@ -69,7 +70,7 @@ def entries(path) -> Iterator[Entry]:
 
 @contextlib.contextmanager
 def _archive(path):
-    """Say of what fails in here that the archive is damaged."""
+    """Turn any error of the block into one that says: the archive is damaged."""
     try:
         yield
     except (UserError, GeneratorExit):
@@ -88,7 +89,7 @@ def _archive(path):
 
 
 class _Stream:
-    """The bytes of a tar, and no more of them than a bound."""
+    """The bytes of a tar, up to a bound."""
 
     def __init__(self, path, file, limit):
         self._path, self._file, self._limit = path, file, limit

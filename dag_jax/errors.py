@@ -76,7 +76,7 @@ class StorageError(UserError, OSError):
 
 @contextlib.contextmanager
 def optional_import(extra):
-    """Say of a package that is missing which extra brings it; its imports stand in the block.
+    """Name the extra that brings a missing package. The block holds the imports of that package.
 
         with optional_import("data"):
             from PIL import Image
@@ -100,9 +100,9 @@ def optional_import(extra):
 
 @contextlib.contextmanager
 def reading(path):
-    """Say of what fails in here that the file at `path` cannot be read now.
+    """Turn any error of the block into one that says: the file at `path` cannot be read now.
 
-    The bytes are fetched in here and nothing else, so that it is no fault of what they are.
+    The block only fetches bytes, so that no error can come from what they hold.
 
     Raises:
       MissingError, StorageError.
@@ -120,7 +120,9 @@ def reading(path):
 
 @contextlib.contextmanager
 def parsing(path):
-    """Say of what fails in here that the file at `path` is damaged; `reading` may lie within.
+    """Turn any error of the block into one that says: the file at `path` is damaged.
+
+    Errors of a `reading` block within pass as they are.
 
     Raises:
       DamagedError; StorageError where the memory does not last.
@@ -138,7 +140,7 @@ def parsing(path):
 
 @contextlib.contextmanager
 def writing(path):
-    """Say of what fails in here that the file or folder at `path` cannot be written.
+    """Turn any error of the block into one that says: `path` cannot be written.
 
     Raises:
       StorageError.

@@ -25,14 +25,14 @@ from etils import epath
 from dag_jax.errors import UserError, optional_import, parsing, reading, writing
 
 FORMAT = "dag_jax arrays 1"
-TEMPORARY = re.compile(r"(.+)\.tmp-[0-9a-f]{8}")  # a name while `write` is at it
+TEMPORARY = re.compile(r"(.+)\.tmp-[0-9a-f]{8}")  # a file that `write` has not finished
 _MOST_PIXELS = 1 << 26
 _HEADER, _DIGEST = "dag_jax", "sha256"
 PathLike: TypeAlias = str | os.PathLike[str]
 
 
 def open_folder(path) -> epath.Path:
-    """Return a path, of a bucket too; UserError where nothing installed can open it."""
+    """Return a path on disk or in a bucket; UserError where nothing installed can open it."""
     try:
         path = epath.Path(path)
         if not is_local(path):
@@ -52,7 +52,7 @@ def open_folder(path) -> epath.Path:
 
 
 def is_local(path) -> bool:
-    """Return whether a path is no bucket's."""
+    """Return whether a path is on this machine, not in a bucket."""
     return "://" not in os.fspath(path)
 
 
@@ -83,9 +83,9 @@ def remove(path: epath.Path) -> None:
 
 
 def remove_drafts(folder: epath.Path) -> None:
-    """Remove what killed writers left in a folder. Nobody may be writing into it.
+    """Remove the unfinished files that killed processes left in a folder. Raises `StorageError`.
 
-    Raises `StorageError`.
+    No process may be writing into the folder.
     """
     for name in filter(TEMPORARY.fullmatch, names_in(folder)):
         remove(folder / name)
@@ -113,7 +113,7 @@ def write(path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path):
-    """Open a local file to write in pieces, as `write` does; it is there once the context ends."""
+    """Open a local file to write it in pieces. It appears, whole, once the context ends."""
     path = epath.Path(path)
     # A name of its own, as two processes may write the same manifest at the same time.
     partial = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
@@ -131,7 +131,7 @@ def replacing(path):
 
 
 def canonical_json(value, *, allow_nan=False) -> str:
-    """Return JSON of one form only, so that its bytes can be compared; NaN is a ValueError."""
+    """Return JSON in one fixed form: equal values give equal bytes. NaN is a ValueError."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=allow_nan)
 
 
@@ -150,9 +150,9 @@ def sha256_of(path) -> str:
 
 
 def write_json(path, content: dict) -> None:
-    """Write a dict as JSON with the SHA-256 of itself, which `load_json` compares and takes off.
+    """Write a dict as JSON, with its own SHA-256 as a last entry for `load_json` to check.
 
-    NaN, the score of no image, is kept as Python writes and reads it.
+    NaN, the score over no image, is written as Python's json does.
     """
     content = json.loads(json.dumps(content))  # as a reader will see it
     if _DIGEST in content:
@@ -162,9 +162,14 @@ def write_json(path, content: dict) -> None:
 
 
 def load_json(path, *, digest=False, keys=()) -> dict:
-    """Return what `write_json` wrote; other JSON, too, unless `digest`. Raises as `load` does.
+    """Return the dict that `write_json` wrote, without its SHA-256. Raises as `load` does.
 
-    It has to have these keys. At most 40 times the file's bytes are in memory.
+    It takes memory of at most 40 times the file's size.
+
+    Args:
+      path: the file.
+      digest: whether JSON without a SHA-256 is refused.
+      keys: that the dict must have.
     """
     with parsing(path):
         content = dict(json.loads(_bytes_of(epath.Path(path))))
@@ -197,14 +202,14 @@ def load(path, names=None):
 
     Args:
       path: the file.
-      names: of the arrays to read; None for all. The others are left alone.
+      names: of the arrays to read; None for all. No other is read.
 
     Raises:
       MissingError: where it is not there.
       DamagedError: where it does not match its digests.
       StorageError: where it cannot be read now, whatever is in it.
 
-    In memory are at most 40 times the header's bytes, and twice those of the arrays asked for.
+    It takes memory of at most 40 times the header's bytes and twice those of the arrays read.
     """
     with parsing(path):
         texts, arrays = _load_ranges(epath.Path(path), names)
@@ -221,10 +226,10 @@ def load(path, names=None):
 
 
 def _load_ranges(path, names):
-    """Return (metadata, arrays by name) of a safetensors file, reading no more than these.
+    """Return (metadata, arrays by name) of a safetensors file, of which no other bytes are read.
 
-    The library's own reader says of a file that it may not open that it is not there, and it maps
-    files, where a bad sector is a crash.
+    The library's own reader reports a file that it may not open as missing. It also maps files into
+    memory, where a bad sector ends the process.
     """
     with reading(path):
         file = path.open("rb")
@@ -268,9 +273,13 @@ def pack_image(pixels: np.ndarray) -> bytes:
 
 
 def load_image(path: epath.Path, digest: str) -> np.ndarray:
-    """Return the pixels u8[H, W, 3] of a file, which have this SHA-256. Raises as `load` does.
+    """Return the pixels u8[H, W, 3] of an image file. Raises as `load` does.
 
-    One of more than 2^26 pixels, which take 400 MB, is refused: none is attacked.
+    An image of more than 2^26 pixels, which would take 400 MB, is refused: no dataset has one.
+
+    Args:
+      path: the file.
+      digest: the SHA-256 that the pixels must have.
     """
     with optional_import("data"):
         from PIL import Image

@@ -1,6 +1,6 @@
-"""What a foreign model can have wrong, said before anything is attacked.
+"""Checks of a foreign model, so that a fault is named before anything is attacked.
 
-Each framework's adapter tries its model once, on noise, and gives what came out to these.
+Each framework's adapter runs its model once, on noise, and checks the result by these.
 
 Shapes: `H W` pixels that the model sees, `h w` cells of its scores, `C` classes.
 """
@@ -43,9 +43,9 @@ def check_mode(module: Any, title: str) -> None:
     """Raise a UserError for a PyTorch module in training mode, or with a part that is."""
     for name, part in module.named_modules():
         if part.training:
-            which = f"its {name} is" if name else "it is"
+            subject = f"its {name} is" if name else "it is"
             raise UserError(
-                f"{title} is to be attacked as it predicts, and {which} in training mode: "
+                f"{title} is to be attacked as it predicts, and {subject} in training mode: "
                 "call module.eval() first"
             )
 
@@ -63,7 +63,7 @@ def noise(size: tuple[int, int] | None) -> Float[np.ndarray, "H W 3"]:
 
 
 def picks(output: Any, title: str) -> dict[str, str | int | None]:
-    """Return what `pick` takes for each output that is asked for, by what it is called.
+    """Return {title of an output: what `pick` takes for it}, of the outputs that are asked for.
 
     Args:
       output: a key or an index, None, or a tuple of those.
@@ -112,12 +112,12 @@ def _is_array(value):
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
-def check_map(shape: Sequence[int], seen: Sequence[int], layout: str, count: int, title: str):
+def check_map(shape: Sequence[int], size: Sequence[int], layout: str, count: int, title: str):
     """Raise a UserError for an output that cannot be scores of each pixel.
 
     Args:
       shape: of the output.
-      seen: pixels (H, W) of the image that the model saw.
+      size: pixels (H, W) of the image that the model saw.
       layout: one of `LAYOUTS`.
       count: C.
       title: of the model.
@@ -136,10 +136,10 @@ def check_map(shape: Sequence[int], seen: Sequence[int], layout: str, count: int
             f"{title} returns {list(shape)}: scores of {channels} classes, and classes= names "
             f"{count}{hint}"
         )
-    strides = [pixels / count for pixels, count in zip(seen, cells, strict=True)]
+    strides = [pixels / count for pixels, count in zip(size, cells, strict=True)]
     if min(cells) < 2 or min(strides) < 1 or max(strides) > 2 * min(strides):
         raise UserError(
-            f"{title} returns {list(shape)} of an image of {seen[0]} x {seen[1]} pixels; scores "
+            f"{title} returns {list(shape)} of an image of {size[0]} x {size[1]} pixels; scores "
             "are at the image's size, or at one stride of rows and columns"
         )
 

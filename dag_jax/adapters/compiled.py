@@ -16,25 +16,25 @@ from dag_jax.arrays import Array
 
 
 class _Around:
-    """What of a model is no array; two of them are the same where they are one object."""
+    """The parts of a model that are no arrays, compared by identity."""
 
     def __init__(self, forward, layout, size, count, title):
         self._forward, self._layout, self._size = forward, layout, size
         self._count, self._title = count, title
 
     def __call__(self, variables, normalisation, image):
-        # Frameworks promote as NumPy does; whoever calls this may not.
+        # Frameworks promote dtypes as NumPy does; the caller's JAX may be set to refuse that.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             x = jnp.asarray(image).astype(jnp.float32)
             if self._size is not None and x.shape[:2] != self._size:
                 x = jax.image.resize(x, (*self._size, 3), "bilinear", antialias=False)
             mean, std = normalisation
-            seen, x = x.shape[:2], ((x / 255 - mean) / std)[None]
+            size, x = x.shape[:2], ((x / 255 - mean) / std)[None]
             x = x.transpose(0, 3, 1, 2) if self._layout == "nchw" else x
             outputs = self._forward(variables, x)
             if self._count is None:
                 return jax.tree.map(_without_batch, outputs)
-            checks.check_map(outputs.shape, seen, self._layout, self._count, self._title)
+            checks.check_map(outputs.shape, size, self._layout, self._count, self._title)
             scores = outputs[0].astype(jnp.float32)
             return scores.transpose(1, 2, 0) if self._layout == "nchw" else scores
 

@@ -36,7 +36,7 @@ class _Queries:
     _columns: Any
 
     def propose(self, image: Float[Array, "H W 3"]) -> Candidates:
-        """Return all queries as `Candidates`, where they see something on this image."""
+        """Return all queries as `Candidates`, with the boxes that they have on this image."""
         boxes, logits = self._look(image)
         count = len(logits)
         return Candidates(boxes, jnp.arange(count, dtype=jnp.int32), jnp.ones(count, bool))
@@ -171,8 +171,9 @@ def from_sigmoid_queries(
 ) -> SigmoidQueryDetector:
     """Return the detector of a function that gives each query's box, and a logit of each class.
 
-    What is attacked is each query's logit of each class that the image has: it is to fall below
-    that of the threshold, scores being [N, C, 2]. Take the lowest threshold that counts.
+    The attack is on each query's logit of each class that the image has: it is to fall below the
+    logit of the threshold, the second of the pair in scores [N, C, 2]. Give the lowest threshold at
+    which a detection counts.
 
     Args:
       function: image f32[H, W, 3], RGB grey levels 0-255 -> (boxes f32[N, 4], logits f32[N, C]);

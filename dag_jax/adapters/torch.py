@@ -30,7 +30,7 @@ WAYS = ("callback", "torchax")
 class TorchFunction:
     """A function of an image that a PyTorch module computes; a pytree without leaves.
 
-    JAX tells it from others by its identity.
+    JAX compares it by identity.
 
     Attributes:
       title: what tables call the module.
@@ -96,12 +96,12 @@ class TorchFunction:
         checks.check_mode(self._module, self.title)
         x, outputs = self._forward(image)
         rng = np.random.default_rng(0)
-        for title, each in zip(self._picks, outputs, strict=True):
-            checks.check_floating(each.is_floating_point(), each.dtype, title)
-            weights = rng.normal(size=tuple(each.shape)).astype(np.float32)
-            gradient = self._gradient(x, [each], [weights], retain_graph=True)
+        for title, output in zip(self._picks, outputs, strict=True):
+            checks.check_floating(output.is_floating_point(), output.dtype, title)
+            weights = rng.normal(size=tuple(output.shape)).astype(np.float32)
+            gradient = self._gradient(x, [output], [weights], retain_graph=True)
             checks.check_gradient(gradient, title)
-        return [self._as_numpy(each) for each in outputs]
+        return [self._as_numpy(output) for output in outputs]
 
     def pull(
         self, image: Float[Array, "H W 3"], cotangents: Sequence[Float[Array, "..."]]
@@ -125,25 +125,25 @@ class TorchFunction:
                     x, self._size, mode="bilinear", align_corners=False
                 )
             mean, std = (torch.from_numpy(values).to(x) for values in (self._mean, self._std))
-            x, seen = (x / 255 - mean) / std, x.shape[2:]
+            x, size = (x / 255 - mean) / std, x.shape[2:]
             outputs = self._module(x if self._layout == "nchw" else x.permute(0, 2, 3, 1))
             outputs = [checks.pick(outputs, index, self.title) for index in self._picks.values()]
-            return leaf, [self._take(each, seen) for each in outputs]
+            return leaf, [self._take(output, size) for output in outputs]
 
-    def _take(self, tensor, seen):
-        """Return scores [h, w, C] of an image of `seen` pixels, or an output less its batch."""
+    def _take(self, tensor, size):
+        """Return scores [h, w, C] of an image of `size` pixels, or an output less its batch."""
         if self._count is None:
             return tensor[0] if tensor.ndim and len(tensor) == 1 else tensor
-        checks.check_map(tensor.shape, seen, self._layout, self._count, self.title)
+        checks.check_map(tensor.shape, size, self._layout, self._count, self.title)
         return tensor[0].permute(1, 2, 0) if self._layout == "nchw" else tensor[0]
 
     def _gradient(self, x, outputs, cotangents, **options):
         """Return f32[H, W, 3], or None where no output depends on the image by autograd."""
         torch = self._torch
         pairs = [
-            (each, torch.from_numpy(np.array(weights)).to(each))
-            for each, weights in zip(outputs, cotangents, strict=True)
-            if each.requires_grad
+            (output, torch.from_numpy(np.array(weights)).to(output))
+            for output, weights in zip(outputs, cotangents, strict=True)
+            if output.requires_grad
         ]
         if not pairs:
             return None
@@ -162,7 +162,7 @@ class TorchFunction:
             checks.check_mode(self._module, self.title)
             outputs = self._forward(np.zeros(shape, np.float32))[1]
             self._shapes_of[shape] = [
-                jax.ShapeDtypeStruct(tuple(each.shape), jnp.float32) for each in outputs
+                jax.ShapeDtypeStruct(tuple(output.shape), jnp.float32) for output in outputs
             ]
         return self._shapes_of[shape]
 
@@ -171,7 +171,7 @@ class TorchFunction:
         return jax.pure_callback(self._run, shapes, image, vmap_method="sequential")
 
     def _run(self, image):
-        return [self._as_numpy(each) for each in self._forward(image)[1]]
+        return [self._as_numpy(output) for output in self._forward(image)[1]]
 
     def _pull(self, image, cotangents):
         shape = jax.ShapeDtypeStruct(image.shape, jnp.float32)
@@ -200,11 +200,12 @@ def from_torch(
 
     The module sees (resize(image) / 255 - mean) / std, and is tried once on noise.
 
-    By callback it is run as it is, on its own device and in its own dtype. Weights that change
-    later are used at once, and run folders tell them apart. By torchax it is compiled for where JAX
-    runs, in single precision or less, and compared with PyTorch on the noise; it is taken as it is
-    now, and its parameters and buffers are the leaves of what is returned. Either way the gradient
-    is autograd's: what the module detaches has none, and where that is no slope the audit says so.
+    By callback the module runs as it is, on its own device and in its own dtype. If its weights
+    change later, the new ones are used at once, and run folders tell them apart. By torchax the
+    module is compiled for the device of JAX, in single precision or less, and compared with PyTorch
+    on the noise. Its weights are then those of now: parameters and buffers are the leaves of what
+    is returned. Either way the gradient is autograd's: what the module detaches has none, and the
+    audit says where the gradient is no slope of the scores.
 
     Args:
       module: a torch.nn.Module in evaluation mode, of one image [1, 3, h, w] as its argument.

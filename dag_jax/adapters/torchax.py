@@ -1,11 +1,16 @@
 """PyTorch's modules compiled into JAX by torchax; their parameters and buffers are the leaves.
 
-torchax runs a module's own code on tensors that hold what JAX traces. It is mended here: its
-convolutions, pools and resizing are slow on CPU, their gradients above all and inside compiled
-loops most; its transposed convolution of groups is wrong; it lets gradients pass through what was
-detached; modules that keep what they computed for the next call would keep what was traced; tensors
-that are neither parameters nor buffers, or are made without a device, do not mix with others. What
-comes out is compared with PyTorch's own, once.
+torchax runs a module's own code on tensors that hold what JAX traces. Some of it is replaced here:
+
+- its convolutions, pools and resizing, which are slow on CPU, their gradients above all, and most
+  inside compiled loops;
+- its transposed convolution of groups, which is wrong;
+- gradients, which it lets pass through what was detached;
+- what a module keeps for its next call, which would be traced values;
+- tensors that are neither parameters nor buffers, or that are made without a device, which it does
+  not mix with others.
+
+The result is compared with PyTorch's own, once.
 
 Shapes: `B` images, `H W` cells, `C D` channels, `K` kernel size.
 """
@@ -33,7 +38,7 @@ _TOGETHER = "torchax 0.0.13 with torch 2.12.1 and jax 0.10.2"
 _PARTS = ("torchax", "torch", "jax")
 _FEW = 8  # groups that are convolved one by one
 # How far outputs and the gradient may be from PyTorch's, in the norm, in single and in half
-# precision. Rounding leaves 1e-5 of outputs, and some 1e-2 of a gradient that passes ties of ReLUs.
+# precision. Rounding changes outputs by 1e-5, and a gradient that passes ties of ReLUs by 1e-2.
 _APART = {"scores": (1e-3, 5e-2), "a gradient": (2e-1, 3e-1)}
 
 
@@ -117,7 +122,7 @@ def compare(
       ValueError: where torchax cannot trace the module, or gets another output or gradient.
     """
     rng = np.random.default_rng(0)
-    weights = [rng.normal(size=each.shape).astype(np.float32) for each in outputs]
+    weights = [rng.normal(size=output.shape).astype(np.float32) for output in outputs]
 
     @jax.jit
     def look(function, image):
@@ -205,13 +210,15 @@ def _max_pool(
 ):
     """Return torch.nn.functional.max_pool2d; `theirs` does what the project's own does not."""
     stride = size if stride is None else stride
-    squares = [{each} if isinstance(each, int) else {*each} for each in (size, stride, padding)]
+    squares = [
+        {number} if isinstance(number, int) else {*number} for number in (size, stride, padding)
+    ]
     supported = (
         x.ndim == 4 and dilation in (1, (1, 1)) and all(len(square) == 1 for square in squares)
     )
     if not supported or return_indices:
         return theirs(x, size, stride, padding, dilation, ceil_mode, return_indices)
-    size, stride, padding = (each for square in squares for each in square)
+    size, stride, padding = (number for square in squares for number in square)
     if not ceil_mode:  # ours is always so: give it what whole windows cover
         config = [(0, 0, 0), (0, 0, 0)]
         for side in x.shape[2:]:
@@ -240,7 +247,7 @@ def _resize(x, shape, align_corners, *scales):
 
 def _convolve(theirs, x, kernel, bias, *geometry):
     """Return aten::convolution; `theirs` does what the project's own do not."""
-    *geometry, transposed, more, groups = geometry
+    *geometry, transposed, output_padding, groups = geometry
     if transposed and groups > 1:  # as one, of a kernel that is zero between groups
         kernel = kernel.reshape(groups, -1, 1, *kernel.shape[1:])
         apart = np.eye(groups, dtype=bool).reshape(groups, 1, groups, *(1,) * (kernel.ndim - 3))
@@ -249,14 +256,14 @@ def _convolve(theirs, x, kernel, bias, *geometry):
         groups = 1
     y = None
     if x.ndim == kernel.ndim == 4:
-        y = _fast(x.transpose(0, 2, 3, 1), kernel, *geometry, transposed, more, groups)
+        y = _fast(x.transpose(0, 2, 3, 1), kernel, *geometry, transposed, output_padding, groups)
     if y is None:
-        return theirs(x, kernel, bias, *geometry, transposed, more, groups)
+        return theirs(x, kernel, bias, *geometry, transposed, output_padding, groups)
     y = y.transpose(0, 3, 1, 2).astype(x.dtype)
     return y if bias is None else y + bias[None, :, None, None]
 
 
-def _fast(x, kernel, strides, paddings, dilations, transposed, more, groups):
+def _fast(x, kernel, strides, paddings, dilations, transposed, output_padding, groups):
     """Return f32[B, H', W', D] of [B, H, W, C], or None where there is nothing of the project's."""
     stride, padding, dilation = strides[0], paddings[0], dilations[0]
     size, even = kernel.shape[2], len(set(paddings)) == 1
@@ -264,11 +271,11 @@ def _fast(x, kernel, strides, paddings, dilations, transposed, more, groups):
     if not alike or (stride > 1 and dilation > 1):
         return None
     if transposed:
-        if dilation > 1 or not even or max(more) > padding:
+        if dilation > 1 or not even or max(output_padding) > padding:
             return None
         shape = tuple(
             (side - 1) * stride + size - 2 * padding + extra
-            for side, extra in zip(x.shape[1:3], more, strict=True)
+            for side, extra in zip(x.shape[1:3], output_padding, strict=True)
         )
         kernel = kernel.transpose(2, 3, 0, 1)
         return operations.upsample_dense(x, kernel, shape, stride=stride, offset=padding)

@@ -17,10 +17,10 @@ from dag_jax.datasets.photographs import LARGEST, read_indices
 from dag_jax.datasets.selection import is_outside
 from dag_jax.errors import UserError, reading
 
-# What tools write for `difficult`, beside VOC's 0 and 1.
+# What tools write for `difficult`; VOC itself writes 0 and 1.
 _FLAGS = {"0": False, "1": True, "": False, "0.0": False, "1.0": True, "false": False, "true": True}
 
-# Of MATLAB's files, version 5: kinds of elements, and what numbers an element holds by its kind.
+# MATLAB's files of version 5: kinds of elements, and NumPy's type of the numbers of each kind.
 _MATRIX, _COMPRESSED, _STRUCT = 14, 15, 2
 _NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8"}
 _NUMBERS |= {13: "u8"}
@@ -109,9 +109,9 @@ def read_mask(file, shape):
 
 
 def _read_sbd(file):
-    """Return GTcls.Segmentation [H, W] of a MATLAB file, version 5, of which nothing else is read.
+    """Return GTcls.Segmentation [H, W] of a MATLAB file of version 5; nothing else is read.
 
-    Reference: MAT-File Format, The MathWorks; SciPy's reader dies of damaged files.
+    Reference: MAT-File Format, The MathWorks. SciPy's reader crashes on damaged files.
     """
     with reading(file):
         data = file.read_bytes()

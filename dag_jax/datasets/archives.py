@@ -1,7 +1,8 @@
 """Files inside tar and zip archives, read where they lie: nothing is extracted.
 
-A plain tar gives any of its files by seeking. A compressed archive does not, so what is wanted of
-it is held in memory, and must be small: `LARGEST_COMPRESSED`, and what `dag_jax.archives` states.
+A file of a plain tar is read by seeking. A compressed archive cannot be entered in the middle, so
+the files that are wanted of it are held in memory: at most `LARGEST_COMPRESSED` bytes, and within
+the bounds of `dag_jax.archives`.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ import pathlib
 from dag_jax import archives
 from dag_jax.errors import UserError, reading
 
-# Masks are a few KB each, and there are twelve thousand of them. A kit's photographs are 2 GB.
+# Twelve thousand masks of a few KB fit; a kit's photographs, 2 GB, do not.
 LARGEST_COMPRESSED = 1 << 29  # bytes wanted of one compressed archive
 
 

@@ -5,12 +5,13 @@
     stuffthingmaps/<split>/<stem>.png     masks of COCO-Stuff, if at hand; also within annotations/
 
 The classes are the categories in the order of their ids, without gaps (COCO's 1 to 90 become 0 to
-79), then "background", the pixels of no object. `iscrowd` becomes `difficult`: nobody has to find a
-crowd, and what matches it by IoU is not counted. (COCO's own score also forgives what lies within.)
+79), then "background", the pixels of no object. `iscrowd` becomes `difficult`: a crowd need not be
+found, and a detection that matches one by IoU does not count. (COCO's own score also ignores
+detections that lie within a crowd.)
 
-Masks are COCO-Stuff's, whose stuff is background here. Without them they are drawn from the
-objects' outlines: a pixel of two objects is void, as in torchvision's training, and an image with
-an object that has no outline has no mask. Panoptic PNGs are not read.
+Masks are those of COCO-Stuff, with its stuff as background. Where there are none, masks are drawn
+from the outlines of objects: a pixel of two objects is void, as in torchvision's training. An image
+with an object that has no outline has no mask. Panoptic PNGs are not read.
 
 Shapes: H W pixels, N objects, K corners of a polygon.
 

@@ -6,8 +6,8 @@
     VOC2012/SegmentationClassAug/<id>.png    there, SegmentationClassAug/..., or inside
                                              SegmentationClassAug*.zip
 
-A process looks through each archive once, for some seconds: where everything is extracted, an
-archive that lies beside it only costs time.
+Each process looks through each archive once, which takes some seconds. An archive whose files are
+also extracted only costs that time.
 """
 
 import collections
@@ -106,7 +106,7 @@ class Devkit:
         return None
 
     def image_ids(self, path) -> tuple | None:
-        """Return the images of a list, such as 'VOC2012/ImageSets/Main/val.txt'; None without it.
+        """Return the images of a list, such as 'VOC2012/ImageSets/Main/val.txt', None if missing.
 
         A line may also be '/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png', as
         DeepLab's lists have it.
@@ -156,7 +156,7 @@ def read_lines(file) -> list[str]:
 
 
 def repeated(names) -> str | None:
-    """Return a name that is there more than once; None without."""
+    """Return a name that occurs more than once; None where there is none."""
     return next((name for name, count in collections.Counter(names).items() if count > 1), None)
 
 
@@ -179,9 +179,9 @@ def locate(name):
 
 
 def where(*paths) -> str:
-    """Say where the archives can be had that hold some paths, such as 'VOC2012/JPEGImages'."""
+    """Return a sentence on where to get the archives of some paths, as 'VOC2012/JPEGImages'."""
     parts = dict.fromkeys(part for path in paths for part in path.split("/"))
-    known = [part for part in parts if part in ADDRESSES]
-    if not known:
+    archives = [part for part in parts if part in ADDRESSES]
+    if not archives:
         return f"VOC can be had from {_HOME}"
-    return "; ".join(f"{part} can be had from {' and '.join(ADDRESSES[part])}" for part in known)
+    return "; ".join(f"{part} can be had from {' and '.join(ADDRESSES[part])}" for part in archives)

@@ -22,10 +22,10 @@ with optional_import("data"):
 class ExampleBuilder(  # type: ignore[call-arg]
     tfds.core.GeneratorBasedBuilder, skip_registration=True
 ):
-    """What the builders share; a dataset adds VERSION, splits and a generator of `encode` dicts."""
+    """Base of the builders. A dataset adds VERSION, splits and a generator of `encode` dicts."""
 
-    # TFDS would look for checksums of downloads beside the code, and to find the code of a builder
-    # in a package it imports importlib_resources, which it does not install. Nothing is downloaded.
+    # Else TFDS would look for checksums of downloads beside the code, by importlib_resources, which
+    # it does not install. Nothing is downloaded here.
     code_path = None
 
     def _info(self):
@@ -140,14 +140,15 @@ class Examples(Sequence):
 
 
 class FileExamples(Sequence):
-    """Files of a split, by index; each example is read when it is asked for, as `Examples` has it.
+    """A split by index, of which each example is read from its files when it is asked for.
 
-    Masks are integers of the dataset's own classes; labels of objects start at 0.
+    Examples are dicts as those of `Examples`. Masks are integers of the dataset's own classes;
+    labels of objects start at 0.
 
     Args:
       ids: name of each example.
-      rows: what else is known of each.
-      read: function of a row that returns the example.
+      rows: for each example, what `read` takes.
+      read: function of a row that returns the example without its id.
       classes: names of the classes by index.
       void: the label of pixels that are of no class; None where all have one.
     """

@@ -133,8 +133,8 @@ def _listed(folder, split):
         return "", stems
     if split == _EVERY:
         return "", None
-    known = ", ".join(sorted({*lists, *parts, _EVERY}))
-    raise UserError(f"{folder} has no split {split}; it has {known}")
+    splits = ", ".join(sorted({*lists, *parts, _EVERY}))
+    raise UserError(f"{folder} has no split {split}; it has {splits}")
 
 
 def _images(folder):

@@ -22,13 +22,13 @@ with optional_import("data"):
     import tensorflow_datasets as tfds
 
 DEFAULT_CACHE = "~/.cache/dag_jax/tfds"
-# What is read from its files whenever it is asked for, and what `data_dir` then is.
+# Datasets that are read from their files each time: how, and what `data_dir` has to be.
 _READ = {
     "voc": (open_voc, "a VOCdevkit, or the folder that it or its tar files lie in"),
     "coco": (open_coco, "a folder with annotations/instances_<split>.json and <split>/"),
     "folder": (open_plain_folder, "a folder with images/, masks/ or annotations/, and classes.txt"),
 }
-_NAMED = 100  # examples that cannot be used which an error lists
+_NAMED = 100  # examples that an error lists, at most
 _SLICE = re.compile(r"([^\[]*)(?:\[(-?\d{1,9})?:(-?\d{1,9})?\])?")
 
 
@@ -43,8 +43,8 @@ def open_dataset(
     """Open a split for random access, preparing scenes on their first use.
 
     The prepared copy is kept under `cache_dir`; only the split that was asked for is prepared.
-    Other datasets are read from their files, example by example: nothing is written. Of a list of
-    VOC that is shorter or longer than the paper's, both numbers are logged as a warning.
+    Other datasets are read from their files, example by example: nothing is written. A list of VOC
+    that is shorter or longer than the paper's is logged as a warning, with both lengths.
 
     Args:
       name: 'scenes' (rendered, needs no files), 'voc', 'coco' or 'folder' (see these modules).
@@ -61,9 +61,9 @@ def open_dataset(
       An `Examples`, or a `FileExamples`: len(), [index], iteration, `classes`, `void`.
 
     Raises:
-      ValueError: for an unknown name or split, and for a VOC folder that is missing or incomplete:
-        with what is missing and where it can be had. For what `open_coco` and
-        `open_plain_folder` name. An example that cannot be read raises one that names its file.
+      ValueError: for an unknown name or split; for a VOC folder that is missing or incomplete, with
+        what is missing and where to get it; and as `open_coco` and `open_plain_folder` say. An
+        example that cannot be read raises one when it is asked for, which names its file.
     """
     if name in _READ:
         return _read(name, split, data_dir)
@@ -166,13 +166,13 @@ def load_examples(
     examples: list[dict] = []
     bad: list[str] = []
     seen: set[str] = set()
-    bar = sys.stderr.isatty()  # elsewhere, as in a notebook, it would stay as many lines
+    bar = sys.stderr.isatty()  # elsewhere, such as in a notebook, each update would be a line
     source = open_dataset(dataset, split, data_dir=data_dir, cache_dir=cache_dir, progress=bar)
-    known = source.ids if isinstance(source, FileExamples) else None
+    file_ids = source.ids if isinstance(source, FileExamples) else None
     for index in range(len(source)):
         if limit is not None and len(examples) + len(bad) * (not skip_bad) >= limit:
             break
-        if known and image_ids is not None and known[index] not in image_ids:
+        if file_ids and image_ids is not None and file_ids[index] not in image_ids:
             continue
         try:
             example = source[index]
@@ -180,7 +180,7 @@ def load_examples(
             raise
         except UserError as error:
             bad.append(str(error))
-            seen |= {known[index]} if known else set()
+            seen |= {file_ids[index]} if file_ids else set()
             continue
         if image_ids is not None and example["image_id"] not in image_ids:
             continue

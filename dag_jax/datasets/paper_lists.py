@@ -147,7 +147,7 @@ def derive(kit, name) -> ImageList:
 
 def _lacks(kit, name, missing):
     published = PAPER_LISTS[name].published[:1]
-    wanted = " or ".join(filter(None, [*published, " and ".join(missing)]))
+    sources = " or ".join(filter(None, [*published, " and ".join(missing)]))
     # Only seg11valid.txt is on its own somewhere; the other published lists are in a kit.
     alone = [file for file in published if "/" not in file or not missing]
-    return f"{kit.folder} lacks {wanted}, which {name} is made of; {where(*alone, *missing)}"
+    return f"{kit.folder} lacks {sources}, which {name} is made of; {where(*alone, *missing)}"

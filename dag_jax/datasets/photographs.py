@@ -1,7 +1,7 @@
 """Image files: photographs as RGB of eight bits, masks as the samples that they hold.
 
-Every image of a dataset and of a launch is opened here. It may have `LARGEST` pixels; each takes up
-to 16 bytes while it is read, and 24 in a drawing of colours.
+Every image of a dataset and of a launch is opened here. It may have `LARGEST` pixels. Reading takes
+up to 16 bytes of memory a pixel, and 24 for a drawing in colours.
 
 Shapes: `H W` pixels.
 """
@@ -187,8 +187,9 @@ def _opened(content, name):
     size = f"{name} ({len(content)} bytes)"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what harms nothing
-            warnings.simplefilter("error", Image.DecompressionBombWarning)  # an image in an icon
+            warnings.simplefilter("ignore")  # of oddities that harm nothing
+            # Pillow warns of a huge image inside an icon, whose own size is small.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content)) as image:
                 if image.width * image.height > LARGEST:
                     raise Image.DecompressionBombError
@@ -225,7 +226,7 @@ def _orientation(image):
     """Return EXIF's orientation, 1 to 8. `ImageOps.exif_transpose` would write all of EXIF anew."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # EXIF is damaged, which is nothing to the pixels
+    except Exception:  # EXIF is damaged, and the pixels may be whole
         return 1
     return orientation if orientation in _TURNS else 1
 

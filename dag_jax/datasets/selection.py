@@ -101,17 +101,17 @@ class ExampleSet(Sequence):
         """
         table = np.asarray(table, np.int32)
         void = VOID if len(classes) <= VOID else -1
-        same = np.array_equal(table, np.arange(len(table))) and self.void == void
-        if same and tuple(classes) == self.classes:
+        same_labels = np.array_equal(table, np.arange(len(table))) and self.void == void
+        if same_labels and tuple(classes) == self.classes:
             return self
         changed = [self._relabel(example, table, void) for example in self._examples]
         return self._with(changed, classes, void)
 
     def _relabel(self, example, table, void):
         mask, objects = example["mask"].astype(np.int64), example["objects"]
-        known = (mask >= 0) & (mask < len(table)) & (mask != self.void)
-        labels = table[np.where(known, mask, 0)]
-        labels = np.where(known & (labels >= 0), labels, void)
+        is_class = (mask >= 0) & (mask < len(table)) & (mask != self.void)
+        labels = table[np.where(is_class, mask, 0)]
+        labels = np.where(is_class & (labels >= 0), labels, void)
         keep = table[objects["label"]] >= 0
         selected = {name: values[keep] for name, values in objects.items()}
         return {

@@ -242,7 +242,7 @@ def _mask_path(place, image_id):
 
 
 def _stamp(file):
-    """Return what changes when a file does."""
+    """Return a value that differs once the file has changed."""
     if isinstance(file, Member):
         stamp, size = (str(file), file.stamp), file.size
     else:

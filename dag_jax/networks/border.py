@@ -1,10 +1,10 @@
-"""Compute what the image reaches, and only that: the rest of a padded map is the weights' alone.
+"""Compute only the cells that the image reaches; the others of a padded map do not depend on it.
 
-FCN has 100 zeros around the image, and most cells of the first maps see nothing else. Such a cell
-holds what the network makes of zeros, which depends on how far it is from the edges of its map:
-in the middle all are alike, and each layer adds a cell or so to the depth at which an edge is felt.
-So one small map has a cell of every kind, and costs next to nothing to compute. A layer then runs
-on the window that the image reaches; the neighbours that it reads there are looked up.
+FCN has 100 zeros around the image, and most cells of the first maps see nothing but zeros. The
+value of such a cell depends on the weights and on how far it is from the edges of its map. Far from
+the edges all are equal; each layer widens the border in which an edge is felt by about a cell. So
+one small map, which costs next to nothing to compute, has every value that occurs. A layer then
+runs on the window that the image reaches, and looks up the cells that it reads around the window.
 
 Shapes: `*B` no axis or one batch axis, `h w` cells of the window, `n m` cells that are asked for,
 `D` the depth of the border, `C` channels.
@@ -27,7 +27,7 @@ _WORTH = 0.75
 
 
 class Reach(NamedTuple):
-    """A map as far as the image reaches.
+    """A map of which only a window is computed, that which the image reaches.
 
     Where `border` is None the window is the whole map. Else, along an axis, rows 0 to D - 1 of
     `border` are the first D cells of the map, row D is any cell in between, rows D + 1 to 2 D are
@@ -38,13 +38,13 @@ class Reach(NamedTuple):
     first: tuple[int, int]  # row and column of the map at which the window begins
     grid: Grid  # of the map
     array: Grid  # the same for an image that fills its array: ints
-    least: Grid  # the same for the smallest image that may come: ints
+    smallest: Grid  # the same for the smallest image that may come: ints
     border: jax.Array | None = None  # f32[2 D + 2, 2 D + 2, C]
     worth: float = _WORTH  # part of a map up to which a window is computed alone
 
     @classmethod
     def start(cls, x, grid: Grid, *, everywhere: bool = False) -> "Reach":
-        """Return the reach of an image, which is all of it.
+        """Return the first map: the image, whose window is all of it.
 
         Args:
           x: f32[*B, H, W, C], the image less its mean; zero beyond the grid.
@@ -52,10 +52,10 @@ class Reach(NamedTuple):
           everywhere: whether to compute every map as a whole.
         """
         sides = grid.rows, grid.columns
-        fewest = (side if isinstance(side, int) else 1 for side in sides)
+        smallest_sides = (side if isinstance(side, int) else 1 for side in sides)
         array = Grid(grid.stride, grid.origin, *x.shape[-3:-1])
-        least = Grid(grid.stride, grid.origin, *fewest)
-        return cls(x, (0, 0), grid, array, least, worth=0 if everywhere else _WORTH)
+        smallest = Grid(grid.stride, grid.origin, *smallest_sides)
+        return cls(x, (0, 0), grid, array, smallest, worth=0 if everywhere else _WORTH)
 
     def convolved(self, layer, train: bool = False) -> "Reach":
         """Return the map after a `layers.Conv`."""
@@ -95,7 +95,8 @@ class Reach(NamedTuple):
 
     def _after(self, run, extend, geometry):
         """Return the map after a layer: `run` of cells, `extend` of grids."""
-        grid, array, least = (extend(g, *geometry) for g in (self.grid, self.array, self.least))
+        grids = self.grid, self.array, self.smallest
+        grid, array, smallest = (extend(each, *geometry) for each in grids)
         size, stride, padding = geometry
         depth = 0
         if self.border is not None:
@@ -110,9 +111,9 @@ class Reach(NamedTuple):
         ]
         part = math.prod(map(len, spans)) / (array.rows * array.columns)
         # The two edges of an axis need a cell between them that neither is felt at.
-        if part > self.worth or min(least.rows, least.columns) <= 2 * depth:
+        if part > self.worth or min(smallest.rows, smallest.columns) <= 2 * depth:
             x = grid.cut(run(self.whole().cells))
-            return Reach(x, (0, 0), grid, array, least, worth=self.worth)
+            return Reach(x, (0, 0), grid, array, smallest, worth=self.worth)
         read = [
             range(stride * span.start - padding, stride * (span.stop - 1) - padding + size)
             for span in spans
@@ -125,7 +126,7 @@ class Reach(NamedTuple):
         )
         x = grid._replace(rows=grid.rows - first[0], columns=grid.columns - first[1]).cut(x)
         border = self._border_after(run, grid, depth, geometry)
-        return Reach(x, first, grid, array, least, border, self.worth)
+        return Reach(x, first, grid, array, smallest, border, self.worth)
 
     def _border_after(self, run, grid, depth, geometry):
         """Return `border` after a layer, `depth` cells deep."""
@@ -152,15 +153,15 @@ class Reach(NamedTuple):
         return jnp.pad(y, ((0, 1), (0, 1), (0, 0)))
 
     def _look_up(self, rows, columns):
-        """Return what the cells at i32[n] rows and i32[m] columns hold out of reach."""
+        """Return the values that cells at i32[n] rows and i32[m] columns have out of reach."""
         depth = len(self.border) // 2 - 1
         y = self.border
         for axis, (places, side) in enumerate(
             ((rows, self.grid.rows), (columns, self.grid.columns))
         ):
-            known = isinstance(side, int) and isinstance(places, np.ndarray)
-            xp = np if known else jnp
-            places = places if known else jnp.asarray(places, jnp.int32)
+            is_static = isinstance(side, int) and isinstance(places, np.ndarray)
+            xp = np if is_static else jnp
+            places = places if is_static else jnp.asarray(places, jnp.int32)
             outside = 2 * depth + 1
             kinds = xp.clip(places - side + outside, xp.minimum(places, depth), outside)
             kinds = xp.where(places < 0, outside, kinds)

@@ -1,6 +1,6 @@
-"""Files of Caffe and of torch as parameters of our networks, and what is in them.
+"""Files of Caffe and of torch as parameters of our networks, and listings of what is in them.
 
-What a file is, its content says, whatever its name.
+The content of a file tells its kind, not its name.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ _SAFETENSORS_TYPES = {
 
 
 def parameters_of(name, module, sources, *, layout=None, offsets_folded=True, part=None):
-    """Return the parameters of a network that files hold: a checkpoint of ours, or as published.
+    """Return the parameters of a network from its files: a checkpoint of ours, or published ones.
 
     Args:
       name: of the network, for the record and for messages.
@@ -71,7 +71,7 @@ def parameters_of(name, module, sources, *, layout=None, offsets_folded=True, pa
 
 
 def read_network(name, module, sources, **options):
-    """Return a network as files hold it.
+    """Return a network with the parameters of its files.
 
     Args:
       name: as in `parameters_of`.
@@ -95,13 +95,13 @@ def read_network(name, module, sources, **options):
 
 
 def read_darknet(name, module, sources, **options):
-    """Return a network of darknet's as files hold it.
+    """Return a network of darknet's with the parameters of its files.
 
     Args:
       name: of the network, for the record and for messages.
       module: the network.
       sources: a checkpoint of ours, the `.weights`, or that and the `.cfg`.
-      **options: none; those of `read_network` say nothing of such files.
+      **options: none: the options of `read_network` do not apply to such files.
 
     Returns:
       As `read_network`.
@@ -150,8 +150,8 @@ def convert_files(name, module, sources, output, *, read=read_network) -> dict:
     if output.exists():
         raise UserError(f"{output} exists already; name another --output, or remove it")
     for source in filter(_is_safetensors, _existing(sources)):
-        if known := kinds.description(source):
-            raise UserError(f"{source} is {known}")
+        if description := kinds.description(source):
+            raise UserError(f"{source} is {description}")
         raise UserError(f"{source}: `networks.load` reads safetensors of ours as they are")
     _, parameters, record = read(name, module, sources)
     store.save(output, parameters, record)
@@ -192,11 +192,11 @@ def _head(path):
 
 
 def _is_safetensors(path):
-    return _head(path)[8:] == b'{"'  # after the header's length, which may be like any file's head
+    return _head(path)[8:] == b'{"'  # behind the header's length, whose bytes can be any
 
 
 def read(path):
-    """Read a file of Caffe or of torch, whichever it is."""
+    """Read a file of Caffe or of torch; its content tells which."""
     return _reader(epath.Path(path)).read(path)
 
 

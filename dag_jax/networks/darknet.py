@@ -77,7 +77,7 @@ class Darknet(nn.Module):
 
     @nn.compact
     def __call__(self, image):
-        """Return what each of `cfg.heads` reads.
+        """Return the map that each of `cfg.heads` reads.
 
         Args:
           image: f32[*B, H, W, 3], RGB from 0 to 1, of `cfg.shape`.
@@ -85,7 +85,7 @@ class Darknet(nn.Module):
         Returns:
           List of f32[*B, h, w, A (5 + classes)].
         """
-        maps, heads = [image], []  # the image is before the first layer, and the maps' own after it
+        maps, heads = [image], []  # maps[i + 1] is the result of layer i
         for index, layer in enumerate(self.cfg.layers):
             x = maps[-1]
             match layer:

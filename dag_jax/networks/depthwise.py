@@ -1,8 +1,8 @@
 """Convolution of each channel by itself, as sums of shifted products.
 
-On CPU XLA's grouped convolution of one channel a group is up to a hundred times slower than the
-arithmetic, and its gradient more; K x K products of shifted maps, which XLA fuses into one loop
-over the channels, are not.
+On CPU, XLA's grouped convolution with one channel a group takes up to a hundred times as long as
+its arithmetic needs, and its gradient longer still. K x K products of shifted maps do not: XLA
+fuses them into one loop over the channels.
 
 Shapes: `*B` no axis or one batch axis, `H W` cells, `C` channels, `K` kernel size.
 """
@@ -27,7 +27,7 @@ def _shifted(x, kernel, taps, shape, stride):
 
 
 def _pad(x, rows, columns):
-    """Pad with zeros, or crop where a number is below 0; as an array of its own."""
+    """Pad with zeros, or crop where a number is negative; XLA keeps the result as an array."""
     config = [(0, 0, 0)] * (x.ndim - 3) + [(*rows, 0), (*columns, 0), (0, 0, 0)]
     # Fused into the loop, the padding would be asked for at each product.
     return lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), config))
@@ -62,8 +62,8 @@ def _backward(stride, padding, dilation, residuals, cotangent):
     spread = _pad(cotangent, *((before, block - cells) for block, cells in sides))
     taps: list[list] = [[] for _ in range(stride)]  # (first of `spread`, place) by remainder
     for phase, i in np.ndindex(stride, size):
-        block, more = divmod(phase - dilation * i, stride)
-        if not more:
+        block, remainder = divmod(phase - dilation * i, stride)
+        if not remainder:
             taps[phase].append((before + block, i))
     shape = (*x.shape[:-3], *blocks, x.shape[-1])
     rows = []

@@ -130,12 +130,12 @@ class FasterRCNN(nn.Module):
             return 1, 1
         short, long = self.resize
         if isinstance(height, int):
-            least, most = min(height, width), max(height, width)
-            fits = _rounded_ratio(short * most, least) <= long
-            return (short, least) if fits else (long, most)
-        least, most = jnp.minimum(height, width), jnp.maximum(height, width)
-        fits = _rounded_ratio(short * most, least) <= long
-        return jnp.where(fits, short, long), jnp.where(fits, least, most)
+            shorter, longer = min(height, width), max(height, width)
+            fits = _rounded_ratio(short * longer, shorter) <= long
+            return (short, shorter) if fits else (long, longer)
+        shorter, longer = jnp.minimum(height, width), jnp.maximum(height, width)
+        fits = _rounded_ratio(short * longer, shorter) <= long
+        return jnp.where(fits, short, long), jnp.where(fits, shorter, longer)
 
     def features(self, image, train: bool = False, extent=None):
         """Return the map that proposals and heads share.
@@ -143,8 +143,8 @@ class FasterRCNN(nn.Module):
         Args:
           image: f32[*B, H, W, 3], grey levels 0-255, RGB.
           train: whether batch normalisation, if the backbone has any, uses the batch's statistics.
-          extent: i32[2], the rows and columns that are the image where padding follows them; all
-            that the detector says is then what it says of the image alone. None: all are.
+          extent: i32[2], the rows and columns that are the image where padding follows them; the
+            detector's outputs are then those for the image alone. None: all are.
 
         Returns:
           f32[*B, h, w, channels], of the backbone's dtype.
@@ -179,7 +179,7 @@ class FasterRCNN(nn.Module):
         return maps["stage5"]
 
     def rpn(self, features, train: bool = False):
-        """Return what the region proposal network says at each anchor.
+        """Return the outputs of the region proposal network at each anchor.
 
         Args:
           features: f32[*B, h, w, channels].
@@ -200,8 +200,8 @@ class FasterRCNN(nn.Module):
     def heads(self, features, boxes):
         """Classify regions, `head_chunk` at a time.
 
-        The gradient with respect to `features` costs what the regions do whose scores it is asked
-        of: an attack's, those that are active. See `rows.map_rows`.
+        The gradient with respect to `features` runs only the regions whose scores it depends on:
+        in an attack, the active ones. See `rows.map_rows`.
 
         Args:
           features: f32[h, w, channels].

@@ -211,9 +211,9 @@ def _pool(maps, cells, boxes, scales):
     return detection.roi_align(maps, boxes, levels, cells, size=_POOL_SIZE, scales=scales)
 
 
-def _wide(boxes, least):
-    """Return which boxes have sides of so many pixels at least."""
-    return jnp.all(boxes[:, 2:] - boxes[:, :2] + 1 >= least, axis=1)
+def _wide(boxes, pixels):
+    """Return which boxes have sides of at least so many pixels."""
+    return jnp.all(boxes[:, 2:] - boxes[:, :2] + 1 >= pixels, axis=1)
 
 
 ENTRIES = {

@@ -1,9 +1,10 @@
 """Where the cells of a map lie in the image, and how many of them are the image's.
 
-Images of many sizes go through few compiled shapes when each is padded, below and on the right, to
-a shape that it shares with others. A network's border then moves: its layers would see what they
-made of the padding where the image's own border has zeros. So the number of cells that the image
-alone would have goes with each map, layer by layer, and the cells beyond it are put back to zero.
+Images of many sizes go through few compiled shapes: each is padded, below and on the right, to a
+shape that it shares with others. Without care the padding would change the result: where the image
+alone has a border of zeros, the next layer would see what the last one made of the padding. So each
+map carries the number of cells that the image alone would have, and after every layer the cells
+beyond them are set back to zero.
 
 Shapes: `*B` no axis or one batch axis, `H W` cells of a map, `C` channels.
 """
@@ -120,8 +121,8 @@ def poison(x, grid: Grid):
     Traced numbers cannot raise; an attack that meets a NaN says so by its status.
     """
     sides = ((grid.rows, x.shape[-3]), (grid.columns, x.shape[-2]))
-    traced = [(side, most) for side, most in sides if not isinstance(side, int)]
+    traced = [(side, length) for side, length in sides if not isinstance(side, int)]
     if not traced:
         return x
-    fits = [(side >= 1) & (side <= most) for side, most in traced]
+    fits = [(side >= 1) & (side <= length) for side, length in traced]
     return jnp.where(functools.reduce(jnp.logical_and, fits), x, jnp.nan)

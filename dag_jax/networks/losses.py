@@ -1,4 +1,4 @@
-"""What the networks of Table 1 are trained on.
+"""The losses that the networks of Table 1 are trained by.
 
 Shapes: `*B` no axis or one batch axis, `B` images, `H W` pixels, `C` classes, `G` ground-truth
 boxes, `A` anchors, `R` regions.
@@ -41,7 +41,7 @@ def segmentation_loss(scores, labels, *, class_weights=None):
 
     Args:
       scores: f32[*B, H, W, C], pre-softmax.
-      labels: i32[*B, H, W]; what is none of the C classes is void.
+      labels: i32[*B, H, W]; a label that is none of the C classes is void.
       class_weights: f32[C], or None for equal ones.
 
     Returns:
@@ -56,9 +56,9 @@ def segmentation_loss(scores, labels, *, class_weights=None):
         class_weights = jnp.ones(scores.shape[-1])
     if class_weights.shape != scores.shape[-1:]:
         raise UserError(f"{scores.shape[-1]} classes, class_weights is {class_weights.shape}")
-    known = (labels >= 0) & (labels < scores.shape[-1])
-    labels = jnp.where(known, labels, 0)
-    weights = jnp.where(known, jnp.asarray(class_weights)[labels], 0)
+    is_class = (labels >= 0) & (labels < scores.shape[-1])
+    labels = jnp.where(is_class, labels, 0)
+    weights = jnp.where(is_class, jnp.asarray(class_weights)[labels], 0)
     return _weighted_mean(_cross_entropy(scores, labels), weights)
 
 

@@ -150,8 +150,8 @@ def pooled_extent(extent, size: int, stride: int, padding: int):
     if not padding:
         return out
     # Caffe drops a last window that would start in the padding.
-    most = divide(extent + padding - 1, stride) + 1
-    return min(out, most) if isinstance(extent, int) else jnp.minimum(out, most)
+    limit = divide(extent + padding - 1, stride) + 1
+    return min(out, limit) if isinstance(extent, int) else jnp.minimum(out, limit)
 
 
 def _views(x, axis, size, stride, count):

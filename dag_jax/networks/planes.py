@@ -1,4 +1,4 @@
-"""What networks of depthwise and grouped convolutions do to planes, with fast gradients.
+"""Depthwise and grouped convolutions and what goes with them, on planes, with fast gradients.
 
 Shapes: `B` images, `C` channels, `H W` cells, `G` groups.
 
@@ -144,9 +144,9 @@ def pointwise(x, kernel, *, groups: int = 1):
       f32[B, D, H, W].
     """
     batch, _, height, width = x.shape
-    each, features = kernel.shape[2:]
-    kernel = kernel.reshape(each, groups, features // groups).transpose(1, 2, 0)
-    cells = x.reshape(batch, groups, each, height * width)
+    group_channels, features = kernel.shape[2:]
+    kernel = kernel.reshape(group_channels, groups, features // groups).transpose(1, 2, 0)
+    cells = x.reshape(batch, groups, group_channels, height * width)
     kernel = jnp.broadcast_to(kernel, (batch, *kernel.shape))
     return (kernel @ cells).reshape(batch, features, height, width)
 
@@ -176,17 +176,17 @@ _AROUND = ((0, 0), (0, 0), (1, 1), (1, 1))
 
 
 def _moved(x, row, column):
-    """Return the cells of a map, which has one more on each side, that are so far off."""
+    """Return a map moved by (row, column); `x` is the map with one more cell on each side."""
     height, width = (side - 2 for side in x.shape[-2:])
     return x[..., 1 + row : 1 + row + height, 1 + column : 1 + column + width]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _grouped(x, kernel, groups):
-    each, features = kernel.shape[2:]
-    # What each tap makes of each cell, as one product, and then their sum.
-    kernel = kernel.reshape(9, each, groups, features // groups).transpose(1, 2, 0, 3)
-    taps = pointwise(jnp.pad(x, _AROUND), kernel.reshape(1, 1, each, -1), groups=groups)
+    group_channels, features = kernel.shape[2:]
+    # One product multiplies every cell by every tap; the products are then moved and added up.
+    kernel = kernel.reshape(9, group_channels, groups, features // groups).transpose(1, 2, 0, 3)
+    taps = pointwise(jnp.pad(x, _AROUND), kernel.reshape(1, 1, group_channels, -1), groups=groups)
     batch, _, *sides = taps.shape
     taps = taps.reshape(batch, groups, 9, features // groups, *sides)
     y = sum(_moved(taps[:, :, index], i - 1, j - 1) for index, (i, j) in enumerate(_TAPS))
@@ -199,13 +199,13 @@ def _grouped_forward(x, kernel, groups):
 
 def _grouped_backward(groups, residuals, cotangent):
     x, kernel = residuals
-    each, features = kernel.shape[2:]
+    group_channels, features = kernel.shape[2:]
     batch, _, *sides = x.shape
     padded = jnp.pad(cotangent, _AROUND)
     taps = jnp.stack([_moved(padded, 1 - i, 1 - j) for i, j in _TAPS], axis=1)
     taps = taps.reshape(batch, 9, groups, features // groups, *sides).swapaxes(1, 2)
-    flipped = kernel.reshape(9, each, groups, features // groups).transpose(0, 3, 2, 1)
-    flipped = flipped.reshape(1, 1, -1, groups * each)
+    flipped = kernel.reshape(9, group_channels, groups, features // groups).transpose(0, 3, 2, 1)
+    flipped = flipped.reshape(1, 1, -1, groups * group_channels)
     gradient = pointwise(taps.reshape(batch, -1, *sides), flipped, groups=groups)
     _, kernel_vjp = jax.vjp(lambda kernel: _grouped.fun(x, kernel, groups), kernel)
     return gradient, kernel_vjp(cotangent)[0]
@@ -324,8 +324,8 @@ def _bands(side, enlarged, transposed):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _correlate_enlarged(x, kernel, enlarged, transposed):
     sides = x.shape[2:]
-    for axis, (side, more) in enumerate(zip(sides, enlarged, strict=True)):
-        bands, before = _bands(side, more, transposed)
+    for axis, (side, enlarged_side) in enumerate(zip(sides, enlarged, strict=True)):
+        bands, before = _bands(side, enlarged_side, transposed)
         count = bands.shape[2]
         padding = [(0, 0)] * x.ndim
         padding[axis - 2] = (before, count - 1 - before)

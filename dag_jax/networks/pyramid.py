@@ -4,8 +4,8 @@ Shapes: `H W` pixels of the user's image, `h w` cells of a map, `A` anchors of a
 
 Two frames occur, both in inclusive corners: the user's, and the canvas's, which is the image as
 torchvision scales it: its shorter side to 800 pixels, or less where its longer one would pass
-1,333; bilinearly, without a blur. Normalised, it is padded with zeros to a multiple of 32. What the
-layers make of that padding is part of the network, as is an anchor there; a box ends at the canvas.
+1,333; bilinearly, without a blur. Normalised, it is padded with zeros to a multiple of 32. That
+padding belongs to the network: layers see it, and it has anchors. Boxes are clipped to the canvas.
 Batch normalisation is frozen, folded into the convolution before it.
 
 Reference: Lin, Dollár, Girshick, He, Hariharan, Belongie, Feature Pyramid Networks for Object
@@ -78,7 +78,7 @@ class Pyramid(nn.Module):
 
 
 class PyramidDetector(nn.Module):
-    """What looks for objects on a pyramid; the heads are those of its kinds.
+    """A detector on a pyramid of maps; its subclasses have the heads.
 
     Attributes:
       backbone: trunk of a normalised image.
@@ -119,9 +119,9 @@ class PyramidDetector(nn.Module):
             scale = min(short / min(sides), long / max(sides))
             scaled = [math.floor(side * scale) for side in sides]
             return tuple(scaled), tuple(a / b for a, b in zip(scaled, sides, strict=True))
-        least, most = jnp.minimum(*sides), jnp.maximum(*sides)
-        fits = short * most <= long * least
-        target, base = jnp.where(fits, short, long), jnp.where(fits, least, most)
+        shorter, longer = jnp.minimum(*sides), jnp.maximum(*sides)
+        fits = short * longer <= long * shorter
+        target, base = jnp.where(fits, short, long), jnp.where(fits, shorter, longer)
         errors = [jnp.asarray(_quotient_errors(side, max(shape[:2])))[base] for side in self.resize]
         error = jnp.where(fits, *errors)
         scaled = [_product(target, base, side, error) for side in sides]
@@ -135,8 +135,8 @@ class PyramidDetector(nn.Module):
 
         Args:
           image: f32[H, W, 3], grey levels 0-255, RGB.
-          extent: i32[2], the rows and columns that are the image where padding follows them; all
-            that the detector says is then what it says of the image alone. None: all are.
+          extent: i32[2], the rows and columns that are the image where padding follows them; the
+            detector's outputs are then those for the image alone. None: all are.
 
         Raises:
           ValueError: where `image` has another shape, for an extent where there is no
@@ -178,7 +178,7 @@ class PyramidDetector(nn.Module):
         return anchors
 
     def present(self, levels: list[Map]):
-        """Return which anchors of `levels` there are: a list of bool[h * w * A]."""
+        """Return which anchors lie in cells of the grids: a list of bool[h * w * A], by level."""
         return [
             jnp.repeat(grid.cut(jnp.ones((*x.shape[:2], 1))).reshape(-1) > 0, 3 * len(sizes))
             for (x, grid), sizes in zip(levels, self.anchor_sizes, strict=True)
@@ -207,16 +207,16 @@ class PyramidNetwork(DetectionNetwork):
         return _CANVAS_STEP
 
 
-def best_pairs(scores, valid, most):
+def best_pairs(scores, valid, max_pairs):
     """Return the best pairs of a row and a column of f32[N, C].
 
     Returns:
-      (scores f32[K], rows i32[K], columns i32[K], valid bool[K]), by falling score; K is `most`, or
-      all there are.
+      (scores f32[K], rows i32[K], columns i32[K], valid bool[K]), by falling score; K is
+      `max_pairs`, or all there are.
     """
     count = scores.shape[1]
     scores = jnp.where(valid, scores, -jnp.inf).reshape(-1)
-    scores, pairs = lax.top_k(scores, min(most, scores.size))
+    scores, pairs = lax.top_k(scores, min(max_pairs, scores.size))
     return scores, pairs // count, pairs % count, scores > -jnp.inf
 
 
@@ -238,9 +238,10 @@ def _padded(side):
 
 @functools.lru_cache(maxsize=32)
 def _quotient_errors(target, longest):
-    """Return f32[longest + 1]: how much float64's target / n is too large, times n / target 2^53.
+    """Return the error of float64's target / n for n from 0 to `longest`: f32[longest + 1].
 
-    At 0, which no side has, 0.
+    It is relative, in units of 2^-53, and positive where the quotient is too large. At 0, which no
+    side has, it is 0.
     """
     errors = [0.0]
     for n in range(1, longest + 1):
@@ -253,9 +254,9 @@ def _product(target, base, side, error):
     """Return floor(float64(target / base) * side) of i32[], by the quotient's error."""
     exact = target * side
     whole = lax.div(exact, base)
-    # Only a product that should be whole can fall short of it: if it is off by more than half of
-    # what float64 tells apart there, that is 1/2 of 2^-52 of the power of two below; or half of
-    # that below a power of two itself.
+    # Only a product that is exactly a whole number can round down to the one below: it does where
+    # its error is more than half of the distance to the float64 below. That distance is 2^-52 of
+    # the power of two at or below the number; below a power of two itself it is half of that.
     power = (1 << (31 - lax.clz(whole))).astype(jnp.float32)
     size = whole.astype(jnp.float32)
     reach = jnp.where(size == power, power / 2, power)

@@ -1,4 +1,4 @@
-"""R-FCN: a detector whose regions only add up what a map says, part by part.
+"""R-FCN: a detector whose regions only average a map of scores, part by part.
 
 Shapes: `h w` cells of the map, `N` boxes, `C` classes, `P` bins along a region's side.
 
@@ -38,7 +38,7 @@ class RFCN(FasterRCNN):
         self.rfcn_bbox = layers.Conv(8 * bins, 1, relu=False, scale=0.01)
 
     def shared(self, maps):
-        """Return the `Map` of "stage4", of the parts' maps, and of a one where the image is."""
+        """Return "stage4", the parts' maps and a map of ones where the image is, as one `Map`."""
         x, grid = maps["stage5"]
         x = self.conv_new(x)
         # The offsets of background come first, and are not used.

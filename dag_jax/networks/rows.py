@@ -1,7 +1,7 @@
-"""A function of many rows, a chunk at a time: bounded memory, and no gradient that nobody asks for.
+"""A function of many rows, a chunk at a time: in bounded memory, and backward only where needed.
 
 A detector's heads score thousands of regions, each alone. All at once they need gigabytes for a
-backward pass; and in an attack most regions have lost already, so that their gradient is zero.
+backward pass. In an attack most regions have lost already, and their gradient is zero.
 
 Shapes: `R` rows.
 """
@@ -26,9 +26,9 @@ def map_rows(function, shared, rows, *, chunk: int):
 
     Args:
       function: (shared, rows) -> pytree of float arrays of R rows; each row must depend on its own
-        alone. It closes over no traced array. Only its gradient is defined, and only once.
-      shared: pytree of float arrays that all rows depend on; the leaves that are differentiated
-        are the only ones that a gradient is computed for.
+        alone. It closes over no traced array. It has a first gradient, and no other derivative.
+      shared: pytree of float arrays that all rows depend on. A gradient is computed only for those
+        of its leaves that are differentiated.
       rows: array of R rows. No gradient passes to it.
       chunk: rows at a time.
 
@@ -103,8 +103,8 @@ def _backward(function, chunk, residuals, cotangents):
             return jnp.where(mask, leaf[here], 0)
 
         _, vjp = jax.vjp(lambda leaves: function(merged(leaves), rows[here]), perturbed)
-        (more,) = vjp(jax.tree.map(seed, cotangents))
-        return part + 1, jax.tree.map(jnp.add, gradient, more)
+        (chunk_gradient,) = vjp(jax.tree.map(seed, cotangents))
+        return part + 1, jax.tree.map(jnp.add, gradient, chunk_gradient)
 
     # Counted one by one: XLA on CPU drops a loop whose counter's first stride passes its end.
     parts = (total + (chunk - 1)) // chunk

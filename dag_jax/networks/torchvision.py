@@ -127,8 +127,8 @@ class Segmenter(nn.Module):
     def canvas(self, rows, columns):
         """Return rows and columns of the scaled image; of ints or i32[], the same."""
         traced = not isinstance(rows, int)
-        least = jnp.minimum(rows, columns) if traced else min(rows, columns)
-        return tuple(operations.divide(self.short_side * side, least) for side in (rows, columns))
+        shorter = jnp.minimum(rows, columns) if traced else min(rows, columns)
+        return tuple(operations.divide(self.short_side * side, shorter) for side in (rows, columns))
 
     @nn.compact
     def __call__(self, image, extent=None):

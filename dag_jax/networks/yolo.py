@@ -6,8 +6,8 @@ divided by 255.
 
 Each anchor of each cell may hold an object: p = sigmoid(o) q, of its score o of an object and its
 probability q = sigmoid(c) of each class (of a [region] q = softmax(c), whose logit is c less the
-log of the sum over the others). That is detected where p is above a threshold. What is attacked is
-p's logit, which says the same:
+log of the sum over the others). The object is detected where p is above a threshold. The attack is
+on the logit of p, to be pushed below the logit of that threshold:
 
     logit(p) = -log(exp(-o) + exp(-c) + exp(-o - c))
 
@@ -24,8 +24,8 @@ YOLO-Fastest 49.13, 0.00, 48.56, 2.2e-3, 21 steps; no image is unfinished. Witho
 0.00 at p 1.8e-3, the PNGs are at 12.91 and 5.05. Tried on 30 others of the list (Nano, ORIG 80.3 to
 80.6): detections above 0.01, targets above 0.05 left ADVR 49, targets above 0.02 left 30; all
 classes for targets, or those that are detected, left as little as the image's and took 4 to 9 steps
-more; at a threshold of 0.01 ADVR is 0 as well. A margin of 1 takes 1 to 3 steps more, and there is
-nothing left for it to take.
+more; at a threshold of 0.01 ADVR is 0 as well. A margin of 1 takes 1 to 3 steps more and gains
+nothing.
 The networks were trained on VOC's trainval, which presumably holds these photographs.
 
 Shapes: `H W` pixels of the user's image, `N` anchors of all cells, `C` classes, `K` detections.
@@ -68,7 +68,7 @@ class YoloNetwork(Network):
     """
 
     def _see(self, image, extent):
-        """Return what the heads say, f32[N, 5 + C]."""
+        """Return the outputs of the heads, f32[N, 5 + C]."""
         shape = self.module.cfg.shape
         read = image.shape[:2] if extent is None else extent
         if extent is not None or image.shape[:2] != shape:

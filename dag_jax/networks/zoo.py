@@ -1,7 +1,7 @@
-"""The networks by name, and all that is said of each: one entry of `ENTRIES` a network.
+"""The networks by name, and the facts about each: one entry of `ENTRIES` a network.
 
-Eight are those of Table 1. The black box is two residual networks, which the paper does not have: a
-perturbation can be tried on them that no network of their architecture had a part in.
+Eight are those of Table 1. The black box is two residual networks, which the paper does not have.
+Perturbations of the eight are tried on them; none was made with a network of their architecture.
 
 A miniature is the same module: it differs in widths, in its canvas (strides, padding, the patch of
 fc6), in its anchors and in its number of residual blocks. Full-size figures are those of Caffe's
@@ -197,7 +197,7 @@ def _entry(name, miniature=False):
 
 
 def facts(name: str, *, miniature: bool = False) -> Facts:
-    """Return what a network says of itself.
+    """Return the facts about a network that tables and attacks need.
 
     Raises:
       ValueError: for an unknown name, and for a miniature that does not exist.
@@ -282,8 +282,10 @@ def load(
     """
     entry = _entry(name, miniature)
     if precision not in entry.precisions:
-        known = ", ".join(entry.precisions)
-        raise UserError(f"unknown precision {precision!r} of {name}; the known ones are {known}")
+        precisions = ", ".join(entry.precisions)
+        raise UserError(
+            f"unknown precision {precision!r} of {name}; the known ones are {precisions}"
+        )
     module = build(name, miniature=miniature)
     if precision == "bfloat16":
         module = module.clone(backbone=module.backbone.clone(dtype=precision))

@@ -1,8 +1,8 @@
 """Pictures of attacks: what went in, what was changed, what the network made of it.
 
 Shapes: `H W` pixels, `C` classes. Images are 0-255 RGB. The panels draw into matplotlib axes;
-`attack_figure` lays them out and writes a PNG. Nothing here touches pyplot, so nothing needs a
-display and nothing stays open.
+`attack_figure` lays them out. Nothing here touches pyplot, so nothing needs a display and nothing
+stays open.
 
 Classes have the colours that the caller gives. Since many colours are not told apart by every eye,
 large regions and all boxes also carry the name of their class.
@@ -21,9 +21,8 @@ from dag_jax.report.labels import POINTS, Labels
 MAGNIFICATION = 10
 MIN_SCORE = 0.5  # boxes below are not drawn
 
-_COLUMNS = 5
-_PANEL_INCHES = lineplot.WIDTH / _COLUMNS
-_PANEL_POINTS = 0.97 * _PANEL_INCHES * 72  # width of an image in it
+_COLUMNS = 5  # panels of an attack; 3 without predictions
+_PANEL_POINTS = 0.97 * lineplot.WIDTH / _COLUMNS * 72  # width of a prediction
 _HEADING_INCHES = 0.46  # titles of a row's panels, and what stands below one
 _TITLE_INCHES = 0.18  # a line of a row's title
 _TITLE_LETTERS = 110  # of such a line
@@ -40,19 +39,18 @@ class AttackRow(NamedTuple):
     title: str
     clean: Any  # [H, W, 3]
     adversarial: Any  # [H, W, 3]
-    before: Any  # prediction on the clean image
-    after: Any  # prediction on the adversarial image
+    before: Any = None  # prediction on the clean image
+    after: Any = None  # prediction on the adversarial image; both are there or neither
 
 
-def attack_figure(rows, path, *, class_names, palette, void=None, void_colour=None):
-    """Write one PNG with a row per attack and one legend.
+def attack_figure(rows, *, class_names, palette, void=None, void_colour=None):
+    """Return a matplotlib figure with a row per attack and one legend.
 
     The panels of a row: the clean image, the adversarial image, the change magnified ten times,
-    the prediction before and the prediction after.
+    the prediction before and the prediction after, where there are predictions.
 
     Args:
-      rows: `AttackRow`s.
-      path: the PNG to write; missing folders are made.
+      rows: `AttackRow`s, all with predictions or all without.
       class_names: C names, by index.
       palette: u8[C, 3], the colour of each class: `dag_jax.datasets.palette(C)`.
       void: what pixels of no class hold; None where there are none.
@@ -72,26 +70,31 @@ def attack_figure(rows, path, *, class_names, palette, void=None, void_colour=No
     voids = {"void": void, "void_colour": void_colour}
     present = _classes_present(rows)
     legend_lines = -(-len(present) // _LEGEND_COLUMNS)
+    columns = 3 if rows[0].before is None else _COLUMNS
+    panel_inches = lineplot.WIDTH / columns
     titles = [textwrap.fill(row.title, _TITLE_LETTERS) for row in rows]
     heights = [
         _HEADING_INCHES
         + _TITLE_INCHES * (1 + title.count("\n"))
-        + _PANEL_INCHES * np.shape(row.clean)[0] / np.shape(row.clean)[1]
+        + panel_inches * np.shape(row.clean)[0] / np.shape(row.clean)[1]
         for title, row in zip(titles, rows, strict=True)
     ]
     heights.append(_LEGEND_LINE_INCHES * legend_lines + 0.05)
-    figure = Figure((_COLUMNS * _PANEL_INCHES, sum(heights)), layout="constrained")
+    figure = Figure((lineplot.WIDTH, sum(heights)), layout="constrained")
     *parts, bottom = figure.subfigures(len(rows) + 1, 1, height_ratios=heights)
     for part, title, row in zip(parts, titles, rows, strict=True):
         # A title may hold a file's name, and that a dollar sign.
         part.suptitle(title, x=0.008, ha="left", fontsize=9, fontweight="bold", parse_math=False)
-        panels = part.subplots(1, _COLUMNS)
+        panels = part.subplots(1, columns)
         image_panel(panels[0], row.clean, "clean image")
         image_panel(panels[1], row.adversarial, "adversarial image")
         change_panel(panels[2], row.clean, row.adversarial)
-        for axes, image, prediction, title in (
-            (panels[3], row.clean, row.before, "prediction before"),
-            (panels[4], row.adversarial, row.after, "prediction after"),
+        for axes, image, prediction, title in zip(
+            panels[3:],
+            (row.clean, row.adversarial),
+            (row.before, row.after),
+            ("prediction before", "prediction after"),
+            strict=False,
         ):
             if isinstance(prediction, Detections):
                 detection_panel(axes, image, prediction, title, **names)
@@ -105,7 +108,7 @@ def attack_figure(rows, path, *, class_names, palette, void=None, void_colour=No
             fontsize=8,
             frameon=False,
         )
-    lineplot.save(figure, path)
+    return figure
 
 
 def image_panel(axes, image, title):
@@ -194,6 +197,10 @@ def class_legend(labels, *, class_names, palette, void, void_colour):
     ]
 
 
+def _predictions(row):
+    return [] if row.before is None else [row.before, row.after]
+
+
 def _checked(rows, class_names, palette, void):
     """Return the palette as an array, once every class of the predictions has name and colour."""
     palette = np.asarray(palette)
@@ -203,7 +210,7 @@ def _checked(rows, class_names, palette, void):
             f"({len(class_names)}, 3)"
         )
     for row in rows:
-        for prediction in (row.before, row.after):
+        for prediction in _predictions(row):
             detects = isinstance(prediction, Detections)
             indices = np.unique(prediction.classes if detects else prediction)
             indices = [index for index in indices.tolist() if detects or index != void]
@@ -219,7 +226,7 @@ def _classes_present(rows):
     """Return the labels of the segmentations, sorted; boxes carry their own names."""
     present = set()
     for row in rows:
-        for prediction in (row.before, row.after):
+        for prediction in _predictions(row):
             if not isinstance(prediction, Detections):
                 present |= set(np.unique(prediction).tolist())
     return sorted(present)

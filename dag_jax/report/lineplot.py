@@ -4,6 +4,7 @@ Nothing here touches pyplot, so nothing needs a display and nothing stays open. 
 else draws is imported by what uses it: it would be half of the time in which a launch starts.
 """
 
+import io
 import itertools
 import textwrap
 import warnings
@@ -136,8 +137,8 @@ def training_curve(points, title, path):
     save(figure, path)
 
 
-def save(figure, path):
-    """Write a figure as a PNG, to a bucket too; missing folders are made.
+def png_of(figure) -> bytes:
+    """Return a figure as a PNG.
 
     A letter that matplotlib's own font lacks comes from another that is installed here; where none
     has it, a box stands for it.
@@ -149,10 +150,17 @@ def save(figure, path):
     fonts = [name for name in _FONTS if name in installed]
     for text in figure.findobj(Text):
         text.set_fontfamily(fonts)
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file, warnings.catch_warnings():
+    file = io.BytesIO()
+    with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "Glyph .* missing from font|.* does not support \\w+ nativ"
         )
         figure.savefig(file, format="png", dpi=_DPI)
+    return file.getvalue()
+
+
+def save(figure, path):
+    """Write a figure as a PNG, to a bucket too; missing folders are made."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png_of(figure))

@@ -1,4 +1,4 @@
-"""Pictures of a run: an image of a row that shows what the attack did.
+"""Pictures of attacks: of one that is at hand, and of images of a run that show what it did.
 
 Shapes: `H W` pixels.
 """
@@ -8,16 +8,57 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from dag_jax import models
 from dag_jax.datasets.classes import VOID_COLOUR, palette
 from dag_jax.engine import scoring
+from dag_jax.errors import UserError
 from dag_jax.metrics import Detections
-from dag_jax.report import figures
+from dag_jax.report import figures, lineplot
 from dag_jax.runs import buckets, evaluation, rundir, scores
 from dag_jax.runs.attacks import Plan
 from dag_jax.runs.subject import Subject
 
 SHOWN_OF = 100  # images that the one in the picture is chosen from
 _SEEN, _LOST = 60, 10  # percent: a good picture's score before is above, after is below
+
+
+def show(attack, image, model=None, *, title=None):
+    """Draw one attack: the clean image, the adversarial image and the change, ten times as large.
+
+    In a notebook the figure shows itself where it is the last line of a cell. Else
+    `figure.savefig("attack.png")` keeps it.
+
+    Args:
+      attack: an `Attack` of one image, or the adversarial image [H, W, 3].
+      image: [H, W, 3], the clean image, RGB grey levels.
+      model: a `models.Segmenter` or `models.Detector`, whose predictions before and after are drawn
+        beside; None draws none.
+      title: of the figure; by default what `Attack.summary` says.
+
+    Returns:
+      A `matplotlib.figure.Figure`.
+
+    Raises:
+      UserError: where the images have different shapes, or `model` is no model.
+    """
+    adversarial = np.asarray(getattr(attack, "adversarial", attack))
+    image = np.asarray(image)
+    if image.shape != adversarial.shape or image.shape[2:] != (3,):
+        raise UserError(
+            f"the adversarial image is {list(adversarial.shape)} and the clean one "
+            f"{list(image.shape)}; both must be [H, W, 3], of one image"
+        )
+    if title is None:
+        title = attack.summary() if hasattr(attack, "summary") else ""
+    row, names = figures.AttackRow(title, image, adversarial), ()
+    if model is not None:
+        names = models.about(model).classes
+        before, after = evaluation.predict(model, [image, adversarial])
+        row = row._replace(before=before, after=after)
+    figure = figures.attack_figure([row], class_names=names, palette=palette(len(names)))
+    size = {"width": round(100 * lineplot.WIDTH)}  # pixels on the page; the PNG has twice as many
+    figure._repr_png_ = lambda: (lineplot.png_of(figure), size)  # what a notebook asks for
+    return figure
 
 
 def kind_of(subject: Subject):
@@ -80,14 +121,14 @@ def draw(rows, path, subject: Subject) -> None:
       subject: whose class names and void label they have.
     """
     names = subject.about.classes
-    figures.attack_figure(
+    figure = figures.attack_figure(
         rows,
-        path,
         class_names=names,
         palette=palette(len(names)),
         void=subject.examples.void,
         void_colour=VOID_COLOUR,
     )
+    lineplot.save(figure, path)
 
 
 def draw_together(rows, classes, path) -> None:
@@ -104,7 +145,8 @@ def draw_together(rows, classes, path) -> None:
         row._replace(before=_renamed(row.before, table), after=_renamed(row.after, table))
         for row, table in zip(rows, tables, strict=True)
     ]
-    figures.attack_figure(rows, path, class_names=names, palette=palette(len(names)))
+    figure = figures.attack_figure(rows, class_names=names, palette=palette(len(names)))
+    lineplot.save(figure, path)
 
 
 def _renamed(prediction, table):

@@ -206,8 +206,8 @@ def _parse(path, size):
 
 def _kind(path, head):
     """Say what a file is that does not parse, by its first bytes."""
-    if known := kinds.description(path):
-        return f"it is {known}"
+    if description := kinds.description(path):
+        return f"it is {description}"
     if head.startswith(b"PK"):
         return "it is a zip archive"
     text = head.translate(None, b"\t\n\r").decode("latin-1")
@@ -259,7 +259,7 @@ def _varint(run, start):
 
 def _layers(net):
     _check_fields(net, "the network")
-    _texts(net.name, "the network", most=1)
+    _texts(net.name, "the network", max_texts=1)
     _texts(net.input, "the network")
     if net.layer and net.layers:
         raise UserError("it holds both 'layer' and 'layers' fields, and Caffe writes only one")
@@ -280,7 +280,7 @@ def _layer(message, where):
     v1 = hasattr(message, "blobs_lr")
     if v1 and message.layer:
         raise UserError(f"{where} is of the V0 form, which upgrade_net_proto_binary upgrades")
-    names = _texts(message.name, where, most=1)
+    names = _texts(message.name, where, max_texts=1)
     name = "".join(names)  # most have one
     where = f"{where} ({name or 'without a name'})"
     _check_fields(message, where)
@@ -290,7 +290,7 @@ def _layer(message, where):
         kind = _V1_TYPES[message.type] if 0 <= message.type < len(_V1_TYPES) else str(message.type)
         rates = len(message.blobs_lr)
     else:
-        kind = "".join(_texts(message.type, where, most=1))
+        kind = "".join(_texts(message.type, where, max_texts=1))
         rates = len(message.param)
         # Caffe has one weight for each top; a loss layer may leave out its only top.
         if len(message.loss_weight) > max(1, len(tops)):
@@ -359,10 +359,10 @@ def _float32(values, where):
     return rounded
 
 
-def _texts(fields, where, most=None):
+def _texts(fields, where, max_texts=None):
     """Decode names; those of a layer and its neighbours are short, readable words."""
-    if most is not None and len(fields) > most:
-        raise UserError(f"{where} has {len(fields)} names or types, there is at most {most}")
+    if max_texts is not None and len(fields) > max_texts:
+        raise UserError(f"{where} has {len(fields)} names or types, there is at most {max_texts}")
     try:
         texts = [field.decode() for field in fields]
     except UnicodeDecodeError as error:

@@ -65,8 +65,8 @@ def convert(
     is exact inside the image; at the border, where a network pads with zeros, zero is another
     colour.
 
-    A checkpoint of torch may hold more than the network, and the network's names under others:
-    'state_dict.module.', 'net.', 'model_state_dict.'. The part is taken whose names a layout has.
+    A checkpoint of torch may hold more than the network, and have a prefix before the names of its
+    layers: 'state_dict.module.', 'net.'. The part whose names fit a layout is taken.
 
     Args:
       module: an `Fcn` or a `FasterRCNN` without batch normalisation.
@@ -74,7 +74,7 @@ def convert(
       layout: a name of `LAYOUTS`, or None to tell by the names of the layers.
       offsets_folded: whether bbox_pred gives plain offsets; else those normalised by the module's
         statistics.
-      part: the names before those of the network, 'ema.module', where several parts would do.
+      part: the prefix of the network's names, such as 'ema.module', where several parts fit.
 
     Returns:
       Converted.
@@ -88,7 +88,7 @@ def convert(
     parts = [_part(source, layout, part) for source in sources]
     left_out = tuple(dict.fromkeys(name for _, names in parts for name in names))
     layers = _merge([source for source, _ in parts])
-    layout = layout or _tell(layers)
+    layout = layout or _layout_of(layers)
     layers = _join(layers, LAYOUTS[layout])
     expected, upsamplings = _expected(module)
     parameters, dense, problems = {}, [], []
@@ -105,16 +105,16 @@ def convert(
             problems.append(f"left over: {name}, as {path} is there already")
             continue
         parameters[path] = leaves = {}
-        for part, wanted in expected[path].items():
+        for part, shape in expected[path].items():
             if part not in arrays:
                 if path not in upsamplings:
-                    problems.append(f"missing: {part} of {name} {wanted}")
+                    problems.append(f"missing: {part} of {name} {shape}")
                 continue
-            leaves[part] = _arrange(arrays[part], wanted, rule.kind)
+            leaves[part] = _arrange(arrays[part], shape, rule.kind)
             if leaves[part] is None:
                 problems.append(
                     f"other shape: {part} of {name} is {arrays[part].shape}, the network has "
-                    f"{wanted}"
+                    f"{shape}"
                 )
             elif not np.isfinite(leaves[part]).all():
                 problems.append(f"not finite: {part} of {name}")
@@ -161,7 +161,7 @@ def convert(
 
 
 def _part(source, layout, part):
-    """Return (what a file holds of a network, the first names of what else it holds)."""
+    """Return (the arrays of the network in a file, the first names of what else is in there)."""
     if any(isinstance(value, list) for value in source.values()):  # Caffe's, of a network alone
         return source, []
     # A part that torch.compile has compiled is the same.
@@ -171,7 +171,7 @@ def _part(source, layout, part):
     if part is not None and not chosen:
         raise UserError(f"the file has no part {part!r}; it has {_firsts(names.values())}")
     if part is None and len(chosen) < len(names):
-        # What is beside the network in one container may be of it.
+        # What lies beside the network in its container may belong to it.
         container = prefix.partition(".")[0] + "."
         if beside := [n for n in names.values() if n.startswith(container) and n not in chosen]:
             raise UserError(
@@ -187,7 +187,7 @@ def _firsts(names):
 
 
 def _prefix(names, layout):
-    """Return what is before the names that a layout has: '', or some names with a dot after them.
+    """Return the prefix of the names that fit a layout: '', or names with a dot after each.
 
     Raises:
       UserError: where there are several.
@@ -199,8 +199,8 @@ def _prefix(names, layout):
         if "" in prefixes:
             return ""
         if len(prefixes) > 1:
-            known = " or ".join(prefix[:-1] for prefix in prefixes)
-            raise UserError(f"the file holds several networks; choose one by part: {known}")
+            parts = " or ".join(prefix[:-1] for prefix in prefixes)
+            raise UserError(f"the file holds several networks; choose one by part: {parts}")
         if prefixes:
             return prefixes[0]
     return ""
@@ -274,7 +274,7 @@ def _join(layers, layout):
 
 
 def _check_norm(name, arrays, layer):
-    """Refuse what is no batch normalisation, or none of a layer."""
+    """Raise UserError for arrays that are no batch normalisation, or not one of this layer."""
     if lacking := [part for part in _NORM if part not in arrays]:
         raise UserError(f"{name} is no batch normalisation: it has no {', '.join(lacking)}")
     shapes = {arrays[part].shape for part in _NORM} | {layer[p].shape for p in layer if p == "bias"}
@@ -302,7 +302,7 @@ def _caffe_norm(name, arrays):
     return {"kernel": ones, "bias": zeros, **statistics}
 
 
-def _tell(layers):
+def _layout_of(layers):
     """Return the name of the layout that a file's layers have."""
     for name, layout in LAYOUTS.items():
         if any(re.fullmatch(layout.sign, layer) for layer in layers):
@@ -329,25 +329,25 @@ def _expected(module):
     return expected, upsamplings
 
 
-def _arrange(array, wanted, kind):
+def _arrange(array, shape, kind):
     """Return an array in the shape that is wanted, or None where it has another one."""
     array = array.astype(np.float32)
-    if len(wanted) == 1:
-        vectors = (wanted, (1, 1, 1, *wanted))
-        return array.reshape(wanted) if array.shape in vectors else None
+    if len(shape) == 1:
+        vectors = (shape, (1, 1, 1, *shape))
+        return array.reshape(shape) if array.shape in vectors else None
     if kind == "upsample":
-        height, width, channels, features = wanted
+        height, width, channels, features = shape
         if array.shape == (channels, 1, height, width) != (channels, features, height, width):
             # One filter for each channel, which Caffe has with group = channels.
             array = array * np.eye(channels, dtype=np.float32)[:, :, None, None]
         if array.shape != (channels, features, height, width):
             return None
         return np.ascontiguousarray(array.transpose(2, 3, 0, 1))
-    *window, channels, features = wanted  # no window: an inner product
+    *window, channels, features = shape  # no window: an inner product
     stored = (features, channels, *window)
     products = [(features, array.size // features), (1, 1, features, array.size // features)]
     shapes = {"patch": [stored, *products], "dense": products, "offsets": products}
-    if array.shape not in shapes.get(kind, [stored]) or array.size != np.prod(wanted):
+    if array.shape not in shapes.get(kind, [stored]) or array.size != np.prod(shape):
         return None
     array = array.reshape(stored)
     return np.ascontiguousarray(array.transpose(*range(2, array.ndim), 1, 0))
@@ -372,7 +372,7 @@ def _read_grey_levels(module, arrays):
 
 
 def _is_bilinear(arrays):
-    """Tell whether an upsampling is what `operations.upsample` does.
+    """Return whether an upsampling equals `operations.upsample`.
 
     That is the kernel of FCN's surgery.py. Caffe's own filler centres a kernel of odd size half a
     pixel further.

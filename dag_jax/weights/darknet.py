@@ -1,9 +1,9 @@
 """Reader of darknet's `.weights` files, without darknet.
 
-A file is a header and then numbers alone, in the order of the layers: nothing in it says what they
-are of, so it has to have exactly the length that the `.cfg` asks for.
+A file is a header and then numbers, in the order of the layers. Nothing in it names them, so it
+must have exactly the length that the `.cfg` asks for.
 
-Bounds: what is read takes twice the file's size; a file of another length is not read.
+Bounds: reading takes memory of twice the file's size; a file of another length is not read.
 
 Reference: https://github.com/AlexeyAB/darknet, src/parser.c.
 """

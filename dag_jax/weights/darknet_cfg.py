@@ -63,7 +63,7 @@ class Shortcut:
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """Maps one after another along the channels, or of each of them one part of equal ones."""
+    """Maps joined along the channels; of each map all channels, or one of several equal parts."""
 
     sources: tuple[int, ...]
     parts: int = 1
@@ -88,7 +88,7 @@ class MaxPool:
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """What its map says of boxes: for each anchor x, y, w, h, object and the classes.
+    """A head: the map before it holds, for each anchor, x, y, w, h, object and the classes.
 
     Attributes:
       shape: cells (h, w) of the map.
@@ -114,7 +114,7 @@ class Cfg:
 
     Attributes:
       shape: pixels (height, width) of the image that it reads.
-      layers: in order; what a source names is an index of them.
+      layers: in order; sources are indices into them.
     """
 
     shape: tuple[int, int]
@@ -122,12 +122,12 @@ class Cfg:
 
     @property
     def heads(self) -> tuple[Head, ...]:
-        """Those layers that say what there is."""
+        """The layers that predict boxes."""
         return tuple(layer for layer in self.layers if isinstance(layer, Head))
 
     @property
     def convolutions(self) -> dict[str, Convolution]:
-        """Those layers that have weights, by their names in a parameter tree."""
+        """The layers that have weights, by their names in a parameter tree."""
         return {
             f"conv{index}": layer
             for index, layer in enumerate(self.layers)
@@ -174,8 +174,8 @@ def parse(text: str, name="the .cfg") -> Cfg:
     shapes: list[tuple[int, int, int]] = []  # h, w, channels of each layer's map
     for section in following:
         if section.kind not in _PARSERS:
-            known = ", ".join(f"[{kind}]" for kind in _PARSERS)
-            raise section.wrong(f"[{section.kind:.50}] is not known; known are {known}")
+            kinds = ", ".join(f"[{kind}]" for kind in _PARSERS)
+            raise section.wrong(f"[{section.kind:.50}] is not known; known are {kinds}")
         before = [*shapes, (*shape, 3)]  # the last one is that of the layer before the first, too
         layer, map_shape = _PARSERS[section.kind](section, len(layers), before)
         if min(map_shape) < 1 or max(map_shape) > _LARGEST:
@@ -194,7 +194,7 @@ def parse(text: str, name="the .cfg") -> Cfg:
 
 
 class _Section:
-    """A section of a file; asked for an option, it says which line is wrong."""
+    """A section of a file. Errors in its options name the line."""
 
     def __init__(self, name, line, kind):
         self.name, self.line, self.kind, self.options = name, line, kind, {}
@@ -223,19 +223,19 @@ class _Section:
     def numbers(self, option, default=None, kind=int):
         return self._values(option, default, kind)
 
-    def number(self, option, default=None, kind=int, least=1):
+    def number(self, option, default=None, kind=int, minimum=1):
         values = self._values(option, None if default is None else str(default), kind)
-        if len(values) != 1 or values[0] < least:
+        if len(values) != 1 or values[0] < minimum:
             text = self.text(option, default)
-            raise self.wrong(f"{option} is {text!r:.50}; it is a number from {least} on", option)
+            raise self.wrong(f"{option} is {text!r:.50}; it is a number from {minimum} on", option)
         return values[0]
 
     def activation(self, default):
         name = self.text("activation", default)
         if name not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
+            names = ", ".join(ACTIVATIONS)
             raise self.wrong(
-                f"activation {name!r:.50} is not known; known are {known}", "activation"
+                f"activation {name!r:.50} is not known; known are {names}", "activation"
             )
         return name
 
@@ -284,8 +284,8 @@ def _convolution(section, place, before):
     for axis in ("stride_x", "stride_y"):
         if section.number(axis, stride) != stride:
             raise section.wrong(f"{axis} differs from stride, which is not supported", axis)
-    padding = section.number("padding", 0, least=0)
-    if section.number("pad", 0, least=0):
+    padding = section.number("padding", 0, minimum=0)
+    if section.number("pad", 0, minimum=0):
         padding = size // 2
     groups, filters = section.number("groups", 1), section.number("filters")
     dilation = section.number("dilation", 1)
@@ -301,7 +301,7 @@ def _convolution(section, place, before):
         padding * dilation,
         groups,
         dilation,
-        section.number("batch_normalize", 0, least=0) > 0,
+        section.number("batch_normalize", 0, minimum=0) > 0,
         section.activation("logistic"),
     )
     reach = dilation * (size - 1) + 1
@@ -319,7 +319,7 @@ def _shortcut(section, place, before):
 
 def _route(section, place, before):
     sources = section.sources("layers", place)
-    parts, part = section.number("groups", 1), section.number("group_id", 0, least=0)
+    parts, part = section.number("groups", 1), section.number("group_id", 0, minimum=0)
     if part >= parts or any(before[source][2] % parts for source in sources):
         raise section.wrong(f"group_id {part} is none of {parts} groups of equal size", "groups")
     if len({before[source][:2] for source in sources}) > 1:
@@ -345,7 +345,7 @@ def _maxpool(section, place, before):
     height, width, channels = before[place - 1]
     stride = section.number("stride", 1)
     size = section.number("size", stride)
-    padding = section.number("padding", size - 1, least=0)
+    padding = section.number("padding", size - 1, minimum=0)
     cells = ((side + padding - size) // stride + 1 for side in (height, width))
     return MaxPool(size, stride, padding), (*cells, channels)
 
@@ -362,7 +362,7 @@ def _head(section, place, before):
         chosen = section.numbers("mask", ",".join(map(str, chosen)))
         if not chosen or not all(0 <= index < number for index in chosen):
             raise section.wrong(f"mask names anchors that are none of {number}", "mask")
-    elif section.number("softmax", 0, least=0) == 0 or place == 0:
+    elif section.number("softmax", 0, minimum=0) == 0 or place == 0:
         raise section.wrong("a [region] without softmax=1 is not supported")
     if channels != len(chosen) * (5 + classes):
         raise section.wrong(
@@ -372,7 +372,7 @@ def _head(section, place, before):
     # A [region] has its anchors in cells, a [yolo] in pixels of the network's image.
     across, down = (width, height) if softmax else before[-1][1::-1]
     anchors = tuple((pairs[2 * i] / across, pairs[2 * i + 1] / down) for i in chosen)
-    scale = section.number("scale_x_y", 1.0, float, least=0)
+    scale = section.number("scale_x_y", 1.0, float, minimum=0)
     return Head((height, width), anchors, classes, scale, softmax), before[place - 1]
 
 

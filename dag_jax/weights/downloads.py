@@ -1,4 +1,4 @@
-"""Published files from the first address that has them, whole and as their checksum says."""
+"""Published files, from the first address that has them whole and with the right checksum."""
 
 import hashlib
 import http.client
@@ -26,8 +26,9 @@ BY_HAND = "by hand"  # the address of a file that was put where it is by somebod
 def get(release, folder, *, addresses=()) -> dict:
     """Get a published file; one that is there already is kept.
 
-    An address that fails is said in a line on stderr, and the next one tried. Beside the file lies
-    <name>.json with what is returned. A file without a published checksum is compared with that.
+    Where an address fails, a line on stderr says why, and the next one is tried. What is returned
+    is also written beside the file, as <name>.json; a file without a published checksum must match
+    the one in there when it is looked at again.
 
     Args:
       release: `published.Published`.
@@ -76,7 +77,7 @@ def _say(text):
 
 
 def _record(release, path, address, *, plainly=False):
-    """Write and return what is known of a file; say loudly where nothing vouches for it."""
+    """Write and return the record of a file; warn on stderr where no checksum vouches for it."""
     with reading(path):
         size = path.stat().st_size
     record = {
@@ -121,10 +122,10 @@ def _kept(release, path):
 
 
 def discard(release, folder) -> bool:
-    """Remove a file that proved to be useless, where nothing but its address vouched for it.
+    """Remove a useless file that was downloaded and has no published checksum.
 
     Returns:
-      Whether it was removed: not where it has its published checksum or came by hand.
+      Whether it was removed. A file with its published checksum, or put there by hand, stays.
     """
     path = pathlib.Path(folder) / release.name
     try:
@@ -156,7 +157,7 @@ def download(address: str, path, *, checksum=None, size=None) -> str:
         another checksum or size.
       OSError: where the server cannot be reached, the connection breaks, or nearly nothing comes.
 
-    In memory is a piece of a MiB; at most 4 GiB are fetched, and no more than `size`.
+    A MiB is in memory at a time. At most 4 GiB are fetched, and no more than `size`.
     """
     try:
         return _download(address, path, checksum=checksum, size=size)
@@ -279,7 +280,7 @@ def _request(address, unfinished, start):
 
 
 def _left(part, note, address):
-    """Return the note on the part that an earlier call left; None where it is of no use here."""
+    """Return the note on the part that an earlier call left; None where it cannot be continued."""
     try:
         unfinished = files.load_json(note, digest=True)
     except (MissingError, DamagedError):
@@ -298,13 +299,13 @@ def _version(response):
 
 def _continues(response, unfinished, start):
     """Return whether an answer 206 continues the `unfinished` file from byte `start`."""
-    wanted = f"bytes {start}-{unfinished['total'] - 1}/{unfinished['total']}"
-    same = _version(response) in (None, unfinished["version"])
-    return same and response.headers.get("Content-Range", "").strip() == wanted
+    expected_range = f"bytes {start}-{unfinished['total'] - 1}/{unfinished['total']}"
+    is_same_version = _version(response) in (None, unfinished["version"])
+    return is_same_version and response.headers.get("Content-Range", "").strip() == expected_range
 
 
 def checksum_of(path, like: str) -> str:
-    """Return the checksum of a file, of the kind of another one: "sha256:...", say."""
+    """Return the checksum of a file, of the same kind as `like`, such as "sha256:..."."""
     kind = like.partition(":")[0]
     with reading(path), open(path, "rb") as file:
         return f"{kind}:{hashlib.file_digest(file, kind).hexdigest()}"

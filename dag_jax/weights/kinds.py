@@ -1,17 +1,17 @@
-"""What a file or folder is that no reader here takes, by its first bytes and the names in it."""
+"""Descriptions of files and folders that no reader here takes, by first bytes and names."""
 
 import re
 import zipfile
 
 _SAVE = "load it where it was written, and torch.save(model.state_dict(), path)"
-# What lies in a folder: what that makes it, and what to do.
+# By a name that lies in a folder: what the folder is, and what to do.
 _FOLDERS = {
     "config.json": ("a Hugging Face folder", "load the model with transformers or diffusers, and "
                     "torch.save(model.state_dict(), path)"),
     "saved_model.pb": ("a SavedModel of TensorFlow", "dag_jax.adapters takes models of PyTorch, "
                        "Keras and JAX"),
 }  # fmt: skip
-# What begins a file, likewise.
+# By the first bytes of a file: the same.
 _HEADS = {
     b"\x89HDF": ("an HDF5 file, as Keras and Caffe's .caffemodel.h5 are",
                  "let Caffe write a .caffemodel, or dag_jax.adapters.from_keras take the model"),
@@ -27,13 +27,13 @@ _ONNX = re.compile(rb"\x08[\x01-\x1f](?:\x12[\x03-\x3f](?!.*caffemodel)[\w.-]{3}
 
 
 def description(path) -> str:
-    """Return 'a ..., which is not read here; do ...' of a file or folder; '' where none is known.
+    """Return what a file or folder is and what to do with it; '' where that is not known.
 
     Args:
       path: of the file or folder, an `epath.Path` or a `pathlib.Path`.
     """
-    known = _folder(path) if path.is_dir() else _file(path)
-    return f"{known[0]}, which is not read here; {known[1]}" if known else ""
+    kind = _folder(path) if path.is_dir() else _file(path)
+    return f"{kind[0]}, which is not read here; {kind[1]}" if kind else ""
 
 
 def _folder(path):

@@ -1,7 +1,7 @@
 """How files of other frameworks name the layers of our networks.
 
-A layout is one table from a layer's name in the file to its path in our tree and to what has to be
-done to its arrays.
+A layout is one table: from a layer's name in the file to its path in our tree, and to what is done
+to its arrays.
 """
 
 from typing import NamedTuple
@@ -29,7 +29,7 @@ class Layout(NamedTuple):
     Attributes:
       sign: pattern of the name of a layer that only this layout has.
       rules: the table; the first rule that fits counts.
-      covers: pattern of the layers of ours that such a file has to give.
+      covers: pattern of our layers that such a file must have.
       joins: (pattern of a name, name of another layer): normalisations and PReLUs, which have names
         of their own, and the layer that they are a part of. It comes first in the file, or is none.
       epsilons: (pattern of a normalisation's name, what it adds to the variance), of those that add

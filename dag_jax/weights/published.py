@@ -1,6 +1,6 @@
-"""What weights are published: which files, where they lie, their checksums and licences.
+"""Published weights: their files, addresses, checksums and licences.
 
-Where no checksum was ever published, `downloads` says so and records what came.
+Where no checksum was ever published, `downloads` says so and records that of what came.
 """
 
 import dataclasses

@@ -83,8 +83,8 @@ def load(path):
             head = file.read(200)
         if b"dag_jax checkpoint 1" in head:
             raise UserError(f"{path} is a checkpoint of dag_jax before 0.2. {_ANEW}") from error
-        known = kinds.description(path)
-        reason = f"it is {known}" if known else error.reason
+        description = kinds.description(path)
+        reason = f"it is {description}" if description else error.reason
         raise DamagedError(path, f"or no checkpoint of ours: {reason}", _ANEW) from error
     if not isinstance(content, dict) or content.keys() != {"checkpoint"}:
         raise UserError(f"{path} holds arrays of ours, but no checkpoint: it is of a run")
@@ -117,13 +117,19 @@ def check(parameters, expected):
       UserError: listing every parameter that is missing, left over or of another shape.
     """
     shapes = {name: np.shape(leaf) for name, leaf in _flatten(parameters).items()}
-    wanted = {name: tuple(leaf.shape) for name, leaf in _flatten(expected).items()}
-    lines = [f"missing: {name} {wanted[name]}" for name in sorted(wanted.keys() - shapes.keys())]
-    lines += [f"left over: {name} {shapes[name]}" for name in sorted(shapes.keys() - wanted.keys())]
+    expected_shapes = {name: tuple(leaf.shape) for name, leaf in _flatten(expected).items()}
+    lines = [
+        f"missing: {name} {expected_shapes[name]}"
+        for name in sorted(expected_shapes.keys() - shapes.keys())
+    ]
     lines += [
-        f"other shape: {name} is {shapes[name]}, the network has {wanted[name]}"
-        for name in sorted(wanted.keys() & shapes.keys())
-        if wanted[name] != shapes[name]
+        f"left over: {name} {shapes[name]}"
+        for name in sorted(shapes.keys() - expected_shapes.keys())
+    ]
+    lines += [
+        f"other shape: {name} is {shapes[name]}, the network has {expected_shapes[name]}"
+        for name in sorted(expected_shapes.keys() & shapes.keys())
+        if expected_shapes[name] != shapes[name]
     ]
     if lines:
         raise UserError("the parameters do not fit the network:\n  " + "\n  ".join(lines))

@@ -75,9 +75,9 @@ def read(path):
         tensors = _named_tensors(tree)
         # Tensors may share a storage and, with stride 0, repeat its values, but only so far: who
         # copies the arrays of a small file must not need a huge memory.
-        most = 4 * len(data) + 2**20
-        if sum(math.prod(tensor.shape) for tensor in tensors.values()) > most:
-            raise UserError(f"its tensors repeat their values until there are more than {most}")
+        limit = 4 * len(data) + 2**20
+        if sum(math.prod(tensor.shape) for tensor in tensors.values()) > limit:
+            raise UserError(f"its tensors repeat their values until there are more than {limit}")
         _check_kinds(tensors, storages)
         converted = {}
         return {
@@ -88,8 +88,8 @@ def read(path):
         with reading(path):
             raise
     except Exception as error:  # zipfile's exceptions differ by what is damaged
-        if known := kinds.description(path):
-            raise UserError(f"{path} is {known}") from error
+        if description := kinds.description(path):
+            raise UserError(f"{path} is {description}") from error
         is_user_error = isinstance(error, UserError)
         reason = str(error) if is_user_error else f"{type(error).__name__}: {error!s:.200}"
         raise UserError(

@@ -1,13 +1,13 @@
 """The pickles inside PyTorch's checkpoints, read without running anything.
 
-A pickle is a program for a stack machine. Python's unpickler runs it, but the one that is written
-in Python, with a table of operations that can be cut to what tensors and plain containers need. The
-one in C takes 8 GB for nine bytes (a large index into the memo), and centuries to hash a key of
-three hundred (tuples within tuples). What a program imports is looked up in a closed table of inert
-stand-ins, and a state that it would set is dropped.
+A pickle is a program for a stack machine. It is run here by the unpickler that Python's library has
+in Python, whose table of operations is cut to those that tensors and plain containers need. (The
+library's unpickler in C is not safe: nine bytes can make it take 8 GB, by a large index into the
+memo, and three hundred bytes centuries, by a key of tuples within tuples to be hashed.) What a
+program imports is looked up in a closed table of inert stand-ins; a state that it sets is dropped.
 
-Bounds: a program ends after `LARGEST` bytes or `MOST_READS` pieces that are read of it, of which
-each makes at most about 130 bytes of objects. So no pickle takes more than 110 MB, and 4 s.
+Bounds: a program ends after `LARGEST` bytes, or after `MOST_READS` reads, of which each makes at
+most about 130 bytes of objects. So no pickle takes more than 110 MB and 4 s.
 
 Reference: https://github.com/python/cpython/blob/main/Lib/pickle.py, and torch/_utils.py and
 torch/serialization.py of https://github.com/pytorch/pytorch

@@ -101,29 +101,34 @@ def needs_shared(command) -> bool:
     return fetches or "data_dir" in command.values or any(map(needs_shared, needed(command)))
 
 
+def save_blocks(path) -> None:
+    """Save an image of coloured blocks."""
+    blocks = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
+    Image.fromarray(blocks).resize((96, 96)).save(path)
+
+
 def lay_out(folder, cache, shared) -> None:
     """Put into a folder what readers have of their own.
 
     Args:
       folder: empty.
       cache: folder of prepared datasets.
-      shared: folder of real photographs and weights, or None.
+      shared: folder of real photographs and weights; where one of them is absent, neither is put.
     """
     (folder / "runs/weights/downloads").mkdir(parents=True)
     scene = datasets.load_examples("scenes", small.SPLIT, cache_dir=cache, limit=1)[0]
     for name in "photo.jpg", "chelsea.png", "runs/chelsea.png":
         Image.fromarray(scene["image"]).save(folder / name)
-    blocks = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
     for name in "one.jpg", "two.jpg":
-        Image.fromarray(blocks).resize((96, 96)).save(folder / name)
+        save_blocks(folder / name)
     checkpoint = zoo.CHECKPOINTS / "fcn_alex.safetensors"
     for name in "FILE", "FCN_CHECKPOINT", "runs/weights/fcn_alex_star_imagenet.safetensors":
         (folder / name).symlink_to(checkpoint)
     (folder / "FOLDER_OF_BOTH").symlink_to(zoo.CHECKPOINTS)
-    if shared:
-        for path in (shared / "weights").iterdir():
+    photographs, weights = shared / "voc-mini" / "VOCdevkit", shared / "weights"
+    if photographs.is_dir() and weights.is_dir():
+        for path in weights.iterdir():
             (folder / "runs/weights/downloads" / path.name).symlink_to(path)
-        photographs = shared / "voc-mini" / "VOCdevkit"
         names = (photographs / "VOC2012/ImageSets/Segmentation/val.txt").read_text().split()
         for devkit in folder / "VOCdevkit", folder / "VOCdevkit_folder":
             devkit.mkdir()

@@ -27,10 +27,12 @@ MODELS = {
 }
 
 
-@pytest.fixture
-def photograph(folder_of_reader):
-    """An image of coloured blocks."""
-    return folder_of_reader / "one.jpg"
+@pytest.fixture(scope="module")
+def photograph(tmp_path_factory):
+    """The image that the documentation's command is given, too."""
+    path = tmp_path_factory.mktemp("photographs") / "one.jpg"
+    desk.save_blocks(path)
+    return path
 
 
 def scaled(photograph):

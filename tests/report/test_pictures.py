@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
-from dag_jax import Method
-from dag_jax.datasets import ExampleSet
+import dag_jax
+from dag_jax import Method, report
+from dag_jax.datasets import ExampleSet, palette
+from dag_jax.errors import UserError
 from dag_jax.report import pictures
 from dag_jax.runs import rundir
 from dag_jax.runs.attacks import Plan
@@ -77,3 +80,33 @@ def test_models_of_one_structure_share_a_picture():
     examples = ExampleSet([example("a", 0)], Colours.classes)
     first, second = (subject_of(Colours(jnp.float32(gain)), examples) for gain in (1, 2))
     assert pictures.kind_of(first) == pictures.kind_of(second)
+
+
+def panels_of(figure):
+    return {axes.get_title(): axes for axes in figure.findobj(Axes)}
+
+
+def test_an_attack_is_drawn_with_what_a_model_makes_of_it():
+    image, model = np.full((48, 48, 3), 60, np.float32), Colours(jnp.float32(1))
+    image[..., 1] = 64
+    attack = dag_jax.attack(model.scores, image, dag_jax.make_targets(np.full((48, 48), 1), 0))
+    figure = report.show(attack, image, model)
+    (part, _) = figure.subfigs
+    assert part.get_suptitle() == attack.summary()
+    panels = panels_of(figure)
+    assert len(panels) == 5 and "change ×10" in panels
+    largest = np.abs(np.asarray(attack.adversarial) - image).max()
+    assert panels["change ×10"].get_xlabel() == f"at most {largest:.1f} grey levels"
+    seen = [panels[f"prediction {when}"].images[0].get_array() for when in ("before", "after")]
+    colours = palette(3)
+    assert (seen[0] == colours[1]).all() and (seen[1] == colours[0]).all()
+    png, size = figure._repr_png_()
+    assert png.startswith(b"\x89PNG") and size == {"width": 832}
+
+
+def test_an_attack_without_a_model_has_no_predictions_and_other_images_are_refused():
+    image = np.zeros((48, 40, 3), np.uint8)
+    figure = report.show(image + 1, image, title="mine")
+    assert list(panels_of(figure)) == ["clean image", "adversarial image", "change ×10"]
+    with pytest.raises(UserError, match=r"is \[48, 40, 3\] and the clean one \[40, 40, 3\]"):
+        report.show(image, image[:40])
