@@ -58,8 +58,9 @@ PARTS = (
     *("torch", "peers", "precision", "kernels", "scaling"),
 )
 FCNS = ("fcn_vgg", "fcn_alex")  # those that are in PyTorch, too
-# By platform, where the flag is not given.
+# By platform, the number of lanes where the flag is not given, and precisions.
 LANES = {"cpu": [1, 2, 4]}, [4, 16, 64]
+FAST = {"cpu": ["float32"]}, networks.PRECISIONS  # a CPU's products in bfloat16 are slow
 
 
 def parse_cases(cases):
@@ -211,7 +212,7 @@ def measure_stream(slots, lanes, *, method, mesh):
 def measure_device(lanes, *, method, mesh):
     """Run the stream in each precision and number of lanes, without programs compiled before."""
     scenes, rows = load_scenes(FLAGS.few_images), []
-    cases = [(name, kind) for name in FLAGS.fcns for kind in precision.worth_measuring()]
+    cases = [(name, kind) for name in FLAGS.fcns for kind in by_platform(None, FAST)]
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", folder)
         for name, kind in progress(cases, desc="device", position=1, leave=False):
