@@ -56,6 +56,7 @@ class Plan(NamedTuple):
     def manifest(self, **more) -> dict:
         """Return the manifest of this plan's results; `more` are further entries."""
         subject = self.subject
+        precision = getattr(subject.model, "precision", "float32")
         return {
             "model": subject.name,
             "title": subject.about.title,
@@ -68,6 +69,7 @@ class Plan(NamedTuple):
             "units": rundir.UNITS,
             "provenance": provenance.environment(),
             **({} if self.store == levels.FLOAT32 else {"store": self.store}),
+            **({} if precision == "float32" else {"precision": precision}),
             **more,
         }
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import dag_jax
-from dag_jax import Method, Status, files, models
+from dag_jax import Method, Status, files, models, networks
 from dag_jax.datasets import ExampleSet
 from dag_jax.errors import UserError
 from dag_jax.runs import attacks, rundir
@@ -106,6 +106,13 @@ def test_each_device_computes_targets_in_its_turn():
     alone, shared = (list(attacks.attack_inputs(many, None, each)) for each in ((), devices))
     assert seen == 5 * devices[:1] + 2 * devices + devices[:1]
     jax.tree.map(np.testing.assert_array_equal, alone, shared)
+
+
+def test_a_manifest_says_another_precision_than_float32():
+    models = [networks.load("fcn_alex", miniature=True, precision=p) for p in ("float32", "tf32")]
+    examples = ExampleSet([example("a")], models[0].classes)
+    plain, fast = (Plan(subject_of(model, examples), METHOD).manifest() for model in models)
+    assert "precision" not in plain and fast == plain | {"precision": "tf32"}
 
 
 def test_sizes_are_of_the_whole_image():
