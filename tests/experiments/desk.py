@@ -58,6 +58,10 @@ SHORT = {
 PHOTOGRAPHS = {
     "table1": ("--canvas=128",),
     "train": ("--splits=voc2012_seg_val[:2]", "--test_split=voc2012_seg_val[:2]"),
+    "variants": (
+        *("--canvas=128", "--split=voc2012_seg_val"),
+        "--image_ids=2007_000332,2007_000491",
+    ),
 }
 
 

@@ -20,7 +20,7 @@ FLAGS = desk.SHORT["variants"]
 
 @pytest.fixture
 def run(documented):
-    return documented(desk.command("variants"))
+    return documented(desk.command("variants", "runs/variants"))
 
 
 def rows_of(workdir, model=SEGMENTER):
