@@ -25,6 +25,7 @@ same command goes on where a killed one stopped, and --parts adds to the parts t
 folder with results of other settings, or of another device, is refused.
 """
 
+import importlib
 import json
 import os
 import tempfile
@@ -225,43 +226,38 @@ def measure_device(lanes, *, method, mesh):
     return {"rows": rows}
 
 
-def measure_torch(lanes, mesh):
-    """Run the attack in PyTorch and here."""
-    from experiments.measure import torch_comparison  # an optional dependency
-
-    rows = torch_comparison.measure(
+def against_pytorch(module, num_images, lanes, mesh, **more):
+    """Run attacks in PyTorch and here, as a module of `experiments.measure` does."""
+    module = importlib.import_module(f"experiments.measure.{module}")  # an optional dependency
+    rows = module.measure(
         FLAGS.fcns,
-        load_scenes(FLAGS.images),
+        load_scenes(num_images),
         lanes=lanes,
         mesh=mesh,
         max_steps=FLAGS.max_steps,
         batch_sizes=options.whole_numbers(FLAGS.batches),
-        full_images=FLAGS.full_images,
-        full_steps=FLAGS.full_steps,
-        full_size=FLAGS.size,
-        iteration_size=FLAGS.iteration_size,
-        turns=FLAGS.turns,
-        pairs=FLAGS.pairs,
         seed=FLAGS.seed,
+        **more,
     )
     return {"rows": rows}
+
+
+def measure_torch(lanes, mesh):
+    """Run the attack in PyTorch and here."""
+    more = {
+        "full_images": FLAGS.full_images,
+        "full_steps": FLAGS.full_steps,
+        "full_size": FLAGS.size,
+        "iteration_size": FLAGS.iteration_size,
+        "turns": FLAGS.turns,
+        "pairs": FLAGS.pairs,
+    }
+    return against_pytorch("torch_comparison", FLAGS.images, lanes, mesh, **more)
 
 
 def measure_peers(lanes, mesh):
     """Run adversarial-library's attack and ours."""
-    from experiments.measure import peers  # an optional dependency
-
-    rows = peers.measure(
-        FLAGS.fcns,
-        load_scenes(FLAGS.few_images),
-        lanes=lanes,
-        mesh=mesh,
-        max_steps=FLAGS.max_steps,
-        batch_sizes=options.whole_numbers(FLAGS.batches),
-        runs=FLAGS.pairs,
-        seed=FLAGS.seed,
-    )
-    return {"rows": rows}
+    return against_pytorch("peers", FLAGS.few_images, lanes, mesh, runs=FLAGS.pairs)
 
 
 def measure_precision(slots, **options):

@@ -196,24 +196,27 @@ def against_dag(rows) -> str:
       rows: of one model.
 
     Returns:
-      A table; "" without the row of the paper's attack, or of too few images.
+      A table of medians over the images in which the paper's attack took a step; "" where it has no
+      row, or is the only one, or took no step.
     """
-    attacked = {row["variant"]: row["each"] for row in rows if "each" in row}
-    paper = attacked.pop("dag", None)
-    if not attacked or not paper or min(map(np.median, paper.values())) <= 0:
+    compared = [row for row in rows if "each" in row and row["variant"] != "dag"]
+    papers = next((row["each"] for row in rows if row["variant"] == "dag"), {})
+    moved = np.array(papers.get("num_steps", ())) > 0
+    if not compared or not moved.any():
         return ""
-    images = metrics.draw_images(0, len(paper["num_steps"]))
+    images = metrics.draw_images(0, int(moved.sum()))
+
+    def medians(each, name):
+        return metrics.median_of_sets(np.array(each[name])[moved], images)
 
     def ratio(row, name):
-        own, papers = (
-            metrics.median_of_sets(np.array(each[name]), images) for each in (row["each"], paper)
-        )
-        return findings.text(metrics.interval(own / np.where(papers > 0, papers, np.nan)))
+        scores = medians(row["each"], name) / medians(papers, name)
+        return findings.text(metrics.interval(scores))
 
     headings = {"num_steps": "steps", "perceptibility": "p", "largest_change": "largest change"}
     columns = [("variant", lambda row: row["title"])]
     columns += [(headings[name], functools.partial(ratio, name=name)) for name in COMPARED]
-    return tables.markdown([row for row in rows if row["variant"] in attacked], columns)
+    return tables.markdown(compared, columns)
 
 
 COLUMNS = (

@@ -83,8 +83,11 @@ class Momentum:
     def __post_init__(self):
         if not 0 <= self.decay < 1:
             raise UserError(f"decay is {self.decay}; it is 0 or more and less than 1")
+        self._step()
+
+    def _step(self):
+        return dag_update if self.factor is None else ClippedStep(self.factor)
 
     def __call__(self, step_size: Number) -> optax.GradientTransformation:
         """Return the transformation."""
-        step = dag_update if self.factor is None else ClippedStep(self.factor)
-        return optax.chain(scale_by_max_norm(), optax.trace(self.decay), step(step_size))
+        return optax.chain(scale_by_max_norm(), optax.trace(self.decay), self._step()(step_size))

@@ -3,6 +3,7 @@
 Shapes: `H W` pixels, `N` targets, `C` classes.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -134,7 +135,8 @@ def attack_inputs(plan: Plan, rows=None, devices=()):
         except ValueError as error:
             yield Failure(row, error)
             continue
-        with jax.default_device(device):
+        # Without a choice of devices the caller's own default stays.
+        with jax.default_device(device) if device else contextlib.nullcontext():
             targets, inputs = plan.targets_of(subject, group, examples[row], plan.seed)
         yield row, examples[row]["image"], targets, inputs
 
@@ -272,20 +274,11 @@ def attack_missing(plan: Plan, results: rundir.Results, *, slots=None, mesh=None
                 waiting[item[0]] = item[2:]
             yield item
 
-    def keep(row, attack):
-        finished.append(time.perf_counter() - started)
-        seconds = {"finished": round(finished[-1], 3)}
-        if len(finished) > 1:  # what comes first waits for what has to be compiled
-            seconds["since"] = round(finished[-1] - finished[-2], 3)
-        writers.submit(row, attack, waiting.pop(row), seconds)
-
     def write(row, attack, problem, seconds):
         image, (targets, more) = examples[row]["image"], problem
         png = rundir.saved_pixels(image, attack.perturbation)
         verdict = _png_verdict(plan, group_of(row), targets, more, png)
         results.add(row, image, attack.perturbation, record_of(image, attack, verdict), seconds)
-
-    count = len(results.process_rows())
 
     def look(chunk):
         nonlocal worked, waited
@@ -293,13 +286,17 @@ def attack_missing(plan: Plan, results: rundir.Results, *, slots=None, mesh=None
         bar.set_postfix_str(f"devices {worked / (worked + waited):.0%} busy", refresh=False)
 
     options = {"slots": slots, "mesh": mesh, "on_failure": on_failure, "monitor": look}
-    stream = open_stream(plan, inputs(), count=count, **options)
+    stream = open_stream(plan, inputs(), count=len(results.process_rows()), **options)
     with (
         progress(total=len(todo), desc=label, unit="image", disable=label is None) as bar,
         Writers(write) as writers,
     ):
         for row, attack in stream:
-            keep(row, attack)
+            finished.append(time.perf_counter() - started)
+            seconds = {"finished": round(finished[-1], 3)}
+            if len(finished) > 1:  # what comes first waits for what has to be compiled
+                seconds["since"] = round(finished[-1] - finished[-2], 3)
+            writers.submit(row, attack, waiting.pop(row), seconds)
             bar.update()
     if failed:
         raise UserError(

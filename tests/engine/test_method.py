@@ -179,19 +179,3 @@ def test_a_method_maps_and_vmaps_as_a_pytree():
     np.testing.assert_array_equal(sums, [1.5, 4.5])
     shapes = jax.eval_shape(lambda method: method, method)
     assert shapes.margin["b"].shape == () and "Method(" in repr(shapes)
-
-
-def test_the_updates_by_hand():
-    gradient = jnp.float32([[-4, 1, 0]])
-    update = Method(step_size=0.5).optimizer()
-    change, _ = update.update(gradient, update.init(gradient), gradient)
-    np.testing.assert_array_equal(change, [[0.5, -0.125, 0]])
-    change, _ = update.update(0 * gradient, update.init(gradient), gradient)
-    np.testing.assert_array_equal(change, [[0, 0, 0]])
-    update = methods.momentum(0.5).optimizer()
-    state = update.init(gradient)
-    change, state = update.update(gradient, state, gradient)
-    np.testing.assert_array_equal(change, [[0.5, -0.125, 0]])
-    change, state = update.update(100 * gradient[:, ::-1], state, gradient)
-    # 0.5 [-1, 1/4, 0] + [0, 1/4, -1], whose largest is 1.
-    np.testing.assert_array_equal(change, [[0.25, -0.1875, 0.5]])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dag_jax.networks import operations, resizing
+from dag_jax.networks import operations
 
 
 def correlate_by_loop(x, kernel, stride, padding):
@@ -287,41 +287,6 @@ def test_a_crop_beyond_the_upsampled_map_is_refused(size, offset):
     with pytest.raises(ValueError, match=f"{size} pixels at {offset} .*6 pixels.*too small"):
         x, kernel = jnp.zeros((2, 2, 1)), jnp.zeros((4, 4, 1, 1))
         operations.upsample_dense(x, kernel, (size, size), stride=2, offset=offset)
-
-
-def resize_by_loop(x, shape, ratios, extent):
-    """cv2.resize's INTER_LINEAR for f32[h, w, C]: centres correspond, the border goes on."""
-    y = np.zeros((*shape, x.shape[2]))
-    for place in np.ndindex(*shape):
-        spots = []
-        for pixel, (numerator, denominator), end in zip(place, ratios, extent, strict=True):
-            spot = (pixel + 0.5) * denominator / numerator - 0.5
-            first, part = int(np.floor(spot)), spot - np.floor(spot)
-            spots.append([(np.clip(first + k, 0, end - 1), abs(1 - k - part)) for k in (0, 1)])
-        for row, above in spots[0]:
-            for column, weight in spots[1]:
-                y[place] += above * weight * x[row, column]
-    return y
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("size", "shape", "ratios", "extent"),
-    [
-        ((4, 3), (29, 20), ((29, 4), (20, 3)), (4, 3)),  # an FCN's cells to pixels
-        ((6, 5), (29, 20), ((23, 4), (11, 2)), (4, 2)),  # those of an image with padding
-        ((9, 12), (6, 8), ((2, 3), (2, 3)), (9, 12)),  # a smaller canvas
-    ],
-)
-def test_resize_equals_a_loop(rng, size, shape, ratios, extent):
-    x = rng.standard_normal((*size, 2)).astype(np.float32)
-    expected = resize_by_loop(x, shape, ratios, extent)
-    np.testing.assert_allclose(
-        resizing.resize(x, shape, ratios=ratios, extent=extent), expected, atol=1e-5
-    )
-    traced = jax.jit(functools.partial(resizing.resize, shape=shape))
-    arrays = {"ratios": jax.tree.map(jnp.int32, ratios), "extent": jax.tree.map(jnp.int32, extent)}
-    np.testing.assert_allclose(traced(x, **arrays), expected, atol=1e-5)
 
 
 def test_subtract_mean_gives_bgr():

@@ -95,14 +95,18 @@ def test_a_record_says_what_holds_of_the_image_and_of_its_png(attack):
 
 
 def test_each_device_computes_targets_in_its_turn():
-    seen = []
+    seen, defaults = [], []
 
     def targets_of(subject, *args):
         seen.append(subject.model.gain.device)
+        defaults.append(jax.config.jax_default_device)
         return paper_targets(subject, *args)
 
     many = plan(Light, *map(example, "abcde"), targets_of=targets_of)
     devices = jax.local_devices()[:2]
+    with jax.default_device(devices[1]):  # whoever chooses none keeps the caller's
+        assert next(iter(attacks.attack_inputs(many))) and defaults == [devices[1]]
+    seen.clear()
     alone, shared = (list(attacks.attack_inputs(many, None, each)) for each in ((), devices))
     assert seen == 5 * devices[:1] + 2 * devices + devices[:1]
     jax.tree.map(np.testing.assert_array_equal, alone, shared)

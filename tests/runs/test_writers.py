@@ -1,6 +1,5 @@
 import threading
 
-import jax
 import pytest
 
 from dag_jax.runs.writers import Writers
@@ -64,12 +63,3 @@ def test_an_error_of_one_is_raised_and_the_others_are_written():
         for number in range(2):
             writers.submit(number)
     assert written == [0]
-
-
-def test_they_work_under_the_settings_of_who_submits():
-    seen = []
-    with Writers(lambda: seen.append(jax.config.jax_default_matmul_precision)) as writers:
-        with jax.default_matmul_precision("highest"):
-            writers.submit()
-        writers.submit()
-    assert sorted(map(str, seen)) == ["None", "highest"]
