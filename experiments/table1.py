@@ -25,6 +25,8 @@ adds rows to those that are there, --limit and --image_ids choose images; a fold
 other settings, weights, versions or devices is refused.
 """
 
+import functools
+
 from absl import flags
 
 from dag_jax import networks
@@ -176,7 +178,7 @@ def report(table):
     return f"# Table 1 ({size}, {kind})\n\n{text}\n\n{cells}\n\n## What holds\n\n{shown}", {}
 
 
-def draw(table) -> None:
+def draw(table, mesh) -> None:
     """Draw examples.png, a picture of each structure of model; models of other classes apart."""
     shown, by_classes = {}, {}
     for entry in table.entries:
@@ -185,9 +187,8 @@ def draw(table) -> None:
     for (_, classes), entry in shown.items():
         by_classes.setdefault(classes, []).append(entry)
     for number, entries in enumerate(by_classes.values()):
-        rows = pictures.attack_rows(
-            (entry.plan, table.run(table.made[entry.name])) for entry in entries
-        )
+        drawn = ((entry.plan, table.run(table.made[entry.name])) for entry in entries)
+        rows = pictures.attack_rows(drawn, mesh=mesh)
         pictures.draw(rows, table.picture(number, "examples"), entries[0].plan.subject)
 
 
@@ -214,7 +215,7 @@ def main(argv):
     table.make(mesh, line)
 
     # 3. The table, its pictures, its audit.
-    table.finish(mesh, report, draw)
+    table.finish(mesh, report, functools.partial(draw, mesh=mesh))
 
 
 if __name__ == "__main__":

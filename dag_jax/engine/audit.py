@@ -79,7 +79,7 @@ def audit(
     Scores are logits; forward passes repeat; gradients are finite and not zero; gradients are the
     slopes of the scores; an adversarial example that provably exists is found, by `attack` and by
     `attack_stream` (looked for once in a process). It costs 25 to 75 passes forward and 10
-    backward, and the compilation of five programs.
+    backward, and the compilation of four programs.
 
     A gradient is compared with differences of the same loss in random directions d: the error
     ||g - g'|| / ||g'|| of a gradient g is estimated by the root mean square of <g, d> - <g', d>.
@@ -105,10 +105,10 @@ def audit(
     rng = np.random.default_rng(seed)
     scores = _score(score_fn, image)
     inside = np.clip(image, _INSIDE, WHITE - _INSIDE) + np.float32(_BESIDE)
-    active = np.asarray(_margins(score_fn, targets, inside)[1])
+    active = np.asarray(_margins(score_fn, targets, inside)[1][0])
     return [
         _check_logits(scores, targets),
-        _check_repeats(score_fn, image, scores),
+        _check_repeats(score_fn, targets, image, scores),
         _check_gradients(score_fn, targets, inside, active, rng),
         _check_slopes(score_fn, targets, inside, active, rng),
         check_engine(attack),
@@ -116,12 +116,9 @@ def audit(
     ]
 
 
-def _scores(score_fn, image):
+@jax.jit
+def _score(score_fn, image):
     return score_fn(image)
-
-
-_score = jax.jit(_scores)
-_score_anew = jax.jit(lambda score_fn, image: _scores(score_fn, image))  # traced for itself
 
 
 def _flat(tree):
@@ -129,11 +126,11 @@ def _flat(tree):
 
 
 def _margins_of(score_fn, targets, image):
-    """Return (f32[M] margins of the targets, bool[M] whether each is active)."""
+    """Return f32[M] margins of the targets, and (bool[M] whether each is active, the scores)."""
     scores = score_fn(image)
     margins = map_targets(lambda t, f: margin_loss(f, t), targets, scores)
     active = map_targets(lambda t, f: active_targets(f, t), targets, scores)
-    return _flat(margins), _flat(active)
+    return _flat(margins), (_flat(active), scores)
 
 
 _margins = jax.jit(_margins_of)
@@ -186,10 +183,10 @@ def _check_logits(scores, targets) -> Finding:
     return judged(bool(details) or None, "; ".join(details) or "there is no target")
 
 
-def _check_repeats(score_fn, image, scores) -> Finding:
+def _check_repeats(score_fn, targets, image, scores) -> Finding:
     """Check that an image scored again, after another one or by a new trace, scores the same."""
     _score(score_fn, WHITE - image)
-    again, anew = _score(score_fn, image), _score_anew(score_fn, image)
+    again, anew = _score(score_fn, image), _margins(score_fn, targets, image)[1][1]
     first, *repeats = (
         [np.asarray(leaf) for leaf in jax.tree.leaves(f)] for f in (scores, again, anew)
     )

@@ -74,23 +74,23 @@ def _is_running(state):
     return state.attack.status == Status.RUNNING
 
 
-@functools.partial(jax.jit, static_argnames=("chunk", "together", "mesh"), donate_argnames="states")
-def _advance(score_fn, method, states, targets, inputs, *, chunk, together, mesh):
-    """Advance all lanes by up to `chunk` iterations; a device ends once its own have stopped.
+@functools.partial(jax.jit, static_argnames=("together", "mesh"), donate_argnames="states")
+def _advance(score_fn, method, chunk, states, targets, inputs, *, together, mesh):
+    """Advance all lanes by up to `chunk` iterations, i32[]; a device ends once its own have stopped.
 
     Returns:
       (the states, i32[D, 2]: for each device the iterations of its longest lane, and the sum over
       its lanes).
     """
 
-    def advance(score_fn, method, states, targets, inputs):
+    def advance(score_fn, method, chunk, states, targets, inputs):
         def lane_step(state, targets, inputs):
             return step(method, lambda image: score_fn(image, *inputs), state, targets)
 
         advance_lanes = _together if together else _in_turn
         return advance_lanes(lane_step, chunk, states, (targets, inputs))
 
-    return _on_each(mesh, advance, (score_fn, method), (states, targets, inputs))
+    return _on_each(mesh, advance, (score_fn, method, chunk), (states, targets, inputs))
 
 
 @functools.partial(jax.jit, static_argnames="mesh", donate_argnames="lanes")
@@ -140,9 +140,10 @@ class Lanes:
     Attributes:
       slots: S.
       shape: pixels of the images, padding included.
+      together: whether a device's lanes are one batch.
     """
 
-    def __init__(self, score_fn, example, method, *, slots, mesh, chunk, together=None):
+    def __init__(self, score_fn, example, method, *, slots, mesh, together=None):
         """Make room for examples like this one, and compile what moves them in and out.
 
         Args:
@@ -151,14 +152,14 @@ class Lanes:
           method: its numbers on all devices, too.
           slots: S.
           mesh: devices.
-          chunk: the most iterations between two looks.
           together: whether a device's lanes are one batch; None is on all but CPUs.
         """
         self.slots, self.shape = slots, example[0].shape[:2]
         self._score_fn, self._method = score_fn, method
         if together is None:
             together = mesh.devices.flat[0].platform != "cpu"
-        self._options = {"chunk": chunk, "together": together, "mesh": mesh}
+        self.together = together
+        self._options = {"together": together, "mesh": mesh}
         self._mesh, self._devices = mesh, list(mesh.devices.flat)
         self._sharding = NamedSharding(mesh, P(mesh.axis_names))
         self._per_device = slots // mesh.size
@@ -224,11 +225,14 @@ class Lanes:
 
     def lower(self) -> jax.stages.Lowered:
         """Return the lowered program of a chunk, for measurements of its cost."""
-        return _advance.lower(self._score_fn, self._method, *self._lanes, **self._options)
+        return _advance.lower(*self._arguments(1), **self._options)
 
-    def advance(self) -> None:
-        """Start a chunk on all devices; `wait` waits for it."""
-        states, self._used = _advance(self._score_fn, self._method, *self._lanes, **self._options)
+    def _arguments(self, chunk):
+        return self._score_fn, self._method, np.int32(chunk), *self._lanes
+
+    def advance(self, chunk: int) -> None:
+        """Start on all devices a chunk of so many iterations at most; `wait` waits for it."""
+        states, self._used = _advance(*self._arguments(chunk), **self._options)
         self._lanes = states, *self._lanes[1:]
 
     def end(self) -> float:

@@ -33,6 +33,9 @@ from dag_jax.engine.scoring import as_callable_pytree, told_apart
 from dag_jax.errors import UserError
 
 _AHEAD = 4  # examples read ahead for each slot: with several shapes, enough to fill one's slots
+_CHUNK = 4  # iterations between two looks, where nothing says another number
+_LONGEST_CHUNK = 64  # iterations
+_LOOK = 0.5  # seconds between two looks that a CPU is to have
 _FIRST_WAIT = 1.0  # seconds that the first chunk waits for its slots to fill
 _WAIT = (
     0.05  # of a chunk's time, what the next one waits: an empty slot costs as much as a full one
@@ -62,7 +65,7 @@ def attack_stream(
     method: Method = Method(),  # noqa: B008
     *,
     slots: int = 16,
-    chunk: int = 4,
+    chunk: int | None = None,
     mesh: Mesh | None = None,
     bucket: Callable | None = None,
     read_ahead: int | None = None,
@@ -87,7 +90,8 @@ def attack_stream(
       method: what the attack is, as in `attack`.
       slots: S, images under way at a time. Images of each shape have slots of their own, and one
         shape advances at a time: the one with most to do.
-      chunk: iterations between two looks at which images have finished.
+      chunk: iterations between two looks at which images have finished. None: 4, and on a CPU,
+        which an image that has stopped costs nothing, as many as take half a second, up to 64.
       mesh: devices to spread the slots over, each with as many; None is one device. No device
         waits for another within a chunk.
       bucket: (score_fn, (H, W)) -> (score_fn, (H', W')), by which images of many sizes share few
@@ -113,7 +117,7 @@ def attack_stream(
     check_score_fn(score_fn)
     read_ahead = _AHEAD * slots if read_ahead is None else read_ahead
     for name, value in (("slots", slots), ("chunk", chunk), ("read_ahead", read_ahead)):
-        if value < 1:
+        if value is not None and value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
     if mesh is None:
         (device,) = jnp.zeros(()).devices()  # the one that is used where none is named
@@ -121,14 +125,14 @@ def attack_stream(
     elif slots % mesh.size:
         raise UserError(f"{slots} slots cannot be shared evenly by {mesh.size} devices")
     mesh = Mesh(mesh.devices, mesh.axis_names)  # whatever kind of axes it had
-    options = {"slots": slots, "mesh": mesh, "chunk": chunk}
+    options = {"slots": slots, "mesh": mesh}
     prepare = Prepare(as_callable_pytree(score_fn), bucket, method.margin)
     method = jax.tree.map(np.float32, method)
 
     def stream():
         # The thread starts when somebody asks for a result, and ends when nobody does any more.
         feed = Feed(prepare, iter(examples), ahead=read_ahead)
-        under_way = _Stream(feed, method, options, on_failure, monitor)
+        under_way = _Stream(feed, method, options, chunk, on_failure, monitor)
         try:
             yield from under_way.run()
         except GeneratorExit:
@@ -151,6 +155,7 @@ class _Bucket:
     lanes: Lanes
     score_fn: Callable
     slots: list  # the Example in each slot, or None
+    chunk: int  # iterations until the next look
     queue: collections.deque = dataclasses.field(default_factory=collections.deque)
     passed_over: int = 0  # chunks that went to others since its last
 
@@ -165,8 +170,9 @@ class _Bucket:
 class _Stream:
     """A stream under way."""
 
-    def __init__(self, feed, method, options, on_failure, monitor):
+    def __init__(self, feed, method, options, chunk, on_failure, monitor):
         self._feed, self._method, self._options = feed, method, options
+        self._chunk = chunk
         self._on_failure, self._monitor = on_failure, monitor
         self._buckets: dict = {}
         self._copies: dict = {}
@@ -197,13 +203,15 @@ class _Stream:
             self._refill(bucket)
             started = time.perf_counter()
             taken = bucket.taken()
-            bucket.lanes.advance()
+            bucket.lanes.advance(bucket.chunk)
             end = self._clock.submit(bucket.lanes.end)  # the host may be busy for longer
             yield from self._hand_out()  # while the devices work
             iterations, busy = bucket.lanes.wait()
             ready = end.result()
             wait = min(_WAIT * (ready - started), _LONGEST_WAIT)
             self._harvest(bucket)
+            if self._chunk is None and not bucket.lanes.together:
+                bucket.chunk = _next_chunk(bucket.chunk, ready - started)
             if self._monitor is not None:
                 size, slots = bucket.lanes.shape, self._options["slots"]
                 times = ready - started, 0.0 if free_since is None else started - free_since
@@ -252,9 +260,8 @@ class _Stream:
             bucket = self._buckets.pop(name, None)
             if bucket is None:
                 self._forget()
-                bucket = _Bucket(
-                    self._lanes(ready), ready.score_fn, [None] * self._options["slots"]
-                )
+                slots = [None] * self._options["slots"]
+                bucket = _Bucket(self._lanes(ready), ready.score_fn, slots, self._chunk or _CHUNK)
             bucket.queue.append(ready)
             self._buckets[name] = bucket  # the last one now
 
@@ -304,6 +311,13 @@ class _Stream:
             self._results[id(example)] = example, example.crop(attack)
         for slot in done:
             bucket.slots[slot] = None
+
+
+def _next_chunk(chunk, seconds):
+    """Return the iterations of the next chunk, as the last one took so many seconds."""
+    if seconds > 2 * _LOOK:
+        return max(chunk // 2, 1)
+    return min(2 * chunk, _LONGEST_CHUNK) if seconds < _LOOK / 2 else chunk
 
 
 def _account(failures):

@@ -66,7 +66,9 @@ def kind_of(subject: Subject):
     return scoring.kind_of(subject.model), subject.about.classes
 
 
-def attack_rows(attacks: Iterable[tuple[Plan, rundir.Run]]) -> list[figures.AttackRow]:
+def attack_rows(
+    attacks: Iterable[tuple[Plan, rundir.Run]], *, mesh=None
+) -> list[figures.AttackRow]:
     """Return a picture of each attack: of the first image whose objects the model finds and loses.
 
     If no image is like that, it is of the one that loses most. Each shows another image, where
@@ -74,24 +76,24 @@ def attack_rows(attacks: Iterable[tuple[Plan, rundir.Run]]) -> list[figures.Atta
 
     Args:
       attacks: of each row, how it was attacked and what its folder holds.
+      mesh: devices; on those that the images were scored on, nothing is compiled again.
     """
     rows: list[figures.AttackRow] = []
     shown: set[str] = set()
     for plan, run in attacks:
-        row, image_id = _attack_row(plan, run, shown)
+        row, image_id = _attack_row(plan, run, shown, mesh)
         rows.append(row)
         shown.add(image_id)
     return rows
 
 
-def _attack_row(plan, run, shown):
+def _attack_row(plan, run, shown, mesh):
     """Return a picture, and the id of its image, which is none of `shown` if there are others."""
     subject = plan.subject
     examples = [subject.examples[row] for row in range(min(SHOWN_OF, len(subject.examples)))]
-    examples = [each for each in examples if each["image_id"] not in shown] or examples
     attacked = buckets.Computed(scores.image_of(scores.ADVR, run, plan), examples)
     images = evaluation.clean_images(examples), attacked
-    before, after = (evaluation.predict(subject.model, some) for some in images)
+    before, after = (evaluation.predict(subject.model, some, mesh=mesh) for some in images)
     left = np.nan_to_num(
         [
             [evaluation.score(subject, [example], [prediction]) for prediction in pair]
@@ -100,7 +102,11 @@ def _attack_row(plan, run, shown):
     )
     several = np.array([len(example["objects"]["label"]) > 1 for example in examples])
     fit = several & (left[:, 0] > _SEEN) & (left[:, 1] < _LOST)
-    index = int(np.argmax(fit)) if fit.any() else int(np.argmax(left[:, 0] - left[:, 1]))
+    lost = left[:, 0] - left[:, 1]
+    new = np.array([example["image_id"] not in shown for example in examples])
+    if new.any():
+        fit, lost = fit & new, np.where(new, lost, -np.inf)
+    index = int(np.argmax(fit if fit.any() else lost))
     example = examples[index]
     unit = "mAP" if subject.about.detects else "mIoU"
     title = (

@@ -23,7 +23,7 @@ from dag_jax.runs.attacks import Plan
 from dag_jax.runs.findings import FEWEST
 
 MODEL_IMAGES = 3  # that `dag_jax.audit` looks at
-CONTINUED = 8  # images whose attack goes on, unfinished ones first
+CONTINUED = 4  # images whose attack goes on, unfinished ones first
 SCORED = 32  # images scored anew: as many as go through a network at a time
 STILL_LEFT = 0.01  # of all targets, that more steps may take at most
 LEFT_OFF = 0.01  # of an image's targets, by which a stored perturbation may miss its record

@@ -206,9 +206,13 @@ def cores() -> int:
 
 
 def _one_device_a_core():
-    is_given = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not is_given and jax.config.jax_num_cpu_devices < 1:
-        jax.config.update("jax_num_cpu_devices", cores())
+    given = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" in given or jax.config.jax_num_cpu_devices > 0:
+        return
+    jax.config.update("jax_num_cpu_devices", cores())
+    if "xla_cpu_multi_thread_eigen" not in given:
+        # Each device has its core: threads of one operation would take the others'.
+        os.environ["XLA_FLAGS"] = f"{given} --xla_cpu_multi_thread_eigen=false".strip()
 
 
 def open_mesh() -> jax.sharding.Mesh:

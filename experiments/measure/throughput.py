@@ -24,7 +24,6 @@ from dag_jax.engine.scoring import as_callable_pytree, told_apart
 from dag_jax.runs import attacks
 from experiments.measure import peak, timing
 
-CHUNK = 4  # iterations, as `attack_stream` has by default
 PRODUCTS = 5  # of matrices, before a run and after it
 
 
@@ -192,7 +191,7 @@ def open_lanes(plan, example, *, lanes, mesh) -> Lanes:
         spread(tree, mesh, {}) for tree in (score_fn, jax.tree.map(np.float32, plan.method))
     )
     example = np.float32(image), jax.tree.map(np.asarray, targets), inputs
-    return Lanes(score_fn, example, method, slots=lanes * mesh.size, mesh=mesh, chunk=CHUNK)
+    return Lanes(score_fn, example, method, slots=lanes * mesh.size, mesh=mesh)
 
 
 def on_device(plan, *, lanes, mesh, precision, side=None):

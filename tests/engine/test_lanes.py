@@ -92,7 +92,7 @@ def lanes_of(model, arrays, devices, **options):
     mesh = mesh_of(devices)
     score_fn = lanes.spread(as_callable_pytree(model.scores), mesh, {})
     method = lanes.spread(Method(max_steps=9), mesh, {})
-    return lanes.Lanes(score_fn, arrays, method, slots=16, mesh=mesh, chunk=4, **options)
+    return lanes.Lanes(score_fn, arrays, method, slots=16, mesh=mesh, **options)
 
 
 def programs():
@@ -126,7 +126,7 @@ def test_lanes_together_and_in_turn_attack_alike():
         under_way.insert(made)
         counts = []
         while not under_way.stopped().all():
-            under_way.advance()
+            under_way.advance(4)
             counts.append(under_way.wait())
         results.append((under_way.take(made), counts))
     (batched, batched_counts), (single, single_counts) = results

@@ -51,7 +51,7 @@ def test_the_compiled_engine_lowers_for_tpu_and_cuda(name):
     score_fn, method, states = structs((as_callable_pytree(network.scores), method, states))
     mesh = Mesh(jax.devices()[:1], ("images",))
     exported = jax.export.export(lanes._advance, platforms=("tpu", "cuda"))(
-        score_fn, method, *states, chunk=4, together=True, mesh=mesh
+        score_fn, method, np.int32(4), *states, together=True, mesh=mesh
     )
     assert exported.platforms == ("tpu", "cuda")
     text = exported.mlir_module()

@@ -1,6 +1,7 @@
 """Each module against JAX's own convolution, and against itself with the normalisation folded."""
 
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -162,10 +163,7 @@ class Slid(nn.Module):
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_what_helps_a_cpu_is_compiled_for_cpus_alone(platform):
-    x, module = jnp.zeros((8, 7, 3)), Slid()
-    variables = module.init(jax.random.key(0), x)
-    gradient = jax.jit(jax.grad(lambda x: module.apply(variables, x).sum()))
-    text = jax.export.export(gradient, platforms=(platform,))(x).mlir_module()
+    text = _gradient_for(platform, Slid(), jnp.zeros((8, 7, 40)))
     is_cpu = platform == "cpu"
     assert ("optimization_barrier" in text) == is_cpu
     # Of the large kernel, patches and their products.
@@ -174,3 +172,17 @@ def test_what_helps_a_cpu_is_compiled_for_cpus_alone(platform):
     assert len(convolutions) == (2 if is_cpu else 4)
     padded = [line for line in convolutions if "pad = [[0, 0], [0, 1]]" in line]
     assert len(padded) == is_cpu
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_few_channels_are_correlated_in_blocks_by_a_cpu_alone(platform):
+    text = _gradient_for(platform, layers.Conv(4, 3, padding=1), jnp.zeros((8, 7, 3)))
+    kernels = re.findall(r"stablehlo.convolution.*: \(tensor<\S+>, tensor<(\S+)xf32>\)", text)
+    assert kernels == (["2x2x12x16", "2x2x16x12"] if platform == "cpu" else ["3x3x3x4", "3x3x4x3"])
+
+
+def _gradient_for(platform, module, x):
+    """Return the program of a module's gradient, lowered for a platform."""
+    variables = module.init(jax.random.key(0), x)
+    gradient = jax.jit(jax.grad(lambda x: module.apply(variables, x).sum()))
+    return jax.export.export(gradient, platforms=(platform,))(x).mlir_module()

@@ -39,6 +39,7 @@ def correlate_gradients(x, kernel, cotangent, stride, padding):
 CONVOLUTIONS = [  # height, width, kernel size, stride, padding, dilation
     (6, 7, 3, 1, 1, 1),
     (6, 7, 3, 1, 0, 1),
+    (7, 5, 5, 1, 2, 1),
     (4, 5, 3, 1, 5, 1),  # padding beyond the kernel, as FCN's 100
     (6, 5, 4, 1, 1, 1),
     (7, 8, 3, 2, 1, 1),
@@ -53,13 +54,14 @@ CONVOLUTIONS = [  # height, width, kernel size, stride, padding, dilation
 ]
 
 
+@pytest.mark.parametrize("features", [4, 48])  # a CPU correlates few of them in blocks
 @pytest.mark.parametrize(("height", "width", "size", "stride", "padding", "dilation"), CONVOLUTIONS)
 def test_convolve_equals_a_loop_in_value_and_both_gradients(
-    rng, height, width, size, stride, padding, dilation
+    rng, height, width, size, stride, padding, dilation, features
 ):
     x = rng.standard_normal((2, height, width, 3))
-    kernel = rng.standard_normal((size, size, 3, 4))
-    spread = np.zeros((*[dilation * (size - 1) + 1] * 2, 3, 4))
+    kernel = rng.standard_normal((size, size, 3, features))
+    spread = np.zeros((*[dilation * (size - 1) + 1] * 2, 3, features))
     spread[::dilation, ::dilation] = kernel  # what a dilated kernel is: zeros in between
     expected = correlate_by_loop(x, spread, stride, padding)
     cotangent = rng.standard_normal(expected.shape)

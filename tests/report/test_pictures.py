@@ -14,7 +14,7 @@ from dag_jax import Method, report
 from dag_jax.datasets import ExampleSet, palette
 from dag_jax.errors import UserError
 from dag_jax.report import pictures
-from dag_jax.runs import rundir
+from dag_jax.runs import evaluation, rundir
 from dag_jax.runs.attacks import Plan
 from dag_jax.runs.subject import subject_of
 
@@ -67,6 +67,18 @@ def test_the_image_shown_is_one_that_the_attack_took(plan_and_run):
 def test_no_image_is_shown_twice_while_there_are_others(plan_and_run):
     titles = [row.title for row in pictures.attack_rows([plan_and_run] * 3)]
     assert [title.split()[2] for title in titles] == ["lost:", "kept:", "lost:"]
+
+
+def test_a_picture_compiles_nothing_on_the_devices_that_scored(plan_and_run, caplog):
+    plan, _ = plan_and_run
+    mesh = jax.sharding.Mesh(jax.local_devices()[:2], ("images",))
+    images = evaluation.clean_images(list(plan.subject.examples))
+    with jax.log_compiles():
+        evaluation.predict(plan.subject.model, images, mesh=mesh)
+        assert "_predict_batch" in caplog.text
+        caplog.clear()
+        pictures.attack_rows([plan_and_run] * 2, mesh=mesh)
+    assert "_predict_batch" not in caplog.text
 
 
 def test_it_is_drawn_in_the_colours_of_the_models_classes(plan_and_run, tmp_path):
