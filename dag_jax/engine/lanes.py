@@ -76,7 +76,7 @@ def _is_running(state):
 
 @functools.partial(jax.jit, static_argnames=("together", "mesh"), donate_argnames="states")
 def _advance(score_fn, method, chunk, states, targets, inputs, *, together, mesh):
-    """Advance all lanes by up to `chunk` iterations, i32[]; a device ends once its own have stopped.
+    """Advance all lanes by up to i32[] `chunk` iterations; a device ends once its own have stopped.
 
     Returns:
       (the states, i32[D, 2]: for each device the iterations of its longest lane, and the sum over

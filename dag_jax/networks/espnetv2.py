@@ -21,7 +21,7 @@ import numpy as np
 from flax import linen as nn
 
 from dag_jax.models import SEGMENTATION
-from dag_jax.networks import planes
+from dag_jax.networks import operations, planes, resizing
 from dag_jax.networks.entry import Entry
 from dag_jax.networks.grids import pixels, poison
 
@@ -273,14 +273,14 @@ class EspNetV2(nn.Module):
         x = poison(image, start)
         *batch, height, width, channels = x.shape
         x = jnp.moveaxis(x.reshape(-1, height, width, channels), -1, 1)
-        scale = map(planes.antialiased_matrix, self.size, (height, width), sides)
-        x = (planes.resize(x, *scale) / 255 - _planes(MEAN)) / _planes(STD)
-        x = self._layers(x)
-        matrices = (
-            planes.nearest_corners_matrix(*axis)
-            for axis in zip((height, width), self.size, x.shape[2:], sides, strict=True)
-        )
-        scores = jnp.moveaxis(planes.resize(x, *matrices), 1, -1)
+        for axis, lengths in enumerate(zip(self.size, (height, width), sides, strict=True)):
+            x = _scaled(x, *lengths, axis=axis + 2)
+        x = self._layers((x / 255 - _planes(MEAN)) / _planes(STD))
+        # As a product with the identity: XLA would fuse a transposition into all that reads it.
+        identity = np.eye(self.num_classes, dtype=np.float32)
+        scores = jnp.einsum("bchw,cd->bhwd", x, identity, precision=operations.EXACT)
+        for axis, lengths in enumerate(zip((height, width), self.size, sides, strict=True)):
+            scores = _enlarged(scores, *lengths, axis=axis + 1)
         return scores.reshape(*batch, height, width, self.num_classes)
 
     def _layers(self, image):
@@ -309,6 +309,23 @@ class EspNetV2(nn.Module):
             features = self.num_classes if last else (5 - number) * base
             x = Pyramid(features, narrow, not last, name=f"decode{number}")(x)
         return x
+
+
+def _scaled(x, size, cells, extent, *, axis):
+    """Scale an axis of `cells`, of which `extent` are the image, to `size`."""
+    matrix = resizing.antialiased_matrix(size, cells, extent)
+    row = math.ceil(2 * max(1, cells / size))
+    # The gradient is a whole product: XLA would fuse what it reads, many sums, into each tap.
+    return resizing.banded(x, matrix, taps=(row, None), axis=axis)
+
+
+def _enlarged(scores, pixels, size, extent, *, axis):
+    """Bring an axis of scores to `size` and then to the `extent` of `pixels` that are the image."""
+    cells = scores.shape[axis]
+    matrix = resizing.nearest_corners_matrix(pixels, size, cells, extent)
+    # Of `size`, those that read one cell; each of them is read by this many pixels at most.
+    readers = math.floor(2 * (size - 1) / (cells - 1)) + 1
+    return resizing.banded(scores, matrix, taps=(2, math.ceil(readers * pixels / size)), axis=axis)
 
 
 def _entry(width, size, score):

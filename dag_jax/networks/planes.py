@@ -169,9 +169,29 @@ def convolve(x, kernel, *, groups: int = 1, stride: int = 1):
         patches = [_moved(parts[part], *place) for _, part, *place in _places(1, stride)]
         features = kernel.shape[-1]
         return pointwise(jnp.concatenate(patches, axis=1), kernel.reshape(1, 1, -1, features))
+    if kernel.shape[2] * kernel.shape[3] // groups <= _FEW:
+        return _by_member(x, kernel, groups)
     return _grouped(x, kernel, groups)
 
 
+def _by_member(x, kernel, groups):
+    """Convolve groups of few channels: each output is a sum of depthwise convolutions."""
+    batch, _, *sides = x.shape
+    channels, features = kernel.shape[2], kernel.shape[3] // groups
+    # `split`, whose gradient is one concatenation.
+    members = jnp.split(x.reshape(batch, groups, channels, *sides), channels, axis=2)
+    kernels = kernel.reshape(3, 3, channels, groups, features)
+    y = [
+        sum(
+            depthwise(member[:, :, 0], kernels[:, :, index, None, :, feature])
+            for index, member in enumerate(members)
+        )
+        for feature in range(features)
+    ]
+    return jnp.stack(y, axis=2).reshape(batch, -1, *sides)
+
+
+_FEW = 12  # channels times features of a group, up to which depthwise convolutions cost less
 _AROUND = ((0, 0), (0, 0), (1, 1), (1, 1))
 
 
@@ -260,45 +280,6 @@ def average_matrix(size: int, cells: int):
     out, cell = np.arange(size)[:, None], np.arange(cells)[None, :]
     inside = (cell >= out * cells // size) & (cell < -(-(out + 1) * cells // size))
     return (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-def antialiased_matrix(size: int, cells: int, extent, scaled=None):
-    """Return f32[size, cells] of Pillow's bilinear resize, which blurs where it shrinks.
-
-    Args:
-      size: of the array of the result.
-      cells: of the array that is read.
-      extent: int or i32[], how many of them are the image.
-      scaled: int or i32[], how many of the result are; None for all. Rows beyond them are zero.
-    """
-    extent = jnp.asarray(extent, jnp.int32)
-    scaled = jnp.asarray(size if scaled is None else scaled, jnp.int32)
-    cell = jnp.arange(cells, dtype=jnp.int32)[None, :]
-    out = jnp.arange(size, dtype=jnp.int32)[:, None]
-    # Twice the distance of (cell + 1/2) scaled from (out + 1/2) extent, in whole numbers.
-    away = (2 * cell + 1) * scaled - (2 * out + 1) * extent
-    reach = 2 * jnp.maximum(extent, scaled)
-    weight = jnp.maximum(0, 1 - jnp.abs(away).astype(jnp.float32) / reach.astype(jnp.float32))
-    weight = jnp.where((cell < extent) & (out < scaled), weight, 0)
-    total = jnp.sum(weight, axis=1, keepdims=True)
-    return weight / jnp.where(out < scaled, total, 1)
-
-
-def nearest_corners_matrix(pixels: int, size: int, cells: int, extent):
-    """Return f32[pixels, cells]: `corners_matrix` to `size`, and to `extent` by nearest neighbours.
-
-    Rows beyond the extent are zero.
-    """
-    extent = jnp.asarray(extent, jnp.int32)
-    pixel = jnp.arange(pixels, dtype=jnp.int32)
-    middle = jnp.minimum(lax.div((2 * pixel + 1) * size, 2 * extent), size - 1)
-    place = middle * (cells - 1)
-    first = lax.div(place, jnp.int32(size - 1))
-    share = (place - first * (size - 1)).astype(jnp.float32) / np.float32(size - 1)
-    cell = jnp.arange(cells, dtype=jnp.int32)[None, :]
-    matrix = jnp.where(cell == first[:, None], 1 - share[:, None], 0)
-    matrix += jnp.where(cell == first[:, None] + 1, share[:, None], 0)
-    return jnp.where(pixel[:, None] < extent, matrix, 0)
 
 
 @functools.lru_cache(maxsize=64)

@@ -155,7 +155,7 @@ class Segmenter(nn.Module):
         *batch, height, width, channels = poison(image, start).shape
         x = jnp.moveaxis(poison(image, start).reshape(-1, height, width, channels), -1, 1)
         sides = zip(shape, (height, width), start[2:], canvas[2:], strict=True)
-        x = planes.resize(x, *(planes.antialiased_matrix(*side) for side in sides))
+        x = planes.resize(x, *(resizing.antialiased_matrix(*side) for side in sides))
         x = jnp.moveaxis(x, 1, -1).reshape(*batch, *shape, channels)
         mean, std = (number.reshape((1,) * (x.ndim - 1) + (-1,)) for number in (MEAN, STD))
         x = poison(canvas.cut((x / 255 - mean) / std), canvas)  # NaN: of another bucket's canvas

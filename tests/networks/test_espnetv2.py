@@ -17,7 +17,7 @@ from PIL import Image
 
 from dag_jax import files, models, networks
 from dag_jax.errors import UserError
-from dag_jax.networks import planes
+from dag_jax.networks import espnetv2, planes, resizing
 from dag_jax.networks.espnetv2 import EspNetV2
 from dag_jax.weights import convert, published
 
@@ -175,7 +175,7 @@ def test_images_are_scaled_as_pillow_scales(extent, size, rng):
     image = rng.uniform(0, 255, (extent, 7)).astype(np.float32)
     theirs = np.asarray(Image.fromarray(image).resize((7, size), Image.Resampling.BILINEAR))
     padded = np.pad(image, ((0, 9), (0, 0)), constant_values=np.nan)
-    matrix = np.asarray(planes.antialiased_matrix(size, extent + 9, jnp.int32(extent)))
+    matrix = np.asarray(resizing.antialiased_matrix(size, extent + 9, jnp.int32(extent)))
     assert not matrix[:, extent:].any()
     np.testing.assert_allclose(matrix[:, :extent] @ padded[:extent], theirs, rtol=0, atol=1e-3)
 
@@ -187,12 +187,33 @@ def test_scores_come_back_by_nearest_neighbours(extent, size, cells, rng):
     enlarged = np.interp(places, np.arange(cells), scores).astype(np.float32)
     np.testing.assert_allclose(planes.corners_matrix(size, cells) @ scores, enlarged, atol=1e-5)
     theirs = Image.fromarray(enlarged[:, None]).resize((1, extent), Image.Resampling.NEAREST)
-    matrix = planes.nearest_corners_matrix(extent + 5, size, cells, jnp.int32(extent))
+    matrix = resizing.nearest_corners_matrix(extent + 5, size, cells, jnp.int32(extent))
     ours = np.asarray(matrix) @ scores
     # On a cell's border Pillow's sum of steps rounds to either side.
     clear = (2 * np.arange(extent) + 1) * size % (2 * extent) > 0
     np.testing.assert_allclose(ours[:extent][clear], np.asarray(theirs)[clear, 0], atol=1e-4)
     assert clear.mean() > 0.7 and not ours[extent:].any()
+
+
+@pytest.mark.parametrize("pixels", [500, 75, 30])
+@pytest.mark.parametrize("part", [1, 0.7, 0.1])
+def test_bands_hold_all_of_the_resizes(pixels, part, rng):
+    """Of images up to the whole array: an int where they fill it, traced where padding follows."""
+    extent = pixels if part == 1 else jnp.int32(part * pixels)
+    scale = functools.partial(espnetv2._scaled, size=64, cells=pixels, axis=1)
+    enlarge = functools.partial(espnetv2._enlarged, pixels=pixels, size=64, axis=1)
+    matrices = resizing.antialiased_matrix, resizing.nearest_corners_matrix
+    sizes = (64, pixels, extent), (pixels, 64, 32, extent)
+    for function, matrix, size in zip((scale, enlarge), matrices, sizes, strict=True):
+        whole = np.asarray(matrix(*size))
+        x = rng.normal(size=(1, whole.shape[1], 3)).astype(np.float32)
+        cotangent = rng.normal(size=(1, len(whole), 3)).astype(np.float32)
+        run = jax.jit(lambda x, extent, function=function: function(x, extent=extent))
+        if part == 1:
+            run = functools.partial(lambda function, x, _: function(x, extent=pixels), function)
+        y, pull = jax.vjp(lambda x, run=run: run(x, extent), x)
+        np.testing.assert_allclose(y[0], whole @ x[0], atol=1e-5)
+        np.testing.assert_allclose(pull(cotangent)[0][0], whole.T @ cotangent[0], atol=1e-4)
 
 
 def test_what_cannot_be_had_is_said():

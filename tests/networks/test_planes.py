@@ -28,6 +28,7 @@ def assert_are_equal(ours, theirs, x, kernel):
     [
         *((4, 4, 4, stride, dilation) for stride in (1, 2) for dilation in (1, 2, 3)),
         *((3, 8, 1, 2, 1), (4, 3, 1, 1, 1), (8, 4, 4, 1, 1), (8, 6, 2, 1, 1)),
+        *((8, 8, 2, 1, 1), (6, 2, 2, 1, 1)),  # groups of many channels, and of one feature
     ],
 )
 @pytest.mark.parametrize("shape", [(8, 12), (7, 9)])

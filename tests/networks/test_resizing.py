@@ -51,3 +51,24 @@ def test_cells_are_repeated_and_their_gradients_add_up(rng):
     np.testing.assert_array_equal(y, x.repeat(2, axis=1).repeat(2, axis=2))
     gradient = jax.grad(lambda x: resizing.enlarge(x, 2).sum())(x)
     np.testing.assert_array_equal(gradient, np.full(x.shape, 4))
+
+
+@pytest.mark.parametrize("taps", [(4, 5), (4, None), (99, 99)])
+@pytest.mark.parametrize("axis", [1, 2, 3])
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_banded_product_is_the_whole_one(rng, taps, axis, traced):
+    x = rng.standard_normal((2, 13, 13, 13)).astype(np.float32)
+    matrix = resizing.antialiased_matrix(8, 13, 11)  # its last two columns are empty
+    cotangent = rng.standard_normal((*x.shape[:axis], 8, *x.shape[axis + 1 :])).astype(np.float32)
+
+    @jax.jit
+    def run(x, extent):
+        bands = resizing.antialiased_matrix(8, 13, extent) if traced else matrix
+        y, pull = jax.vjp(lambda x: resizing.banded(x, bands, taps=taps, axis=axis), x)
+        return y, pull(cotangent)[0]
+
+    y, gradient = run(x, np.int32(11))
+    spelled = functools.partial(np.moveaxis, source=-1, destination=axis)
+    np.testing.assert_allclose(y, spelled(np.moveaxis(x, axis, -1) @ matrix.T), atol=1e-5)
+    expected = spelled(np.moveaxis(cotangent, axis, -1) @ matrix)
+    np.testing.assert_allclose(gradient, expected, atol=1e-5)

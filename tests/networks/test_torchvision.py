@@ -17,7 +17,7 @@ import pytest
 
 from dag_jax import models, networks
 from dag_jax.errors import UserError
-from dag_jax.networks import planes, torchvision
+from dag_jax.networks import resizing, torchvision
 from dag_jax.weights import convert, downloads, published
 from tests.networks import torchvision_files
 from tests.networks.torchvision_files import look
@@ -131,8 +131,10 @@ def test_each_has_the_published_number_of_weights(name):
 @pytest.mark.slow
 @pytest.mark.parametrize(("extent", "scaled"), [(500, 384), (96, 520)])
 def test_what_is_scaled_may_lie_in_a_larger_array(extent, scaled):
-    matrix = planes.antialiased_matrix(scaled + 7, extent + 9, jnp.int32(extent), jnp.int32(scaled))
-    plain = planes.antialiased_matrix(scaled, extent, extent)
+    matrix = resizing.antialiased_matrix(
+        scaled + 7, extent + 9, jnp.int32(extent), jnp.int32(scaled)
+    )
+    plain = resizing.antialiased_matrix(scaled, extent, extent)
     np.testing.assert_allclose(matrix[:scaled, :extent], plain, atol=1e-6)
     assert not matrix[scaled:].any() and not matrix[:, extent:].any()
 
