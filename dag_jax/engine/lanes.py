@@ -241,14 +241,17 @@ class Lanes:
             self._used.block_until_ready()
         return time.perf_counter()
 
-    def wait(self) -> tuple[int, int]:
+    def wait(self) -> tuple[int, int, float]:
         """Wait for the chunk.
 
         Returns:
-          (iterations of the longest lane, sum of the iterations of all lanes).
+          (iterations of the longest lane, sum of the iterations of all lanes, share of the chunk
+          that the devices worked, on average: a device whose lanes have stopped waits).
         """
         used = np.asarray(self._used)
-        return int(used[:, 0].max()), int(used[:, 1].sum())
+        work = used[:, 0] if self.together else used[:, 1]
+        share = float(work.mean() / max(work.max(), 1))
+        return int(used[:, 0].max()), int(used[:, 1].sum()), share
 
     def stopped(self) -> np.ndarray:
         """Return bool[S], whether a slot is empty or its attack has stopped."""

@@ -34,7 +34,7 @@ from dag_jax.errors import UserError
 
 _AHEAD = 4  # examples read ahead for each slot: with several shapes, enough to fill one's slots
 _CHUNK = 4  # iterations between two looks, where nothing says another number
-_LONGEST_CHUNK = 64  # iterations
+_LONGEST_CHUNK = 16  # iterations, where nothing says another number
 _LOOK = 0.5  # seconds between two looks that a CPU is to have
 _FIRST_WAIT = 1.0  # seconds that the first chunk waits for its slots to fill
 _WAIT = (
@@ -55,8 +55,8 @@ class Chunk(NamedTuple):
     iterations: int  # of the slot that made most
     busy: int  # iterations of all slots
     ended: bool  # whether the input had ended before
-    seconds: float  # that the devices worked
-    idle: float  # seconds that the devices had waited before, since the last chunk; 0 of the first
+    seconds: float  # that the devices worked, on average
+    idle: float  # seconds that they waited: for each other, and before, since the last chunk
 
 
 def attack_stream(
@@ -91,7 +91,8 @@ def attack_stream(
       slots: S, images under way at a time. Images of each shape have slots of their own, and one
         shape advances at a time: the one with most to do.
       chunk: iterations between two looks at which images have finished. None: 4, and on a CPU,
-        which an image that has stopped costs nothing, as many as take half a second, up to 64.
+        where a stopped image costs nothing, as many as take about half a second, up to 16. The
+        results' order depends on it, and nothing else.
       mesh: devices to spread the slots over, each with as many; None is one device. No device
         waits for another within a chunk.
       bucket: (score_fn, (H, W)) -> (score_fn, (H', W')), by which images of many sizes share few
@@ -206,16 +207,19 @@ class _Stream:
             bucket.lanes.advance(bucket.chunk)
             end = self._clock.submit(bucket.lanes.end)  # the host may be busy for longer
             yield from self._hand_out()  # while the devices work
-            iterations, busy = bucket.lanes.wait()
+            iterations, busy, share = bucket.lanes.wait()
             ready = end.result()
             wait = min(_WAIT * (ready - started), _LONGEST_WAIT)
             self._harvest(bucket)
             if self._chunk is None and not bucket.lanes.together:
-                bucket.chunk = _next_chunk(bucket.chunk, ready - started)
+                bucket.chunk = _next_chunk(bucket.chunk, iterations, ready - started)
             if self._monitor is not None:
                 size, slots = bucket.lanes.shape, self._options["slots"]
-                times = ready - started, 0.0 if free_since is None else started - free_since
-                self._monitor(Chunk(size, slots, taken, iterations, busy, ended, *times))
+                worked, waited = share * (ready - started), (1 - share) * (ready - started)
+                if free_since is not None:
+                    waited += started - free_since
+                counts = taken, iterations, busy, ended
+                self._monitor(Chunk(size, slots, *counts, worked, waited))
             free_since = ready
         yield from self._hand_out()
         if self._feed.error is not None:
@@ -313,11 +317,12 @@ class _Stream:
             bucket.slots[slot] = None
 
 
-def _next_chunk(chunk, seconds):
-    """Return the iterations of the next chunk, as the last one took so many seconds."""
+def _next_chunk(chunk, made, seconds):
+    """Return the iterations of the next chunk, as so many of the last one's were made in a time."""
     if seconds > 2 * _LOOK:
         return max(chunk // 2, 1)
-    return min(2 * chunk, _LONGEST_CHUNK) if seconds < _LOOK / 2 else chunk
+    grows = made == chunk and seconds < _LOOK / 2
+    return min(2 * chunk, _LONGEST_CHUNK) if grows else chunk
 
 
 def _account(failures):

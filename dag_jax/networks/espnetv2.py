@@ -323,7 +323,7 @@ def _enlarged(scores, pixels, size, extent, *, axis):
     """Bring an axis of scores to `size` and then to the `extent` of `pixels` that are the image."""
     cells = scores.shape[axis]
     matrix = resizing.nearest_corners_matrix(pixels, size, cells, extent)
-    # Of `size`, those that read one cell; each of them is read by this many pixels at most.
+    # So many of the `size` places read one cell, and ceil(pixels / size) pixels read a place.
     readers = math.floor(2 * (size - 1) / (cells - 1)) + 1
     return resizing.banded(scores, matrix, taps=(2, math.ceil(readers * pixels / size)), axis=axis)
 

@@ -1,4 +1,4 @@
-"""Maps scaled, the matrices of what others scale by, and cells repeated.
+"""Scale maps, make the matrices that maps are scaled by, and repeat cells.
 
 Shapes: `*B` no axis or one batch axis, `h w` cells, `H W` pixels, `C` channels.
 """
@@ -80,7 +80,7 @@ def resize(x, shape: tuple[int, int], *, ratios, extent=None):
 
 
 def _bands(matrix, taps):
-    """Return (i32[P], f32[P, taps]): where a row's first number that is not 0 is, and so many."""
+    """Return i32[P], where each row's first number but 0 is, and f32[P, taps] from there on."""
     library = jnp if isinstance(matrix, jax.Array) else np
     taps = min(taps, matrix.shape[1])
     first = library.minimum(library.argmax(matrix != 0, axis=1), matrix.shape[1] - taps)
@@ -99,8 +99,7 @@ def _weigh(x, weights, axis):
     before, after = x.shape[:axis], x.shape[axis + 1 :]
     x = x.reshape(math.prod(before), -1, math.prod(after))
     y = sum(
-        jnp.take(x, first + tap, axis=1, mode="clip", indices_are_sorted=True)
-        * weights[None, :, tap, None]
+        jnp.take(x, first + tap, axis=1, mode="clip") * weights[None, :, tap, None]
         for tap in range(weights.shape[1])
     )
     return y.reshape(*before, -1, *after)
@@ -170,9 +169,9 @@ def _library(*numbers):
 
 
 def nearest_corners_matrix(pixels: int, size: int, cells: int, extent):
-    """Return f32[pixels, cells]: `corners_matrix` to `size`, and to `extent` by nearest neighbours.
+    """Return f32[pixels, cells] of `planes.corners_matrix` to `size`, then of nearest neighbours.
 
-    Rows beyond the extent are zero. NumPy's where the extent is an int.
+    The latter bring `size` to `extent`; rows beyond it are zero. NumPy's where it is an int.
     """
     library = _library(extent)
     divide = np.floor_divide if library is np else lax.div

@@ -219,7 +219,8 @@ def open_mesh() -> jax.sharding.Mesh:
     """Return all devices of this process, a CPU being one for each core it may use.
 
     XLA shares out one small convolution badly between cores: two devices of a core each attacked
-    the miniatures 2 to 3 times as fast as one of two cores. To be called before JAX does anything.
+    the miniatures 2 to 3 times as fast as one of two cores. What runs on one device alone then has
+    one core. To be called before JAX does anything.
     """
     _one_device_a_core()
     return jax.sharding.Mesh(jax.local_devices(), ("images",))

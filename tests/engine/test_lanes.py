@@ -127,7 +127,7 @@ def test_lanes_together_and_in_turn_attack_alike():
         counts = []
         while not under_way.stopped().all():
             under_way.advance(4)
-            counts.append(under_way.wait())
+            counts.append(under_way.wait()[:2])
         results.append((under_way.take(made), counts))
     (batched, batched_counts), (single, single_counts) = results
     assert batched_counts == single_counts

@@ -14,6 +14,7 @@ import pytest
 
 import dag_jax
 from dag_jax import Method, Status, Targets
+from dag_jax.engine.stream import _next_chunk
 
 H, W, N, C = 8, 6, 5, 4
 METHOD = Method(max_steps=60)
@@ -85,7 +86,7 @@ def test_results_equal_attack_one_by_one(score_fn, examples, method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("slots", "chunk", "reverse"), [(1, 4, False), (9, 1, True), (3, 100, True)]
+    ("slots", "chunk", "reverse"), [(1, None, False), (9, 1, True), (3, 100, True)]
 )
 def test_slots_chunk_and_order_do_not_matter(score_fn, examples, slots, chunk, reverse):
     ordered = examples[::-1] if reverse else examples
@@ -598,3 +599,18 @@ def test_the_monitor_tells_how_long_devices_worked_and_waited(score_fn, examples
     worked, waited = (sum(times) for times in zip(*(chunk[-2:] for chunk in chunks), strict=True))
     assert chunks[0].idle == 0 and all(chunk.seconds > 0 for chunk in chunks)
     assert waited >= 0.1 * (len(examples) - 2) and worked + waited <= whole
+
+
+@pytest.mark.parametrize(
+    ("chunk", "made", "seconds", "following"),
+    [
+        (4, 4, 0.1, 8),
+        (4, 3, 0.1, 4),  # it was short because its images had stopped
+        (4, 4, 0.5, 4),
+        (16, 16, 0.1, 16),
+        (8, 8, 3.0, 4),
+        (1, 1, 3.0, 1),
+    ],
+)
+def test_a_chunk_of_a_cpu_takes_about_half_a_second(chunk, made, seconds, following):
+    assert _next_chunk(chunk, made, seconds) == following
