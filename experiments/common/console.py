@@ -206,21 +206,16 @@ def cores() -> int:
 
 
 def _one_device_a_core():
-    given = os.environ.get("XLA_FLAGS", "")
-    if "xla_force_host_platform_device_count" in given or jax.config.jax_num_cpu_devices > 0:
-        return
-    jax.config.update("jax_num_cpu_devices", cores())
-    if "xla_cpu_multi_thread_eigen" not in given:
-        # Each device has its core: threads of one operation would take the others'.
-        os.environ["XLA_FLAGS"] = f"{given} --xla_cpu_multi_thread_eigen=false".strip()
+    is_given = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not is_given and jax.config.jax_num_cpu_devices < 1:
+        jax.config.update("jax_num_cpu_devices", cores())
 
 
 def open_mesh() -> jax.sharding.Mesh:
     """Return all devices of this process, a CPU being one for each core it may use.
 
     XLA shares out one small convolution badly between cores: two devices of a core each attacked
-    the miniatures 2 to 3 times as fast as one of two cores. What runs on one device alone then has
-    one core. To be called before JAX does anything.
+    the miniatures 2 to 3 times as fast as one of two cores. To be called before JAX does anything.
     """
     _one_device_a_core()
     return jax.sharding.Mesh(jax.local_devices(), ("images",))

@@ -7,7 +7,6 @@ of `torch_fcn` here; `peers` races others.
 Shapes: `M` images, `H W` pixels.
 """
 
-import contextlib
 import time
 from typing import NamedTuple
 
@@ -27,17 +26,6 @@ from experiments.measure import iterations, throughput, timing, torch_fcn
 
 SEARCH_STEPS = 20  # of the miniatures' attacks by which the numbers at a time are chosen
 FULL_RUNS = 2  # of each side over the full-size networks' images
-
-
-@contextlib.contextmanager
-def one_thread():
-    """Let PyTorch use one core for a while."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def open_device(cores: int) -> torch.device:
@@ -275,6 +263,5 @@ def measure(
         plan = Plan(seen, dag_jax.Method(max_steps=full_steps), seed=seed)
         # A run is too short to be parted.
         rows.append(compare(plan, search_steps=1, turns=1, runs=FULL_RUNS, **options))
-        with one_thread():  # as the device of `ours` has
-            rows.append(one_iteration(network, size=iteration_size, pairs=pairs, device=device))
+        rows.append(one_iteration(network, size=iteration_size, pairs=pairs, device=device))
     return rows

@@ -192,18 +192,3 @@ def test_compiled_programs_are_kept_for_the_next_launch(tmp_path):
     assert {file.name for file in folder.iterdir()} == names
     (tmp_path / "file").write_text("no folder")
     assert run(home=tmp_path / "file").startswith("no compiled programs are kept: ")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("given", ["", "--xla_cpu_multi_thread_eigen=true"])
-def test_a_cpu_is_a_device_for_each_core(given):
-    code = (
-        "import os; from experiments.common import console; console.open_mesh();"
-        "print(console.open_mesh().size, console.cores(), os.environ['XLA_FLAGS'])"
-    )
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": given}
-    ran = [sys.executable, "-c", code]
-    text = subprocess.run(ran, env=environment, check=True, capture_output=True, text=True).stdout
-    devices, cores, flags = text.split(maxsplit=2)
-    assert devices == cores
-    assert flags.split() == [given or "--xla_cpu_multi_thread_eigen=false"]
