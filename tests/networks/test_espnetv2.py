@@ -195,8 +195,7 @@ def test_scores_come_back_by_nearest_neighbours(extent, size, cells, rng):
     assert clear.mean() > 0.7 and not ours[extent:].any()
 
 
-@pytest.mark.parametrize("pixels", [500, 75, 30])
-@pytest.mark.parametrize("part", [1, 0.7, 0.1])
+@pytest.mark.parametrize(("pixels", "part"), [(500, 1), (500, 0.7), (75, 0.1), (30, 1)])
 def test_bands_hold_all_of_the_resizes(pixels, part, rng):
     """Of images up to the whole array: an int where they fill it, traced where padding follows."""
     extent = pixels if part == 1 else jnp.int32(part * pixels)

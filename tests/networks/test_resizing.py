@@ -53,9 +53,10 @@ def test_cells_are_repeated_and_their_gradients_add_up(rng):
     np.testing.assert_array_equal(gradient, np.full(x.shape, 4))
 
 
-@pytest.mark.parametrize("taps", [(4, 5), (4, None), (99, 99)])
-@pytest.mark.parametrize("axis", [1, 2, 3])
-@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize(
+    ("taps", "axis", "traced"),
+    [((4, 5), 1, False), ((4, 5), 3, True), ((4, None), 2, True), ((99, 99), 2, False)],
+)
 def test_a_banded_product_is_the_whole_one(rng, taps, axis, traced):
     x = rng.standard_normal((2, 13, 13, 13)).astype(np.float32)
     matrix = resizing.antialiased_matrix(8, 13, 11)  # its last two columns are empty
