@@ -79,7 +79,7 @@ def audit(
     Scores are logits; forward passes repeat; gradients are finite and not zero; gradients are the
     slopes of the scores; an adversarial example that provably exists is found, by `attack` and by
     `attack_stream` (looked for once in a process). It costs 25 to 75 passes forward and 10
-    backward, and the compilation of four programs.
+    backward, and three compilations of the network.
 
     A gradient is compared with differences of the same loss in random directions d: the error
     ||g - g'|| / ||g'|| of a gradient g is estimated by the root mean square of <g, d> - <g', d>.

@@ -318,7 +318,7 @@ class _Stream:
 
 
 def _next_chunk(chunk, made, seconds):
-    """Return the iterations of the next chunk, as so many of the last one's were made in a time."""
+    """Return the iterations of the next chunk; the last one made `made` of `chunk` in `seconds`."""
     if seconds > 2 * _LOOK:
         return max(chunk // 2, 1)
     grows = made == chunk and seconds < _LOOK / 2
