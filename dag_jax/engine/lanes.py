@@ -51,22 +51,39 @@ def _together(lane_step, chunk, states, arrays):
 
 
 def _in_turn(lane_step, chunk, states, arrays):
-    """Advance lanes one after the other; see `_advance`."""
+    """Advance lanes one after the other; see `_advance`.
 
-    def advance(lane):
-        state, *arrays = lane
+    All together make `chunk` steps: what a lane that stops leaves goes to those that still run, and
+    the devices work equally long.
+    """
 
-        def goes_on(carry):
+    def goes_on(carry):
+        left, _, states = carry
+        return (left > 0) & jnp.any(_is_running(states))
+
+    def advance(carry):
+        left, counts, states = carry
+        running = _is_running(states)
+        lane = jnp.argmin(jnp.where(running, counts, jnp.iinfo(jnp.int32).max))
+        # All that run are to get equally far, and this one has the longest way.
+        level = -(-(left + jnp.where(running, counts, 0).sum()) // running.sum())
+        most = jnp.minimum(left, level - counts[lane])
+        state, lane_arrays = jax.tree.map(lambda leaf: leaf[lane], (states, arrays))
+
+        def lane_goes_on(carry):
             count, state = carry
-            return (count < chunk) & _is_running(state)
+            return (count < most) & _is_running(state)
 
         def body(carry):
             count, state = carry
-            return count + 1, lane_step(state, *arrays)
+            return count + 1, lane_step(state, *lane_arrays)
 
-        return lax.while_loop(goes_on, body, (jnp.int32(0), state))
+        count, state = lax.while_loop(lane_goes_on, body, (jnp.int32(0), state))
+        states = jax.tree.map(lambda all_, new: all_.at[lane].set(new), states, state)
+        return left - count, counts.at[lane].add(count), states
 
-    counts, states = lax.map(advance, (states, *arrays))
+    counts = jnp.zeros_like(states.attack.status, jnp.int32)
+    _, counts, states = lax.while_loop(goes_on, advance, (chunk, counts, states))
     return states, jnp.stack([counts.max(), counts.sum(dtype=jnp.int32)])[None]
 
 
@@ -77,6 +94,8 @@ def _is_running(state):
 @functools.partial(jax.jit, static_argnames=("together", "mesh"), donate_argnames="states")
 def _advance(score_fn, method, chunk, states, targets, inputs, *, together, mesh):
     """Advance all lanes by up to i32[] `chunk` iterations; a device ends once its own have stopped.
+
+    In turn, `chunk` is the sum over a device's lanes.
 
     Returns:
       (the states, i32[D, 2]: for each device the iterations of its longest lane, and the sum over
@@ -169,7 +188,8 @@ class Lanes:
         ]
         make = _idle_program(mesh.size * self._per_device, self._sharding)
         self._lanes = make(method, example)
-        self._used = None
+        self._used, self._share = None, 1
+        self._held = set()  # slots that have an attack
         nowhere = [None] * mesh.size
         self._insert_round(nowhere, self._nothing)
         self._take_round(nowhere)
@@ -210,6 +230,7 @@ class Lanes:
         Args:
           examples: by slot, (image, targets, inputs), NumPy's.
         """
+        self._held.update(examples)
         for taken in self._rounds(examples):
             lanes, parts = [None] * len(self._devices), list(self._nothing)
             for device, slot in taken.items():
@@ -223,16 +244,58 @@ class Lanes:
         slot = self._slot_array(lanes)
         self._lanes = _insert(self._method, self._lanes, slot, example, mesh=self._mesh)
 
+    def even_out(self) -> dict[int, int]:
+        """Move attacks from devices with more of them to devices with fewer.
+
+        That is for CPUs, whose lanes advance in turn, and when nothing is left that could enter: a
+        device with two attacks would work twice as long as one that has none.
+
+        Returns:
+          By slot left, the slot taken in its place, of another device.
+        """
+        moves = {}
+        for slot in set(range(self.slots)) - self._held:
+            held = self._by_device()
+            fullest = max(held, key=len)
+            if len(fullest) - len(held[self._place(slot)[0]]) >= 2:
+                left = fullest[-1]
+                self._exchange(left, slot)
+                self._held = self._held - {left} | {slot}
+                moves[left] = slot
+        return moves
+
+    def _by_device(self):
+        """Return, for each device, its slots that have an attack."""
+        held = [[] for _ in self._devices]
+        for slot in self._held:
+            held[self._place(slot)[0]].append(slot)
+        return held
+
+    def _exchange(self, slot, other):
+        (device, lane), (other_device, other_lane) = map(self._place, (slot, other))
+
+        def exchanged(leaf):
+            parts = [_part_of(leaf, device) for device in self._devices]
+            mine, theirs = np.array(parts[device]), np.array(parts[other_device])
+            mine[lane], theirs[other_lane] = theirs[other_lane].copy(), mine[lane].copy()
+            parts[device], parts[other_device] = mine, theirs
+            parts = list(map(jax.device_put, parts, self._devices))
+            return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts)
+
+        self._lanes = jax.tree.map(exchanged, self._lanes)
+
     def lower(self) -> jax.stages.Lowered:
         """Return the lowered program of a chunk, for measurements of its cost."""
         return _advance.lower(*self._arguments(1), **self._options)
 
     def _arguments(self, chunk):
-        return self._score_fn, self._method, np.int32(chunk), *self._lanes
+        chunk = np.int32(min(chunk, np.iinfo(np.int32).max))
+        return self._score_fn, self._method, chunk, *self._lanes
 
     def advance(self, chunk: int) -> None:
-        """Start on all devices a chunk of so many iterations at most; `wait` waits for it."""
-        states, self._used = _advance(*self._arguments(chunk), **self._options)
+        """Start a chunk of so many iterations at most, for each lane or, in turn, on average."""
+        self._share = 1 if self.together else max(1, *map(len, self._by_device()))
+        states, self._used = _advance(*self._arguments(chunk * self._share), **self._options)
         self._lanes = states, *self._lanes[1:]
 
     def end(self) -> float:
@@ -245,13 +308,14 @@ class Lanes:
         """Wait for the chunk.
 
         Returns:
-          (iterations of the longest lane, sum of the iterations of all lanes, share of the chunk
-          that the devices worked, on average: a device whose lanes have stopped waits).
+          (iterations of the longest lane, or in turn of the mean lane of the device that made
+          most, rounded up; sum of the iterations of all lanes; share of the chunk that the devices
+          worked, on average: a device whose lanes have stopped waits).
         """
         used = np.asarray(self._used)
         work = used[:, 0] if self.together else used[:, 1]
-        share = float(work.mean() / max(work.max(), 1))
-        return int(used[:, 0].max()), int(used[:, 1].sum()), share
+        most = int(work.max())
+        return -(-most // self._share), int(used[:, 1].sum()), float(work.mean() / max(most, 1))
 
     def stopped(self) -> np.ndarray:
         """Return bool[S], whether a slot is empty or its attack has stopped."""
@@ -260,7 +324,8 @@ class Lanes:
         return np.array([status[place] != Status.RUNNING for place in places])
 
     def take(self, slots) -> dict[int, Attack]:
-        """Return the attacks in these slots, arrays being NumPy's."""
+        """Return the attacks in these slots, arrays being NumPy's; the slots are free then."""
+        self._held.difference_update(slots)
         results = {}
         for taken in self._rounds(slots):
             lanes = [None] * len(self._devices)
@@ -269,7 +334,7 @@ class Lanes:
             attacks = self._take_round(lanes)
             for device, slot in taken.items():
                 results[slot] = jax.tree.map(
-                    lambda leaf, device=device: np.array(_part_of(leaf, self._devices[device])[0]),
+                    lambda leaf, to=self._devices[device]: np.array(_part_of(leaf, to)[0]),
                     attacks,
                 )
         return results
@@ -281,7 +346,7 @@ class Lanes:
 def _part_of(array, device):
     """Return what a device holds of an array, without asking the others."""
     (part,) = (part.data for part in array.addressable_shards if part.device == device)
-    return np.asarray(part)
+    return part
 
 
 def spread(tree, mesh: Mesh, copies: dict):

@@ -15,6 +15,7 @@ Shapes: `S` slots; otherwise as in `dag_jax.attack`.
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -35,6 +36,8 @@ from dag_jax.errors import UserError
 _AHEAD = 4  # examples read ahead for each slot: with several shapes, enough to fill one's slots
 _CHUNK = 4  # iterations between two looks, where nothing says another number
 _LONGEST_CHUNK = 16  # iterations, where nothing says another number
+_LOOKS = 8  # looks at an image while it is attacked, at least, where nothing says another number
+_REMEMBERED = 64  # results whose steps say how long a chunk may be
 _LOOK = 0.5  # seconds between two looks that a CPU is to have
 _FIRST_WAIT = 1.0  # seconds that the first chunk waits for its slots to fill
 _WAIT = (
@@ -52,7 +55,7 @@ class Chunk(NamedTuple):
     shape: tuple[int, int]  # pixels H W of the images that advanced, padding included
     slots: int  # S
     taken: int  # slots with an image in them
-    iterations: int  # of the slot that made most
+    iterations: int  # of the slot that made most; on a CPU the mean of the busiest device's images
     busy: int  # iterations of all slots
     ended: bool  # whether the input had ended before
     seconds: float  # that the devices worked, on average
@@ -91,8 +94,9 @@ def attack_stream(
       slots: S, images under way at a time. Images of each shape have slots of their own, and one
         shape advances at a time: the one with most to do.
       chunk: iterations between two looks at which images have finished. None: 4, and on a CPU,
-        where a stopped image costs nothing, as many as take about half a second, up to 16. The
-        results' order depends on it, and nothing else.
+        where a stopped image costs nothing, as many as take about half a second, up to 16. There
+        it is a mean over a device's images: those that still run make the iterations of those that
+        have stopped. The results' order depends on it, and nothing else.
       mesh: devices to spread the slots over, each with as many; None is one device. No device
         waits for another within a chunk.
       bucket: (score_fn, (H, W)) -> (score_fn, (H', W')), by which images of many sizes share few
@@ -158,6 +162,9 @@ class _Bucket:
     slots: list  # the Example in each slot, or None
     chunk: int  # iterations until the next look
     queue: collections.deque = dataclasses.field(default_factory=collections.deque)
+    steps: collections.deque = dataclasses.field(  # of the last results
+        default_factory=functools.partial(collections.deque, maxlen=_REMEMBERED)
+    )
     passed_over: int = 0  # chunks that went to others since its last
 
     def taken(self):
@@ -212,7 +219,8 @@ class _Stream:
             wait = min(_WAIT * (ready - started), _LONGEST_WAIT)
             self._harvest(bucket)
             if self._chunk is None and not bucket.lanes.together:
-                bucket.chunk = _next_chunk(bucket.chunk, iterations, ready - started)
+                longest = _longest_chunk(bucket.steps)
+                bucket.chunk = _next_chunk(bucket.chunk, iterations, ready - started, longest)
             if self._monitor is not None:
                 size, slots = bucket.lanes.shape, self._options["slots"]
                 worked, waited = share * (ready - started), (1 - share) * (ready - started)
@@ -302,6 +310,9 @@ class _Stream:
         for slot, example in entering.items():
             bucket.slots[slot] = example
         self._feed.taken(len(entering))
+        if not bucket.lanes.together:
+            for left, slot in bucket.lanes.even_out().items():
+                bucket.slots[slot], bucket.slots[left] = bucket.slots[left], None
         for queued in self._buckets.values():
             queued.passed_over = 0 if queued is bucket else queued.passed_over + bool(queued.load())
 
@@ -312,17 +323,29 @@ class _Stream:
         done = [slot for slot, example in slots if example is not None and stopped[slot]]
         for slot, attack in bucket.lanes.take(done).items():
             example = bucket.slots[slot]
+            bucket.steps.append(int(attack.num_steps))
             self._results[id(example)] = example, example.crop(attack)
         for slot in done:
             bucket.slots[slot] = None
 
 
-def _next_chunk(chunk, made, seconds):
+def _longest_chunk(steps):
+    """Return the most iterations of a chunk, for results that took so many steps.
+
+    Devices end a chunk together, and one whose images have stopped waits for the others: a chunk
+    is a small part of what an image takes.
+    """
+    longest = int(np.mean(steps)) // _LOOKS if steps else _LONGEST_CHUNK
+    return min(max(longest, _CHUNK), _LONGEST_CHUNK)
+
+
+def _next_chunk(chunk, made, seconds, longest=_LONGEST_CHUNK):
     """Return the iterations of the next chunk; the last one made `made` of `chunk` in `seconds`."""
     if seconds > 2 * _LOOK:
         return max(chunk // 2, 1)
-    grows = made == chunk and seconds < _LOOK / 2
-    return min(2 * chunk, _LONGEST_CHUNK) if grows else chunk
+    if made >= chunk and seconds < _LOOK / 2:
+        chunk *= 2
+    return min(chunk, longest)
 
 
 def _account(failures):

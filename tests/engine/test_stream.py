@@ -14,7 +14,7 @@ import pytest
 
 import dag_jax
 from dag_jax import Method, Status, Targets
-from dag_jax.engine.stream import _next_chunk
+from dag_jax.engine.stream import _longest_chunk, _next_chunk
 
 H, W, N, C = 8, 6, 5, 4
 METHOD = Method(max_steps=60)
@@ -586,7 +586,7 @@ def test_the_monitor_accounts_for_every_iteration(score_fn, examples):
     results = dict(dag_jax.attack_stream(score_fn, examples, METHOD, **options))
     needed = sum(int(result.num_steps) + 1 for result in results.values())
     assert sum(chunk.busy for chunk in chunks) == needed
-    assert all(chunk.busy <= chunk.taken * chunk.iterations for chunk in chunks)
+    assert all(chunk.busy <= chunk.slots * chunk.iterations for chunk in chunks)
     assert all(chunk.iterations <= 3 and chunk.slots == 4 for chunk in chunks)
     assert chunks[-1].ended and chunks[0].taken == 4
 
@@ -614,3 +614,9 @@ def test_the_monitor_tells_how_long_devices_worked_and_waited(score_fn, examples
 )
 def test_a_chunk_of_a_cpu_takes_about_half_a_second(chunk, made, seconds, following):
     assert _next_chunk(chunk, made, seconds) == following
+
+
+def test_a_chunk_is_a_small_part_of_what_an_image_takes():
+    assert _longest_chunk([]) == _longest_chunk([150, 200]) == 16
+    assert _longest_chunk([90, 70]) == 10 and _next_chunk(8, 8, 0.1, longest=10) == 10
+    assert _longest_chunk([9]) == 4 and _next_chunk(16, 16, 0.3, longest=4) == 4
