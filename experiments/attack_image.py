@@ -85,12 +85,6 @@ options.string(
     "size for a segmenter, grey levels being class indices, or in the colours of VOC; void is left "
     "alone.",
 )
-flags.DEFINE_enum(
-    "method",
-    "dag",
-    list(methods.UNBOUNDED),
-    "dag: the paper's. What the others are says experiments.variants --help.",
-)
 options.number(
     "min_score",
     MIN_SCORE,
@@ -99,8 +93,8 @@ options.number(
 )
 options.define(
     __name__,
-    *("models", "miniature", "weights_dir", "precision", "max_steps", "step_size", "margin"),
-    *("seed", "workdir"),
+    *("models", "miniature", "weights_dir", "precision", "method", "max_steps", "step_size"),
+    *("margin", "seed", "workdir"),
     models=["fcn_vgg"],
     workdir="runs/attack_image",
 )

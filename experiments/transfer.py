@@ -126,14 +126,15 @@ def lookers_of(matrix) -> dict[str, claims.Looker]:
 
 
 def notes_of(workdir, matrix, lookers) -> list[str]:
-    """Return notes on the classes that cells compare, and on versions."""
+    """Return notes on the method of the run, on the classes that cells compare, and on versions."""
     facts = []
     for name in matrix.looking:
         subjects = (matrix.subject(name, source) for source in matrix.sources)
         if subject := next(filter(None, subjects), None):
             facts.append(subject.facts() | {"title": lookers[name].title})
     versions = tables.version_notes(matrix.stored.rows.values(), rundir.accepted(workdir))
-    return [*tables.class_notes(facts), *versions]
+    attacked_by = tables.method_notes(matrix.stored.settings)
+    return [*attacked_by, *tables.class_notes(facts), *versions]
 
 
 def write(workdir, matrix, started):

@@ -23,6 +23,12 @@ def markdown(rows, columns) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
+def method_notes(settings) -> list[str]:
+    """Return a note where a launch with these settings did not attack by the paper's method."""
+    method = settings.get("method", "dag")
+    return [f"Attacked by {method}, which is not the paper's method."] * (method != "dag")
+
+
 def class_notes(rows) -> list[str]:
     """Return a sentence for each group of rows that compare the same classes, where not all are.
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from absl import flags
 
-from dag_jax import datasets, networks
+from dag_jax import datasets, methods, networks
 from dag_jax.datasets import rendering
 from dag_jax.errors import UserError
 from dag_jax.networks import zoo
@@ -217,6 +217,12 @@ _SHARED = {
         40,
         "How many images to use, the first of the split; 0 is all.",
         more={"lower_bound": 0, "upper_bound": LARGEST},
+    ),
+    "method": _Shared(
+        flags.DEFINE_enum,
+        "dag",
+        "dag: the paper's. What the others are says experiments.variants --help.",
+        more={"enum_values": list(methods.UNBOUNDED)},
     ),
     "max_steps": _Shared(
         flags.DEFINE_integer,

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import dag_jax
-from dag_jax import files, metrics
+from dag_jax import Method, files, methods, metrics
 from dag_jax.errors import UserError
 from dag_jax.runs import rundir
 from tests import toy_models
@@ -267,6 +267,20 @@ def test_rounding_attacks_and_scores_the_saved_image(call, tmp_path):
     assert record["active_png"] == record["active_counts"][-1]
 
 
+@pytest.mark.slow
+def test_another_method_attacks_and_the_tables_say_which(call, tmp_path, capsys):
+    flags = (f"--models={SEGMENTER}", "--limit=2", "--noaudit", f"--workdir={tmp_path / 'run'}")
+    method = "clipped_best_other"
+    call("table1", *small.STEPS, *flags, f"--method={method}")
+    described = rundir.read(tmp_path / "run" / folder(SEGMENTER)).manifest["method"]
+    numbers = {"step_size": 3.0, "max_steps": 6}
+    chosen = methods.clipped_best_other().replace(**numbers)
+    assert described == chosen.describe() != Method(**numbers).describe()
+    call("transfer", f"--run={tmp_path / 'run'}", "--black_boxes=", f"--workdir={tmp_path / 'to'}")
+    for text in ("run/table1.md", "to/transfer.md"):
+        assert f"Attacked by {method}, which is not the paper's" in (tmp_path / text).read_text()
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -301,6 +315,7 @@ def test_bad_input_is_named_before_anything_is_written(refuse, tmp_path, flags, 
     [
         (("--seed=1",), "other settings (settings.seed: now 1, there 0)"),
         (("--rounded",), "settings.rounded: now true, there false"),
+        (("--method=clipped",), 'settings.method: now "clipped", there "dag"'),
         (("--max_steps=7",), "settings.max_steps: now 7, there 6"),
         (("--split=seg11valid",), "settings.split"),
         (("--canvas=64",), "settings.canvas: now 64, there null"),
