@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dag_jax.errors import UserError
 from dag_jax.networks import operations
 
 _TAPS = tuple(np.ndindex(3, 3))
@@ -159,11 +160,16 @@ def convolve(x, kernel, *, groups: int = 1, stride: int = 1):
       x: f32[B, C, H, W].
       kernel: f32[3, 3, C / G, D].
       groups: G.
-      stride: cells between two outputs.
+      stride: cells between two outputs; 1 of several groups.
 
     Returns:
       f32[B, D, ceil(H / stride), ceil(W / stride)].
+
+    Raises:
+      ValueError: for a stride of several groups, which no network here has.
     """
+    if groups > 1 and stride > 1:
+        raise UserError(f"groups are {groups} and stride is {stride}; one of them has to be 1")
     if groups == 1:  # as one product, of what all taps read
         parts = [jnp.pad(part, _AROUND) for part in _split(x, stride)]
         patches = [_moved(parts[part], *place) for _, part, *place in _places(1, stride)]

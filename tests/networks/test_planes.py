@@ -52,6 +52,11 @@ def test_a_convolution_is_xlas(channels, features, groups, stride, dilation, sha
     assert_are_equal(jax.jit(ours), jax.jit(theirs), x, kernel)
 
 
+def test_a_stride_of_several_groups_is_refused():
+    with pytest.raises(ValueError, match="groups are 2 and stride is 2"):
+        planes.convolve(jnp.zeros((1, 4, 6, 6)), jnp.zeros((3, 3, 2, 4)), groups=2, stride=2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("enlarged", [(12, 16), (18, 24), (24, 32), (13, 17)])
 def test_correlating_enlarged_is_all_three_steps(enlarged, rng):
