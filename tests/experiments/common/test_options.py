@@ -69,6 +69,7 @@ def test_settings_are_what_changes_a_result(define):
         "split": None,
         "canvas": None,
         "miniature": True,
+        "method": "dag",
         "max_steps": None,
         "step_size": 0.5,
         "margin": None,
