@@ -30,9 +30,9 @@ from dag_jax.runs.targets import paper_targets
 from dag_jax.runs.writers import Writers
 
 WHITE = 255  # the largest grey level
-# Images under way at a time on each device: a CPU core gains nothing from more lanes, and the last
-# images waste fewer.
-_SLOTS = {"cpu": 2}
+# Images under way at a time on each device: on a CPU core as many as share what a stopped one
+# leaves of a chunk.
+_SLOTS = {"cpu": 4}
 _MANY_SLOTS = 16
 
 

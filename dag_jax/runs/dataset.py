@@ -50,7 +50,7 @@ def attack_dataset(
       method: the attack; None is `paper_method`.
       folder: where results are written; a folder of its own for each model.
       seed: of the adversarial labels and permutations.
-      slots: images under way at a time on each device; None is 2 on a CPU's, 16 on others.
+      slots: images under way at a time on each device; None is 4 on a CPU's, 16 on others.
       mesh: devices; None is all of this process.
       targets_of: the function that finds targets, such as `targets.paper_targets`.
       columns: which of `scores.COLUMNS` to score.

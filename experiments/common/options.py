@@ -272,7 +272,7 @@ _SHARED = {
         flags.DEFINE_integer,
         None,
         "Images that are attacked at the same time on each device, a CPU core being one.",
-        "2 on a CPU core, 16 on others",
+        "4 on a CPU core, 16 on others",
         more={"lower_bound": 1, "upper_bound": LARGEST},
     ),
     "audit": _Shared(
