@@ -1,8 +1,10 @@
-"""Figure 1: one perturbation of one image that fools a segmentation network and a detector.
+r"""Figure 1: one perturbation of one image that fools a segmentation network and a detector.
 
     python -m experiments.figure1
     python -m experiments.figure1 --models=fcn_alex,fr_zf_07 --seed=1
     python -m experiments.figure1 --models=my_package.my_module:load,fr_vgg_07
+    python -m experiments.figure1 --models=espnetv2_20_384,yolov3_nano_voc --nominiature \
+        --weights_dir=runs/weights --dataset=voc --data_dir=VOCdevkit --method=clipped_best_other
 
 --models names a model that segments and one that detects. Both are attacked at once: `attack` takes
 a dict of scores and of targets. It scores the image rounded to whole grey levels, so all pictures
@@ -21,8 +23,7 @@ import numpy as np
 from absl import app, flags
 
 import dag_jax
-from dag_jax import files, models
-from dag_jax.engine.method import Method
+from dag_jax import files, methods, models
 from dag_jax.progress import progress
 from dag_jax.report import figures, pictures
 from dag_jax.runs import evaluation, joint, rundir, scores
@@ -36,7 +37,7 @@ FLAGS = flags.FLAGS
 options.define(
     __name__,
     *("models", "dataset", "split", "data_dir", "cache_dir", "canvas", "weights_dir", "miniature"),
-    *("image_ids", "limit", "max_steps", "step_size", "margin", "precision", "seed"),
+    *("image_ids", "limit", "method", "max_steps", "step_size", "margin", "precision", "seed"),
     *("skip_bad", "workdir"),
     models=["fcn_vgg", "fr_vgg_0712"],
     limit=30,
@@ -73,7 +74,7 @@ def load_subjects(names) -> tuple[Subject, Subject]:
 
 def plan_of(subject, max_steps) -> Plan:
     """Return how a model is attacked."""
-    method = Method(
+    method = methods.UNBOUNDED[FLAGS.method]().replace(
         step_size=FLAGS.step_size,
         margin=subject.about.margin if FLAGS.margin is None else FLAGS.margin,
         max_steps=max_steps,

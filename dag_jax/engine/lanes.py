@@ -244,24 +244,21 @@ class Lanes:
         slot = self._slot_array(lanes)
         self._lanes = _insert(self._method, self._lanes, slot, example, mesh=self._mesh)
 
-    def even_out(self) -> dict[int, int]:
-        """Move attacks from devices with more of them to devices with fewer.
+    def moves(self) -> list[tuple[int, int]]:
+        """Return which attacks to `move` from devices with more of them to devices with fewer.
 
         That is for CPUs, whose lanes advance in turn, and when nothing is left that could enter: a
         device with two attacks would work twice as long as one that has none.
 
         Returns:
-          By slot left, the slot taken in its place, of another device.
+          [(slot to leave, free slot of another device)].
         """
-        moves = {}
+        held, moves = self._by_device(), []
         for slot in set(range(self.slots)) - self._held:
-            held = self._by_device()
-            fullest = max(held, key=len)
-            if len(fullest) - len(held[self._place(slot)[0]]) >= 2:
-                left = fullest[-1]
-                self._exchange(left, slot)
-                self._held = self._held - {left} | {slot}
-                moves[left] = slot
+            fullest, here = max(held, key=len), held[self._place(slot)[0]]
+            if len(fullest) - len(here) >= 2:
+                moves.append((fullest.pop(), slot))
+                here.append(slot)
         return moves
 
     def _by_device(self):
@@ -271,18 +268,20 @@ class Lanes:
             held[self._place(slot)[0]].append(slot)
         return held
 
-    def _exchange(self, slot, other):
-        (device, lane), (other_device, other_lane) = map(self._place, (slot, other))
+    def move(self, slot: int, free: int) -> None:
+        """Move an attack to a free slot of another device: on the host, without a program."""
+        (source, lane), (target, free_lane) = map(self._place, (slot, free))
 
-        def exchanged(leaf):
+        def moved(leaf):
             parts = [_part_of(leaf, device) for device in self._devices]
-            mine, theirs = np.array(parts[device]), np.array(parts[other_device])
-            mine[lane], theirs[other_lane] = theirs[other_lane].copy(), mine[lane].copy()
-            parts[device], parts[other_device] = mine, theirs
+            from_, to = np.array(parts[source]), np.array(parts[target])
+            from_[lane], to[free_lane] = to[free_lane].copy(), from_[lane].copy()
+            parts[source], parts[target] = from_, to
             parts = list(map(jax.device_put, parts, self._devices))
             return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts)
 
-        self._lanes = jax.tree.map(exchanged, self._lanes)
+        self._lanes = jax.tree.map(moved, self._lanes)
+        self._held = self._held - {slot} | {free}
 
     def lower(self) -> jax.stages.Lowered:
         """Return the lowered program of a chunk, for measurements of its cost."""

@@ -311,8 +311,11 @@ class _Stream:
             bucket.slots[slot] = example
         self._feed.taken(len(entering))
         if not bucket.lanes.together:
-            for left, slot in bucket.lanes.even_out().items():
-                bucket.slots[slot], bucket.slots[left] = bucket.slots[left], None
+            for left, slot in bucket.lanes.moves():
+                # Interrupted at any line, no slot has an example whose attack is elsewhere.
+                example, bucket.slots[left] = bucket.slots[left], None
+                bucket.lanes.move(left, slot)
+                bucket.slots[slot] = example
         for queued in self._buckets.values():
             queued.passed_over = 0 if queued is bucket else queued.passed_over + bool(queued.load())
 

@@ -176,7 +176,9 @@ def two_devices_in_turn():
     under_way.insert({0: others[2], 2: others[0]})
     under_way.advance(1)
     made_then = under_way.wait()[1]
-    moves = under_way.even_out()
+    moves = dict(under_way.moves())
+    for slot, free in moves.items():
+        under_way.move(slot, free)
     finish(under_way)
     slots = {slot: moves.get(slot, slot) for slot in (0, 2)}
     moved = under_way.take(slots.values())

@@ -57,9 +57,8 @@ def compiled(module):
 # and torchvision's differ from float64 by up to 1.2e-2. In float64 the rest is of our parameters,
 # which are rounded to float32 after folding.
 GRADIENTS = {
-    **{LRASPP: 1e-4, "deeplabv3_mobilenet_v3_large": 1e-4},
-    # The 101 layers are these with more blocks: as many as `COUNTS` says.
-    **{"fcn_resnet50": 1e-4, "deeplabv3_resnet50": 1e-4},
+    # Each trunk and each head. The 101 layers are 50 with more blocks: as many as `COUNTS` says.
+    **{LRASPP: 1e-4, "deeplabv3_mobilenet_v3_large": 1e-4, "fcn_resnet50": 1e-4},
 }
 
 
