@@ -62,6 +62,7 @@ PHOTOGRAPHS = {
         *("--canvas=128", "--split=voc2012_seg_val"),
         "--image_ids=2007_000332,2007_000491",
     ),
+    "figure1": ("--canvas=128",),
 }
 
 

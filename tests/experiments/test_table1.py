@@ -17,7 +17,7 @@ from dag_jax import Method, files, methods, metrics
 from dag_jax.errors import UserError
 from dag_jax.runs import rundir
 from tests import toy_models
-from tests.experiments import pages, small
+from tests.experiments import desk, pages, small
 from tests.experiments.small import SEGMENTER, SIGMOID, TWO_STAGE, everything, folder, written
 
 KEYS = {
@@ -267,18 +267,14 @@ def test_rounding_attacks_and_scores_the_saved_image(call, tmp_path):
     assert record["active_png"] == record["active_counts"][-1]
 
 
-@pytest.mark.slow
-def test_another_method_attacks_and_the_tables_say_which(call, tmp_path, capsys):
-    flags = (f"--models={SEGMENTER}", "--limit=2", "--noaudit", f"--workdir={tmp_path / 'run'}")
-    method = "clipped_best_other"
-    call("table1", *small.STEPS, *flags, f"--method={method}")
-    described = rundir.read(tmp_path / "run" / folder(SEGMENTER)).manifest["method"]
-    numbers = {"step_size": 3.0, "max_steps": 6}
-    chosen = methods.clipped_best_other().replace(**numbers)
-    assert described == chosen.describe() != Method(**numbers).describe()
-    call("transfer", f"--run={tmp_path / 'run'}", "--black_boxes=", f"--workdir={tmp_path / 'to'}")
-    for text in ("run/table1.md", "to/transfer.md"):
-        assert f"Attacked by {method}, which is not the paper's" in (tmp_path / text).read_text()
+def test_another_method_attacks_and_the_tables_say_which(documented):
+    attacked, _ = documented(desk.command("table1", "runs/table1_clipped"))
+    described = rundir.read(attacked / folder(SEGMENTER)).manifest["method"]
+    assert described == methods.clipped_best_other().replace(max_steps=2).describe()
+    assert described != Method(max_steps=2).describe()
+    transferred, _ = documented(desk.command("transfer", "runs/transfer_clipped"))
+    for path in attacked / "table1.md", transferred / "transfer.md":
+        assert "Attacked by clipped_best_other, which is not the paper's" in path.read_text()
 
 
 @pytest.mark.parametrize(
