@@ -238,6 +238,7 @@ def report(rows, settings, accepted) -> str:
     """Return convergence.md, of rows from `row_of`, the run's settings, the folder's versions."""
     kind = "rendered scenes" if settings["dataset"] == "scenes" else settings["dataset"]
     notes = [
+        *tables.method_notes(settings),
         f"Images: {kind}. Step size {settings['step_size']:g} grey levels.",
         "targets: active on the clean image by the row's margin. targets, steps, p: median "
         "[quartiles] over the images with targets. finished: share of these in which no target is "

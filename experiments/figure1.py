@@ -25,7 +25,7 @@ from absl import app, flags
 import dag_jax
 from dag_jax import files, methods, models
 from dag_jax.progress import progress
-from dag_jax.report import figures, pictures
+from dag_jax.report import figures, pictures, tables
 from dag_jax.runs import evaluation, joint, rundir, scores
 from dag_jax.runs.attacks import Plan
 from dag_jax.runs.subject import Subject, subject_of
@@ -145,6 +145,8 @@ def main(argv):
     files.write_json(workdir / "figure1.json", content)
     for facts in best.row["models"].values():
         print(f"{facts['title']}: {facts['score'][0]} before, {facts['score'][1]} after")
+    for note in tables.method_notes(settings):
+        print(note)
     print(
         f"{best.row['image_id']}: {best.row['status']} after {best.row['num_steps']} steps, the "
         f"saved PNG leaves {best.row['active_png']} targets; largest change "

@@ -95,8 +95,7 @@ def entry_of(subject, rivals) -> Entry:
         beside=by_paper,
         complete=_with_paper_rule,
         rivals=rivals,
-        # What momentum had gathered is not stored, so that such an attack cannot go on.
-        checks=audit.checks_but(*(audit_checks.goes_on,) * ("momentum" in FLAGS.method)),
+        checks=audit.checks_but(*(audit_checks.goes_on,) * audit_checks.keeps_state(method)),
     )
 
 

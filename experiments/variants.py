@@ -141,18 +141,17 @@ def chosen_variants(about) -> list[str]:
 def entry_of(variant, subject, *, first) -> Entry:
     """Return the row of a variant on a model; what an audit finds of the model is said once.
 
-    Steps that are given need not suffice; what momentum had gathered is not stored, so that it
-    cannot go on from where it stopped.
+    Steps that are given need not suffice.
     """
-    bounded = variant in BOUNDED
+    bounded, method = variant in BOUNDED, method_of(variant, subject.about)
     out = (audit_checks.model,) * (not first)
     out += (audit_checks.grows,) * bounded
-    out += (audit_checks.goes_on,) * (bounded or "momentum" in variant)
+    out += (audit_checks.goes_on,) * (bounded or audit_checks.keeps_state(method))
     targets_of = absent_targets if variant == "release" else paper_targets
     return Entry(
         f"{subject.name} {variant}",
         TITLES[variant],
-        Plan(subject, method_of(variant, subject.about), targets_of, FLAGS.seed),
+        Plan(subject, method, targets_of, FLAGS.seed),
         {"split": inputs.split_of(subject.model), "variant": variant},
         complete=_completed,
         checks=audit.checks_but(*out),

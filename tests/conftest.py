@@ -151,11 +151,12 @@ def _functions(scope, path):
             yield value
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_configure():
-    sys.argv[1:] = []  # pytest's own arguments, which flags of launches would read as theirs
+    """Hide pytest's own arguments, which flags of launches would read as theirs."""
+    sys.argv[1:] = []
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
     """Check the functions of modules that were imported since the last test."""
     for name in [name for name in sys.modules if name.startswith("dag_jax.")]:

@@ -66,7 +66,8 @@ def _in_turn(lane_step, chunk, states, arrays):
         running = _is_running(states)
         lane = jnp.argmin(jnp.where(running, counts, jnp.iinfo(jnp.int32).max))
         # All that run are to get equally far, and this one has the longest way.
-        level = -(-(left + jnp.where(running, counts, 0).sum()) // running.sum())
+        total = left + jnp.where(running, counts, 0).sum(dtype=jnp.int32)
+        level = -(-total // running.sum(dtype=jnp.int32))
         most = jnp.minimum(left, level - counts[lane])
         state, lane_arrays = jax.tree.map(lambda leaf: leaf[lane], (states, arrays))
 
@@ -188,7 +189,7 @@ class Lanes:
         ]
         make = _idle_program(mesh.size * self._per_device, self._sharding)
         self._lanes = make(method, example)
-        self._used, self._share = None, 1
+        self._used, self._most_held = None, 1
         self._held = set()  # slots that have an attack
         nowhere = [None] * mesh.size
         self._insert_round(nowhere, self._nothing)
@@ -247,8 +248,8 @@ class Lanes:
     def moves(self) -> list[tuple[int, int]]:
         """Return which attacks to `move` from devices with more of them to devices with fewer.
 
-        That is for CPUs, whose lanes advance in turn, and when nothing is left that could enter: a
-        device with two attacks would work twice as long as one that has none.
+        That is for CPUs, whose lanes advance in turn, when nothing waits that could enter: a device
+        with two attacks would work on when another has none.
 
         Returns:
           [(slot to leave, free slot of another device)].
@@ -292,9 +293,12 @@ class Lanes:
         return self._score_fn, self._method, chunk, *self._lanes
 
     def advance(self, chunk: int) -> None:
-        """Start a chunk of so many iterations at most, for each lane or, in turn, on average."""
-        self._share = 1 if self.together else max(1, *map(len, self._by_device()))
-        states, self._used = _advance(*self._arguments(chunk * self._share), **self._options)
+        """Start a chunk of so many iterations at most, for each lane.
+
+        In turn, a device makes as many as that of each attack of the device that has most.
+        """
+        self._most_held = 1 if self.together else max(1, *map(len, self._by_device()))
+        states, self._used = _advance(*self._arguments(chunk * self._most_held), **self._options)
         self._lanes = states, *self._lanes[1:]
 
     def end(self) -> float:
@@ -307,14 +311,14 @@ class Lanes:
         """Wait for the chunk.
 
         Returns:
-          (iterations of the longest lane, or in turn of the mean lane of the device that made
-          most, rounded up; sum of the iterations of all lanes; share of the chunk that the devices
-          worked, on average: a device whose lanes have stopped waits).
+          (iterations of the longest lane, or in turn those of the device that made most over the
+          most attacks that a device had, rounded up; sum of the iterations of all lanes; share of
+          the chunk that the devices worked, on average: one whose lanes have stopped waits).
         """
         used = np.asarray(self._used)
         work = used[:, 0] if self.together else used[:, 1]
         most = int(work.max())
-        return -(-most // self._share), int(used[:, 1].sum()), float(work.mean() / max(most, 1))
+        return -(-most // self._most_held), int(used[:, 1].sum()), float(work.mean() / max(most, 1))
 
     def stopped(self) -> np.ndarray:
         """Return bool[S], whether a slot is empty or its attack has stopped."""
@@ -332,14 +336,17 @@ class Lanes:
                 lanes[device] = self._place(slot)[1]
             attacks = self._take_round(lanes)
             for device, slot in taken.items():
-                results[slot] = jax.tree.map(
-                    lambda leaf, to=self._devices[device]: np.array(_part_of(leaf, to)[0]),
-                    attacks,
-                )
+                copied = functools.partial(_copied, device=self._devices[device])
+                results[slot] = jax.tree.map(copied, attacks)
         return results
 
     def _take_round(self, lanes):
         return _take(self._lanes[0], self._slot_array(lanes), mesh=self._mesh)
+
+
+def _copied(array, device):
+    """Return a copy on the host of the one row that a device holds of an array."""
+    return np.array(np.asarray(_part_of(array, device))[0])
 
 
 def _part_of(array, device):

@@ -36,7 +36,7 @@ from dag_jax.errors import UserError
 _AHEAD = 4  # examples read ahead for each slot: with several shapes, enough to fill one's slots
 _CHUNK = 4  # iterations between two looks, where nothing says another number
 _LONGEST_CHUNK = 16  # iterations, where nothing says another number
-_LOOKS = 8  # looks at an image while it is attacked, at least, where nothing says another number
+_LOOKS = 8  # looks at an image while it is attacked that a CPU aims at
 _REMEMBERED = 64  # results whose steps say how long a chunk may be
 _LOOK = 0.5  # seconds between two looks that a CPU is to have
 _FIRST_WAIT = 1.0  # seconds that the first chunk waits for its slots to fill
@@ -55,7 +55,9 @@ class Chunk(NamedTuple):
     shape: tuple[int, int]  # pixels H W of the images that advanced, padding included
     slots: int  # S
     taken: int  # slots with an image in them
-    iterations: int  # of the slot that made most; on a CPU the mean of the busiest device's images
+    # Of the slot that made most; on a CPU those of the device that made most, over the most images
+    # that a device had.
+    iterations: int
     busy: int  # iterations of all slots
     ended: bool  # whether the input had ended before
     seconds: float  # that the devices worked, on average
@@ -94,9 +96,10 @@ def attack_stream(
       slots: S, images under way at a time. Images of each shape have slots of their own, and one
         shape advances at a time: the one with most to do.
       chunk: iterations between two looks at which images have finished. None: 4, and on a CPU,
-        where a stopped image costs nothing, as many as take about half a second, up to 16. There
-        it is a mean over a device's images: those that still run make the iterations of those that
-        have stopped. The results' order depends on it, and nothing else.
+        where a stopped image costs nothing, as many as take about half a second, up to 16 and to
+        an eighth of what images took so far. There it is a mean over a device's images: those that
+        still run also make the iterations of those that have stopped. The results' order depends
+        on it, and nothing else.
       mesh: devices to spread the slots over, each with as many; None is one device. No device
         waits for another within a chunk.
       bucket: (score_fn, (H, W)) -> (score_fn, (H', W')), by which images of many sizes share few

@@ -27,7 +27,7 @@ def resize(x, shape: tuple[int, int], *, ratios, extent=None):
       f32[*B, H, W, C].
     """
     extent = x.shape[-3:-1] if extent is None else extent
-    matrices = list(map(bilinear_matrix, shape, x.shape[-3:-1], ratios, extent))
+    matrices = list(map(scaling_matrix, shape, x.shape[-3:-1], ratios, extent))
 
     def scale(batch):
         for axis, matrix in enumerate(matrices, 1):
@@ -37,7 +37,7 @@ def resize(x, shape: tuple[int, int], *, ratios, extent=None):
     return operations.batched(scale, x)
 
 
-def bilinear_matrix(size: int, cells: int, ratio, extent):
+def scaling_matrix(size: int, cells: int, ratio, extent):
     """Return f32[size, cells] of `resize` for one axis; NumPy's where all numbers are ints.
 
     Args:
@@ -53,10 +53,10 @@ def bilinear_matrix(size: int, cells: int, ratio, extent):
     place = (2 * np.arange(size, dtype=np.int32) + 1) * denominator - numerator
     first, remainder = place // (2 * numerator), place % (2 * numerator)
     share = (remainder.astype(np.float32) / (2 * numerator).astype(np.float32))[:, None]
-    matrix = np.float32(0)
+    matrix, cell = np.float32(0), np.arange(cells, dtype=np.int32)[None, :]
     for near, weight in ((first, 1 - share), (first + 1, share)):
         near = library.clip(near, 0, extent - 1)[:, None]
-        matrix += library.where(near == np.arange(cells)[None, :], weight, np.float32(0))
+        matrix += library.where(near == cell, weight, np.float32(0))
     return matrix
 
 

@@ -30,8 +30,8 @@ from dag_jax.runs.targets import paper_targets
 from dag_jax.runs.writers import Writers
 
 WHITE = 255  # the largest grey level
-# Images under way at a time on each device: on a CPU core as many as share what a stopped one
-# leaves of a chunk.
+# Images under way at a time on each device. A CPU core advances one after the other: several leave
+# their steps to each other when they stop, so that devices wait less.
 _SLOTS = {"cpu": 4}
 _MANY_SLOTS = 16
 

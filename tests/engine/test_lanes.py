@@ -1,5 +1,6 @@
 """Devices share nothing: results to the last bit, no collective, work that falls as 1 / n."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -151,8 +152,19 @@ def pixels(count):
     return jax.tree_util.Partial(score_pixels, weights), made
 
 
+def nearly_fooled(score_fn, method, image, *rest):
+    """Return an example whose image is three steps from the one that fools."""
+    steps = int(dag_jax.attack(score_fn, image, rest[0], method).num_steps)
+    attack = dag_jax.attack(score_fn, image, rest[0], method.replace(max_steps=steps - 3))
+    return np.asarray(attack.adversarial), *rest
+
+
 def two_devices_in_turn():
-    """Return what two devices of two lanes did: see the test."""
+    """Attack four images on two devices of two lanes, then two of them again.
+
+    Returns:
+      [steps of each, iterations of a first chunk and of one of a step, moves, [equal to alone]].
+    """
     score_fn, made = pixels(4)
     method = Method(max_steps=90, step_size=3.0)
 
@@ -160,11 +172,7 @@ def two_devices_in_turn():
         (_, attack), *_ = dag_jax.attack_stream(score_fn, [(0, *example[:2])], method, slots=1)
         return attack
 
-    # One image is nearly fooled before.
-    nearly = method.replace(max_steps=int(alone(made[0]).num_steps) - 3)
-    brief = np.asarray(dag_jax.attack(score_fn, *made[0][:2], nearly).adversarial), *made[0][1:]
-    made = [brief, *made[1:]]
-    others = made[1:]
+    made = [brief, *others] = nearly_fooled(score_fn, method, *made[0]), *made[1:]
     mesh = mesh_of(2)
     spread = lanes.spread((as_callable_pytree(score_fn), method), mesh, {})
     under_way = lanes.Lanes(spread[0], brief, spread[1], slots=4, mesh=mesh)
@@ -206,6 +214,49 @@ def test_a_lane_that_stops_leaves_its_steps_to_its_neighbour_and_attacks_change_
     ((left, entered),) = moves.items()
     assert int(left) in (0, 2) and entered in (1, 3)
     assert equal == [True] * 5
+
+
+def interrupted_moves():
+    """Interrupt a stream before it moves an attack, and after; then not at all.
+
+    Returns:
+      [(moves, keys of the results, whether each is what its image alone gives)].
+    """
+    score_fn, made = pixels(4)
+    method, move, outcomes = Method(max_steps=90, step_size=3.0), lanes.Lanes.move, []
+    for place in 1, 3:  # of the second device, which then has none
+        made[place] = nearly_fooled(score_fn, method, *made[place])
+    examples = [(key, *example[:2]) for key, example in enumerate(made)]
+    for raises in ["before"], ["after"], []:
+        moves, results = [], {}
+
+        def interrupted(self, *slots, raises=raises, moves=moves):
+            moves.append(slots)
+            if "before" not in raises:
+                move(self, *slots)
+            if raises:
+                raise KeyboardInterrupt
+
+        lanes.Lanes.move = interrupted
+        with contextlib.suppress(KeyboardInterrupt):
+            stream = dag_jax.attack_stream(score_fn, examples, method, slots=4, mesh=mesh_of(2))
+            results.update(stream)
+        alone = {
+            key: dict(dag_jax.attack_stream(score_fn, [examples[key]], method, slots=1))
+            for key in results
+        }
+        equal = [bytes_of({0: results[key]}) == bytes_of({0: alone[key][key]}) for key in results]
+        outcomes.append((len(moves), sorted(results), all(equal)))
+    return outcomes
+
+
+@pytest.mark.slow
+def test_no_result_is_another_images_if_a_move_is_interrupted():
+    assert in_child(interrupted_moves, devices=2) == [
+        [1, [1, 3], True],
+        [1, [1, 3], True],
+        [1, [0, 1, 2, 3], True],
+    ]
 
 
 @pytest.mark.slow
