@@ -189,8 +189,11 @@ def test_padding_changes_nothing(name):
     np.testing.assert_allclose(detections.boxes, plain[2].boxes, atol=1e-2)
     if name == RETINA:  # its coarsest levels then have padding
         candidates = jax.tree.map(lambda leaf: leaf[np.asarray(candidates.valid)], candidates)
-        np.testing.assert_array_equal(candidates.handle, plain[0].handle)
-        np.testing.assert_allclose(candidates.boxes, plain[0].boxes, atol=1e-2)
+        # The best come first, and last bits decide between neighbours.
+        order, plain_order = np.argsort(candidates.handle), np.argsort(plain[0].handle)
+        np.testing.assert_array_equal(candidates.handle[order], plain[0].handle[plain_order])
+        boxes = candidates.boxes[order], plain[0].boxes[plain_order]
+        np.testing.assert_allclose(*boxes, atol=1e-2)
 
 
 def parameters_of(name):
