@@ -89,9 +89,9 @@ def test_faults_are_found():
 
 
 @pytest.mark.slow
-def test_nothing_is_found_in_twenty_seconds(tmp_path):
-    command = [sys.executable, "-m", "tests.fuzz", "--minutes=0.33", f"--folder={tmp_path}"]
+def test_nothing_is_found_in_a_few_seconds(tmp_path):
+    command = [sys.executable, "-m", "tests.fuzz", "--minutes=0.15", f"--folder={tmp_path}"]
     process = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
     assert process.returncode == 0, process.stderr + process.stdout
     assert not list(tmp_path.iterdir())
-    assert int(process.stdout.splitlines()[-1].split()[1].replace(",", "")) > 1000
+    assert int(process.stdout.splitlines()[-1].split()[1].replace(",", "")) > 300
