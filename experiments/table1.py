@@ -95,7 +95,7 @@ def entry_of(subject, rivals) -> Entry:
         beside=by_paper,
         complete=_with_paper_rule,
         rivals=rivals,
-        checks=audit.checks_but(*(audit_checks.goes_on,) * audit_checks.keeps_state(method)),
+        checks=audit.checks_but(*(audit_checks.goes_on,) * method.keeps_state()),
     )
 
 

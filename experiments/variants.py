@@ -146,7 +146,7 @@ def entry_of(variant, subject, *, first) -> Entry:
     bounded, method = variant in BOUNDED, method_of(variant, subject.about)
     out = (audit_checks.model,) * (not first)
     out += (audit_checks.grows,) * bounded
-    out += (audit_checks.goes_on,) * (bounded or audit_checks.keeps_state(method))
+    out += (audit_checks.goes_on,) * (bounded or method.keeps_state())
     targets_of = absent_targets if variant == "release" else paper_targets
     return Entry(
         f"{subject.name} {variant}",

@@ -136,6 +136,10 @@ class Method:
         """Return this method with other values of some attributes."""
         return dataclasses.replace(self, **changes)
 
+    def keeps_state(self) -> bool:
+        """Return whether the update keeps arrays from step to step, as momentum does."""
+        return bool(jax.tree.leaves(self.optimizer().init(jnp.zeros((1, 1, 3)))))
+
     def optimizer(self) -> optax.GradientTransformationExtraArgs:
         """Return the optax transformation that `update` makes of gamma, taken as float32."""
         step_size = jnp.asarray(self.step_size, jnp.float32)

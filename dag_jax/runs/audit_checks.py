@@ -9,7 +9,6 @@ Shapes: `H W` pixels, `B` sets of images that `metrics.draw_images` draws.
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -186,15 +185,10 @@ def grows(row: Row) -> Finding:
     )
 
 
-def keeps_state(method) -> bool:
-    """Return whether a method's update keeps arrays from step to step, which are not stored."""
-    return bool(jax.tree.leaves(method.optimizer().init(np.zeros((1, 1, 3), np.float32))))
-
-
 def goes_on(audited: Row) -> list[Finding]:
     """Continue attacks from the stored perturbations, for as many steps again.
 
-    It makes no sense of a method that `keeps_state`.
+    It makes no sense of a method that `keeps_state`: what that holds is not stored.
 
     Returns:
       Two findings: whether stored perturbations leave as many targets as their records say, and

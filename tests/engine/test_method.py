@@ -179,3 +179,9 @@ def test_a_method_maps_and_vmaps_as_a_pytree():
     np.testing.assert_array_equal(sums, [1.5, 4.5])
     shapes = jax.eval_shape(lambda method: method, method)
     assert shapes.margin["b"].shape == () and "Method(" in repr(shapes)
+
+
+def test_only_what_is_kept_from_step_to_step_is_state():
+    keeping = {name for name, method in methods.UNBOUNDED.items() if method().keeps_state()}
+    assert keeping == {"momentum", "momentum_best_other", "clipped_momentum"}
+    assert Method(update=optax.adam).keeps_state() and not methods.pgd(8.0).keeps_state()
