@@ -150,12 +150,16 @@ def leads(
     Returns:
       bool[*T].
     """
-    leading = predicted(scores) == labels
 
-    def near():
+    def leading(scores):
+        return predicted(scores) == labels
+
+    def near(scores):
         return score_of(scores, labels) - others(scores, labels).max(axis=-1) > -margin
 
-    return lax.cond(margin > 0, lambda: leading | near(), lambda: leading)
+    # Inside the branches, which are programs of their own: outside, XLA would compute each score
+    # anew for the argmax.
+    return lax.cond(margin > 0, lambda f: leading(f) | near(f), leading, scores)
 
 
 def active_targets(

@@ -279,8 +279,9 @@ class EspNetV2(nn.Module):
         # As a product with the identity: XLA would fuse a transposition into all that reads it.
         identity = np.eye(self.num_classes, dtype=np.float32)
         scores = jnp.einsum("bchw,cd->bhwd", x, identity, precision=operations.EXACT)
-        for axis, lengths in enumerate(zip((height, width), self.size, sides, strict=True)):
-            scores = _enlarged(scores, *lengths, axis=axis + 1)
+        # Rows last: their gather, and what reads it, go along whole rows.
+        scores = _enlarged(scores, width, self.size[1], sides[1], axis=2)
+        scores = _enlarged(scores, height, self.size[0], sides[0], axis=1)
         return scores.reshape(*batch, height, width, self.num_classes)
 
     def _layers(self, image):
@@ -314,8 +315,9 @@ class EspNetV2(nn.Module):
 def _scaled(x, size, cells, extent, *, axis):
     """Scale an axis of `cells`, of which `extent` are the image, to `size`."""
     matrix = resizing.antialiased_matrix(size, cells, extent)
-    row = math.ceil(2 * max(1, cells / size))
-    # The gradient is a whole product: XLA would fuse what it reads, many sums, into each tap.
+    # Whole products. Of columns a gather would read number by number, and XLA would fuse what the
+    # gradient's reads, many sums, into each tap.
+    row = None if axis == x.ndim - 1 else math.ceil(2 * max(1, cells / size))
     return resizing.banded(x, matrix, taps=(row, None), axis=axis)
 
 

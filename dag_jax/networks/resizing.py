@@ -103,22 +103,25 @@ def _product_backward(axis, backward, cotangent):
 _product.defvjp(_product_forward, _product_backward)
 
 
-def banded(x, matrix, *, taps: tuple[int, int | None], axis: int):
+def banded(x, matrix, *, taps: tuple[int | None, int | None], axis: int):
     """Multiply one axis by a matrix of few numbers that are not 0: a resize's weights.
 
     Args:
       x: f32[..., h, ...].
       matrix: f32[H, h]; what is not 0 in a row or a column lies in a band. NumPy's where it is
         known while compiling.
-      taps: numbers of the longest band of a row, and of a column; with None for a column's the
-        gradient is a product with the whole matrix.
+      taps: numbers of the longest band of a row, and of a column; with None for a row's the result
+        is a product with the whole matrix, with None for a column's its gradient.
       axis: of the h, counted from the front.
 
     Returns:
       f32[..., H, ...].
     """
-    columns = matrix.T if taps[1] is None else _bands(matrix.T, taps[1])
-    return _product(x, _bands(matrix, taps[0]), columns, axis)
+    rows, columns = (
+        whole if number is None else _bands(whole, number)
+        for whole, number in zip((matrix, matrix.T), taps, strict=True)
+    )
+    return _product(x, rows, columns, axis)
 
 
 def antialiased_matrix(size: int, cells: int, extent, scaled=None):
