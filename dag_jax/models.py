@@ -11,6 +11,8 @@ A model may also say, where the defaults of its task are not right:
                  named "background"
     margin       logits by which a label must have lost before its target rests
     max_steps    the most steps of an image
+    architecture a value that models have in common where they differ in training alone, by which
+                 transfer tells cross-training from cross-network; by default the pytree's structure
     bucket       function of (H, W) that returns (model, (H', W')): the model to use on an image of
                  that size, padded to H' x W', so that images of many sizes share few compiled
                  shapes. Its methods then take i32[2], the image's own (H, W), as a last argument

@@ -115,7 +115,8 @@ def lookers_of(matrix) -> dict[str, claims.Looker]:
     }
     for name, (model, _) in matrix.looking.items():
         about = models.about(model)
-        lookers[name] = claims.Looker(about.title, about.task, kind_of(model))
+        architecture = getattr(model, "architecture", kind_of(model))
+        lookers[name] = claims.Looker(about.title, about.task, architecture)
     counts = collections.Counter(looker.title for looker in lookers.values())
     return {
         name: looker._replace(title=f"{looker.title} ({name})")

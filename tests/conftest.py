@@ -18,8 +18,9 @@ import sys
 import tempfile
 import types
 
-# Before the first import of NumPy and JAX, which read these once.
+# Before the first import of NumPy, JAX and Keras, which read these once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("KERAS_BACKEND", "jax")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers share the cores already. XLA has no such setting that works with two CPU devices.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

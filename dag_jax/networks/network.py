@@ -103,6 +103,12 @@ class Network:
         """The most steps of an image."""
         return self.facts.max_steps
 
+    @property
+    def architecture(self):
+        """What networks share that differ in training alone, or in the size of their input."""
+        module = self.module.clone(size=None) if hasattr(self.module, "size") else self.module
+        return module, self.classes
+
     def _apply(self, *arguments, method=None, **options):
         variables = {"params": self.parameters}
         in_tf32 = jax.default_matmul_precision("tensorfloat32")

@@ -11,9 +11,9 @@ TERMS = f"""\
 - cell: what one network (column) scores on images with one thing added (row), as percent of what it
   scores on the same images without it.
 - white box: what is added was found for this network. cross-training: for the same architecture,
-  trained on other data. cross-network: for another architecture of the same task, columns that no
-  attack has seen (black boxes) included. cross-task: for a network of the other task. Of a sum, the
-  nearest of its members counts.
+  trained on other data or at another resolution. cross-network: for another architecture of the
+  same task, columns that no attack has seen (black boxes) included. cross-task: for a network of
+  the other task. Of a sum, the nearest of its members counts.
 - difference: value and {LEVEL:.0%} interval by the bootstrap over images, in percent of the clean
   score. Of "fools", "transfers" and "does nothing": the cell minus the clean images. Of "stronger
   than cross-network": the mean of cross-training cells minus the mean of cross-network cells. Of

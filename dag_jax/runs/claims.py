@@ -67,7 +67,7 @@ def source_title(source, lookers) -> str:
 def kind_of(source, target, lookers) -> str:
     """Return the kind of transfer from a source to a network, by the source's nearest member.
 
-    Cross-training: the same architecture, trained on other data. Cross-network: another
+    Cross-training: the same architecture, trained otherwise. Cross-network: another
     architecture for the same task. Clean images and permuted sources are kinds of their own.
 
     Args:

@@ -1,5 +1,6 @@
 """A network of the zoo as a model: what `dag_jax.models` asks of it, and how it is compiled."""
 
+import dataclasses
 import functools
 import math
 
@@ -112,6 +113,16 @@ def test_networks_of_one_architecture_share_what_is_compiled(pair):
         assert hash(jax.tree.structure(form(first))) == hash(jax.tree.structure(form(second)))
     alex, full = (jax.tree.structure(random_miniature("fcn_alex")), jax.tree.structure(first))
     assert alex != full
+
+
+def test_networks_trained_at_another_resolution_are_of_one_architecture():
+    alex, vgg, other = map(random_miniature, ("fcn_alex", "fcn_vgg", "fcn_vgg_star"))
+    assert vgg.architecture == other.architecture != alex.architecture
+    wide, small, narrow = (
+        dataclasses.replace(vgg, module=networks.build(name)).architecture
+        for name in ("espnetv2_20_384", "espnetv2_20_256", "espnetv2_10_384")
+    )
+    assert wide == small != narrow
 
 
 def test_a_copy_keeps_what_is_said_of_a_network():
