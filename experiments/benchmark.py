@@ -4,6 +4,8 @@
     python -m experiments.benchmark --parts=engine,kernels    two of the parts
     python -m experiments.benchmark --images=24 --few_images=8 --workdir=runs/benchmark_24
     pip install -e '.[torch,peers]'                           for the comparisons with PyTorch
+    pip install -e '.[torchax]' torchvision==0.27.1           for adapters; transformers,
+                                                              segmentation_models_pytorch
 
 Parts:
   engine     an iteration inside the engine's compiled loop; a bare call of value-and-gradient
@@ -13,6 +15,7 @@ Parts:
   layers     the same of each layer of an FCN
   torch      images per second, and an iteration; the same attack in PyTorch's eager mode
   peers      images per second; adversarial-library's own attack, on one core and on all
+  adapters   an iteration on PyTorch's modules, called back or compiled; PyTorch's own
   precision  ADVR, steps and perceptibility in bfloat16, TF32 where there is; in float32
   kernels    layers in the form used here; in XLA's plain form
   scaling    an iteration against batch, image size and proposals: plots
@@ -44,6 +47,7 @@ from experiments.common import console, options
 from experiments.measure import (
     child,
     curves,
+    foreign,
     iterations,
     kernels,
     peak,
@@ -56,7 +60,7 @@ ENVIRONMENT = "environment"  # the --case that measures nothing
 ONE_CORE = "peers_on_one_core"  # the --case that is half of a part
 PARTS = (
     *("engine", "work", "stream", "device", "layers"),
-    *("torch", "peers", "precision", "kernels", "scaling"),
+    *("torch", "peers", "adapters", "precision", "kernels", "scaling"),
 )
 FCNS = ("fcn_vgg", "fcn_alex")  # those that are in PyTorch, too
 # By platform, the number of lanes where the flag is not given, and precisions.
@@ -117,6 +121,7 @@ options.integer("full_steps", 4, "torch: their M_0, which all of them reach.")
 options.integer(
     "iteration_size", 256, "torch: pixels of the side for one iteration.", *options.SIDES
 )
+options.strings("adapted", list(foreign.ARCHITECTURES), "adapters: names of modules.")
 options.integer("shrink", 1, "kernels: what to divide channels by.")
 options.strings(
     "sizes",
@@ -280,6 +285,10 @@ def measure(part):
         return {"rows": kernels.measure(pairs=FLAGS.pairs, shrink=FLAGS.shrink)}
     if part == "scaling":
         return measure_scaling()
+    if part == "adapters":
+        adapted = importlib.import_module("experiments.measure.adapted")  # needs PyTorch
+        setting = {"size": FLAGS.size, "steps": FLAGS.iterations, "pairs": FLAGS.pairs}
+        return {"rows": adapted.measure(FLAGS.adapted, **setting)}
     if part == ONE_CORE:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     mesh, method = console.open_mesh(), Method(max_steps=FLAGS.max_steps)
@@ -309,6 +318,7 @@ def main(argv):
     # 1. Everything that can be wrong is read before any long work.
     console.check_names("parts", FLAGS.parts, PARTS)
     console.check_names("fcns", FLAGS.fcns, FCNS)
+    console.check_names("adapted", FLAGS.adapted, foreign.ARCHITECTURES)
 
     # 2. In a child: one part, or what runs here.
     if FLAGS.case:

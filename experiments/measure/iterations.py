@@ -112,15 +112,23 @@ def advance_lanes(score_fn, states, targets):
     return jax.vmap(step)(states, targets)
 
 
-def engine(problem: Problem, *, iterations, pairs):
-    """Return a row: iterations inside the engine's loop against bare calls from Python."""
+def engine(problem: Problem, *, iterations, pairs, control=None):
+    """Return a row: iterations inside the engine's loop against calls of a control from Python.
+
+    Args:
+      problem: what is attacked.
+      iterations: the most of a run.
+      pairs: of runs.
+      control: function of no arguments; None is `bare` of the problem.
+    """
     arguments = problem.arguments
-    timing.timed(bare, *arguments)
-    once = timing.timed(bare, *arguments)
+    control = control or functools.partial(bare, *arguments)
+    timing.timed(control)
+    once = timing.timed(control)
     iterations = min(iterations, max(3, math.ceil(RUN_SECONDS / once)))
 
     def called():
-        return [bare(*arguments) for _ in range(iterations)][-1]
+        return [control() for _ in range(iterations)][-1]
 
     # The last of its iterations only scores, as every attack's does; it costs as much.
     method = EVERY_TARGET.replace(max_steps=iterations - 1)

@@ -8,6 +8,7 @@ from dag_jax.report import tables
 NEEDS = {
     "torch": ("torch", "PyTorch", "torch"),
     "peers": ("adv_lib", "adversarial-library", "peers"),
+    "adapters": ("torch", "PyTorch", "torch"),
 }
 
 
@@ -35,6 +36,8 @@ def _percent(name):
 
 
 def _range(row):
+    if "range" not in row:
+        return "-"
     low, high = row["range"]
     return f"{low:.2f} to {high:.2f}"
 
@@ -134,6 +137,16 @@ COLUMNS = {
         ("median steps", _steps),
         ("finished", _finished),
     ),
+    "adapters": (
+        _CASE,
+        ("via", lambda row: row["via"]),
+        ("ours ms", _number("engine_ms", ".1f")),
+        ("PyTorch ms", _number("bare_ms", ".1f")),
+        ("ours / PyTorch", _number("ratio", ".2f")),
+        _RANGE,
+        ("iterations", _number("iterations", "d")),
+        ("pairs", _number("pairs", "d")),
+    ),
     "precision": (
         _CASE,
         ("ORIG", _number("orig", ".2f")),
@@ -172,6 +185,7 @@ TITLES = {
     "layers": "Layers: an iteration's parts against the matrix peak",
     "torch": "PyTorch: the same attack in its eager mode",
     "peers": "Peers: adversarial-library's own attack",
+    "adapters": "Adapters: modules of PyTorch against PyTorch itself",
     "precision": "Precision: the same weights in bfloat16 and float32",
     "kernels": "Kernels: layers as they are here against XLA's plain form",
     "scaling": "Scaling: an iteration against batch, image size and proposals",
@@ -207,6 +221,9 @@ NOTES = {
     "weights, images, labels and loss (the best other class); theirs has the paper's steps. A CPU "
     "has rows of one core, too, by CPU seconds. Behind a comma: theirs. Aims on one core, "
     "the paper's steps: 1.5 FCN-Alex, 1.2 FCN-VGG; clipped: 4.",
+    "adapters": "Milliseconds of an iteration: inside the engine's compiled loop, where PyTorch is "
+    "called back or compiled into JAX; of a forward pass and a gradient in PyTorch's eager mode. "
+    "Random weights; every target stays active.",
     "precision": "mIoU in percent of the clean (ORIG) and adversarial images (ADVR), each network "
     "on its own. steps: median; apart: median distance from the first row's, image by image; p: "
     "mean perceptibility; s an image: from one finished image to the next, its targets, PNG and "
