@@ -5,7 +5,15 @@ TFDS is imported when a dataset is opened, and not before.
 
 import importlib
 
-from dag_jax.datasets.classes import CLASS_NAMES, COCO_NAMES, FREQUENT, VOID, VOID_COLOUR, palette
+from dag_jax.datasets.classes import (
+    CITYSCAPES_NAMES,
+    CLASS_NAMES,
+    COCO_NAMES,
+    FREQUENT,
+    VOID,
+    VOID_COLOUR,
+    palette,
+)
 from dag_jax.datasets.selection import ExampleSet, resize
 
 DATASETS = ("scenes", "voc", "coco", "folder")  # by their names
@@ -24,8 +32,8 @@ _LAZY = {
     "voc_splits": "voc",
 }
 
-__all__ = ["CLASS_NAMES", "COCO_NAMES", "DATASETS", "FREQUENT", "VOID", "VOID_COLOUR"]
-__all__ += ["ExampleSet", "palette", "resize", *sorted(_LAZY)]
+__all__ = ["CITYSCAPES_NAMES", "CLASS_NAMES", "COCO_NAMES", "DATASETS", "FREQUENT", "VOID"]
+__all__ += ["VOID_COLOUR", "ExampleSet", "palette", "resize", *sorted(_LAZY)]
 
 
 def __getattr__(name):

@@ -1,4 +1,4 @@
-"""The classes of PASCAL VOC and of COCO, by index, and the colours that VOC's kit gives them."""
+"""The classes of VOC, COCO and Cityscapes, by index, and the colours that VOC's kit gives them."""
 
 import numpy as np
 from jaxtyping import UInt8
@@ -41,6 +41,13 @@ COCO_NAMES = tuple(
         "potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard, "
         "cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, "
         "teddy bear, hair drier, toothbrush"
+    ).split(", ")
+)
+# Of Cityscapes, in the order of its train ids: the 19 that it scores.
+CITYSCAPES_NAMES = tuple(
+    (
+        "road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, "
+        "terrain, sky, person, rider, car, truck, bus, train, motorcycle, bicycle"
     ).split(", ")
 )
 # Those that small VOC folders are made of; scores on photographs are given for these, too.

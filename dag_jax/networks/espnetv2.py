@@ -3,7 +3,7 @@
 Shapes: `*B` no axis or one batch axis, `H W` pixels of the user's image, `C` classes or channels,
 `h w` cells of a map. Maps are channels-first, [B, C, h, w]; see `planes`.
 
-An image is scaled to a square, whatever its shape, as Pillow scales it bilinearly (without its
+An image is scaled to one size, whatever its shape, as Pillow scales it bilinearly (without its
 rounding to whole grey levels); scores are brought to the image's size as the authors bring labels,
 by nearest neighbours. Batch normalisation is frozen: it is folded into the convolution before it,
 or, where sums of convolutions or parts of several are normalised, a gain and a shift.
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from dag_jax.datasets.classes import CITYSCAPES_NAMES, CLASS_NAMES
 from dag_jax.models import SEGMENTATION
 from dag_jax.networks import operations, planes, resizing
 from dag_jax.networks.entry import Entry
@@ -330,22 +331,47 @@ def _enlarged(scores, pixels, size, extent, *, axis):
     return resizing.banded(scores, matrix, taps=(2, math.ceil(readers * pixels / size)), axis=axis)
 
 
-def _entry(width, size, score):
+def _entry(width, name, sides, score, split="voc2012_seg_val", classes=CLASS_NAMES):
+    columns, rows = sides
     return Entry(
-        f"ESPNetv2 {width} ({size})",
+        f"ESPNetv2 {width} ({name})",
         SEGMENTATION,
-        "voc2012_seg_val",
+        split,
         "Mehta, Rastegari, Shapiro and Hajishirzi, CVPR 2019",
-        functools.partial(EspNetV2, width, (size, size)),
-        size=f"{size} x {size} pixels",
-        score=f"mIoU {score} on VOC2012 val",
+        functools.partial(EspNetV2, width, (rows, columns), len(classes)),
+        size=f"{columns} x {rows} pixels",
+        score=score,
+        classes=classes,
         precisions=("float32",),
     )
 
 
+def _voc(width, side, score):
+    return _entry(width, side, (side, side), f"mIoU {score} on VOC2012 val")
+
+
+def _city(width, columns, rows, score=None):
+    name, classes = f"Cityscapes {columns} x {rows}", (*CITYSCAPES_NAMES, "background")
+    score = "none" if score is None else f"mIoU {score} on Cityscapes val"
+    return _entry(width, name, (columns, rows), score, "val", classes)
+
+
 ENTRIES = {
-    "espnetv2_20_384": _entry(2.0, 384, 67.01),
-    "espnetv2_20_256": _entry(2.0, 256, 63.36),
-    "espnetv2_10_384": _entry(1.0, 384, 60.22),
-    "espnetv2_05_384": _entry(0.5, 384, 47.18),
+    "espnetv2_20_384": _voc(2.0, 384, 67.01),
+    "espnetv2_20_256": _voc(2.0, 256, 63.36),
+    "espnetv2_15_384": _voc(1.5, 384, 63.67),
+    "espnetv2_15_256": _voc(1.5, 256, 59.39),
+    "espnetv2_10_384": _voc(1.0, 384, 60.22),
+    "espnetv2_10_256": _voc(1.0, 256, 54.14),
+    "espnetv2_05_384": _voc(0.5, 384, 47.18),
+    "espnetv2_05_256": _voc(0.5, 256, 39.82),
+    # No pixel is labelled background: what is of no class is 255, which training left out.
+    "espnetv2_20_city_1024x512": _city(2.0, 1024, 512, 66.4),
+    "espnetv2_20_city_512x256": _city(2.0, 512, 256),
+    "espnetv2_15_city_1024x512": _city(1.5, 1024, 512, 63.8),
+    "espnetv2_15_city_512x256": _city(1.5, 512, 256, 54.6),
+    "espnetv2_10_city_1024x512": _city(1.0, 1024, 512, 60.1),
+    "espnetv2_10_city_512x256": _city(1.0, 512, 256, 52.2),
+    "espnetv2_05_city_1024x512": _city(0.5, 1024, 512, 53.9),
+    "espnetv2_05_city_512x256": _city(0.5, 512, 256, 47.3),
 }

@@ -218,15 +218,75 @@ ORIGINS = {  # by the network's name in the zoo
         "e4883abccf8f042d422f2c66d69bd21b7af8d41680335e117eb2ee205f303d32",
         3_371_962,
     ),
+    "espnetv2_15_384": _edge_nets(
+        "1.5_pascal_384x384",
+        "75f67549659cb5db6a8323a7595e3ce1bc3cbea7f95731105dec7a6d034b516b",
+        2_068_823,
+    ),
+    "espnetv2_15_256": _edge_nets(
+        "1.5_pascal_256x256",
+        "0a297ec35a29168bef481b2e01a5735122eae5dd10f64c1a02d12f8ae141c727",
+        2_068_823,
+    ),
     "espnetv2_10_384": _edge_nets(
         "1.0_pascal_384x384",
         "7ce2df106b62661a4e8e30098398d6b96a2a946b9546d2287500379f984301a8",
+        1_107_734,
+    ),
+    "espnetv2_10_256": _edge_nets(
+        "1.0_pascal_256x256",
+        "276d738e38733c136abf5ee9e8a801f5455b2751078c7c1d52a2b485460264be",
         1_107_734,
     ),
     "espnetv2_05_384": _edge_nets(
         "0.5_pascal_384x384",
         "3352b32b209e1e6492d1481734f5333876b28d8866f5c1702d01ec70255eb20c",
         469_363,
+    ),
+    "espnetv2_05_256": _edge_nets(
+        "0.5_pascal_256x256",
+        "9c7bebecd73c603a7eb2d8833eb2c54d0627e37e731548b7833291873e0a2e67",
+        469_363,
+    ),
+    "espnetv2_20_city_1024x512": _edge_nets(
+        "2.0_city_1024x512",
+        "a72d59699801c7ce8e8b89a53af9097eaaa60dc12180ecde86fd700ba1222fe8",
+        3_376_094,
+    ),
+    "espnetv2_20_city_512x256": _edge_nets(
+        "2.0_city_512x256",
+        "6b6f26b567c82bb4d6624387f24ed505613edafad19222e1707993fbe0d1d8f6",
+        3_376_094,
+    ),
+    "espnetv2_15_city_1024x512": _edge_nets(
+        "1.5_city_1024x512",
+        "0dbbda9126583d62f73dfdc28a59a30ab4564094ee6d28428b897a4e36c466b4",
+        2_068_779,
+    ),
+    "espnetv2_15_city_512x256": _edge_nets(
+        "1.5_city_512x256",
+        "711c76f0f814642953a68f485d64c5584772ca98db3d2d5f68d154749d75be2f",
+        2_068_779,
+    ),
+    "espnetv2_10_city_1024x512": _edge_nets(
+        "1.0_city_1024x512",
+        "0918c833fed889e32901ce739b1784fdd2b79f95a9aea199a469ca3394dd7a14",
+        1_107_690,
+    ),
+    "espnetv2_10_city_512x256": _edge_nets(
+        "1.0_city_512x256",
+        "002121eee40c31c8b74186153878452e02ef834d35f3e4a8801b3a84fdc3ec7d",
+        1_107_690,
+    ),
+    "espnetv2_05_city_1024x512": _edge_nets(
+        "0.5_city_1024x512",
+        "9412a86a30f137540ef945d08da3cb7191448956c56c41a64210dab443a9f65f",
+        469_319,
+    ),
+    "espnetv2_05_city_512x256": _edge_nets(
+        "0.5_city_512x256",
+        "63e398dec148f63c8ad117497864f99f021926b347fd4ee608036c36041e7f36",
+        469_319,
     ),
     "yolov3_nano_voc": _mobilenet_yolo(
         "MobileNetV2-YOLOv3-Nano/VOC",

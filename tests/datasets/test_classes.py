@@ -1,6 +1,6 @@
 import numpy as np
 
-from dag_jax.datasets import CLASS_NAMES, VOID, VOID_COLOUR, palette
+from dag_jax.datasets import CITYSCAPES_NAMES, CLASS_NAMES, VOID, VOID_COLOUR, palette
 
 
 def test_voc_s_classes_stand_in_voc_s_order():
@@ -14,6 +14,16 @@ def test_voc_s_classes_stand_in_voc_s_order():
         "tvmonitor",
     ]
     assert VOID not in range(len(CLASS_NAMES))
+
+
+def test_cityscapes_classes_stand_in_the_order_of_train_ids():
+    assert len(CITYSCAPES_NAMES) == 19 == len(set(CITYSCAPES_NAMES))
+    assert [CITYSCAPES_NAMES[index] for index in (0, 6, 11, 18)] == [
+        "road",
+        "traffic light",
+        "person",
+        "bicycle",
+    ]
 
 
 def test_the_palette_is_the_kit_s():

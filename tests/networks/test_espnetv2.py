@@ -1,13 +1,14 @@
 """ESPNetv2 against what PyTorch computed with EdgeNets' own definition of it, and its interface.
 
 espnetv2.npz holds PyTorch 2.13's scores and image gradients in float64, of sacmehta/EdgeNets at
-2b232d3f7fb60658755dad1ebca0ffc895cc795e: for `random_checkpoint()` and for the published files,
-whose SHA-256 `weights.published` has, on `look()` at its own size, every sixteenth row and
-column.
+2b232d3f7fb60658755dad1ebca0ffc895cc795e: for `random_checkpoint()` of 21 and of 20 classes and for
+published files, whose SHA-256 `weights.published` has, on `look()` at its own size, every sixteenth
+row and column.
 """
 
 import functools
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dag_jax import files, models, networks
+from dag_jax import datasets, files, models, networks
 from dag_jax.errors import UserError
 from dag_jax.networks import espnetv2, planes, resizing
 from dag_jax.networks.espnetv2 import EspNetV2
+from dag_jax.runs.subject import subject_of
 from dag_jax.weights import convert, published
 
 SIZE = 96, 128
@@ -100,10 +102,10 @@ def names_and_shapes(widths=(16, 32, 64, 128), classes=21):
         yield from act(f"bu_br_l{level}.1", out)
 
 
-def random_checkpoint():
+def random_checkpoint(classes=21):
     """A state_dict of the smallest network, drawn anew from one seed."""
     rng, arrays = np.random.default_rng(0), {}
-    for name, shape in names_and_shapes():
+    for name, shape in names_and_shapes(classes=classes):
         if len(shape) == 4:
             array = rng.normal(0, np.prod(shape[1:]) ** -0.5, shape)
         elif name.endswith(("running_var", "weight")):
@@ -115,9 +117,8 @@ def random_checkpoint():
 
 
 @functools.cache
-def compiled(width):
+def compiled(module):
     """A function of parameters and an image: its scores, and the gradient of a sum of them."""
-    module = EspNetV2(width, SIZE)
 
     def total(image, parameters):
         scores = module.apply({"params": parameters}, image)
@@ -127,8 +128,8 @@ def compiled(width):
     return jax.jit(jax.value_and_grad(total, has_aux=True))
 
 
-def assert_is_recorded(name, width, parameters):
-    (_, scores), gradient = compiled(width)(look(), parameters)
+def assert_is_recorded(name, module, parameters):
+    (_, scores), gradient = compiled(module)(look(), parameters)
     with np.load(RECORDED) as recorded:
         for kind, ours in (("scores", scores), ("gradient", gradient)):
             theirs = recorded[f"{name}_{kind}"]
@@ -136,10 +137,12 @@ def assert_is_recorded(name, width, parameters):
 
 
 @pytest.mark.slow
-def test_random_weights_give_what_pytorch_gives():
-    converted = convert.convert(EspNetV2(0.5, SIZE), [random_checkpoint()])
+@pytest.mark.parametrize(("name", "classes"), [("random", 21), ("random_20", 20)])
+def test_random_weights_give_what_pytorch_gives(name, classes):
+    module = EspNetV2(0.5, SIZE, classes)
+    converted = convert.convert(module, [random_checkpoint(classes)])
     assert converted.layout == "edgenets_espnetv2" and not converted.partial
-    assert_is_recorded("random", 0.5, converted.parameters)
+    assert_is_recorded(name, module, converted.parameters)
 
 
 @pytest.mark.slow
@@ -150,7 +153,20 @@ def test_published_weights_give_what_pytorch_gives(name, shared):
     assert f"sha256:{files.sha256_of(path)}" == file.checksum
     network = networks.load(name, checkpoint=path)
     assert network.module.size == (int(name[-3:]),) * 2
-    assert_is_recorded(name, network.module.width, network.parameters)
+    assert_is_recorded(name, network.module.clone(size=SIZE), network.parameters)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_published_files_are_read(name, shared):
+    (file,) = published.ORIGINS[name].files
+    if not (path := shared / "weights" / file.name).is_file():
+        pytest.skip(f"no weights/{file.name} in the folder named shared")
+    network = networks.load(name, checkpoint=path)
+    width, columns, rows = re.search(r"_([\d.]+)_[a-z]+_(\d+)x(\d+)", file.name).groups()
+    assert network.module.width == float(width)
+    assert network.module.size == (int(rows), int(columns))
+    assert network.module.num_classes == len(network.classes) == (20 if "city" in name else 21)
 
 
 @pytest.mark.slow
@@ -240,6 +256,30 @@ def test_random_weights_and_what_is_said_of_each():
     # In the authors' own table: 0.79 million weights at width 2.
     shapes = jax.eval_shape(lambda: networks.load("espnetv2_20_384", random=True).parameters)
     assert 0.78e6 < sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) < 0.80e6
+
+
+@pytest.mark.slow
+def test_background_of_cityscapes_is_last_and_no_label():
+    names = datasets.CITYSCAPES_NAMES
+    network = jax.eval_shape(lambda: networks.load("espnetv2_20_city_512x256", random=True))
+    about = models.about(network)
+    assert (about.title, about.background) == ("ESPNetv2 2.0 (Cityscapes 512 x 256)", 19)
+    assert about.classes == (*names, "background") and network.split == "val"
+    image = jax.ShapeDtypeStruct((100, 150, 3), jnp.float32)
+    scores = jax.eval_shape(lambda network, image: network.scores(image), network, image)
+    assert scores.shape == (100, 150, 20)
+    mask = np.where(np.eye(2, 19), 255, np.arange(19))
+    example = {"image_id": "a", "image": np.zeros((2, 19, 3), np.uint8), "mask": mask}
+    examples = datasets.ExampleSet([example], names[::-1])
+    subject = subject_of(network, examples, weights_sha256="")
+    assert subject.shared.of_model == tuple(range(19))
+    assert subject.shared.only_model == ("background",) and not subject.shared.only_dataset
+    relabelled = subject.examples[0]["mask"][:, :, 0]
+    np.testing.assert_array_equal(relabelled, np.where(mask == 255, 255, 18 - mask))
+    of_voc = "background", "bicycle", "bus", "car", "motorbike", "person", "train"
+    shared = models.share_classes(about, of_voc)
+    assert shared.to_model == (19, 18, 15, 13, 17, 11, 16)
+    assert models.share_classes(about, datasets.CLASS_NAMES).of_model == shared.of_model
 
 
 @pytest.mark.slow
