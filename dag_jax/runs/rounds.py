@@ -4,17 +4,18 @@ The targets of a detector are fixed during an attack. Once they have lost their 
 anchor, query or proposal may find it. A further round adds those, found on the attacked image, to
 the targets, and continues from the perturbation so far.
 
-Shapes: `H W` pixels, `N` candidates of all rounds.
+Shapes: `H W` pixels, `N` candidates of all rounds, `K` objects.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Num, PRNGKeyArray
+from jaxtyping import Bool, Num, PRNGKeyArray
 
-from dag_jax import models
+from dag_jax import detection, models
 from dag_jax.arrays import Array
 from dag_jax.engine.algorithm import Attack, Status
 from dag_jax.engine.door import attack
@@ -45,14 +46,19 @@ class Rounds(NamedTuple):
         that of the last round.
       targets: `Targets` of the last round, [N] or for a sigmoid head [N, C], with padding.
       rounds: a `Round` for each.
-      settled: whether no target was active in the end and no new one was found. False if the
-        rounds ran out.
+      standing: bool[K], the objects that are detected on the attacked image: a detection of the
+        class with a score of 0.5 or more, at an intersection over union of 0.5 or more.
+      settled: whether no target was active in the end, no new one was found and no object stands.
+        False if the rounds ran out. An object may stand without an active target where `scores`
+        and `detect` do not agree about a candidate, or where none was labelled as the object.
     """
 
     attack: Attack
     targets: Targets
     rounds: tuple[Round, ...]
+    standing: Bool[np.ndarray, " K"]
     settled: bool
+    detected: int
 
 
 def attack_rounds(
@@ -91,7 +97,7 @@ def attack_rounds(
     rows: dict[bytes, tuple] = {}  # (targets, handle) of each candidate with a target, on the host
     history: list[Round] = []
     result: Attack | None = None
-    settled = False
+    is_quiet = False
     for _ in range(rounds):
         seen = image if result is None else result.adversarial
         candidates = jax.device_get(targets_and_handle(model, seen, truths, key, iou, confidence))
@@ -99,21 +105,37 @@ def attack_rounds(
         for row in _rows_with_targets(candidates):
             rows.setdefault(_bytes_of(row), row)
         if result is not None and len(rows) == before:
-            settled = history[-1].active_at_end == 0
+            is_quiet = history[-1].active_at_end == 0
             break
         joined, handle = _stacked(list(rows.values()), candidates)
         start = None if result is None else result.perturbation
         attacked = attack(models.score_fn(model, handle), image, joined, method, start=start)
-        if result is not None and int(attacked.status) == Status.NO_TARGETS:
-            settled = True
+        reached = np.asarray(attacked.active_counts)
+        reached = reached[reached >= 0]
+        counts = len(rows) - before, int(joined.valid.sum()), int(reached[0]), int(reached[-1])
+        history.append(Round(*counts, int(attacked.num_steps), Status(int(attacked.status))))
+        if result is not None and history[-1].status == Status.NO_TARGETS:
+            is_quiet = True
             break
         result, targets = attacked, joined
-        reached = np.asarray(result.active_counts)
-        reached = reached[reached >= 0]
-        counts = len(rows) - before, int(targets.valid.sum()), int(reached[0]), int(reached[-1])
-        history.append(Round(*counts, int(result.num_steps), Status(int(result.status))))
     assert result is not None  # there is at least one round
-    return Rounds(result, targets, tuple(history), settled)
+    detected = _count_detected(model, result.adversarial, truths)
+    return Rounds(result, targets, tuple(history), is_quiet and not detected, detected)
+
+
+def _count_detected(model, image, truths):
+    """Return how many objects the whole model detects, each as what it is."""
+    detections = _detect(model, image, kind=kind_of(model)).without_padding()
+    right = detections.classes[:, None] == np.asarray(truths.classes)[None, :]
+    boxes = np.asarray(truths.boxes, np.float32).reshape(-1, 4)
+    found = np.asarray(detection.iou(detections.boxes, boxes)) >= _FOUND
+    return int((right & found).any(axis=0).sum())
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def _detect(model, image, *, kind):
+    del kind
+    return evaluation.look(model, image)
 
 
 def _rows_with_targets(candidates):

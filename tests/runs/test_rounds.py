@@ -1,5 +1,7 @@
 """Attacks in rounds, on a detector whose second query takes over what its first has lost."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,10 +41,35 @@ def detector():
     return from_queries(jax.tree_util.Partial(queries, jnp.float32(10)), classes=("cat", "dog"))
 
 
+METHOD = dag_jax.Method(max_steps=80, margin=3.0)  # below what `detect` gives
+
+
 @pytest.fixture(scope="module")
 def finished(detector):
-    method = dag_jax.Method(max_steps=80)
+    method = METHOD
     return attack_rounds(detector, IMAGE, TRUTHS, method, key=KEY)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Blind:
+    """A detector whose scores are of no object, whatever it detects."""
+
+    detector: models.Detector
+
+    @property
+    def classes(self):
+        return self.detector.classes
+
+    def propose(self, image):
+        return self.detector.propose(image)
+
+    def scores(self, image, handle):
+        scores = self.detector.scores(image, handle)
+        return scores - 20 * jnp.float32([[1, 1, 0]])
+
+    def detect(self, image):
+        return self.detector.detect(image)
 
 
 def sees(detector, image):
@@ -64,6 +91,7 @@ def test_one_round_leaves_the_object_to_the_query_that_takes_it_over(detector):
 
 def test_rounds_go_on_until_no_query_sees_it(detector, finished):
     assert finished.settled and sees(detector, finished.attack.adversarial) == []
+    np.testing.assert_array_equal(finished.standing, [False])
     assert [each.new for each in finished.rounds] == [1] * len(finished.rounds)
     assert [each.targets for each in finished.rounds] == [1, 2]
     assert all(each.active >= 1 and each.active_at_end == 0 for each in finished.rounds)
@@ -90,9 +118,19 @@ def test_an_image_without_targets_has_one_round_that_says_so(detector):
     assert [each.status for each in dark.rounds] == [Status.NO_TARGETS] and dark.settled
 
 
+def test_what_is_detected_without_a_target_is_not_settled(detector):
+    # Scores that see no object, of a detector that finds it all the same.
+    blind = Blind(detector)
+    rounds = attack_rounds(blind, IMAGE, TRUTHS, key=KEY)
+    assert [each.status for each in rounds.rounds] == [Status.NO_TARGETS]
+    np.testing.assert_array_equal(rounds.standing, [True])
+    assert not rounds.settled
+
+
 def test_a_round_that_is_not_finished_is_not_settled(detector):
     short = attack_rounds(detector, IMAGE, TRUTHS, dag_jax.Method(max_steps=2), key=KEY)
     assert not short.settled and short.rounds[0].status == Status.MAX_STEPS
+    np.testing.assert_array_equal(short.standing, [True])
     assert len(short.rounds) == 1  # the first query still has it: there is nothing new
 
 
