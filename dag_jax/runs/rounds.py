@@ -20,11 +20,14 @@ from dag_jax.arrays import Array
 from dag_jax.engine.algorithm import Attack, Status
 from dag_jax.engine.door import attack
 from dag_jax.engine.method import Method
+from dag_jax.engine.scoring import kind_of
 from dag_jax.engine.targets import Targets
 from dag_jax.errors import UserError
 from dag_jax.metrics import Truths
 from dag_jax.runs.dataset import paper_method
 from dag_jax.runs.targets import padded_length, targets_and_handle
+
+_STANDS = 0.5  # least score of a detection, and its least IoU with the object
 
 
 class Round(NamedTuple):
@@ -58,7 +61,6 @@ class Rounds(NamedTuple):
     rounds: tuple[Round, ...]
     standing: Bool[np.ndarray, " K"]
     settled: bool
-    detected: int
 
 
 def attack_rounds(
@@ -97,7 +99,7 @@ def attack_rounds(
     rows: dict[bytes, tuple] = {}  # (targets, handle) of each candidate with a target, on the host
     history: list[Round] = []
     result: Attack | None = None
-    is_quiet = False
+    settled = False
     for _ in range(rounds):
         seen = image if result is None else result.adversarial
         candidates = jax.device_get(targets_and_handle(model, seen, truths, key, iou, confidence))
@@ -105,37 +107,38 @@ def attack_rounds(
         for row in _rows_with_targets(candidates):
             rows.setdefault(_bytes_of(row), row)
         if result is not None and len(rows) == before:
-            is_quiet = history[-1].active_at_end == 0
+            settled = history[-1].active_at_end == 0
             break
         joined, handle = _stacked(list(rows.values()), candidates)
         start = None if result is None else result.perturbation
         attacked = attack(models.score_fn(model, handle), image, joined, method, start=start)
-        reached = np.asarray(attacked.active_counts)
-        reached = reached[reached >= 0]
-        counts = len(rows) - before, int(joined.valid.sum()), int(reached[0]), int(reached[-1])
-        history.append(Round(*counts, int(attacked.num_steps), Status(int(attacked.status))))
-        if result is not None and history[-1].status == Status.NO_TARGETS:
-            is_quiet = True
+        if result is not None and int(attacked.status) == Status.NO_TARGETS:
+            settled = True
             break
         result, targets = attacked, joined
+        reached = np.asarray(result.active_counts)
+        reached = reached[reached >= 0]
+        counts = len(rows) - before, int(targets.valid.sum()), int(reached[0]), int(reached[-1])
+        history.append(Round(*counts, int(result.num_steps), Status(int(result.status))))
     assert result is not None  # there is at least one round
-    detected = _count_detected(model, result.adversarial, truths)
-    return Rounds(result, targets, tuple(history), is_quiet and not detected, detected)
+    standing = _standing(model, result.adversarial, truths)
+    return Rounds(result, targets, tuple(history), standing, settled and not standing.any())
 
 
-def _count_detected(model, image, truths):
-    """Return how many objects the whole model detects, each as what it is."""
+def _standing(model, image, truths):
+    """Return bool[K], the objects that the whole model detects, each as what it is."""
     detections = _detect(model, image, kind=kind_of(model)).without_padding()
-    right = detections.classes[:, None] == np.asarray(truths.classes)[None, :]
     boxes = np.asarray(truths.boxes, np.float32).reshape(-1, 4)
-    found = np.asarray(detection.iou(detections.boxes, boxes)) >= _FOUND
-    return int((right & found).any(axis=0).sum())
+    hits = np.asarray(detection.iou(detections.boxes, boxes)) >= _STANDS
+    hits &= detections.classes[:, None] == np.asarray(truths.classes)[None, :]
+    hits &= detections.scores[:, None] >= _STANDS
+    return hits.any(axis=0)
 
 
 @functools.partial(jax.jit, static_argnames="kind")
 def _detect(model, image, *, kind):
-    del kind
-    return evaluation.look(model, image)
+    del kind  # `kind_of` the model
+    return model.detect(image)
 
 
 def _rows_with_targets(candidates):

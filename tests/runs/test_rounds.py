@@ -41,12 +41,9 @@ def detector():
     return from_queries(jax.tree_util.Partial(queries, jnp.float32(10)), classes=("cat", "dog"))
 
 
-METHOD = dag_jax.Method(max_steps=80, margin=3.0)  # below what `detect` gives
-
-
 @pytest.fixture(scope="module")
 def finished(detector):
-    method = METHOD
+    method = dag_jax.Method(max_steps=80)
     return attack_rounds(detector, IMAGE, TRUTHS, method, key=KEY)
 
 
