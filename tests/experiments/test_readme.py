@@ -130,4 +130,4 @@ def test_table_1_of_the_readme_is_that_of_the_results():
     shown = [
         tuple(line.replace(", miniature", "").split(" | ")) for line in shown if "--" not in line
     ]
-    assert len(shown) == 12 and [row for row in shown if row not in rows] == []
+    assert len(shown) == 14 and [row for row in shown if row not in rows] == []
