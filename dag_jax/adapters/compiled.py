@@ -3,7 +3,7 @@
 Shapes: `H W` pixels of the user's image, `h w` cells of a map, `C` classes.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -77,30 +77,46 @@ def around(
 
 
 def try_out(
-    function: Callable, image: Float[Array, "H W 3"], titles: Iterable[str]
-) -> list[Float[np.ndarray, "..."]]:
-    """Run a function of an image forward and backward once, and return its outputs.
+    function: Callable, image: Float[Array, "H W 3"], title: str, output: Any = None
+) -> tuple[checks.Trial, Callable[[Float[Array, "H W 3"]], list[np.ndarray]]]:
+    """Run a function of an image forward and backward once.
 
     Args:
       function: a pytree.
       image: f32[H, W, 3], grey levels.
-      titles: what each output is called.
+      title: of the model.
+      output: which of the model's outputs the function returns, as of `checks.picks`; None for all.
+
+    Returns:
+      (trial, function of an image that gives the outputs).
 
     Raises:
-      ValueError: for one without a gradient at the image.
+      ValueError: for an output without a gradient at the image, or that is not finite.
     """
 
     @jax.jit
     def look(function, image):
-        outputs, pull = jax.vjp(lambda image: jax.tree.leaves(function(image)), image)
-        gradients = []
-        for index, output in enumerate(outputs):
-            cotangents = [jnp.zeros_like(each) for each in outputs]
-            cotangents[index] = jax.random.normal(jax.random.key(0), output.shape)
-            gradients.append(pull(cotangents)[0])
-        return outputs, gradients
+        outputs, pull = jax.vjp(function, image)
+        leaves, structure = jax.tree.flatten(outputs)
+        weights, gradients = [], []
+        for index, leaf in enumerate(leaves):
+            weights.append(jax.random.normal(jax.random.key(index), leaf.shape, leaf.dtype))
+            cotangents = [jnp.zeros_like(each) for each in leaves]
+            cotangents[index] = weights[-1]
+            gradients.append(pull(jax.tree.unflatten(structure, cotangents))[0])
+        return outputs, weights, gradients
 
-    outputs, gradients = jax.tree.map(np.asarray, look(function, image))
-    for title, gradient in zip(titles, gradients, strict=True):
-        checks.check_gradient(gradient, title)
-    return outputs
+    def run(image):
+        # A GPU and a TPU round factors unless they are told not to, and slopes show that.
+        with jax.default_matmul_precision("highest"):
+            return jax.device_get(look(function, image))
+
+    outputs, weights, gradients = run(image)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(outputs)
+    titles = [*checks.picks(output, title)]
+    if output is None and len(leaves) > 1:
+        names = tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
+        titles = [*checks.picks(names, title)]
+    trial = checks.Trial(titles, [leaf for _, leaf in leaves], weights, gradients)
+    checks.check_trial(trial)
+    return trial, lambda image: jax.tree.leaves(run(image)[0])

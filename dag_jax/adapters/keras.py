@@ -21,14 +21,15 @@ def from_keras(
     std: Sequence[float],
     classes: Sequence[str] | None = None,
     layout: str = "nhwc",
-    output: str | int | None = None,
+    output: str | int | tuple[str | int, ...] | None = None,
     size: tuple[int, int] | None = None,
     title: str | None = None,
 ) -> FunctionSegmenter | Callable:
     """Return a Keras model as a segmenter, or as a function of an image.
 
-    The model sees (resize(image) / 255 - mean) / std, and runs as for inference. Its variables are
-    taken as they are now; they are the leaves of what is returned.
+    The model sees (resize(image) / 255 - mean) / std, runs as for inference, and is tried once on
+    noise. Its variables are taken as they are now; they are the leaves of what is returned. A
+    UserWarning says where the gradient is no slope of an output (stop_gradient).
 
     Args:
       model: a keras.Model, built, of one image [1, h, w, 3] as its argument.
@@ -38,19 +39,20 @@ def from_keras(
       classes: names of the C classes of each pixel; None for what segments no image.
       layout: "nhwc" or "nchw", of the model's images and scores.
       output: which of its outputs are scores, a key of a dict or an index of a list; None where
-        there is one, and without classes for all.
+        there is one. Without classes None is for all, and a tuple of these for several.
       size: pixels (h, w) that the image is resized to, bilinearly; None is the model's own size,
         where it has one, and else leaves the image as it is.
       title: what tables call it; None is the model's name.
 
     Returns:
       With classes a segmenter, `models.Segmenter`. Else a `jax.tree_util.Partial`, image
-      f32[H, W, 3] -> the outputs as float32, less their first axis of 1.
+      f32[H, W, 3] -> the outputs as float32, less their first axis of 1; a tuple of them where
+      `output` is one.
 
     Raises:
       ValueError: without Keras or on another backend; for a model that is not built; for scores
-        that are not there, of another number of classes, of a strange size, probabilities, or
-        without a gradient.
+        that are not there, of another number of classes, of a strange size, not finite,
+        probabilities, or without a gradient.
     """
     with optional_import("keras"):
         try:
@@ -69,13 +71,17 @@ def from_keras(
     checks.check_normalisation(mean, std)
     checks.check_layout(layout)
     size = size or _own_size(model, layout)
+    if classes is not None and isinstance(output, tuple):
+        raise UserError(f"output is {output!r:.80}; of a segmenter it names one")
     names = None if classes is None else class_names(classes)
 
     def forward(variables, x):
         outputs, _ = model.stateless_call(*variables, x, training=False)
         if output is None and names is None:
             return outputs
-        return checks.pick(outputs, output, title)
+        indices = checks.picks(output, title).values()
+        picked = tuple(checks.pick(outputs, index, title) for index in indices)
+        return picked if isinstance(output, tuple) else picked[0]
 
     variables = [
         [jnp.asarray(variable.value) for variable in kind]
@@ -91,10 +97,13 @@ def from_keras(
         count=None if names is None else len(names),
         title=title,
     )
+    image = checks.noise(size)
+    trial, run = compiled.try_out(function, image, title, output)
+    if names is not None:
+        checks.check_scores(trial.outputs[0], title)
+    checks.check_slopes(run, image, trial)
     if names is None:
         return function
-    (scores,) = compiled.try_out(function, checks.noise(size), [title])
-    checks.check_scores(scores, title)
     return from_function(function, classes=names, title=title)
 
 

@@ -87,21 +87,29 @@ class TorchFunction:
             digest.update(flat.view(self._torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def try_out(self, image: Float[np.ndarray, "H W 3"]) -> list[np.ndarray]:
-        """Run forward and backward once, and return the outputs.
+    def try_out(self, image: Float[np.ndarray, "H W 3"]) -> checks.Trial:
+        """Run forward and backward once.
 
         Raises:
-          ValueError: for a module in training mode, without a named output, or without a gradient.
+          ValueError: for a module in training mode, without a named output, or without a gradient;
+            for an output that is not finite.
         """
         checks.check_mode(self._module, self.title)
         x, outputs = self._forward(image)
         rng = np.random.default_rng(0)
+        weights, gradients = [], []
         for title, output in zip(self._picks, outputs, strict=True):
             checks.check_floating(output.is_floating_point(), output.dtype, title)
-            weights = rng.normal(size=tuple(output.shape)).astype(np.float32)
-            gradient = self._gradient(x, [output], [weights], retain_graph=True)
-            checks.check_gradient(gradient, title)
-        return [self._as_numpy(output) for output in outputs]
+            weights.append(rng.normal(size=tuple(output.shape)).astype(np.float32))
+            gradients.append(self._gradient(x, [output], weights[-1:], retain_graph=True))
+        arrays = [self._as_numpy(output) for output in outputs]
+        trial = checks.Trial([*self._picks], arrays, weights, gradients)
+        checks.check_trial(trial)
+        return trial
+
+    def run(self, image: Float[Array, "H W 3"]) -> list[np.ndarray]:
+        """Return the outputs that were named, as float32."""
+        return [self._as_numpy(output) for output in self._forward(image)[1]]
 
     def pull(
         self, image: Float[Array, "H W 3"], cotangents: Sequence[Float[Array, "..."]]
@@ -168,10 +176,7 @@ class TorchFunction:
 
     def _scores(self, image):
         shapes = self._shapes(image.shape)
-        return jax.pure_callback(self._run, shapes, image, vmap_method="sequential")
-
-    def _run(self, image):
-        return [self._as_numpy(output) for output in self._forward(image)[1]]
+        return jax.pure_callback(self.run, shapes, image, vmap_method="sequential")
 
     def _pull(self, image, cotangents):
         shape = jax.ShapeDtypeStruct(image.shape, jnp.float32)
@@ -204,8 +209,9 @@ def from_torch(
     change later, the new ones are used at once, and run folders tell them apart. By torchax the
     module is compiled for the device of JAX, in single precision or less, and compared with PyTorch
     on the noise. Its weights are then those of now: parameters and buffers are the leaves of what
-    is returned. Either way the gradient is autograd's: what the module detaches has none, and the
-    audit says where the gradient is no slope of the scores.
+    is returned. Either way the gradient is autograd's: what the module detaches has none. A
+    UserWarning says where the gradient is no slope of an output on the noise; of an image of yours
+    the audit says so.
 
     Args:
       module: a torch.nn.Module in evaluation mode, of one image [1, 3, h, w] as its argument.
@@ -227,8 +233,8 @@ def from_torch(
 
     Raises:
       ValueError: without PyTorch, or without a torchax that works with it; for a module in training
-        mode; for scores that are not there, of another number of classes, of a strange size,
-        probabilities, or without a gradient; for what torchax cannot trace, or gets wrong.
+        mode; for scores that are not there, of another number of classes, of a strange size, not
+        finite, probabilities, or without a gradient; for what torchax cannot trace, or gets wrong.
     """
     with optional_import("torch"):
         torch = importlib.import_module("torch")
@@ -256,11 +262,12 @@ def from_torch(
         forward, states = torchax.compiled(module, output, title=title)
         function = compiled.around(forward, states, **options, count=count)
     image = checks.noise(size)
-    outputs = called.try_out(image)
+    trial = called.try_out(image)
     if names is not None:
-        checks.check_scores(outputs[0], title)
+        checks.check_scores(trial.outputs[0], title)
     if via == "torchax":
-        torchax.compare(function, image, outputs, called.pull, title)
+        torchax.compare(function, image, trial.outputs, called.pull, title)
+    checks.check_slopes(called.run, image, trial)
     if names is None:
         return function
     return from_function(function, classes=names, title=title)

@@ -5,6 +5,7 @@ torchax runs a module's own code on tensors that hold what JAX traces. Some of i
 - its convolutions, pools and resizing, which are slow on CPU, their gradients above all, and most
   inside compiled loops;
 - its transposed convolution of groups, which is wrong;
+- torchvision's RoIAlign, which it lacks;
 - gradients, which it lets pass through what was detached;
 - what a module keeps for its next call, which would be traced values;
 - tensors that are neither parameters nor buffers, or that are made without a device, which it does
@@ -30,7 +31,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float
 
-from dag_jax.adapters import checks
+from dag_jax.adapters import checks, regions
 from dag_jax.errors import UserError, optional_import
 from dag_jax.networks import depthwise, operations, planes
 
@@ -65,6 +66,9 @@ def compiled(module: Any, output: Any, *, title: str) -> tuple[Callable, dict]:
     # What the module is now, with something of no memory for each tensor that is a leaf.
     with environment:
         module = copy.deepcopy(module, stands_in)
+    for part in module.modules():
+        if type(part).__name__ == "MultiScaleRoIAlign" and regions.pools_levels(part):
+            part.forward = _level_pool(environment, part)
     floats = (state.dtype for state in states.values() if jnp.issubdtype(state.dtype, jnp.floating))
     dtype = next(floats, jnp.dtype(jnp.float32))
 
@@ -153,6 +157,19 @@ def compare(
             )
 
 
+def _level_pool(environment, pooler):
+    """Return what a torchvision MultiScaleRoIAlign does, of tensors that hold JAX's arrays."""
+
+    def pool(maps, boxes, shapes):
+        maps = [each for name, each in maps.items() if name in pooler.featmap_names]
+        maps, boxes = environment.t2j_iso((maps, boxes))
+        shape = tuple(max(sides) for sides in zip(*shapes, strict=True))
+        options = {"size": pooler.output_size[0], "samples": pooler.sampling_ratio}
+        return environment.j2t_iso(regions.pool_levels(maps, boxes, shape, **options))
+
+    return pool
+
+
 @functools.cache
 def _environment():
     """Return the place in which torchax runs modules, with operators of ours.
@@ -181,6 +198,8 @@ def _environment():
                 (each,) = args[:1]
                 is_torchax = isinstance(each, tensor.Tensor)
                 return self.j2t_iso(each.jax() if is_torchax else jnp.array(_to_numpy(each)))
+            if str(func) == "torchvision.roi_align.default":  # there once torchvision is imported
+                override(func, regions.roi_align)
             outputs = super().dispatch(func, types, args, kwargs)
             if torch.is_grad_enabled():
                 return outputs

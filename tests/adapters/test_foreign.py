@@ -13,7 +13,6 @@ as PyTorch makes them, of mean 0 and variance 1.
 """
 
 import copy
-import functools
 import importlib.util
 
 import jax
@@ -23,103 +22,20 @@ import pytest
 import dag_jax
 from dag_jax import adapters, detection, models
 from dag_jax.metrics import Truths
+from experiments.measure import foreign
+from experiments.measure.foreign import ARCHITECTURES, CLASSES, IMAGENET
 
 torch = pytest.importorskip("torch", reason="PyTorch, of the torch extra, is not installed")
 pytestmark = pytest.mark.slow
 
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 IMAGE = np.random.default_rng(0).uniform(0, 255, (64, 96, 3)).astype(np.float32)
-CLASSES = tuple("abcde")
 
 
-def package(name):
-    return pytest.importorskip(name, reason=f"{name} is not installed")
-
-
-def segmenter(name):
-    segmentation = package("torchvision.models.segmentation")
-    nothing = {"weights": None, "weights_backbone": None, "num_classes": len(CLASSES)}
-    return getattr(segmentation, name)(**nothing), {"output": "out", "classes": CLASSES}
-
-
-def segformer():
-    transformers = package("transformers")
-    config = transformers.SegformerConfig(num_labels=len(CLASSES))
-    module = transformers.SegformerForSemanticSegmentation(config)
-    return module, {"output": "logits", "classes": CLASSES}
-
-
-def unet():
-    library = package("segmentation_models_pytorch")
-    return library.Unet("resnet18", encoder_weights=None, classes=5), {"classes": CLASSES}
-
-
-def detr():
-    transformers = package("transformers")
-    backbone = transformers.ResNetConfig(
-        depths=[1, 1, 1, 1], layer_type="basic", hidden_sizes=[16, 32, 64, 128], embedding_size=16
-    )
-    config = transformers.DetrConfig(
-        backbone_config=backbone,
-        use_timm_backbone=False,
-        backbone=None,
-        d_model=64,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_ffn_dim=128,
-        decoder_ffn_dim=128,
-        num_queries=20,
-        num_labels=4,
-    )
-    return transformers.DetrForObjectDetection(config), {"output": ("pred_boxes", "logits")}
-
-
-def retinanet():
-    torchvision = package("torchvision")
-
-    class Heads(torch.nn.Module):
-        """What a RetinaNet says of each of its anchors, before any is left out."""
-
-        def __init__(self):
-            super().__init__()
-            nothing = {"weights": None, "weights_backbone": None, "num_classes": len(CLASSES)}
-            self.network = torchvision.models.detection.retinanet_resnet50_fpn(**nothing)
-
-        def forward(self, x):
-            network, sizes = self.network, [tuple(x.shape[2:])]
-            images = torchvision.models.detection.image_list.ImageList(x, sizes)
-            maps = list(network.backbone(x).values())
-            heads = network.head(maps)
-            (anchors,) = network.anchor_generator(images, maps)
-            boxes = network.box_coder.decode_single(heads["bbox_regression"][0], anchors)
-            return {"boxes": boxes[None], "logits": heads["cls_logits"]}
-
-    return Heads(), {"output": ("boxes", "logits")}
-
-
-BUILDERS = {
-    name: functools.partial(segmenter, name)
-    for name in ("lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "fcn_resnet50")
-} | {"segformer": segformer, "unet": unet, "detr": detr, "retinanet": retinanet}
-
-
-@pytest.fixture(scope="module", params=list(BUILDERS))
+@pytest.fixture(scope="module", params=list(ARCHITECTURES))
 def built(request):
-    torch.manual_seed(0)
-    module, options = BUILDERS[request.param]()
-    if request.param.startswith(("lraspp", "deeplab", "fcn", "unet")):
-        normalise(module)
-    return module.eval(), options
-
-
-def normalise(module):
-    """Give batch normalisations the statistics of noise: else the image fades layer by layer."""
-    for part in module.modules():
-        if isinstance(part, torch.nn.BatchNorm2d):
-            part.momentum = None  # the average of all batches
-    with torch.no_grad():
-        for _ in range(2):
-            module.train()(torch.randn(4, 3, 64, 96))
+    if package := foreign.lacking(request.param):
+        pytest.skip(f"{package} is not installed")
+    return foreign.build(request.param, small=True)
 
 
 def in_double(module, options, weights):
@@ -182,13 +98,12 @@ def logits_of(function, image):
 
 @pytest.mark.parametrize("via", ["callback", "torchax"])
 def test_a_retinanet_is_a_detector_of_a_sigmoid_head(via):
-    package("torchax" if via == "torchax" else "torchvision")
-    torch.manual_seed(0)
-    module, options = retinanet()
+    pytest.importorskip("torchax" if via == "torchax" else "torchvision")
+    module, options = foreign.build("retinanet")
     with torch.no_grad():  # so that some of 7000 anchors see something
         module.network.head.classification_head.cls_logits.bias.fill_(-3)
         module.network.head.classification_head.cls_logits.weight.mul_(20)
-    function = adapters.from_torch(module.eval(), **IMAGENET, **options, via=via)
+    function = adapters.from_torch(module, **IMAGENET, **options, via=via)
     edges = jax.tree_util.Partial(from_edges, function)
     model = adapters.from_sigmoid_queries(edges, classes=CLASSES, nms_threshold=0.5)
     detections = jax.jit(lambda image: model.detect(image))(IMAGE)

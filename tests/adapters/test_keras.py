@@ -114,6 +114,9 @@ def test_outputs_are_found_by_name():
     every = adapted(module, classes=None)(IMAGE)
     assert every["mean"].shape == (3,)
     np.testing.assert_array_equal(every["out"], model.scores(IMAGE))
+    mean, out = adapted(module, classes=None, output=("mean", "out"))(IMAGE)
+    np.testing.assert_array_equal(out, every["out"])
+    np.testing.assert_array_equal(mean, every["mean"])
 
 
 @pytest.mark.parametrize(
@@ -134,9 +137,40 @@ def test_what_cannot_be_attacked_is_told_why(head, changes, message):
 
 
 def test_a_gradient_that_is_stopped_inside_is_told():
-    module = network(head=lambda x: keras.layers.Lambda(keras.ops.stop_gradient)(x))
+    module = network(head=stopped)
     with pytest.raises(dag_jax.UserError, match="small has a gradient of zero at the image"):
         adapted(module)
+
+
+def test_a_gradient_that_is_stopped_in_part_is_said():
+    halved = lambda x: keras.layers.Multiply()([x, stopped(x)])  # noqa: E731
+    with pytest.warns(UserWarning, match="small has a .* off by 50% .* 2 times .* stop_gradient"):
+        adapted(network(head=halved))
+
+
+def stopped(x):
+    return keras.layers.Lambda(keras.ops.stop_gradient)(x)
+
+
+def several(x):
+    return {"a": x, "b": stopped(x), "c": x + np.inf, "n": keras.ops.argmax(x, axis=-1)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "output 'b' of small has a gradient of zero"),
+        ({"output": "b"}, "small has a gradient of zero"),
+        ({"output": ("a", "b")}, "output 'b' of small has a gradient of zero"),
+        ({"output": ("a", "n")}, "output 'n' of small has a gradient of zero"),
+        ({"output": "c"}, "small has scores not finite"),
+        ({"output": "logits"}, r"a dict of 'a' .*; none of them is output='logits'"),
+        ({"output": ("a", "b"), "classes": CLASSES}, "of a segmenter it names one"),
+    ],
+)
+def test_what_is_no_segmenter_is_tried_too(changes, message):
+    with pytest.raises(dag_jax.UserError, match=message):
+        adapted(network(head=several), **{"classes": None} | changes)
 
 
 def test_what_is_no_model_or_not_built_is_refused():

@@ -171,6 +171,18 @@ class Outputs(torch.nn.Module):
         return self.function(self.network(x))
 
 
+class Doubled(torch.autograd.Function):
+    """Has a gradient that is no slope."""
+
+    @staticmethod
+    def forward(_, x):
+        return 1 * x
+
+    @staticmethod
+    def backward(_, slope):
+        return 2 * slope
+
+
 def test_scores_are_found_by_their_name_or_number():
     named = adapted(Outputs(lambda scores: {"out": scores, "aux": -scores}).eval(), output="out")
     numbered = adapted(Outputs(lambda scores: (-scores, scores)).eval(), output=1)
@@ -236,7 +248,13 @@ def test_without_classes_it_is_a_function_of_what_was_named():
         (lambda s: s.detach(), {}, "Outputs has no gradient at the image: somewhere inside"),
         (lambda s: s.detach().requires_grad_(), {}, "has no gradient"),
         (lambda s: 0 * s - 1, {}, "has a gradient of zero"),
-        (lambda s: s / 0, {}, "not finite"),
+        (lambda s: s / 0, {}, "Outputs has scores not finite, on an image of noise"),
+        (lambda s: 0 * s.abs().sqrt() / (s - s.detach()), {}, "not finite"),
+        (
+            lambda s: {"a": s, "b": s + np.inf},
+            {"classes": None, "output": ("a", "b")},
+            "output 'b' of Outputs has scores not finite",
+        ),
         (
             lambda s: {"a": s, "b": s.detach()},
             {"classes": None, "output": ("a", "b")},
@@ -254,6 +272,41 @@ def test_without_classes_it_is_a_function_of_what_was_named():
 def test_what_cannot_be_attacked_is_told_why(function, changes, message):
     with pytest.raises(dag_jax.UserError, match=message):
         adapted(Outputs(function).eval(), **changes)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda s: s * s.detach(), "Outputs has a .* off by 50% of its .* 2 times .* detach"),
+        (lambda s: s + (3 * s.roll(5, 3)).tanh().detach(), "off by .*; dag_jax.audit says more"),
+        (Doubled.apply, "are 0.5 times what it says"),
+        (lambda s: {"a": s, "b": s * s.detach()}, "^output 'b' of Outputs has .* off by 50%"),
+    ],
+)
+def test_a_gradient_that_is_no_slope_is_said(function, message):
+    several = {"classes": None, "output": ("a", "b")} if "output" in message else {}
+    with pytest.warns(UserWarning, match=message) as warned:
+        adapted(Outputs(function).eval(), **several)
+    assert len(warned) == 1
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda s: s.relu() - 1,
+        lambda s: 1e-9 * s + 2,  # lost in rounding
+        lambda s: s + (s.round() - s).detach(),  # there is no slope to compare with
+    ],
+)
+def test_nothing_is_said_of_other_gradients(function):
+    adapted(Outputs(function).eval())
+
+
+def test_nothing_is_said_of_half_precision_and_of_outputs_whose_shape_changes():
+    module = network().bfloat16()
+    adapted(module)
+    rows = iter(range(3, 99))
+    adapted(Outputs(lambda s: s.flatten()[: next(rows)]).eval(), classes=None)
 
 
 def test_a_module_in_training_mode_is_refused():

@@ -120,8 +120,15 @@ def without_gradient(x):
         lambda _, x: x * without_gradient(x),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Calls has a gradient at the image that is off")
 def test_what_is_detached_has_no_gradient(function):
     check_as_in_float64(Calls(function))
+
+
+@needs_torchax
+def test_a_part_that_is_detached_is_said():
+    with pytest.warns(UserWarning, match="Calls has a .* off by 50% .* 2 times .* detach"):
+        adapted(Calls(lambda _, x: x * x.detach()))
 
 
 @needs_torchax
@@ -178,7 +185,7 @@ def written(_, x):
     [
         lambda self, x: x * self.plain[0],
         lambda _, x: x * torch.arange(4)[:, None, None],
-        lambda _, x: x + torch.detach(x) ** 2,
+        lambda _, x: x + torch.detach(x).round() ** 2,
         written,
     ],
 )
