@@ -14,6 +14,9 @@ from dag_jax.adapters import torchax
 from dag_jax.runs.subject import weights_digest
 
 torch = pytest.importorskip("torch", reason="PyTorch, of the torch extra, is not installed")
+
+from tests.adapters.test_torch import Doubled  # noqa: E402
+
 nn = torch.nn
 HAS_TORCHAX = importlib.util.find_spec("torchax") is not None
 needs_torchax = pytest.mark.skipif(not HAS_TORCHAX, reason="torchax, an extra, is not installed")
@@ -191,18 +194,6 @@ def written(_, x):
 )
 def test_tensors_that_are_no_parameters_mix(function):
     check_as_in_float64(Calls(function))
-
-
-class Doubled(torch.autograd.Function):
-    """Has a gradient that is no slope, of which JAX does not know."""
-
-    @staticmethod
-    def forward(_, x):
-        return 1 * x
-
-    @staticmethod
-    def backward(_, slope):
-        return 2 * slope
 
 
 @needs_torchax
