@@ -3,7 +3,6 @@
 Commands are run by test_commands, the blocks of docs/how_to/models.md by tests/adapters.
 """
 
-import ast
 import re
 
 import jax
@@ -20,12 +19,6 @@ BLOCKS = {
     for name, text in pages.TEXTS.items()
     if name != "docs/how_to/models.md"
 }
-FRAMEWORKS = "torch", "keras"  # which may be absent; their blocks need no block before but imports
-
-
-def framework_of(block):
-    """Return the name of the framework that a block imports, or None."""
-    return next((name for name in FRAMEWORKS if f"import {name}\n" in block), None)
 
 
 def run_block(block, page, names):
@@ -47,8 +40,6 @@ def desk(cache, tmp_path, monkeypatch):
 def test_the_python_of_a_page_runs_as_pasted(page, desk, capsys):
     names = {"__name__": "__main__"}
     for block in BLOCKS[page]:
-        if framework_of(block):
-            continue
         capsys.readouterr()
         run_block(block, page, names)
         *_, last = block.splitlines()
@@ -56,32 +47,6 @@ def test_the_python_of_a_page_runs_as_pasted(page, desk, capsys):
             *_, printed = capsys.readouterr().out.splitlines()
             assert re.sub(r"\d+ steps", "steps", printed) == re.sub(r"\d+ steps", "steps", last[2:])
     assert [path.name for path in desk.iterdir()] in ([], ["runs"])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("page", "block"),
-    [
-        pytest.param(page, block, id=f"{page}-{framework_of(block)}")
-        for page, blocks in BLOCKS.items()
-        for block in blocks
-        if framework_of(block)
-    ],
-)
-def test_a_module_of_another_framework_is_a_model(page, block, desk):
-    name = framework_of(block)
-    framework = pytest.importorskip(name, reason=f"the {name} extra is not installed")
-    if name == "keras" and framework.backend.backend() != "jax":
-        pytest.skip("KERAS_BACKEND is not jax")
-    before = BLOCKS[page][: BLOCKS[page].index(block)]
-    statements = [line for text in before for line in ast.parse(text).body]
-    imports = [line for line in statements if isinstance(line, ast.Import | ast.ImportFrom)]
-    names = {}
-    for line in [ast.unparse(line) for line in imports]:
-        if not framework_of(f"{line}\n"):
-            run_block(line, page, names)
-    run_block(block, page, names)
-    assert len(names["mine"].classes) == 21
 
 
 def is_model(name):
@@ -130,4 +95,4 @@ def test_table_1_of_the_readme_is_that_of_the_results():
     shown = [
         tuple(line.replace(", miniature", "").split(" | ")) for line in shown if "--" not in line
     ]
-    assert len(shown) == 14 and [row for row in shown if row not in rows] == []
+    assert len(shown) == 10 and [row for row in shown if row not in rows] == []
