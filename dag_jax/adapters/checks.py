@@ -201,7 +201,7 @@ def check_slopes(
     Compares <g, d> with L(X + d) - L(X - d), over distances that fall until they agree. A direction
     d is random, but that it has as much of g as directions have in the mean. Nothing is said where
     the slopes of two distances do not agree with each other, or come from rounding. It costs 4
-    passes forward, 12 at most.
+    calls of `run`, 12 at most.
 
     Args:
       run: image -> the outputs.

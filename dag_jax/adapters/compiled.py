@@ -119,4 +119,5 @@ def try_out(
         titles = [*checks.picks(names, title)]
     trial = checks.Trial(titles, [leaf for _, leaf in leaves], weights, gradients)
     checks.check_trial(trial)
+    # With its gradients, too: no program is compiled for the outputs alone.
     return trial, lambda image: jax.tree.leaves(run(image)[0])

@@ -271,8 +271,8 @@ def _check_slopes(score_fn, targets, image, active, rng) -> Finding:
             remedy
             or "a layer has a derivative that is not its own (custom_jvp, custom_vjp, "
             "stop_gradient, detach, quantisation): take the gradient through the layer itself, or "
-            "through a smooth stand-in that behaves like it, and score the attack without it "
-            "(rounded=True for images in whole grey levels)",
+            "through a smooth stand-in that behaves like it, and score the attack without the "
+            "stand-in (rounded=True for images in whole grey levels)",
         )
 
     if not active.any():

@@ -316,8 +316,8 @@ class EspNetV2(nn.Module):
 def _scaled(x, size, cells, extent, *, axis):
     """Scale an axis of `cells`, of which `extent` are the image, to `size`."""
     matrix = resizing.antialiased_matrix(size, cells, extent)
-    # Whole products. Of columns a gather would read number by number, and XLA would fuse what the
-    # gradient's reads, many sums, into each tap.
+    # None is a product with the whole matrix: along columns a gather would read number by number,
+    # and XLA would fuse what a gradient's gather reads, many sums, into each tap.
     row = None if axis == x.ndim - 1 else math.ceil(2 * max(1, cells / size))
     return resizing.banded(x, matrix, taps=(row, None), axis=axis)
 

@@ -23,7 +23,7 @@ COMMAND = re.search(
     r"^python (-m experiments\.table1 --models=mine:load .*?[^\\])$",
     (ROOT / "README.md").read_text(),
     re.M | re.S,
-)[1].partition("#")[0]
+)[1]
 
 
 def save_torchvision(folder, monkeypatch):
