@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Float
 
 from dag_jax import detection
@@ -26,9 +25,7 @@ def roi_align(
     samples: int,
     aligned: bool,
 ) -> Float[jax.Array, "R C {rows} {columns}"]:
-    """Return torchvision::roi_align, each bin the mean of samples x samples points.
-
-    Unlike `detection.roi_align` it pools from one map, by two products with matrices.
+    """Return torchvision::roi_align by `detection.roi_align`.
 
     Args:
       x: a map of each image.
@@ -48,29 +45,16 @@ def roi_align(
             "which cannot be compiled: give sampling_ratio (torchvision's detectors have 2), or "
             "take via='callback'"
         )
-    regions = lax.stop_gradient(regions)
-    edges = regions[:, 1:] * scale - (0.5 if aligned else 0.0)
-    least = -np.inf if aligned else 1.0
-    down, right = (
-        _weights(edges[:, axis], edges[:, axis + 2], cells, bins, samples, least).astype(x.dtype)
-        for axis, cells, bins in ((1, x.shape[2], rows), (0, x.shape[3], columns))
+    pooled = detection.roi_align(
+        [image.transpose(1, 2, 0) for image in x],
+        detection.boxes_from_edges(regions[:, 1:]),
+        regions[:, 0].astype(jnp.int32),
+        size=(rows, columns),
+        scales=[scale] * len(x),
+        samples=samples,
+        aligned=aligned,
     )
-    image = jax.nn.one_hot(regions[:, 0].astype(jnp.int32), len(x), dtype=x.dtype)
-    # In the order that takes least: no region gets a map of its own.
-    x = jnp.einsum("rbph,bchw->rpcw", image[:, :, None, None] * down[:, None], x)
-    return jnp.einsum("rpcw,rqw->rcpq", x, right)
-
-
-def _weights(first, last, cells, bins, samples, least):
-    """Return f32[R, bins, cells], of each cell in the mean of a bin's samples, along one axis."""
-    steps = ((np.arange(bins * samples) + 0.5) / (bins * samples)).astype(first.dtype)
-    place = first[:, None] + jnp.maximum(last - first, least)[:, None] * steps[None]
-    inside = (place >= -1) & (place <= cells)
-    place = jnp.clip(place, 0, cells - 1)
-    middles = np.arange(cells, dtype=first.dtype)[None, None]
-    weights = jnp.maximum(0, 1 - jnp.abs(place[..., None] - middles))
-    weights = jnp.where(inside[..., None], weights, 0)
-    return weights.reshape(len(first), bins, samples, cells).mean(axis=2)
+    return pooled.transpose(0, 3, 1, 2)
 
 
 def pools_levels(pooler) -> bool:

@@ -1,7 +1,7 @@
 """RoIAlign on a pyramid of maps: bilinear samples of each region, from the map for its size.
 
-Shapes: `R` regions, `P` bins along a region's side, `S` samples along a bin's side, `L` maps,
-`H W` cells of a map, `C` channels, `M` = R * P * P bins.
+Shapes: `R` regions, `P Q` bins down and along a region, `S` samples along a bin's side, `L` maps,
+`H W` cells of a map, `C` channels, `M` = R * P * Q bins.
 """
 
 from collections.abc import Sequence
@@ -48,23 +48,24 @@ def pyramid_levels(
     return jnp.sum(length[:, None] >= starts.astype(np.float32)[None], axis=1, dtype=jnp.int32)
 
 
-def _taps(first, last, extent, size, samples):
+def _taps(first, last, extent, bins, samples, shortest):
     """Place the samples of each region along one axis.
 
     Args:
       first: f32[R], first edge of each region, in cells.
       last: f32[R], last edge.
       extent: i32[R], cells of the region's map along this axis.
-      size: P.
+      bins: P or Q.
       samples: S.
+      shortest: cells that a region has at least.
 
     Returns:
-      places: i32[R, P, 2 S], the two cells that each sample lies between.
-      weights: f32[R, P, 2 S], the weights of these cells in a bin's mean.
+      places: i32[R, bins, 2 S], the two cells that each sample lies between.
+      weights: f32[R, bins, 2 S], the weights of these cells in a bin's mean.
     """
-    length = jnp.maximum(last - first, 1)
-    steps = (np.arange(size * samples, dtype=np.float32) + np.float32(0.5)) / (size * samples)
-    place = first[:, None] + length[:, None] * np.float32(steps)[None]
+    length = jnp.maximum(last - first, shortest)
+    steps = ((np.arange(bins * samples) + 0.5) / (bins * samples)).astype(first.dtype)
+    place = first[:, None] + length[:, None] * steps[None]
     extent = extent[:, None]
     inside = (place >= -1) & (place <= extent.astype(place.dtype))
     place = jnp.maximum(place, 0)
@@ -73,7 +74,7 @@ def _taps(first, last, extent, size, samples):
     weights = jnp.stack([1 - share, share], axis=-1)
     weights = jnp.where(inside[..., None], weights / samples, 0)
     places = jnp.stack([low, jnp.minimum(low + 1, extent - 1)], axis=-1)
-    shape = (len(first), size, 2 * samples)
+    shape = (len(first), bins, 2 * samples)
     return places.reshape(shape), weights.reshape(shape)
 
 
@@ -83,11 +84,12 @@ def roi_align(
     levels: Int[Array, " R"],
     cells: Int[Array, "L 2"] | Sequence[tuple[int, int]] | None = None,
     *,
-    size: int,
+    size: int | tuple[int, int],
     scales: Sequence[float],
     samples: int = 2,
-) -> Float[jax.Array, "R {size} {size} C"]:
-    """Divide each region into size x size bins and take the mean of each bin's samples.
+    aligned: bool = False,
+) -> Float[jax.Array, "R _ _ C"]:
+    """Divide each region into P x Q bins and take the mean of each bin's samples.
 
     A region goes from edge x0 to edge x1 + 1, times its map's scale, without any rounding, and is
     at least a cell wide. Each bin has samples x samples points, evenly spread; a point's value is
@@ -99,18 +101,19 @@ def roi_align(
       boxes: f32[R, 4], regions in pixels.
       levels: i32[R], the map of each region.
       cells: i32[L, 2], the rows and columns that are each map, at its top left; None for all.
-      size: P.
+      size: P and Q, or what both are.
       scales: of each map, cells per pixel: the inverse of its stride.
       samples: S.
+      aligned: cell j lies at j + 1/2 after all, and a region is as narrow as it is.
 
     Returns:
-      f32[R, P, P, C].
+      f32[R, P, Q, C].
 
     Raises:
       ValueError: where a shape is not as above.
 
-    Reference: He, Gkioxari, Dollár, Girshick, Mask R-CNN, ICCV 2017; torchvision.ops.roi_align with
-    aligned=False, which torchvision's detectors were trained with.
+    Reference: He, Gkioxari, Dollár, Girshick, Mask R-CNN, ICCV 2017; torchvision.ops.roi_align,
+    whose detectors were trained with aligned=False.
     """
     if any(each.ndim != 3 for each in maps) or len(scales) != len(maps):
         known = ", ".join(str(each.shape) for each in maps)
@@ -123,19 +126,22 @@ def roi_align(
     channels = maps[0].shape[2]
     shapes = np.array([each.shape[:2] for each in maps], np.int32)
     extents = jnp.asarray(shapes if cells is None else cells).astype(jnp.int32)[levels]
-    edges = boxes_to_edges(boxes) * jnp.asarray(scales, jnp.float32)[levels][:, None]
-    tops, down = _taps(edges[:, 1], edges[:, 3], extents[:, 0], size, samples)
-    lefts, along = _taps(edges[:, 0], edges[:, 2], extents[:, 1], size, samples)
+    scale = jnp.asarray(scales, boxes.dtype)[levels][:, None]
+    edges = boxes_to_edges(boxes) * scale - (0.5 if aligned else 0)
+    shortest = 0 if aligned else 1
+    rows, columns = (size, size) if isinstance(size, int) else size
+    tops, down = _taps(edges[:, 1], edges[:, 3], extents[:, 0], rows, samples, shortest)
+    lefts, along = _taps(edges[:, 0], edges[:, 2], extents[:, 1], columns, samples, shortest)
     starts = np.cumsum([0, *shapes.prod(axis=1)[:-1]], dtype=np.int32)
     tops = (
         jnp.asarray(starts)[levels][:, None, None]
         + tops * jnp.asarray(shapes[:, 1])[levels][:, None, None]
     )
-    rows = tops[:, :, None, :, None] + lefts[:, None, :, None, :]  # [R, P, P, 2 S, 2 S]
+    places = tops[:, :, None, :, None] + lefts[:, None, :, None, :]  # [R, P, Q, 2 S, 2 S]
     weights = down[:, :, None, :, None] * along[:, None, :, None, :]
     # One gather of whole rows of channels: its gradient is one sum into the table.
     table = jnp.concatenate([each.reshape(-1, channels) for each in maps])
     count = 4 * samples * samples
-    values = table.at[rows.reshape(-1, count)].get(mode="promise_in_bounds")
+    values = table.at[places.reshape(-1, count)].get(mode="promise_in_bounds")
     pooled = jnp.einsum("mk,mkc->mc", weights.reshape(-1, count).astype(table.dtype), values)
-    return pooled.reshape(boxes.shape[0], size, size, channels)
+    return pooled.reshape(boxes.shape[0], rows, columns, channels)

@@ -11,7 +11,7 @@ SHAPES = ((24, 31), (12, 16), (6, 8))  # cells; 96 x 124 pixels
 
 pool = jax.jit(
     functools.partial(roi_align, scales=tuple(1 / stride for stride in STRIDES)),
-    static_argnames=("size", "samples"),
+    static_argnames=("size", "samples", "aligned"),
 )
 
 
@@ -29,13 +29,14 @@ def at(cells, y, x):
     return (1 - down) * upper + down * lower
 
 
-def loop(maps, boxes, levels, size, samples):
+def loop(maps, boxes, levels, rows, columns, samples, aligned):
     """The definition, point by point, in float64."""
-    out = np.zeros((len(boxes), size, size, maps[0].shape[2]))
+    out = np.zeros((len(boxes), rows, columns, maps[0].shape[2]))
+    shortest, shift = (0, 0.5) if aligned else (1, 0)
     for region, (box, level) in enumerate(zip(boxes.astype(np.float64), levels, strict=True)):
-        x0, y0, x1, y1 = (box + [0, 0, 1, 1]) / STRIDES[level]
-        tall, wide = max(y1 - y0, 1) / size, max(x1 - x0, 1) / size
-        for i, j in np.ndindex(size, size):
+        x0, y0, x1, y1 = (box + [0, 0, 1, 1]) / STRIDES[level] - shift
+        tall, wide = max(y1 - y0, shortest) / rows, max(x1 - x0, shortest) / columns
+        for i, j in np.ndindex(rows, columns):
             points = [
                 at(maps[level], y0 + (i + down) * tall, x0 + (j + along) * wide)
                 for down in (np.arange(samples) + 0.5) / samples
@@ -62,11 +63,13 @@ def boxes(rng):
     return corners.astype(np.float32)
 
 
-@pytest.mark.parametrize(("size", "samples"), [(7, 2), (3, 1)])
-def test_equals_the_loop(maps, boxes, size, samples):
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize(("rows", "columns", "samples"), [(7, 7, 2), (3, 3, 1), (2, 5, 3)])
+def test_equals_the_loop(maps, boxes, rows, columns, samples, aligned):
     levels = np.arange(len(boxes), dtype=np.int32) % 3
-    pooled = pool(maps, boxes, levels, size=size, samples=samples)
-    expected = loop(maps, boxes, levels, size, samples)
+    size = rows if rows == columns else (rows, columns)
+    pooled = pool(maps, boxes, levels, size=size, samples=samples, aligned=aligned)
+    expected = loop(maps, boxes, levels, rows, columns, samples, aligned)
     np.testing.assert_allclose(pooled, expected, atol=2e-5)
     assert not pooled[3].any()
 
