@@ -6,13 +6,13 @@ What takes `model` runs by callback and, where torchax is installed, by that.
 import importlib.util
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import dag_jax
 from dag_jax import adapters, models
 from dag_jax.runs.subject import weights_digest
+from tests.adapters import everywhere
 
 torch = pytest.importorskip("torch", reason="PyTorch, of the torch extra, is not installed")
 
@@ -127,23 +127,8 @@ def test_an_attack_is_that_of_a_loop_in_pytorch(module, model, targets):
 
 
 @pytest.mark.slow
-def test_the_stream_and_the_batch_attack_as_one_does(model, targets):
-    function, method = models.score_fn(model), dag_jax.Method(max_steps=5)
-    alone = dag_jax.attack(function, IMAGE, targets, method)
-    mesh = jax.sharding.Mesh(jax.local_devices(), ("images",))
-    examples = [(name, IMAGE, targets) for name in "abc"]
-    streamed = dict(dag_jax.attack_stream(function, examples, method, slots=2, mesh=mesh))
-    twice = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), targets)
-    batch = dag_jax.attack_batch(function, np.stack([IMAGE, IMAGE]), twice, method)
-    for result in (*streamed.values(), jax.tree.map(lambda leaf: leaf[1], batch)):
-        np.testing.assert_allclose(result.perturbation, alone.perturbation, atol=1e-4)
-    assert sorted(streamed) == ["a", "b", "c"]
-
-
-@pytest.mark.slow
-def test_the_audit_holds(model, targets):
-    findings = dag_jax.audit(models.score_fn(model), IMAGE, targets)
-    assert all(finding.passed for finding in findings), findings
+def test_the_stream_the_batch_and_the_audit_say_the_same(model, targets):
+    everywhere.check(models.score_fn(model), IMAGE, targets)
 
 
 def test_run_folders_tell_weights_apart():
