@@ -146,7 +146,9 @@ def test_random_weights_give_what_pytorch_gives(name, classes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["espnetv2_05_384"])
+@pytest.mark.parametrize(
+    "name", [f"espnetv2_{each}" for each in ("20_384", "20_256", "10_384", "05_384")]
+)
 def test_published_weights_give_what_pytorch_gives(name, shared):
     (file,) = published.ORIGINS[name].files
     path = shared / "weights" / file.name
