@@ -54,7 +54,7 @@ def read(path, cfg: Cfg) -> dict[str, dict[str, np.ndarray]]:
                 problem = "truncated" if size < start + 4 * count else "too long"
                 raise UserError(
                     f"{path} has {size} bytes, and the network asks for {start + 4 * count}: it is "
-                    f"{problem}, or the .cfg is of another network"
+                    f"{problem}, no .weights file of darknet, or of another network than the .cfg"
                 )
             file.seek(start)
             numbers = np.frombuffer(file.read(4 * count), "<f4").astype(np.float32)

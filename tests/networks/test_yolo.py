@@ -315,7 +315,7 @@ def test_files_of_another_network_are_refused(fastest, tmp_path):
     (tmp_path / "net.cfg").write_text(text_of(TINY))
     with pytest.raises(UserError, match=r"net\.cfg describes another network than yolo_fastest"):
         networks.load("yolo_fastest_voc", checkpoint=[tmp_path / "net.cfg", fastest[0]])
-    with pytest.raises(UserError, match="is truncated, or the .cfg is of another network"):
+    with pytest.raises(UserError, match="is truncated, no .weights file of darknet, or of"):
         networks.load("yolov3_nano_voc", checkpoint=fastest[0])
     with pytest.raises(UserError, match="a network of darknet's is a .weights file"):
         networks.load("yolov3_nano_voc", checkpoint=[fastest[0], fastest[0]])
