@@ -1,7 +1,8 @@
 """PyTorch's modules as ours: PyTorch itself runs forward and backward, JAX calls it.
 
 What is compiled calls back to the host, once for scores and once for their gradient, so that any
-module of any version goes in as it is, and the gradient is PyTorch's to the last bit. Preparing
+module of any version goes in as it is, and the gradient is PyTorch's to the last bit. The graph
+that autograd makes of the forward pass is kept for the second call. Preparing
 the image is done in PyTorch, too. A module on a GPU works there, but the image goes through the
 host; on a TPU callbacks need a host that has PyTorch. The other way is `torchax`: no PyTorch runs.
 
@@ -10,6 +11,8 @@ Shapes: `H W` pixels of the user's image, `h w` cells of a map, `C` classes.
 
 import hashlib
 import importlib
+import itertools
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +33,8 @@ WAYS = ("callback", "torchax")
 class TorchFunction:
     """A function of an image that a PyTorch module computes; a pytree without leaves.
 
-    JAX compares it by identity.
+    JAX compares it by identity. It keeps the graphs of the last forward passes, one for each device
+    of JAX, until they are pulled back or newer ones come.
 
     Attributes:
       title: what tables call the module.
@@ -57,8 +61,10 @@ class TorchFunction:
         )
         self._picks, self._single = checks.picks(output, title), not isinstance(output, tuple)
         self._shapes_of: dict[tuple[int, ...], list] = {}
+        self._graphs: dict[int, tuple] = {}  # by ticket, oldest first
+        self._tickets, self._lock = itertools.count(), threading.Lock()
         self._call = jax.custom_vjp(self._scores)
-        self._call.defvjp(lambda image: (self._scores(image), image), self._pull)
+        self._call.defvjp(self._scores_and_graph, self._pull)
 
     def __call__(self, image: Float[Array, "H W 3"]) -> PyTree[Float[Array, "..."]]:
         """Return the module's output, or the tuple of those that were named, as float32.
@@ -115,9 +121,12 @@ class TorchFunction:
         self, image: Float[Array, "H W 3"], cotangents: Sequence[Float[Array, "..."]]
     ) -> Float[np.ndarray, "H W 3"]:
         """Return the gradient f32[H, W, 3] of the sum of each output times its cotangent."""
-        x, outputs = self._forward(image)
+        return self._pulled(self._forward(image), cotangents)
+
+    def _pulled(self, graph, cotangents):
+        x, outputs = graph
         gradient = self._gradient(x, outputs, cotangents)
-        return np.zeros(image.shape, np.float32) if gradient is None else gradient
+        return np.zeros(x.shape, np.float32) if gradient is None else gradient
 
     def _forward(self, image):
         """Return (tensor of the image that the gradient is of, list of outputs)."""
@@ -178,10 +187,37 @@ class TorchFunction:
         shapes = self._shapes(image.shape)
         return jax.pure_callback(self.run, shapes, image, vmap_method="sequential")
 
-    def _pull(self, image, cotangents):
+    def _scores_and_graph(self, image):
+        ticket = jax.ShapeDtypeStruct((), jnp.int32)
+        shapes = self._shapes(image.shape), ticket
+        outputs, ticket = jax.pure_callback(
+            self._run_and_keep, shapes, image, vmap_method="sequential"
+        )
+        return outputs, (image, ticket)
+
+    def _pull(self, residuals, cotangents):
+        image, ticket = residuals
         shape = jax.ShapeDtypeStruct(image.shape, jnp.float32)
-        pulled = jax.pure_callback(self.pull, shape, image, cotangents, vmap_method="sequential")
+        pulled = jax.pure_callback(
+            self._pull_kept, shape, image, ticket, cotangents, vmap_method="sequential"
+        )
         return (pulled,)
+
+    def _run_and_keep(self, image):
+        """Return the outputs, and the ticket that their graph is kept under."""
+        graph = self._forward(image)
+        with self._lock:
+            ticket = next(self._tickets) % 2**31
+            self._graphs[ticket] = graph
+            while len(self._graphs) > jax.local_device_count():
+                del self._graphs[next(iter(self._graphs))]
+        return [self._as_numpy(output) for output in graph[1]], np.int32(ticket)
+
+    def _pull_kept(self, image, ticket, cotangents):
+        """Return `pull`, by the kept graph where there is one: it serves once."""
+        with self._lock:
+            graph = self._graphs.pop(int(ticket), None)
+        return self._pulled(graph or self._forward(image), cotangents)
 
 
 jax.tree_util.register_pytree_node(

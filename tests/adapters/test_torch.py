@@ -131,6 +131,31 @@ def test_the_stream_the_batch_and_the_audit_say_the_same(model, targets):
     everywhere.check(models.score_fn(model), IMAGE, targets)
 
 
+def test_a_step_runs_forward_once(targets):
+    module, calls = network(), []
+    model = adapted(module)
+    model.scores(IMAGE)
+    hook = module.register_forward_hook(lambda *_: calls.append(1))
+    dag_jax.attack(models.score_fn(model), IMAGE, targets, dag_jax.Method(max_steps=12))
+    hook.remove()
+    assert len(calls) == 12 + 1  # the scores of what was made
+
+
+def test_what_is_kept_of_a_forward_pass_serves_once_and_is_not_needed():
+    function, devices = adapted(network(), classes=None), jax.local_device_count()
+    cotangents = RNG.normal(size=(3, 4, 12, 16)).astype(np.float32)
+    _, late = jax.vjp(function, IMAGE)
+    for _ in range(devices):
+        jax.vjp(function, IMAGES[1])  # takes its place
+    assert len(function._graphs) == devices
+    expected = [function.pull(IMAGE, [each]) for each in cotangents]
+    for pull in (late, jax.vjp(function, IMAGE)[1], jax.vjp(jax.jit(function), IMAGE)[1]):
+        for each, gradient in zip(cotangents, expected, strict=True):
+            np.testing.assert_array_equal(pull(each)[0], gradient)
+    _, pull = jax.vjp(function, IMAGE)
+    np.testing.assert_array_equal(jax.vmap(pull)(cotangents)[0], expected)
+
+
 def test_run_folders_tell_weights_apart():
     module = network()
     model = adapted(module)
