@@ -1,6 +1,6 @@
 """How fast the attack is on this machine, each figure beside its control.
 
-    python -m experiments.benchmark                           all: 40 minutes on two cores, and adapters
+    python -m experiments.benchmark                           all: 40 minutes without adapters
     python -m experiments.benchmark --parts=engine,kernels    two of the parts
     python -m experiments.benchmark --images=24 --few_images=8 --workdir=runs/benchmark_24
     pip install -e '.[torch,peers]'                           for the comparisons with PyTorch

@@ -39,7 +39,7 @@ from dag_jax.models import DETECTION
 from dag_jax.networks.network import ATTACK_NMS
 from dag_jax.progress import progress
 from dag_jax.report import density, findings, tables
-from dag_jax.runs import attacks, audit, audit_checks, evaluation, scores
+from dag_jax.runs import attacks, audit, audit_checks, audit_scores, evaluation, scores
 from dag_jax.runs import findings as rules
 from dag_jax.runs.attacks import Plan
 from dag_jax.runs.targets import candidate_targets, paper_targets
@@ -127,7 +127,7 @@ def entry_of(subject, threshold, most, *, first) -> Entry:
         },
         columns=("orig", "advr_uint8", scores.ADVR),
         complete=_completed,
-        checks=audit.checks_but(audit_checks.permuted, *(audit_checks.model,) * (not first)),
+        checks=audit.checks_but(audit_scores.permuted, *(audit_checks.model,) * (not first)),
     )
 
 

@@ -38,7 +38,7 @@ from dag_jax.datasets import ExampleSet, drawings, photographs
 from dag_jax.errors import UserError
 from dag_jax.models import SEGMENTATION
 from dag_jax.report import figures, findings, pictures, tables
-from dag_jax.runs import audit, audit_checks, evaluation, scores
+from dag_jax.runs import audit, audit_checks, audit_scores, evaluation, scores
 from dag_jax.runs.attacks import Plan
 from dag_jax.runs.targets import drawn_targets
 from experiments.common import console, inputs, options
@@ -178,7 +178,7 @@ def entry_of(drawing, subject, *, first) -> Entry:
         step_size=FLAGS.step_size,
         max_steps=FLAGS.max_steps or subject.about.max_steps,
     )
-    checks = audit.checks_but(audit_checks.permuted, *(audit_checks.model,) * (not first))
+    checks = audit.checks_but(audit_scores.permuted, *(audit_checks.model,) * (not first))
     return Entry(
         f"{subject.name} {drawing.name}",
         drawing.title,

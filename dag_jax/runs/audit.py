@@ -4,7 +4,7 @@
 
 The findings of a row are kept in audit.json beside it. A row is not audited again while it, the
 rows that it is compared with, and the checks stay the same. `stored_findings` reads them for
-launches that work on the rows' perturbations. `dag_jax.runs.audit_checks` has the checks.
+launches that work on the rows' perturbations. `audit_checks` and `audit_scores` have the checks.
 """
 
 import functools
@@ -18,10 +18,11 @@ import dag_jax
 from dag_jax import files
 from dag_jax.engine.audit import Finding
 from dag_jax.progress import progress
-from dag_jax.runs import audit_checks, rundir
+from dag_jax.runs import audit_checks, audit_scores, rundir
 from dag_jax.runs import findings as rules
 from dag_jax.runs.attacks import Plan
-from dag_jax.runs.audit_checks import WHITE_BOX, Row
+from dag_jax.runs.audit_checks import Row
+from dag_jax.runs.audit_scores import WHITE_BOX
 from dag_jax.runs.dataset import ROW
 
 FILE = "audit.json"
@@ -31,8 +32,8 @@ CHECKS = (
     audit_checks.stands,
     audit_checks.grows,
     audit_checks.goes_on,
-    audit_checks.permuted,
-    audit_checks.saved,
+    audit_scores.permuted,
+    audit_scores.saved,
 )
 
 
@@ -60,7 +61,7 @@ def of_row(row: Row, rivals, *, checks=CHECKS, then=None, bar=None) -> tuple[lis
 
     Args:
       row: the row.
-      rivals: as in `audit_checks.white_box`; None leaves that check out.
+      rivals: as in `audit_scores.white_box`; None leaves that check out.
       checks: functions of a row, each returning a Finding or a list of them.
       then: earlier findings of this row with other rivals. Only the check that compares with
         rivals is run again.
@@ -70,7 +71,7 @@ def of_row(row: Row, rivals, *, checks=CHECKS, then=None, bar=None) -> tuple[lis
       (findings, whether all checks ran). A check that raises is a finding that could not be judged.
     """
     findings, ran = [finding for finding in then or () if finding.check != WHITE_BOX], True
-    compare = functools.partial(audit_checks.white_box, rivals=rivals)
+    compare = functools.partial(audit_scores.white_box, rivals=rivals)
     last = () if rivals is None else (compare,)
     for check in (*checks, *last):
         if check in last or not then:
@@ -80,7 +81,7 @@ def of_row(row: Row, rivals, *, checks=CHECKS, then=None, bar=None) -> tuple[lis
                 ran = False
                 detail = f"{type(error).__name__}: {error}"
                 remedy = "mend that, and run the same command again"
-                name = WHITE_BOX if check in last else f"audit_checks.{check.__name__}"
+                name = WHITE_BOX if check in last else f"check {check.__name__}"
                 new = Finding(name, None, detail, remedy)
             findings += new if isinstance(new, list) else [new]
         if bar is not None:
@@ -141,7 +142,7 @@ def stored_findings(workdir, names) -> dict[str, list[Finding]]:
 def checks_sha256() -> str:
     """Return a digest of the checks' sources, which changes with the checks and their limits."""
     package = pathlib.Path(dag_jax.__file__).parent
-    sources = [pathlib.Path(str(module.__file__)) for module in (audit_checks, rules)]
+    sources = [pathlib.Path(str(module.__file__)) for module in (audit_checks, audit_scores, rules)]
     sources += [package / "engine" / "audit.py", package / "engine" / "planted.py"]
     return files.sha256(" ".join(map(files.sha256_of, sources)))
 

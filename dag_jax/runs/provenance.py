@@ -19,10 +19,11 @@ LEFT_OUT = (
     "files.py",  # keeps what it is given, and compares it with digests
     "progress.py",
     "report",  # pictures and tables of results
-    "engine/audit.py",  # judges attacks, as the three others do; a run's has a digest of its own
+    "engine/audit.py",  # judges attacks, as the four others do; a run's has a digest of its own
     "engine/planted.py",
     "runs/audit.py",
     "runs/audit_checks.py",
+    "runs/audit_scores.py",
     "runs/claims.py",  # judges scores that are there
     "runs/__init__.py",
     "runs/exporting.py",

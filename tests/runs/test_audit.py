@@ -13,7 +13,7 @@ from jax import lax
 
 import dag_jax
 from dag_jax import Finding, Method, datasets, files, metrics, models, networks
-from dag_jax.runs import attacks, audit, audit_checks, dataset, rundir, scores
+from dag_jax.runs import attacks, audit, audit_checks, audit_scores, dataset, rundir, scores
 from dag_jax.runs.attacks import Plan
 from dag_jax.runs.audit_checks import Row
 from dag_jax.runs.subject import subject_of
@@ -117,9 +117,9 @@ def test_a_model_whose_gradient_is_masked(make, healthy, tmp_path):
     row = make(tmp_path / "run", Flipped(jnp.float32([2, 2])), 6, 2.0)
     checks = audit.checks_but(audit_checks.goes_on)
     findings, _ = audit.of_row(row, {WAVES: healthy[WAVES].run}, checks=checks)
-    for check in (SLOPES, GROWS, PERMUTED, audit_checks.WHITE_BOX):
+    for check in (SLOPES, GROWS, PERMUTED, audit_scores.WHITE_BOX):
         assert verdict(findings, check).passed is False, check
-    assert f"more harm by {WAVES}" in verdict(findings, audit_checks.WHITE_BOX).detail
+    assert f"more harm by {WAVES}" in verdict(findings, audit_scores.WHITE_BOX).detail
     assert verdict(findings, PNG).passed is True
 
 
@@ -181,10 +181,10 @@ def remake(row, folder, changed, count=COUNT):
 def test_permuted_perturbations_stored_for_the_attacks(healthy, tmp_path):
     changed = functools.partial(metrics.permute, jax.random.key(7))
     subject = remake(healthy[HUES], tmp_path / "run", changed)
-    assert audit_checks.permuted(subject).passed is False
+    assert audit_scores.permuted(subject).passed is False
     stored, _ = audit_checks.goes_on(subject)
     assert stored.passed is False and "other perturbations" in stored.remedy
-    assert all(finding.passed for finding in audit_checks.saved(subject))
+    assert all(finding.passed for finding in audit_scores.saved(subject))
 
 
 def truncated(image, change):
@@ -211,7 +211,7 @@ def test_a_writer_that_truncates(healthy, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         patch.setattr(rundir, "saved_pixels", truncated)
         made = remake(subject, tmp_path / "truncated", lambda change: change)
-    finding = audit_checks.saved(made)[0]
+    finding = audit_scores.saved(made)[0]
     assert finding.passed is False and "truncated" in finding.remedy
     # The table is of these PNGs, so that its score is right: only the pixels tell.
     assert " 0.00% of their values" not in finding.detail and " 0 are predicted" in finding.detail
@@ -219,12 +219,12 @@ def test_a_writer_that_truncates(healthy, monkeypatch, tmp_path):
 
 def test_pngs_that_the_table_is_not_of(healthy, tmp_path):
     subject, folder = healthy[HUES], tmp_path / "shifted"
-    finding, _ = audit_checks.saved(shift(subject, folder))
+    finding, _ = audit_scores.saved(shift(subject, folder))
     assert finding.passed is False and " 0.00% of their values" in finding.detail
     assert " 0 are predicted otherwise" not in finding.detail  # only the score tells
     (folder / "perturbations").rename(tmp_path / "other")
     shutil.copytree(subject.run.folder / "perturbations", folder / "perturbations")
-    (finding,) = audit_checks.saved(subject._replace(run=rundir.read(folder)))
+    (finding,) = audit_scores.saved(subject._replace(run=rundir.read(folder)))
     assert finding.passed is False and "do not match their SHA-256" in finding.detail
 
 
@@ -234,7 +234,7 @@ def weak(change):
 
 
 def test_rounding_that_undoes_an_attack(healthy, tmp_path):
-    written, rounding = audit_checks.saved(remake(healthy[HUES], tmp_path / "run", weak))
+    written, rounding = audit_scores.saved(remake(healthy[HUES], tmp_path / "run", weak))
     assert written.passed is True
     assert rounding.passed is False and "--rounded" in rounding.remedy
     assert "the score of 10 images goes from " in rounding.detail
@@ -244,17 +244,17 @@ def test_scores_of_too_few_images_are_not_compared(healthy, tmp_path):
     subject, rival = healthy.values()
     few = remake(subject, tmp_path / "run", weak, audit_checks.FEWEST - 1)
     rivals = {WAVES: rival.run}
-    compared = audit_checks.white_box(few, rivals)
-    for finding in (audit_checks.permuted(few), audit_checks.saved(few)[1], compared):
+    compared = audit_scores.white_box(few, rivals)
+    for finding in (audit_scores.permuted(few), audit_scores.saved(few)[1], compared):
         assert finding.passed is None and finding.remedy == audit_checks.MORE_IMAGES, finding
     assert compared.detail.endswith("waves on: 9")
 
 
 def test_folders_that_are_mixed_up(healthy):
     subject, rival = healthy.values()
-    finding = audit_checks.white_box(subject._replace(run=rival.run), {HUES: subject.run})
+    finding = audit_scores.white_box(subject._replace(run=rival.run), {HUES: subject.run})
     assert finding.passed is False and "mixed up" in finding.remedy
-    assert audit_checks.white_box(subject, {}).passed is None
+    assert audit_scores.white_box(subject, {}).passed is None
 
 
 def test_a_table_keeps_its_audit(healthy, mesh, tmp_path):
@@ -278,7 +278,7 @@ def test_a_table_keeps_its_audit(healthy, mesh, tmp_path):
     (tmp_path / WAVES / "audit.json").write_text("damaged")
     both = of_table(rows)
     for findings in both.values():
-        assert [finding.check for finding in findings] == [STOPS, GROWS, audit_checks.WHITE_BOX]
+        assert [finding.check for finding in findings] == [STOPS, GROWS, audit_scores.WHITE_BOX]
     assert [finding.passed for finding in both[HUES]] == [True] * 3
     assert both[WAVES][-1].passed is False  # cut short, it does less than the other
     assert both[HUES][0].detail == "what was kept" in path.read_text()
@@ -296,18 +296,16 @@ def test_a_check_that_cannot_run_costs_no_table(healthy, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(subject.run.folder, folder)
     shutil.rmtree(folder / "scores")
-    done = [Finding(audit_checks.WHITE_BOX, None, "nothing", "add one")]
+    done = [Finding(audit_scores.WHITE_BOX, None, "nothing", "add one")]
     broken = subject._replace(run=rundir.read(folder))
     checks = audit.checks_but(audit_checks.model, audit_checks.goes_on)
     findings, ran = audit.of_row(broken, {}, checks=checks)
     assert not ran
     wrong = {
-        finding.check: finding.detail
-        for finding in findings
-        if finding.check.startswith("audit_checks.")
+        finding.check: finding.detail for finding in findings if finding.check.startswith("check ")
     }
     lacking = {"stands", "permuted", "saved"}
-    assert set(wrong) == {f"audit_checks.{name}" for name in lacking}
+    assert set(wrong) == {f"check {name}" for name in lacking}
     assert all("no such file" in detail for detail in wrong.values())
     assert audit.of_row(broken, {}, then=done)[1]
 
@@ -322,6 +320,6 @@ def test_whatever_a_check_raises_costs_no_other(healthy):
     subject = healthy[HUES]
     findings, ran = audit.of_row(subject, None, checks=(fails, audit_checks.stops))
     assert not ran and [finding.passed for finding in findings] == [None, True]
-    assert findings[0].check == "audit_checks.fails" and findings[0].detail == "KeyError: 'nothing'"
+    assert findings[0].check == "check fails" and findings[0].detail == "KeyError: 'nothing'"
     with pytest.raises(KeyboardInterrupt):
         audit.of_row(subject, None, checks=(interrupted,))
