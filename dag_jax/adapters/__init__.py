@@ -10,6 +10,7 @@ model = dag_jax.adapters.from_queries(function, classes=names)   # a detector li
 
 from dag_jax.adapters.functions import FunctionSegmenter, from_function
 from dag_jax.adapters.keras import from_keras
+from dag_jax.adapters.layers import with_fast_layers
 from dag_jax.adapters.queries import (
     QueryDetector,
     SigmoidQueryDetector,
@@ -28,4 +29,5 @@ __all__ = [
     "from_queries",
     "from_sigmoid_queries",
     "from_torch",
+    "with_fast_layers",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from dag_jax.adapters import checks, compiled
+from dag_jax.adapters import checks, compiled, layers
 from dag_jax.adapters.functions import FunctionSegmenter, class_names, from_function
 from dag_jax.errors import UserError, optional_import
 
@@ -29,7 +29,8 @@ def from_keras(
 
     The model sees (resize(image) / 255 - mean) / std, runs as for inference, and is tried once on
     noise. Its variables are taken as they are now; they are the leaves of what is returned. A
-    UserWarning says where the gradient is no slope of an output (stop_gradient).
+    UserWarning says where the gradient is no slope of an output (stop_gradient). On a CPU its
+    convolutions and max pools are the project's, by `with_fast_layers`.
 
     Args:
       model: a keras.Model, built, of one image [1, h, w, 3] as its argument.
@@ -88,7 +89,7 @@ def from_keras(
         for kind in (model.trainable_variables, model.non_trainable_variables)
     ]
     function = compiled.around(
-        forward,
+        layers.with_fast_layers(forward),
         variables,
         mean=mean,
         std=std,

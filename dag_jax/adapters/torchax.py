@@ -31,13 +31,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float
 
-from dag_jax.adapters import checks, regions
+from dag_jax.adapters import checks, layers, regions
 from dag_jax.errors import UserError, optional_import
-from dag_jax.networks import depthwise, operations, planes
+from dag_jax.networks import operations, planes
 
 _TOGETHER = "torchax 0.0.13 with torch 2.12.1 and jax 0.10.2"
 _PARTS = ("torchax", "torch", "jax")
-_FEW = 8  # groups that are convolved one by one
 # How far outputs and the gradient may be from PyTorch's, in the norm, in single and in half
 # precision. Rounding changes outputs by 1e-5, and a gradient that passes ties of ReLUs by 1e-2.
 _APART = {"scores": (1e-3, 5e-2), "a gradient": (2e-1, 3e-1)}
@@ -238,13 +237,11 @@ def _max_pool(
     if not supported or return_indices:
         return theirs(x, size, stride, padding, dilation, ceil_mode, return_indices)
     size, stride, padding = (number for square in squares for number in square)
-    if not ceil_mode:  # ours is always so: give it what whole windows cover
-        config = [(0, 0, 0), (0, 0, 0)]
-        for side in x.shape[2:]:
-            covered = (side + 2 * padding - size) // stride * stride + size
-            config.append((padding, covered - side - padding, 0))
-        x, padding = lax.pad(x, jnp.array(-jnp.inf, x.dtype), config), 0
-    y = operations.max_pool(x.transpose(0, 2, 3, 1), size=size, stride=stride, padding=padding)
+    x = x.transpose(0, 2, 3, 1)
+    if ceil_mode:
+        y = operations.max_pool(x, size=size, stride=stride, padding=padding)
+    else:
+        y = layers.max_pool(x, size=size, stride=stride, pads=((padding, padding),) * 2)
     return y.transpose(0, 3, 1, 2)
 
 
@@ -284,29 +281,22 @@ def _convolve(theirs, x, kernel, bias, *geometry):
 
 def _fast(x, kernel, strides, paddings, dilations, transposed, output_padding, groups):
     """Return f32[B, H', W', D] of [B, H, W, C], or None where there is nothing of the project's."""
-    stride, padding, dilation = strides[0], paddings[0], dilations[0]
-    size, even = kernel.shape[2], len(set(paddings)) == 1
-    alike = all(len(set(pair)) == 1 for pair in (kernel.shape[2:], strides, dilations))
-    if not alike or (stride > 1 and dilation > 1):
-        return None
     if transposed:
-        if dilation > 1 or not even or max(output_padding) > padding:
+        stride, padding = strides[0], paddings[0]
+        alike = all(len({*pair}) == 1 for pair in (kernel.shape[2:], strides, dilations, paddings))
+        if not alike or dilations[0] > 1 or max(output_padding) > padding:
             return None
         shape = tuple(
-            (side - 1) * stride + size - 2 * padding + extra
+            (side - 1) * stride + kernel.shape[2] - 2 * padding + extra
             for side, extra in zip(x.shape[1:3], output_padding, strict=True)
         )
         kernel = kernel.transpose(2, 3, 0, 1)
         return operations.upsample_dense(x, kernel, shape, stride=stride, offset=padding)
-    kernel = kernel.transpose(2, 3, 1, 0)
-    geometry = {"stride": stride, "dilation": dilation}
-    if groups == x.shape[3] == kernel.shape[3] and even:
-        return depthwise.convolve(x, kernel[:, :, 0], padding=padding, **geometry)
-    if groups > _FEW:
-        return None
-    if size == 1 and not any(paddings):
-        x, geometry["stride"] = x[:, ::stride, ::stride], 1
-    pads = tuple((pad, pad) for pad in paddings)
-    parts = zip(jnp.split(x, groups, axis=3), jnp.split(kernel, groups, axis=3), strict=True)
-    sums = [operations.convolve(*part, padding=pads, **geometry) for part in parts]
-    return jnp.concatenate(sums, axis=3)
+    return layers.convolve(
+        x,
+        kernel.transpose(2, 3, 1, 0),
+        strides=strides,
+        pads=tuple((pad, pad) for pad in paddings),
+        dilations=dilations,
+        groups=groups,
+    )
