@@ -4,7 +4,7 @@
     python -m experiments.benchmark --parts=engine,kernels    two of the parts
     python -m experiments.benchmark --images=24 --few_images=8 --workdir=runs/benchmark_24
     pip install -e '.[torch,peers]'                           for the comparisons with PyTorch
-    pip install -e '.[torchax]' torchvision==0.27.1           for adapters; transformers,
+    pip install -e '.[torchax,keras]' torchvision==0.27.1     for adapters; transformers, keras-hub,
                                                               segmentation_models_pytorch
 
 Parts:
@@ -15,7 +15,7 @@ Parts:
   layers     the same of each layer of an FCN
   torch      images per second, and an iteration; the same attack in PyTorch's eager mode
   peers      images per second; adversarial-library's own attack, on one core and on all
-  adapters   an iteration on PyTorch's modules, called back or compiled; PyTorch's own
+  adapters   an iteration on networks of PyTorch, Keras and Flax NNX; the framework's own
   precision  ADVR, steps and perceptibility in bfloat16, TF32 where there is; in float32
   kernels    layers in the form used here; in XLA's plain form
   scaling    an iteration against batch, image size and proposals: plots
@@ -45,9 +45,9 @@ from dag_jax.runs.attacks import Plan
 from dag_jax.runs.subject import subject_of
 from experiments.common import console, options
 from experiments.measure import (
+    adapted,
     child,
     curves,
-    foreign,
     iterations,
     kernels,
     peak,
@@ -121,7 +121,7 @@ options.integer("full_steps", 4, "torch: their M_0, which all of them reach.")
 options.integer(
     "iteration_size", 256, "torch: pixels of the side for one iteration.", *options.SIDES
 )
-options.strings("adapted", list(foreign.ARCHITECTURES), "adapters: names of modules.")
+options.strings("adapted", list(adapted.WAYS), "adapters: names of networks.")
 options.integer("shrink", 1, "kernels: what to divide channels by.")
 options.strings(
     "sizes",
@@ -286,7 +286,6 @@ def measure(part):
     if part == "scaling":
         return measure_scaling()
     if part == "adapters":
-        adapted = importlib.import_module("experiments.measure.adapted")  # needs PyTorch
         setting = {"size": FLAGS.size, "steps": FLAGS.iterations, "pairs": FLAGS.pairs}
         return {"rows": adapted.measure(FLAGS.adapted, **setting)}
     if part == ONE_CORE:
@@ -318,7 +317,7 @@ def main(argv):
     # 1. Everything that can be wrong is read before any long work.
     console.check_names("parts", FLAGS.parts, PARTS)
     console.check_names("fcns", FLAGS.fcns, FCNS)
-    console.check_names("adapted", FLAGS.adapted, foreign.ARCHITECTURES)
+    console.check_names("adapted", FLAGS.adapted, adapted.WAYS)
 
     # 2. In a child: one part, or what runs here.
     if FLAGS.case:

@@ -81,22 +81,23 @@ def _retinanet(*, small):
     return Heads(), {"output": ("boxes", "logits")}
 
 
-# By name, the package that an architecture needs, and its builder.
+# By name, the package that an architecture needs, its builder, and whether the image fades in it,
+# layer by layer, but for batch normalisations that have seen some noise.
 ARCHITECTURES = {
     **{
-        name: ("torchvision", functools.partial(_segmenter, name))
+        name: ("torchvision", functools.partial(_segmenter, name), True)
         for name in ("lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "fcn_resnet50")
     },
-    "segformer": ("transformers", _segformer),
-    "unet": ("segmentation_models_pytorch", _unet),
-    "detr": ("transformers", _detr),
-    "retinanet": ("torchvision", _retinanet),
+    "segformer": ("transformers", _segformer, False),
+    "unet": ("segmentation_models_pytorch", _unet, True),
+    "detr": ("transformers", _detr, False),
+    "retinanet": ("torchvision", _retinanet, False),
 }
 
 
 def lacking(name) -> str | None:
     """Return the package that an architecture needs and that is not installed, or None."""
-    package, _ = ARCHITECTURES[name]
+    package = ARCHITECTURES[name][0]
     return None if importlib.util.find_spec(package) else package
 
 
@@ -110,14 +111,15 @@ def build(name, *, small=False):
     import torch
 
     torch.manual_seed(0)
-    module, options = ARCHITECTURES[name][1](small=small)
-    if options.get("classes") and name != "segformer":
+    _, builder, fades = ARCHITECTURES[name]
+    module, options = builder(small=small)
+    if fades:
         _normalise(module)
     return module.eval(), options
 
 
 def _normalise(module):
-    """Give batch normalisations the statistics of noise: else the image fades layer by layer."""
+    """Give batch normalisations the statistics of noise."""
     import torch
 
     for part in module.modules():

@@ -8,7 +8,6 @@ from dag_jax.report import tables
 NEEDS = {
     "torch": ("torch", "PyTorch", "torch"),
     "peers": ("adv_lib", "adversarial-library", "peers"),
-    "adapters": ("torch", "PyTorch", "torch"),
 }
 
 
@@ -141,8 +140,8 @@ COLUMNS = {
         _CASE,
         ("via", lambda row: row["via"]),
         ("ours ms", _number("engine_ms", ".1f")),
-        ("PyTorch ms", _number("bare_ms", ".1f")),
-        ("ours / PyTorch", _number("ratio", ".2f")),
+        ("its own ms", _number("bare_ms", ".1f")),
+        ("ours / its own", _number("ratio", ".2f")),
         _RANGE,
         ("iterations", _number("iterations", "d")),
         ("pairs", _number("pairs", "d")),
@@ -185,7 +184,7 @@ TITLES = {
     "layers": "Layers: an iteration's parts against the matrix peak",
     "torch": "PyTorch: the same attack in its eager mode",
     "peers": "Peers: adversarial-library's own attack",
-    "adapters": "Adapters: modules of PyTorch against PyTorch itself",
+    "adapters": "Adapters: networks of PyTorch, Keras and Flax NNX against themselves",
     "precision": "Precision: the same weights in bfloat16 and float32",
     "kernels": "Kernels: layers as they are here against XLA's plain form",
     "scaling": "Scaling: an iteration against batch, image size and proposals",
@@ -222,8 +221,8 @@ NOTES = {
     "has rows of one core, too, by CPU seconds. Behind a comma: theirs. Aims on one core, "
     "the paper's steps: 1.5 FCN-Alex, 1.2 FCN-VGG; clipped: 4.",
     "adapters": "Milliseconds of an iteration: inside the engine's compiled loop, where PyTorch is "
-    "called back or compiled into JAX; of a forward pass and a gradient in PyTorch's eager mode. "
-    "Random weights; every target stays active.",
+    "called back or compiled into JAX; of the framework's own forward pass and gradient, in "
+    "PyTorch's eager mode, of Keras and NNX compiled. Random weights; every target stays active.",
     "precision": "mIoU in percent of the clean (ORIG) and adversarial images (ADVR), each network "
     "on its own. steps: median; apart: median distance from the first row's, image by image; p: "
     "mean perceptibility; s an image: from one finished image to the next, its targets, PNG and "

@@ -14,6 +14,7 @@ import pytest
 
 import dag_jax
 from dag_jax import adapters, models
+from experiments.measure import foreign_keras
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 keras = pytest.importorskip("keras", reason="Keras, of the keras extra, is not installed")
@@ -22,57 +23,7 @@ if keras.backend.backend() != "jax":
 keras_hub = pytest.importorskip("keras_hub", reason="keras-hub is not installed")
 pytestmark = pytest.mark.slow
 
-CLASSES = tuple("abcde")
-HALF = (0.5, 0.5, 0.5)
 IMAGE = np.random.default_rng(0).uniform(0, 255, (64, 64, 3)).astype(np.float32)
-
-
-def resnet(shape):
-    return keras_hub.models.ResNetBackbone(
-        input_conv_filters=[64],
-        input_conv_kernel_sizes=[7],
-        stackwise_num_filters=[64, 16, 16, 16],
-        stackwise_num_blocks=[1, 1, 1, 1],
-        stackwise_num_strides=[1, 2, 2, 2],
-        block_type="basic_block",
-        image_shape=shape,
-    )
-
-
-def deeplab():
-    backbone = keras_hub.models.DeepLabV3Backbone(
-        image_encoder=resnet((None, None, 3)),
-        low_level_feature_key="P2",
-        spatial_pyramid_pooling_key="P4",
-        upsampling_size=4,
-        dilation_rates=[6, 12, 18],
-    )
-    return keras_hub.models.DeepLabV3ImageSegmenter(backbone, num_classes=len(CLASSES))
-
-
-def segformer():
-    encoder = keras_hub.models.MiTBackbone(
-        image_shape=IMAGE.shape,
-        num_layers=4,
-        hidden_dims=[8, 16, 24, 32],
-        layerwise_depths=[1, 1, 1, 1],
-        layerwise_num_heads=[1, 1, 2, 2],
-        layerwise_sr_ratios=[8, 4, 2, 1],
-        layerwise_patch_sizes=[7, 3, 3, 3],
-        layerwise_strides=[4, 2, 2, 2],
-        max_drop_path_rate=0.1,
-    )
-    backbone = keras_hub.models.SegFormerBackbone(encoder, projection_filters=16)
-    return keras_hub.models.SegFormerImageSegmenter(backbone, num_classes=len(CLASSES))
-
-
-def retinanet():
-    backbone = keras_hub.models.RetinaNetBackbone(
-        resnet(IMAGE.shape), min_level=3, max_level=5, use_p5=False, image_shape=IMAGE.shape
-    )
-    return keras_hub.models.RetinaNetObjectDetector(
-        backbone, num_classes=len(CLASSES), activation="linear", bounding_box_format="xyxy"
-    )
 
 
 @contextlib.contextmanager
@@ -81,22 +32,25 @@ def as_keras_wants():
         yield
 
 
-@pytest.fixture(scope="module", params=[deeplab, segformer, retinanet], ids=lambda f: f.__name__)
-def networks(request):
-    """Return a network, the same in float64, and whether it segments."""
-    keras.utils.set_random_seed(0)
+def build(name):
     with as_keras_wants():
-        module = request.param()
+        return foreign_keras.build(name, size=len(IMAGE), small=True)
+
+
+@pytest.fixture(scope="module", params=list(foreign_keras.ARCHITECTURES))
+def networks(request):
+    """Return a network, the same in float64, and arguments of `from_keras`."""
+    module, options = build(request.param)
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float64")
     try:
-        with as_keras_wants(), jax.enable_x64():
-            double = request.param()
+        with jax.enable_x64():
+            double, _ = build(request.param)
             for ours, theirs in zip(double.weights, module.weights, strict=True):
                 ours.assign(np.float64(theirs))
     finally:
         keras.config.set_dtype_policy(policy)
-    return module, double, request.param is not retinanet
+    return module, double, options
 
 
 def in_double(module, weights):
@@ -118,9 +72,9 @@ def in_double(module, weights):
 
 
 def test_scores_gradients_and_an_attack_are_keras_s(networks):
-    module, double, segments = networks
-    options = {"mean": HALF, "std": HALF, "classes": CLASSES if segments else None}
-    model = adapters.from_keras(module, **options)
+    module, double, options = networks
+    segments = "classes" in options
+    model = adapters.from_keras(module, **{**options, "output": None})
     outputs, pull = jax.vjp(jax.jit(model.scores if segments else model), IMAGE)
     rng = np.random.default_rng(1)
     weights = jax.tree.map(lambda each: np.float32(rng.normal(size=each.shape)), outputs)
