@@ -169,6 +169,20 @@ def pytest_runtest_setup():
         _seen.add(name)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_mappings():
+    """Forget compiled programs before Linux refuses the process more memory, and it crashes.
+
+    Each program takes some 40 mappings of memory, of which a process has 65530. Programs come back
+    from the folder of those that are compiled.
+    """
+    yield
+    mappings = pathlib.Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > 25_000:
+        jax.clear_caches()
+        gc.collect()
+
+
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
     """The folder of real photographs beside the project; the test skips where there is none."""

@@ -41,13 +41,14 @@ class Trial(NamedTuple):
 def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
     """Raise a UserError for a mean and std that are not of RGB images in 0..1."""
     for name, values in (("mean", mean), ("std", std)):
-        array = np.asarray(values, np.float64)
-        if array.shape != (3,) or not np.isfinite(array).all():
+        array = np.asarray(values)
+        numbers = array.dtype.kind in "fiu" and array.shape == (3,)
+        if not numbers or not np.isfinite(array).all():
             raise UserError(f"{name} is {values!r:.80}; it must be three numbers, of R, G and B")
-        if np.abs(array).max() > 1 and name == "mean":
+        if np.abs(array).max() > 1:
             raise UserError(
-                f"mean is {values!r:.80}; it is of images in 0..1: divide a mean of grey levels "
-                "(and its std) by 255"
+                f"{name} is {values!r:.80}; it is of images in 0..1: divide mean and std of grey "
+                "levels by 255"
             )
         if name == "std" and array.min() <= 0:
             raise UserError(f"std is {values!r:.80}; it must be above 0")
@@ -57,6 +58,14 @@ def check_layout(layout: str) -> None:
     """Raise a UserError for a layout that is none."""
     if layout not in LAYOUTS:
         raise UserError(f"layout is {layout!r:.50}; it must be one of {', '.join(LAYOUTS)}")
+
+
+def check_size(size: tuple[int, int] | None) -> None:
+    """Raise a UserError for a size that is no number of rows and of columns."""
+    array = np.asarray(() if size is None else size)
+    whole = array.shape == (2,) and array.dtype.kind in "iu" and array.min() > 0
+    if size is not None and not whole:
+        raise UserError(f"size is {size!r:.50}; it must be pixels (h, w), two ints above 0")
 
 
 def check_mode(module: Any, title: str) -> None:
@@ -88,7 +97,12 @@ def picks(output: Any, title: str) -> dict[str, str | int | None]:
     Args:
       output: a key or an index, None, or a tuple of those.
       title: of the model.
+
+    Raises:
+      ValueError: for a tuple without any.
     """
+    if output == ():
+        raise UserError("output is an empty tuple; it names at least one output")
     if isinstance(output, tuple):
         return {f"output {index!r} of {title}": index for index in output}
     return {title: output}

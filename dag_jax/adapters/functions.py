@@ -4,7 +4,7 @@ Shapes: `H W` pixels of the user's image, `h w` cells of a map, `C` classes.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -61,8 +61,8 @@ def class_names(classes: Sequence[str]) -> tuple[str, ...]:
     """Return names of classes as a tuple.
 
     Raises:
-      ValueError: for a text, which is one name and not several.
+      ValueError: for a text, which is one name and not several, and for what has no entries.
     """
-    if isinstance(classes, str):
+    if isinstance(classes, str) or not isinstance(classes, Iterable):
         raise UserError(f"classes are {classes!r:.100}; they are names, a tuple of str")
     return tuple(classes)

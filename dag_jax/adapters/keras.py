@@ -4,6 +4,7 @@ Shapes: `H W` pixels of the user's image, `h w` cells of a map, `C` classes.
 """
 
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,13 +72,18 @@ def from_keras(
         raise UserError(f"{title} is not built: call it on an image, or load its weights, first")
     checks.check_normalisation(mean, std)
     checks.check_layout(layout)
+    checks.check_size(size)
     size = size or _own_size(model, layout)
     if classes is not None and isinstance(output, tuple):
         raise UserError(f"output is {output!r:.80}; of a segmenter it names one")
     names = None if classes is None else class_names(classes)
 
+    parameters = inspect.signature(model.call).parameters.values()
+    knows = any(each.name == "training" or each.kind is each.VAR_KEYWORD for each in parameters)
+    mode = {"training": False} if knows else {}  # a call without it runs as for inference
+
     def forward(variables, x):
-        outputs, _ = model.stateless_call(*variables, x, training=False)
+        outputs, _ = model.stateless_call(*variables, x, **mode)
         if output is None and names is None:
             return outputs
         indices = checks.picks(output, title).values()

@@ -5,6 +5,7 @@ On a CPU those of XLA are slow inside a compiled loop, and their gradients slowe
 Shapes: `B` images, `H W` cells, `C D` channels, `K` kernel size.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
+from dag_jax.errors import UserError
 from dag_jax.networks import depthwise, operations
 
 _FEW = 8  # groups that are convolved one by one
@@ -81,6 +83,9 @@ def with_fast_layers(function: Callable) -> Callable:
       function: of pytrees, such as the forward pass of a Flax or Equinox module and an image. In
         `jax.tree_util.Partial(function, module)` it is what is wrapped: the arrays of a function
         that is wrapped with them are constants.
+
+    Returns:
+      A function that raises a ValueError where the given one changes its arguments, on a CPU.
     """
 
     def fast(*args):
@@ -91,7 +96,16 @@ def with_fast_layers(function: Callable) -> Callable:
 
         def of_arrays(*arrays):
             filled = dict(enumerate(leaves)) | dict(zip(places, arrays, strict=True))
-            return function(*jax.tree.unflatten(structure, filled.values()))
+            given = jax.tree.unflatten(structure, filled.values())
+            before = jax.tree.leaves(given)
+            outputs = function(*given)
+            after = jax.tree.leaves(given)
+            if len(after) != len(before) or any(map(operator.is_not, after, before)):
+                raise UserError(
+                    "the function changes its arguments, as a module in training mode does "
+                    "(dropout, batch normalisation): call module.eval() first"
+                )
+            return outputs
 
         arrays = [leaves[i] for i in places]
         program, shapes = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)

@@ -42,7 +42,13 @@ class _Queries:
         return Candidates(boxes, jnp.arange(count, dtype=jnp.int32), jnp.ones(count, bool))
 
     def _look(self, image):
-        boxes, logits = self.function(image)
+        pair = self.function(image)
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise UserError(
+                f"{self.title} returns a {type(pair).__name__}; it must return a pair of arrays, "
+                "(boxes, logits)"
+            )
+        boxes, logits = pair
         count = len(self.classes)
         if boxes.ndim != 2 or boxes.shape[1] != 4 or logits.shape != (len(boxes), count):
             raise UserError(

@@ -84,7 +84,9 @@ class TorchFunction:
         picks = tuple(self._picks.values())
         digest = hashlib.sha256(f"{self._size} {picks} {self._layout}\n".encode())
         digest.update(self._mean.tobytes() + self._std.tobytes())
-        for name, tensor in self._module.state_dict().items():
+        state = self._module.state_dict()
+        unsaved = {n: tensor for n, tensor in self._module.named_buffers() if n not in state}
+        for name, tensor in {**state, **unsaved}.items():
             if not isinstance(tensor, self._torch.Tensor):  # a module's extra state
                 digest.update(f"{name} {tensor!r}\n".encode())
                 continue
@@ -100,7 +102,6 @@ class TorchFunction:
           ValueError: for a module in training mode, without a named output, or without a gradient;
             for an output that is not finite.
         """
-        checks.check_mode(self._module, self.title)
         x, outputs = self._forward(image)
         rng = np.random.default_rng(0)
         weights, gradients = [], []
@@ -130,6 +131,7 @@ class TorchFunction:
 
     def _forward(self, image):
         """Return (tensor of the image that the gradient is of, list of outputs)."""
+        checks.check_mode(self._module, self.title)
         torch = self._torch
         like = next((p for p in self._module.parameters() if p.is_floating_point()), None)
         leaf = torch.from_numpy(np.array(image, np.float32))  # a copy: JAX's memory is its own
@@ -176,7 +178,6 @@ class TorchFunction:
     def _shapes(self, shape):
         """Return the shapes of the outputs of an image, by running the module once a shape."""
         if shape not in self._shapes_of:
-            checks.check_mode(self._module, self.title)
             outputs = self._forward(np.zeros(shape, np.float32))[1]
             self._shapes_of[shape] = [
                 jax.ShapeDtypeStruct(tuple(output.shape), jnp.float32) for output in outputs
@@ -278,6 +279,7 @@ def from_torch(
         raise UserError(f"module is a {type(module).__name__}; it must be a torch.nn.Module")
     checks.check_normalisation(mean, std)
     checks.check_layout(layout)
+    checks.check_size(size)
     if via not in WAYS:
         raise UserError(f"via is {via!r:.50}; it must be one of {', '.join(WAYS)}")
     title = title or type(module).__name__

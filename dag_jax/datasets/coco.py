@@ -10,8 +10,9 @@ found, and a detection that matches one by IoU does not count. (COCO's own score
 detections that lie within a crowd.)
 
 Masks are those of COCO-Stuff, with its stuff as background. Where there are none, masks are drawn
-from the outlines of objects: a pixel of two objects is void, as in torchvision's training. An image
-with an object that has no outline has no mask. Panoptic PNGs are not read.
+from the outlines of objects: a pixel of two objects is void. An image with an object that has no
+outline has no mask. Panoptic PNGs are not read. Of a split of VOC's classes, objects of others are
+left out before masks are drawn, as for the scores that torchvision publishes.
 
 Shapes: H W pixels, N objects, K corners of a polygon.
 
@@ -26,6 +27,7 @@ import pathlib
 import numpy as np
 from jaxtyping import Bool
 
+from dag_jax.datasets.classes import CLASS_NAMES
 from dag_jax.datasets.examples import FileExamples
 from dag_jax.datasets.photographs import printable, read_indices, read_stored
 from dag_jax.datasets.selection import is_outside
@@ -38,6 +40,9 @@ _LAYOUT = (
 )
 _NAMED = 5  # wrong annotations of an image that an error lists
 _UNLABELLED = 255  # in COCO-Stuff's PNGs
+_OF_VOC = "_voc"  # at the end of a split's name
+# Of VOC's classes from aeroplane to tvmonitor, the ids in COCO.
+_VOC_IDS = (5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72)
 _LARGEST = 1e9  # pixels: no image is as large
 _LAST_STUFF = 181  # in COCO-Stuff's PNGs, which hold categories less 1
 
@@ -59,7 +64,8 @@ def open_coco(folder: PathLike, split: str) -> FileExamples:
 
     Args:
       folder: what `annotations` and the folders of photographs lie in.
-      split: 'val2017' for annotations/instances_val2017.json.
+      split: 'val2017' for annotations/instances_val2017.json; 'val2017_voc' for its objects of
+        VOC's 20 classes alone, all else background, with masks drawn from outlines.
 
     Raises:
       UserError: for files that are missing and for what cannot be right in the JSON (unknown
@@ -71,6 +77,10 @@ def open_coco(folder: PathLike, split: str) -> FileExamples:
     if not folder.is_dir():
         raise UserError(f"COCO folder {folder} does not exist; {_LAYOUT}")
     path = folder / "annotations" / f"instances_{split}.json"
+    of_voc = split.endswith(_OF_VOC) and not path.is_file()
+    if of_voc:
+        split = split.removesuffix(_OF_VOC)
+        path = path.with_name(f"instances_{split}.json")
     if not path.is_file():
         lists = sorted(path.parent.glob("instances_*.json"))
         names = ", ".join(entry.stem.removeprefix("instances_") for entry in lists)
@@ -85,9 +95,11 @@ def open_coco(folder: PathLike, split: str) -> FileExamples:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a whole JSON file: {error}") from error
     places = [folder / "stuffthingmaps" / split, folder / "annotations/stuffthingmaps" / split]
-    masks = next((place for place in places if place.is_dir()), None)
+    masks = None if of_voc else next((place for place in places if place.is_dir()), None)
     try:
         photos, table, classes, has_outlines = _listed(content, photographs, masks)
+        if of_voc:
+            classes = _keep_voc(photos, table)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     void = 255 if len(classes) <= 255 else -1
@@ -176,6 +188,18 @@ def _listed(content, photographs, masks):
             continue
         photo.objects.append((table[category], box, bool(crowd), outline))
     return list(photos.values()), table, classes, has_outlines
+
+
+def _keep_voc(photos, table):
+    """Keep objects of VOC's classes, under VOC's labels, and return the classes."""
+    labels = {table.get(number): label for label, number in enumerate(_VOC_IDS, start=1)}
+    if not labels.keys() - {None}:
+        raise UserError("none of its categories has the id of one of VOC's classes in COCO")
+    for photo in photos:
+        photo.objects[:] = [
+            (labels[label], *rest) for label, *rest in photo.objects if label in labels
+        ]
+    return list(CLASS_NAMES)
 
 
 def _by_id(content, kind):

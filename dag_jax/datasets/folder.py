@@ -31,7 +31,7 @@ _LAYOUT = (
     "a plain folder has images/, classes.txt, and masks/ (PNGs of the same stems) or annotations/ "
     "(XML files as VOC's)"
 )
-_VOID = re.compile(r"void\s*=\s*(.*)")
+_VOID = re.compile(r"void\s*=\s*(.*)", re.IGNORECASE)
 
 
 def open_plain_folder(folder: PathLike, split: str) -> FileExamples:

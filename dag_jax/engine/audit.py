@@ -163,6 +163,8 @@ def _check_logits(scores, targets) -> Finding:
         rows = rows.astype(np.float64)
         if not rows.size:
             continue
+        if rows.shape[-1] == 2 and not np.ptp(rows[:, 1]):  # of a sigmoid head, and its threshold
+            rows = rows[:, :1]
         if not np.isfinite(rows).all():
             share = 1 - np.isfinite(rows).all(axis=-1).mean()
             return judged(None, f"{share:.1%} of the targets have a score that is not finite")

@@ -91,7 +91,8 @@ def attack_rounds(
       confidence: as in `detector_targets`.
 
     Raises:
-      ValueError: as `detector_targets` and `attack` say; for less than one round.
+      ValueError: as `detector_targets` and `attack` say; for less than one round; for a detector of
+        no candidates.
     """
     if rounds < 1:
         raise UserError(f"rounds is {rounds}; it must be 1 or more")
@@ -103,6 +104,8 @@ def attack_rounds(
     for _ in range(rounds):
         seen = image if result is None else result.adversarial
         candidates = jax.device_get(targets_and_handle(model, seen, truths, key, iou, confidence))
+        if not len(candidates[0].valid):
+            raise UserError(f"{models.about(model).title} proposes arrays of no candidate")
         before = len(rows)
         for row in _rows_with_targets(candidates):
             rows.setdefault(_bytes_of(row), row)

@@ -178,3 +178,21 @@ def test_what_is_no_model_or_not_built_is_refused():
         adapted(3)
     with pytest.raises(dag_jax.UserError, match="is not built: call it on an image"):
         adapted(keras.Sequential([keras.layers.Conv2D(3, 3)]))
+
+
+class Plain(keras.Model):
+    """Whose `call` knows no training mode, and whose layers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.dropout = keras.layers.Conv2D(3, 3), keras.layers.Dropout(0.5)
+
+    def call(self, pixels):
+        return self.dropout(self.layer(pixels))
+
+
+def test_a_model_whose_call_has_no_training_runs_as_for_inference():
+    module = Plain()
+    expected = np.asarray(module(IMAGE[None] / 255))[0]
+    model = adapted(module, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    np.testing.assert_allclose(model.scores(IMAGE), expected, atol=1e-5)

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import lax
 from jax.extend.core import jaxprs_in_params
 from jax.tree_util import Partial
 
+import dag_jax
 from dag_jax import adapters
 from dag_jax.adapters import layers
 
@@ -146,3 +148,26 @@ def test_parameters_stay_arguments_and_other_leaves_parts():
     np.testing.assert_array_equal(kernel, module["kernel"])
     ours = jax.jit(lambda model: model.scores(image))(model)
     np.testing.assert_allclose(ours, forward(module, image), atol=1e-5)
+
+
+class Trained(nnx.Module):
+    """A convolution, and a layer that differs in training."""
+
+    def __init__(self, layer):
+        self.kernel = nnx.Conv(3, 3, (3, 3), rngs=nnx.Rngs(0))
+        self.layer = layer
+
+    def __call__(self, x):
+        return self.layer(self.kernel(x))
+
+
+@pytest.mark.parametrize(
+    "layer", [lambda rngs: nnx.BatchNorm(3, rngs=rngs), lambda rngs: nnx.Dropout(0.5, rngs=rngs)]
+)
+def test_a_module_that_changes_itself_is_refused(layer):
+    module, image = Trained(layer(nnx.Rngs(0))), X[0, :, :, :3]
+    fast = adapters.with_fast_layers(lambda module, image: module(image[None])[0])
+    with pytest.raises(dag_jax.UserError, match="in training mode does .* call module.eval"):
+        jax.jit(fast)(module, image)
+    module.eval()
+    np.testing.assert_allclose(jax.jit(fast)(module, image), module(image[None])[0], atol=1e-5)

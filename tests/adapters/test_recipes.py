@@ -116,6 +116,12 @@ def test_queries_of_other_classes_are_refused(queries, classes, message):
         from_queries(queries.function, classes=classes).detect(IMAGE)
 
 
+@pytest.mark.parametrize("outputs", [{"boxes": 0, "logits": 1}, (0, 1, 2)])
+def test_queries_that_are_no_pair_are_refused(outputs):
+    with pytest.raises(dag_jax.UserError, match="Queries returns a .*; it must return a pair"):
+        from_queries(lambda image: outputs, classes=("cat",)).detect(IMAGE)
+
+
 @pytest.fixture(scope="module")
 def sigmoid():
     """A toy: queries that see class 0 by how bright their box is, and class 1 by how dark."""
@@ -169,6 +175,21 @@ def test_an_attack_leaves_no_detection_of_the_classes_that_were_there(sigmoid):
     detections = sigmoid.detect(result.adversarial)
     classes = np.asarray(detections.classes)[np.asarray(detections.valid)]
     assert (classes == 1).any() and not (classes == 0).any()
+
+
+def test_probabilities_of_queries_fail_the_audit(sigmoid):
+    truths = Truths(np.float32([[1, 1, 14, 14]]), np.int32([0]), np.zeros(1, bool))
+
+    def squashed(image):
+        boxes, logits = sigmoid.function(image)
+        return boxes, jax.nn.sigmoid(logits)
+
+    for function, passed in ((squashed, False), (sigmoid.function, True)):
+        model = adapters.from_sigmoid_queries(function, classes=sigmoid.classes)
+        key = jax.random.key(0)
+        targets, score_fn = dag_jax.detector_targets(model, scene(), truths, key=key)
+        findings = {each.check: each for each in dag_jax.audit(score_fn, scene(), targets)}
+        assert findings["scores are logits"].passed is passed
 
 
 def test_without_suppression_every_pair_above_the_threshold_is_a_detection(sigmoid):

@@ -21,6 +21,7 @@ CLASSES = ("background", "cat", "dog", "bird")
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(0, 255, (2, 24, 32, 3)).astype(np.float32)
 IMAGE = IMAGES[0]
+FROM_JAX = (ValueError, jax.errors.JaxRuntimeError)  # by which what is called back raises
 
 
 def network(features=4):
@@ -274,6 +275,12 @@ def test_without_classes_it_is_a_function_of_what_was_named():
         (lambda s: s, {"mean": (123.7, 116.3, 103.5)}, "it is of images in 0..1: divide"),
         (lambda s: s, {"std": (1, 0, 1)}, "std is .*; it must be above 0"),
         (lambda s: s, {"std": (1, 1)}, "it must be three numbers, of R, G and B"),
+        (lambda s: s, {"std": (58, 57, 57)}, "std is .* divide mean and std of grey levels by 255"),
+        (lambda s: s, {"mean": "imagenet"}, "mean is 'imagenet'; it must be three numbers"),
+        (lambda s: s, {"size": 64}, r"size is 64; it must be pixels \(h, w\)"),
+        (lambda s: s, {"size": (0, 64)}, r"size is \(0, 64\); it must be pixels"),
+        (lambda s: s, {"classes": 3}, "classes are 3; they are names"),
+        (lambda s: s, {"classes": None, "output": ()}, "output is an empty tuple"),
         (lambda s: s, {"layout": "NCHW"}, "layout is 'NCHW'; it must be one of nchw, nhwc"),
         (lambda s: s, {"classes": "abcd"}, "classes are 'abcd'; they are names"),
         (lambda s: s, {"classes": ("a",) * 4}, "classes repeat"),
@@ -328,12 +335,31 @@ def test_a_module_in_training_mode_is_refused():
         adapted(module)
 
 
-def test_training_mode_that_comes_later_is_refused_where_it_is_compiled():
+def test_training_mode_that_comes_later_is_refused():
     module = network()
-    model = adapted(module)
+    model, targets = adapted(module), dag_jax.make_targets(np.zeros((24, 32), np.int32), 1)
     module.train()
     with pytest.raises(dag_jax.UserError, match="training mode"):
         jax.jit(model.scores)(IMAGE)
+    module.eval()
+    compiled = jax.jit(model.scores)
+    compiled(IMAGE)
+    module.train()
+    gradient = jax.grad(lambda image: model.scores(image).sum())
+    attack = lambda image: dag_jax.attack(models.score_fn(model), image, targets)  # noqa: E731
+    for run in (compiled, model.scores, gradient, attack):
+        with pytest.raises(FROM_JAX, match="it is in training mode: call module.eval"):
+            run(IMAGE)
+    assert not module[1].num_batches_tracked
+
+
+def test_buffers_that_are_not_saved_are_weights_too():
+    digests = []
+    for value in (1.0, 2.0, 1.0):
+        module = network()
+        module.register_buffer("gain", torch.tensor(value), persistent=False)
+        digests.append(weights_digest(adapted(module)))
+    assert digests[0] == digests[2] != digests[1]
 
 
 def test_what_is_no_module_is_refused():

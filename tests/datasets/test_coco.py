@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dag_jax import models
-from dag_jax.datasets import CLASS_NAMES, COCO_NAMES, load_examples, open_dataset
+from dag_jax.datasets import CLASS_NAMES, COCO_NAMES, coco, load_examples, open_dataset
 from dag_jax.datasets.coco import fill
 
 HEIGHT, WIDTH = 40, 50
@@ -210,6 +210,25 @@ def test_models_of_voc_meet_coco_by_name(folder):
     assert voc[0]["objects"]["label"].tolist() == [person]  # toothbrushes are left out
     assert sorted(np.unique(voc[0]["mask"])) == [0, person, 255]
     assert sorted(np.unique(voc[2]["mask"])) == [0, train]
+
+
+def test_a_split_of_voc_s_classes_draws_them_alone(folder, tmp_path):
+    examples = load_examples("coco", "val2017_voc", data_dir=folder)
+    assert examples.classes == CLASS_NAMES and examples.ids == ["000009", "000004", "000005"]
+    person, train = CLASS_NAMES.index("person"), CLASS_NAMES.index("train")
+    mask = np.zeros((HEIGHT, WIDTH), int)
+    mask[9:40, 10:31] = person  # under the toothbrush, too
+    np.testing.assert_array_equal(examples[0]["mask"][:, :, 0], mask)
+    assert examples[0]["objects"]["label"].tolist() == [person]
+    assert not examples[1]["mask"].any() and examples[1]["has_mask"]
+    assert sorted(np.unique(examples[2]["mask"])) == [0, train]
+    numbers = coco._VOC_IDS
+    names = [COCO_NAMES[IDS.index(number)] for number in numbers]
+    about = models.About("segmentation", False, CLASS_NAMES, None, tuple(range(21)), "x")
+    assert models.share_classes(about, tuple(names)).to_model == tuple(range(1, 21))
+    content = {**CONTENT, "categories": [{"id": 91, "name": "tool"}], "annotations": []}
+    with pytest.raises(ValueError, match="none of its categories has the id of one of VOC's"):
+        open_coco(write(tmp_path, content), "val2017_voc")
 
 
 def test_other_categories_are_classes_too(tmp_path):

@@ -207,7 +207,7 @@ def test_void_is_void_only_where_classes_txt_says_so(tmp_path):
     write(tmp_path, ("a",), mask=void, classes="sky\nroad")
     with pytest.raises(ValueError, match=r"holds \[255\], .* 2 classes .*a line `void = 255`"):
         open_folder(tmp_path)[0]
-    write(tmp_path, ("a",), mask=void, classes="sky\nroad\nvoid=255")
+    write(tmp_path, ("a",), mask=void, classes="sky\nroad\nVoid=255")
     assert (load_examples("folder", "all", data_dir=tmp_path)[0]["mask"] == 255).all()
     write(tmp_path, ("a",), mask=void, classes="\n".join(map(str, range(365))))
     examples = load_examples("folder", "all", data_dir=tmp_path)

@@ -9,7 +9,7 @@ import pytest
 
 import dag_jax
 from dag_jax import Status, models
-from dag_jax.adapters import from_queries
+from dag_jax.adapters import from_queries, from_sigmoid_queries
 from dag_jax.metrics import Truths
 from dag_jax.runs.rounds import attack_rounds
 from dag_jax.runs.targets import detector_targets
@@ -140,6 +140,13 @@ def test_fixed_anchors_have_nothing_new(scenes):
         model, example["image"], truths, dag_jax.Method(max_steps=3), key=KEY, rounds=3
     )
     assert len(result.rounds) == 1 and result.targets.valid.ndim == 2
+
+
+def test_a_detector_of_no_candidates_is_refused():
+    nothing = lambda image: (jnp.zeros((0, 4)), jnp.zeros((0, 2)))  # noqa: E731
+    model = from_sigmoid_queries(nothing, classes=("cat", "dog"))
+    with pytest.raises(dag_jax.UserError, match="Queries proposes arrays of no candidate"):
+        attack_rounds(model, IMAGE, TRUTHS, key=KEY)
 
 
 def test_numbers_of_rounds_are_checked(detector):
